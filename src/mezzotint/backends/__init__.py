@@ -1,0 +1,1 @@
+"""What draws: one protocol (`base`), and a module for each kind of device behind it."""

@@ -1,0 +1,79 @@
+"""The protocol between the engine's loop and whatever computes.
+
+The engine knows requests by id and never sees a tensor; a backend keeps latents, embeddings and samplers
+keyed by that id, from `start` to `release`, and knows nothing of queues, clocks or clients.
+
+Threads: `start`, `step`, `preview` and `release` are called from the engine's loop thread, one at a time;
+`decode` from another, while the loop goes on with the steps of other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mezzotint.core import ModelLimits, Pixels, ResolvedRequest
+from mezzotint.errors import MezzotintError
+
+__all__ = ["Backend", "BackendInfo"]
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What is loaded, for receipts and capabilities. `max_width` bounds the images in one step."""
+
+    model: str
+    revision: str
+    backend: str
+    device: str
+    dtype: str
+    limits: ModelLimits
+    max_width: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Six methods and a description."""
+
+    @property
+    def info(self) -> BackendInfo: ...
+
+    def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
+        """Encode the prompts and draw the initial noise. Returns warnings for the receipt.
+
+        Raises:
+            MezzotintError: this request cannot be drawn; nothing is kept of it.
+        """
+        ...
+
+    def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
+        """Advance each request by one UNet evaluation, all in one pass.
+
+        The requests share latent size and guidance mode. Returns the requests that failed in this pass,
+        and why; the others have moved on by one evaluation.
+
+        Raises:
+            MezzotintError: the pass as a whole failed (out of memory, device lost); none has moved.
+        """
+        ...
+
+    def preview(self, request_id: str) -> Pixels:
+        """A cheap look at the running picture: latent height × latent width × 3."""
+        ...
+
+    def decode(self, request_id: str) -> Pixels:
+        """The finished latents as pixels, height × width × 3.
+
+        Raises:
+            MezzotintError: no usable picture came out.
+        """
+        ...
+
+    def release(self, request_id: str) -> None:
+        """Forget the request. Unknown ids are ignored."""
+        ...
+
+    def close(self) -> None:
+        """Give the device back."""
+        ...

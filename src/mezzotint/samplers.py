@@ -1,0 +1,111 @@
+"""The one table of samplers: what a request's `scheduler` may name.
+
+A *sampler* here is what diffusers calls a scheduler and A1111 a sampler: the rule that turns the model's
+noise prediction into the next latents. (`engine/scheduler.py` schedules requests, a different thing.)
+Names match without regard to case, by diffusers' class name or by A1111's. This module knows no torch: the
+engine needs only how many evaluations of the UNet a sampler makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from mezzotint.errors import InvalidRequest
+
+__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "Sampler", "find_sampler"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One row of the table.
+
+    `overrides` are laid over the model's own scheduler configuration when the diffusers class is built.
+    `evaluations_per_step` is 2 for the second-order samplers, which evaluate the UNet twice in each step
+    but the last. `extra_evaluations` counts PNDM's one repeated evaluation of its linear multistep start.
+    """
+
+    name: str
+    diffusers_class: str
+    aliases: tuple[str, ...] = ()
+    overrides: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    evaluations_per_step: int = 1
+    extra_evaluations: int = 0
+    max_steps: int = 1000
+    # DPMSolverSDEScheduler draws its Brownian path from a seed of its own, not from a generator.
+    seeded_noise: bool = False
+
+    def evaluations(self, steps: int) -> int:
+        """UNet evaluations for `steps` (≥1) denoising steps."""
+        if steps == 1:
+            return 1
+        return steps * self.evaluations_per_step - (self.evaluations_per_step - 1) + self.extra_evaluations
+
+
+def _overrides(**values: object) -> Mapping[str, object]:
+    return MappingProxyType(values)
+
+
+_KARRAS = _overrides(use_karras_sigmas=True)
+
+SAMPLERS: tuple[Sampler, ...] = (
+    Sampler("Euler", "EulerDiscreteScheduler"),
+    Sampler("Euler a", "EulerAncestralDiscreteScheduler", ("Euler ancestral",)),
+    Sampler("DPM++ 2M", "DPMSolverMultistepScheduler"),
+    Sampler("DPM++ 2M Karras", "DPMSolverMultistepScheduler", overrides=_KARRAS),
+    Sampler(
+        "DPM++ 2M SDE",
+        "DPMSolverMultistepScheduler",
+        overrides=_overrides(algorithm_type="sde-dpmsolver++"),
+    ),
+    Sampler(
+        "DPM++ 2M SDE Karras",
+        "DPMSolverMultistepScheduler",
+        overrides=_overrides(algorithm_type="sde-dpmsolver++", use_karras_sigmas=True),
+    ),
+    Sampler("DPM++ SDE", "DPMSolverSDEScheduler", evaluations_per_step=2, seeded_noise=True),
+    Sampler(
+        "DPM++ SDE Karras",
+        "DPMSolverSDEScheduler",
+        overrides=_KARRAS,
+        evaluations_per_step=2,
+        seeded_noise=True,
+    ),
+    Sampler("DDIM", "DDIMScheduler"),
+    Sampler("UniPC", "UniPCMultistepScheduler"),
+    Sampler("Heun", "HeunDiscreteScheduler", evaluations_per_step=2),
+    # LCM picks its timesteps from the 50 of its distillation, so it cannot make more steps than those.
+    Sampler("LCM", "LCMScheduler", max_steps=50),
+    Sampler("PNDM", "PNDMScheduler", ("PLMS",), extra_evaluations=1),
+)
+
+DEFAULT_SAMPLER = SAMPLERS[0]
+
+
+def _by_name() -> dict[str, Sampler]:
+    table: dict[str, Sampler] = {}
+    for sampler in SAMPLERS:
+        for name in (sampler.name, sampler.diffusers_class, *sampler.aliases):
+            # The first row of a diffusers class is its plain form, which the bare class name means.
+            table.setdefault(name.casefold(), sampler)
+    return table
+
+
+_BY_NAME = _by_name()
+
+
+def find_sampler(name: str) -> Sampler:
+    """The table's row for `name`.
+
+    Raises:
+        InvalidRequest: on `scheduler`, listing every accepted name.
+    """
+    sampler = _BY_NAME.get(name.strip().casefold())
+    if sampler is None:
+        accepted = ", ".join(each.name for each in SAMPLERS)
+        raise InvalidRequest(
+            f"unknown scheduler {name!r}; accepted are {accepted}, or the diffusers class name",
+            param="scheduler",
+        )
+    return sampler
