@@ -1,9 +1,9 @@
 """Mezzotint: Stable Diffusion XL, batched step by step.
 
-    from mezzotint import Engine, GenerationRequest
+from mezzotint import Engine, GenerationRequest
 
-    with Engine.load("demo") as engine:
-        engine.generate(GenerationRequest("a fox on a blue background")).save("fox.png")
+with Engine.load("demo") as engine:
+    engine.generate(GenerationRequest("a fox on a blue background")).save("fox.png")
 """
 
 from mezzotint.core import GenerationRequest, Image

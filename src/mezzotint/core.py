@@ -164,9 +164,9 @@ class Image:
 
     def to_pil(self) -> PilImage:
         """The picture as a Pillow image."""
-        from PIL import Image as pil
+        from PIL import Image as PilImage
 
-        return pil.fromarray(self.pixels)
+        return PilImage.fromarray(self.pixels)
 
     def encode(self, format: str = "png") -> bytes:
         """The picture as a `png`, `jpeg` or `webp` file that carries its receipt."""

@@ -45,9 +45,7 @@ class MezzotintError(Exception):
     # Whether the same request may succeed when sent again (the `x-should-retry` header).
     retryable = False
 
-    def __init__(
-        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param

@@ -1,1 +1,1 @@
-"""The engine: which rows share the next step (`scheduler`), what a step costs (`cost`), the loop (`engine`)."""
+"""The engine: which rows share a step (`scheduler`), what it costs (`cost`), the loop (`engine`)."""
