@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mezzotint.core import ModelLimits, Pixels, ResolvedRequest
+from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest
 from mezzotint.errors import MezzotintError
 
 __all__ = ["Backend", "BackendInfo"]
@@ -31,6 +31,25 @@ class BackendInfo:
     limits: ModelLimits
     max_width: int
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def receipt(self, request: ResolvedRequest, warnings: tuple[str, ...] = ()) -> Receipt:
+        """How to draw `request`'s picture again, with this backend."""
+        return Receipt(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            scheduler=request.scheduler,
+            steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            width=request.width,
+            height=request.height,
+            model=self.model,
+            revision=self.revision,
+            backend=self.backend,
+            dtype=self.dtype,
+            versions=dict(self.versions),
+            warnings=warnings,
+        )
 
 
 class Backend(Protocol):

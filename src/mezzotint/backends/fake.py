@@ -1,0 +1,155 @@
+"""A backend that draws nothing real, quickly and always the same: for tests, clients and load tools.
+
+Pixels are noise that follows from the resolved request alone. Times and faults are settable, so that whatever
+stands on the engine can be tried against a slow, a failing or a full device without one. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mezzotint.backends.base import BackendInfo
+from mezzotint.core import ModelLimits, Pixels, ResolvedRequest
+from mezzotint.errors import InvalidRequest, MezzotintError
+
+__all__ = ["FAKE_LIMITS", "FakeBackend", "Fault"]
+
+FAKE_LIMITS = ModelLimits(
+    default_width=128,
+    default_height=128,
+    default_steps=20,
+    default_guidance_scale=5.0,
+    default_scheduler="Euler",
+    min_size=64,
+    max_size=1024,
+    max_pixels=1024 * 1024,
+)
+
+Fault = Callable[[str, ResolvedRequest, int], MezzotintError | None]
+"""Asked at each "start", "step" and "decode" with the request and its evaluations so far."""
+
+
+class FakeBackend:
+    """`pass_seconds` + `row_seconds` × width seconds a pass, `decode_seconds` a decode."""
+
+    def __init__(
+        self,
+        *,
+        pass_seconds: float = 0.0,
+        row_seconds: float = 0.0,
+        decode_seconds: float = 0.0,
+        max_width: int = 8,
+        fault: Fault | None = None,
+    ) -> None:
+        self._pass_seconds = pass_seconds
+        self._row_seconds = row_seconds
+        self._decode_seconds = decode_seconds
+        self._fault = fault
+        self._rows: dict[str, tuple[ResolvedRequest, int]] = {}
+        self.passes: int = 0
+        self._info = BackendInfo(
+            model="fake",
+            revision="1",
+            backend="fake",
+            device="none",
+            dtype="none",
+            limits=FAKE_LIMITS,
+            max_width=max_width,
+        )
+
+    @classmethod
+    def from_name(cls, name: str) -> FakeBackend:
+        """From `fake` or `fake:pass_seconds=0.05,decode_seconds=0.1`.
+
+        Raises:
+            InvalidRequest: on `model`, when an option is unknown or not a number.
+        """
+        _, _, options = name.partition(":")
+        accepted = ("pass_seconds", "row_seconds", "decode_seconds", "max_width")
+        values: dict[str, float] = {}
+        for option in filter(None, options.split(",")):
+            key, _, value = option.partition("=")
+            try:
+                number = float(value)
+            except ValueError:
+                number = -1.0
+            if key not in accepted or not 0 <= number < 3600:
+                raise InvalidRequest(
+                    f"fake takes {', '.join(accepted)} as numbers from 0, not {option!r}", param="model"
+                )
+            values[key] = number
+        width = int(values.pop("max_width", 8))
+        return cls(
+            max_width=max(1, width),
+            pass_seconds=values.get("pass_seconds", 0.0),
+            row_seconds=values.get("row_seconds", 0.0),
+            decode_seconds=values.get("decode_seconds", 0.0),
+        )
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    @property
+    def held(self) -> int:
+        """How many requests hold state here."""
+        return len(self._rows)
+
+    def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
+        self._raise_fault("start", request, 0)
+        self._rows[request_id] = (request, 0)
+        return ()
+
+    def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
+        if not 1 <= len(request_ids) <= self._info.max_width:
+            raise AssertionError(f"a pass of {len(request_ids)} images; at most {self._info.max_width}")
+        self.passes += 1
+        _sleep(self._pass_seconds + self._row_seconds * len(request_ids))
+        failed: dict[str, MezzotintError] = {}
+        for request_id in request_ids:
+            request, done = self._rows[request_id]
+            self._rows[request_id] = (request, done + 1)
+            error = self._fault("step", request, done + 1) if self._fault else None
+            if error is not None:
+                failed[request_id] = error
+        return failed
+
+    def preview(self, request_id: str) -> Pixels:
+        request, done = self._rows[request_id]
+        return _noise(request, request.height // 8, request.width // 8, salt=done)
+
+    def decode(self, request_id: str) -> Pixels:
+        request, done = self._rows[request_id]
+        if done != request.evaluations:
+            raise AssertionError(f"decoded after {done} of {request.evaluations} evaluations")
+        _sleep(self._decode_seconds)
+        self._raise_fault("decode", request, done)
+        return _noise(request, request.height, request.width)
+
+    def release(self, request_id: str) -> None:
+        self._rows.pop(request_id, None)
+
+    def close(self) -> None:
+        self._rows.clear()
+
+    def _raise_fault(self, where: str, request: ResolvedRequest, done: int) -> None:
+        error = self._fault(where, request, done) if self._fault else None
+        if error is not None:
+            raise error
+
+
+def _sleep(seconds: float) -> None:
+    if seconds > 0:
+        time.sleep(seconds)
+
+
+def _noise(request: ResolvedRequest, height: int, width: int, salt: int = 0) -> Pixels:
+    # What does not change the picture must not change the noise.
+    drawn = replace(request, deadline_s=None, preview_every=0)
+    digest = hashlib.sha256(f"{drawn}{salt}".encode()).digest()
+    return np.random.default_rng(list(digest)).integers(0, 256, (height, width, 3), dtype=np.uint8)

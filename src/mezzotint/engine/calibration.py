@@ -1,0 +1,53 @@
+"""Measuring what a pass costs, before the first request is served."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from mezzotint.backends.base import Backend
+from mezzotint.core import ResolvedRequest
+
+__all__ = ["measure_passes"]
+
+# Measuring may take about this long; a slow device measures only the narrow widths.
+CALIBRATION_SECONDS = 10.0
+PASSES = 5
+
+
+def measure_passes(backend: Backend, request: ResolvedRequest, max_width: int) -> Iterator[tuple[int, float]]:
+    """Yields (width, median seconds of a pass) for widths 1, 2, 4 … `max_width`, all images alike.
+
+    Must run on the loop's thread.
+
+    Raises:
+        MezzotintError: the model cannot take a step.
+    """
+    ids = [f"calibration-{i}" for i in range(max_width)]
+    began = time.perf_counter()
+    width = 1
+    try:
+        while width <= max_width:
+            for request_id in ids[:width]:
+                backend.release(request_id)
+                backend.start(request_id, request)
+            yield width, _median_pass(backend, ids[:width], min(PASSES, request.evaluations))
+            # The next width takes about twice as long; stop rather than run over.
+            if 3 * (time.perf_counter() - began) > CALIBRATION_SECONDS:
+                return
+            width *= 2
+    finally:
+        for request_id in ids:
+            backend.release(request_id)
+
+
+def _median_pass(backend: Backend, ids: list[str], passes: int) -> float:
+    seconds = []
+    for _ in range(passes):
+        began = time.perf_counter()
+        for error in backend.step(ids).values():
+            raise error
+        seconds.append(time.perf_counter() - began)
+    # The first pass of a width pays for memory the later ones find ready.
+    return statistics.median(seconds[1:] or seconds)

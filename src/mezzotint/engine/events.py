@@ -1,0 +1,74 @@
+"""The one stream of events a request answers with, between the loop's thread and whoever listens.
+
+The loop puts, and never waits: a listener that lags finds the latest `Queued` or `Progress`, not all of them,
+so a stream holds at most one of each and the ending, however slow its reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from mezzotint.core import Cancelled, Done, Event, Failed
+
+__all__ = ["EventStream", "is_final"]
+
+
+def is_final(event: Event) -> bool:
+    """Whether nothing follows `event`."""
+    return isinstance(event, Done | Failed | Cancelled)
+
+
+class EventStream:
+    """Thread-safe, for one reader, by `for` or by `async for`."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._changed = threading.Condition()
+        self._wake: Callable[[], None] | None = None
+
+    def put(self, event: Event) -> None:
+        with self._changed:
+            if self._events and type(self._events[-1]) is type(event):
+                self._events.pop()
+            self._events.append(event)
+            self._changed.notify_all()
+            wake = self._wake
+        if wake is not None:
+            wake()
+
+    def get(self, timeout: float | None = None) -> Event:
+        """The next event. Raises TimeoutError after `timeout` seconds without one."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(self._events), timeout):
+                raise TimeoutError(f"no event within {timeout} s")
+            return self._events.popleft()
+
+    def __iter__(self) -> Iterator[Event]:
+        while True:
+            event = self.get()
+            yield event
+            if is_final(event):
+                return
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            # The reader's loop may have closed while the engine goes on; then nobody is left to wake.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(ready.set)
+
+        self._wake = wake
+        while True:
+            ready.clear()
+            with self._changed:
+                event = self._events.popleft() if self._events else None
+            if event is None:
+                await ready.wait()
+                continue
+            yield event
+            if is_final(event):
+                return

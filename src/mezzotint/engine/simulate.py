@@ -1,0 +1,70 @@
+"""The scheduler on a virtual clock: what a load would see, without drawing anything.
+
+The very `Scheduler` that serves runs here, with passes that take what a cost says. Used to choose its constants,
+to plan capacity, and by the tests, which check thousands of loads in seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mezzotint.engine.scheduler import BatchKey, Cost, Scheduler, State
+
+__all__ = ["Arrival", "Outcome", "simulate"]
+
+
+@dataclass(frozen=True, order=True)
+class Arrival:
+    """A request that comes at `at` seconds and needs `evaluations` passes."""
+
+    at: float
+    id: str
+    key: BatchKey
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """When a request's first pass began, its latents were final, and how many passes ran before the first
+    one it was in."""
+
+    arrival: Arrival
+    started: float
+    finished: float
+    passes_waited: int
+
+    @property
+    def latency(self) -> float:
+        return self.finished - self.arrival.at
+
+
+def simulate(arrivals: Iterable[Arrival], cost: Cost, *, max_running: int = 32) -> list[Outcome]:
+    """Run the scheduler over `arrivals` until all are done. Decoding takes no time here."""
+    scheduler = Scheduler(cost, max_running=max_running)
+    coming = sorted(arrivals)
+    heapq.heapify(coming)
+    here: dict[str, tuple[Arrival, int]] = {}
+    started: dict[str, tuple[float, int]] = {}
+    outcomes: list[Outcome] = []
+    now, passes = 0.0, 0
+    while coming or here:
+        if not here:
+            now = max(now, coming[0].at)
+        while coming and coming[0].at <= now:
+            arrival = heapq.heappop(coming)
+            scheduler.submit(arrival.id, arrival.key, arrival.evaluations, arrival.at)
+            here[arrival.id] = (arrival, passes)
+        plan = scheduler.plan(now)
+        for request_id in plan.starting:
+            scheduler.start(request_id)
+            started[request_id] = (now, passes - here[request_id][1])
+        now += cost.seconds(here[plan.rows[0]][0].key, len(plan.rows))
+        passes += 1
+        for request_id in scheduler.stepped(plan):
+            assert scheduler.state(request_id) is State.DECODING
+            scheduler.finish(request_id)
+            arrival, _ = here.pop(request_id)
+            outcomes.append(Outcome(arrival, started[request_id][0], now, started.pop(request_id)[1]))
+    return outcomes
