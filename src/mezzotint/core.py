@@ -255,7 +255,8 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
     _check_range("guidance_scale", guidance, 0.0, limits.max_guidance_scale)
     seed = _default(request.seed, secrets.randbits(RANDOM_SEED_BITS), int, "seed")
     _check_range("seed", seed, 0, MAX_SEED)
-    if request.deadline_s is not None and not 0 < request.deadline_s < math.inf:
+    deadline_s = _default(request.deadline_s, None, (int, float), "deadline_s")
+    if deadline_s is not None and not 0 < deadline_s < math.inf:
         raise InvalidRequest("deadline_s must be a positive number of seconds", param="deadline_s")
     preview_every = _default(request.preview_every, 0, int, "preview_every")
     _check_range("preview_every", preview_every, 0, max_steps)
@@ -268,7 +269,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         guidance_scale=guidance,
         scheduler=sampler.name,
         seed=seed,
-        deadline_s=request.deadline_s,
+        deadline_s=deadline_s,
         preview_every=preview_every,
     )
 

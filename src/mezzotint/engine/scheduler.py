@@ -33,9 +33,9 @@ from mezzotint.core import ResolvedRequest
 
 __all__ = ["TRANSITIONS", "BatchKey", "Cost", "IllegalMove", "Plan", "Scheduler", "State", "batch_key"]
 
-STRETCH = 4.0
+STRETCH = 8.0
 PATIENCE = 4
-NARROWING = 1.25
+NARROWING = 1.5
 
 
 class State(enum.Enum):

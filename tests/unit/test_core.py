@@ -1,0 +1,96 @@
+"""Resolving a request: defaults filled in, and every bad value refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mezzotint.backends.fake import FAKE_LIMITS
+from mezzotint.core import GenerationRequest, resolve
+from mezzotint.errors import InvalidRequest
+
+
+def test_what_is_left_out_is_the_models_default() -> None:
+    resolved = resolve(GenerationRequest("a fox"), FAKE_LIMITS)
+    assert (resolved.width, resolved.height, resolved.steps) == (128, 128, 20)
+    assert (resolved.guidance_scale, resolved.scheduler) == (5.0, "Euler")
+    assert 0 <= resolved.seed < 2**32
+
+
+def test_a_scheduler_is_found_by_either_name_and_stored_by_one() -> None:
+    for name in ("Euler a", "euler A", "EulerAncestralDiscreteScheduler", "Euler ancestral"):
+        assert resolve(GenerationRequest("x", scheduler=name), FAKE_LIMITS).scheduler == "Euler a"
+
+
+def test_default_steps_bow_to_a_sampler_that_takes_fewer() -> None:
+    assert resolve(GenerationRequest("x", scheduler="LCM"), FAKE_LIMITS).steps == 20
+    with pytest.raises(InvalidRequest, match="50 with LCM"):
+        resolve(GenerationRequest("x", scheduler="LCM", steps=51), FAKE_LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("prompt", "", "empty"),
+        ("prompt", "   ", "empty"),
+        ("prompt", "x" * 10_001, "10,000"),
+        ("prompt", "\ud800", "Unicode"),
+        ("prompt", 7, "text"),
+        ("negative_prompt", "x" * 10_001, "10,000"),
+        ("width", 127, "multiple of 8"),
+        ("width", 8, "from 64"),
+        ("height", 4096, "to 1024"),
+        ("height", True, "int"),
+        ("width", 128.0, "int"),
+        ("steps", 0, "1…150"),
+        ("steps", 151, "1…150"),
+        ("steps", True, "int"),
+        ("steps", 2.5, "int"),
+        ("guidance_scale", -0.1, "0…50"),
+        ("guidance_scale", 50.1, "0…50"),
+        ("guidance_scale", math.nan, "0…50"),
+        ("guidance_scale", math.inf, "0…50"),
+        ("guidance_scale", "5", "float"),
+        ("scheduler", "Eular", "Euler a"),
+        ("seed", -1, "0…"),
+        ("seed", 2**63, "0…"),
+        ("deadline_s", 0.0, "positive"),
+        ("deadline_s", math.nan, "positive"),
+        ("deadline_s", "soon", "float"),
+        ("preview_every", -1, "0…"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name_with_what_is_accepted(field: str, value: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        resolve(GenerationRequest(**{"prompt": "a fox", field: value}), FAKE_LIMITS)
+    assert refused.value.param == field
+    assert says in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+@given(
+    width=st.integers(-64, 4096),
+    height=st.integers(-64, 4096),
+    steps=st.integers(-5, 500),
+    guidance=st.floats(),
+    seed=st.integers(-(2**70), 2**70),
+)
+def test_a_request_is_either_refused_or_within_every_limit(
+    width: int, height: int, steps: int, guidance: float, seed: int
+) -> None:
+    request = GenerationRequest(
+        "x", width=width, height=height, steps=steps, guidance_scale=guidance, seed=seed
+    )
+    try:
+        resolved = resolve(request, FAKE_LIMITS)
+    except InvalidRequest:
+        return
+    assert resolved.width % 8 == resolved.height % 8 == 0
+    assert resolved.width * resolved.height <= FAKE_LIMITS.max_pixels
+    assert 1 <= resolved.steps <= FAKE_LIMITS.max_steps
+    assert 0 <= resolved.guidance_scale <= FAKE_LIMITS.max_guidance_scale
+    assert 0 <= resolved.seed < 2**63

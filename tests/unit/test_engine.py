@@ -1,0 +1,344 @@
+"""The engine's loop on the fake backend: every request ends once, and nothing waits without need."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psutil
+import pytest
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.core import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    GenerationRequest,
+    Progress,
+    Queued,
+    ResolvedRequest,
+)
+from mezzotint.engine.engine import Engine
+from mezzotint.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    MezzotintError,
+    QueueFull,
+    RequestCancelled,
+    ShuttingDown,
+)
+
+LIMIT_SECONDS = 20.0
+
+
+def ask(prompt: str = "a fox", **fields: object) -> GenerationRequest:
+    return GenerationRequest(prompt, **{"seed": 1, **fields})  # type: ignore[arg-type]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "the condition never came true"
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def engine(backend: FakeBackend) -> Iterator[Engine]:
+    with Engine(backend) as engine:
+        yield engine
+
+
+def test_a_request_becomes_an_image_with_its_receipt(engine: Engine) -> None:
+    image = engine.generate(ask(steps=3, width=64, height=96, negative_prompt="dull"))
+    assert image.pixels.shape == (96, 64, 3)
+    receipt = image.receipt
+    assert (receipt.prompt, receipt.negative_prompt, receipt.seed, receipt.steps) == ("a fox", "dull", 1, 3)
+    assert (receipt.width, receipt.height, receipt.scheduler) == (64, 96, "Euler")
+    assert receipt.model == "fake"
+
+
+def test_the_same_request_twice_gives_the_same_bytes(engine: Engine) -> None:
+    first, second = engine.generate(ask(steps=3)), engine.generate(ask(steps=3))
+    assert np.array_equal(first.pixels, second.pixels)
+    other = engine.generate(ask(steps=3, seed=2))
+    assert not np.array_equal(first.pixels, other.pixels)
+
+
+def test_pixels_cannot_be_written(engine: Engine) -> None:
+    with pytest.raises(ValueError):
+        engine.generate(ask(steps=1)).pixels[0, 0, 0] = 1
+
+
+async def test_a_stream_is_queued_then_progress_then_done() -> None:
+    with Engine(FakeBackend(pass_seconds=0.02)) as engine:
+        events = [event async for event in engine.stream(ask(steps=4, preview_every=1))]
+    assert isinstance(events[0], Queued)
+    assert isinstance(events[-1], Done)
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert [event.step for event in progress] == [1, 2, 3, 4]
+    assert all(event.total == 4 for event in progress)
+    previews = [event.preview for event in progress if event.preview is not None]
+    assert len(previews) == 3
+    assert previews[0].shape == (16, 16, 3)
+
+
+async def test_progress_counts_the_steps_asked_for_whatever_the_sampler_evaluates() -> None:
+    with Engine(FakeBackend(pass_seconds=0.01)) as engine:
+        events = [event async for event in engine.stream(ask(steps=5, scheduler="Heun"))]
+    steps = [event.step for event in events if isinstance(event, Progress)]
+    assert steps[-1] == 5
+    assert steps == sorted(steps)
+    assert all(event.total == 5 for event in events if isinstance(event, Progress))
+
+
+def test_a_bad_request_is_refused_before_it_is_queued(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        engine.submit(ask(steps=0))
+    assert refused.value.param == "steps"
+    assert engine.status().queued == 0
+
+
+def test_cancelling_stops_within_a_step() -> None:
+    backend = FakeBackend(pass_seconds=0.02)
+    with Engine(backend) as engine:
+        ticket = engine.submit(ask(steps=150))
+        wait_until(lambda: backend.passes >= 3)
+        ticket.cancel()
+        passes = backend.passes
+        with pytest.raises(RequestCancelled):
+            ticket.result(LIMIT_SECONDS)
+        # The pass under way when the cancel came, and no other.
+        assert backend.passes <= passes + 1
+        wait_until(lambda: backend.held == 0)
+
+
+async def test_leaving_a_stream_cancels_its_request() -> None:
+    backend = FakeBackend(pass_seconds=0.01)
+    with Engine(backend) as engine:
+        stream = engine.stream(ask(steps=150))
+        async for event in stream:
+            if isinstance(event, Progress):
+                break
+        await stream.aclose()  # type: ignore[attr-defined]
+        await asyncio.to_thread(wait_until, lambda: backend.held == 0)
+        assert engine.status().running == 0
+
+
+def test_cancelling_while_decoding_ends_it_once_and_frees_it() -> None:
+    backend = FakeBackend(decode_seconds=0.3)
+    with Engine(backend) as engine:
+        ticket = engine.submit(ask(steps=1))
+        wait_until(lambda: engine.status().decoding == 1)
+        ticket.cancel()
+        endings = [event for event in ticket.events() if not isinstance(event, Queued | Progress)]
+        assert [type(event) for event in endings] == [Cancelled]
+        wait_until(lambda: backend.held == 0)
+        engine.generate(ask(steps=1))
+
+
+def test_decoding_does_not_stall_the_steps_of_others() -> None:
+    decoding, go_on = threading.Event(), threading.Event()
+
+    def hold(where: str, request: ResolvedRequest, _: int) -> MezzotintError | None:
+        if where == "decode" and request.prompt == "held":
+            decoding.set()
+            assert go_on.wait(LIMIT_SECONDS)
+        return None
+
+    backend = FakeBackend(fault=hold)
+    with Engine(backend) as engine:
+        held = engine.submit(ask("held", steps=1))
+        assert decoding.wait(LIMIT_SECONDS)
+        before = backend.passes
+        other = engine.submit(ask("other", steps=20))
+        wait_until(lambda: backend.passes >= before + 20)
+        go_on.set()
+        held.result(LIMIT_SECONDS)
+        other.result(LIMIT_SECONDS)
+
+
+def test_a_fault_in_one_row_fails_that_request_alone() -> None:
+    def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+        bad = where == "step" and request.prompt == "bad" and done == 3
+        return GenerationFailed("latents are not finite") if bad else None
+
+    backend = FakeBackend(pass_seconds=0.002, fault=fault)
+    with Engine(backend) as engine:
+        good = [engine.submit(ask(f"good {i}", steps=8)) for i in range(3)]
+        bad = engine.submit(ask("bad", steps=8))
+        with pytest.raises(GenerationFailed, match="not finite"):
+            bad.result(LIMIT_SECONDS)
+        for ticket in good:
+            ticket.result(LIMIT_SECONDS)
+        wait_until(lambda: backend.held == 0)
+
+
+@pytest.mark.parametrize("where", ["start", "decode"])
+def test_a_fault_at_start_or_decode_fails_that_request_alone(where: str) -> None:
+    def fault(place: str, request: ResolvedRequest, _: int) -> MezzotintError | None:
+        return GenerationFailed("no") if place == where and request.prompt == "bad" else None
+
+    with Engine(FakeBackend(fault=fault)) as engine:
+        good, bad = engine.submit(ask(steps=4)), engine.submit(ask("bad", steps=4))
+        with pytest.raises(GenerationFailed):
+            bad.result(LIMIT_SECONDS)
+        good.result(LIMIT_SECONDS)
+        assert engine.alive
+
+
+def test_an_exception_a_backend_should_not_raise_fails_the_pass_and_not_the_engine() -> None:
+    class Broken(FakeBackend):
+        def step(self, request_ids):  # type: ignore[no-untyped-def]
+            if self.passes == 2:
+                self.passes += 1
+                raise RuntimeError("CUDA error")
+            return super().step(request_ids)
+
+    with Engine(Broken()) as engine:
+        with pytest.raises(GenerationFailed, match="RuntimeError"):
+            engine.generate(ask(steps=5))
+        engine.generate(ask(steps=5))
+
+
+def test_a_deadline_ends_the_request() -> None:
+    with Engine(FakeBackend(pass_seconds=0.02)) as engine, pytest.raises(DeadlineExceeded):
+        engine.generate(ask(steps=150, deadline_s=0.1))
+
+
+def test_a_full_queue_refuses_with_the_seconds_to_wait() -> None:
+    with Engine(FakeBackend(pass_seconds=0.05, max_width=1), max_queue=3) as engine:
+        first = engine.submit(ask(steps=50))
+        wait_until(lambda: engine.status().running == 1)
+        for _ in range(3):
+            engine.submit(ask(steps=50))
+        with pytest.raises(QueueFull) as refused:
+            engine.submit(ask(steps=50))
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s >= 1.0
+        first.cancel()
+
+
+def test_closing_ends_every_request_and_refuses_new_ones() -> None:
+    engine = Engine(FakeBackend(pass_seconds=0.01))
+    tickets = [engine.submit(ask(steps=150)) for _ in range(20)]
+    engine.close()
+    for ticket in tickets:
+        with pytest.raises(ShuttingDown):
+            ticket.result(LIMIT_SECONDS)
+    with pytest.raises(ShuttingDown):
+        engine.submit(ask())
+    assert not engine.alive
+
+
+def test_draining_finishes_what_is_here_first() -> None:
+    engine = Engine(FakeBackend(pass_seconds=0.005))
+    tickets = [engine.submit(ask(steps=10)) for _ in range(6)]
+    engine.close(drain=True)
+    for ticket in tickets:
+        assert ticket.result(LIMIT_SECONDS).width == 128
+
+
+def test_a_slow_reader_costs_no_memory() -> None:
+    with Engine(FakeBackend()) as engine:
+        ticket = engine.submit(ask(steps=150))
+        wait_until(lambda: engine.status().running + engine.status().queued + engine.status().decoding == 0)
+        assert [type(event) for event in ticket.events()] == [Queued, Progress, Done]
+
+
+def test_warm_up_measures_the_cost_of_a_pass() -> None:
+    with Engine(FakeBackend(pass_seconds=0.02, row_seconds=0.001)) as engine:
+        engine.warm_up()
+        (key,) = engine.cost.table()
+        assert (key.width, key.guided) == (128, True)
+        assert engine.cost.knee(key) >= 6
+        assert engine.cost.seconds(key, 4) >= 0.024
+
+
+def test_a_model_that_cannot_draw_fails_its_warm_up() -> None:
+    def fault(where: str, _: ResolvedRequest, done: int) -> MezzotintError | None:
+        return GenerationFailed("latents are not finite") if where == "step" else None
+
+    with Engine(FakeBackend(fault=fault)) as engine, pytest.raises(GenerationFailed):
+        engine.warm_up()
+
+
+def test_waiting_requests_hear_where_they_stand() -> None:
+    with Engine(FakeBackend(pass_seconds=0.02, max_width=1)) as engine:
+        first = engine.submit(ask(steps=100))
+        second = engine.submit(ask(steps=100))
+        event = next(second.events())
+        assert isinstance(event, Queued)
+        assert event.position >= 1
+        assert event.eta_s > 0
+        first.cancel()
+        second.cancel()
+
+
+def test_every_request_ends_exactly_once_under_random_cancels_and_failures() -> None:
+    rng = random.Random(3)
+
+    def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+        broken = request.seed % 7 == 0 and where == ("start", "step", "decode")[request.seed % 3]
+        return GenerationFailed("fault") if broken else None
+
+    endings: dict[str, list[Event]] = {}
+
+    def listen(events: Iterator[Event], into: list[Event]) -> None:
+        into.extend(event for event in events if not isinstance(event, Queued | Progress))
+
+    backend = FakeBackend(pass_seconds=0.0005, fault=fault)
+    with Engine(backend) as engine:
+        threads, tickets = [], []
+        for seed in range(200):
+            ticket = engine.submit(
+                ask(seed=seed, steps=rng.randint(1, 12), guidance_scale=rng.choice((0.0, 5.0)))
+            )
+            tickets.append(ticket)
+            into = endings.setdefault(ticket.request_id, [])
+            threads.append(threading.Thread(target=listen, args=(ticket.events(), into)))
+            threads[-1].start()
+            if seed % 3 == 0:
+                rng.choice(tickets).cancel()
+        for thread in threads:
+            thread.join(LIMIT_SECONDS)
+            assert not thread.is_alive(), "a request never ended"
+        wait_until(lambda: backend.held == 0)
+    assert all(len(events) == 1 for events in endings.values())
+    kinds = {type(events[0]) for events in endings.values()}
+    assert kinds == {Done, Failed, Cancelled}
+
+
+def test_ten_thousand_requests_leave_memory_flat() -> None:
+    process = psutil.Process()
+
+    def draw(engine: Engine, count: int) -> None:
+        waiting = []
+        for i in range(count):
+            waiting.append(engine.submit(ask(seed=i, steps=1 + i % 4, width=64, height=64)))
+            if len(waiting) == 100:
+                for ticket in waiting:
+                    ticket.result(LIMIT_SECONDS)
+                waiting.clear()
+
+    backend = FakeBackend()
+    with Engine(backend) as engine:
+        draw(engine, 2_000)
+        gc.collect()
+        before = process.memory_info().rss
+        draw(engine, 10_000)
+        gc.collect()
+        grown = process.memory_info().rss - before
+        wait_until(lambda: backend.held == 0)
+    assert grown < 8 * 2**20, f"{grown / 2**20:.1f} MiB more after 10,000 requests"

@@ -1,0 +1,312 @@
+"""The scheduler alone: events in, plan out. No clock, no thread, no backend."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mezzotint.engine.cost import StepCost
+from mezzotint.engine.scheduler import (
+    PATIENCE,
+    TRANSITIONS,
+    BatchKey,
+    IllegalMove,
+    Scheduler,
+    State,
+)
+from mezzotint.engine.simulate import Arrival, simulate
+
+GUIDED = BatchKey(128, 128, True)
+UNGUIDED = BatchKey(128, 128, False)
+WIDE = BatchKey(160, 96, True)
+
+
+def cost_of(curve: dict[int, float], max_width: int = 8) -> StepCost:
+    cost = StepCost(max_width)
+    for width, seconds in curve.items():
+        cost.observe(GUIDED, width, seconds)
+    return cost
+
+
+# What two CPU cores measured on the demo model: wider passes pay up to four images.
+BATCHES = cost_of({1: 0.031, 2: 0.042, 4: 0.065, 8: 0.118})
+SATURATED = cost_of({1: 0.12, 2: 0.24, 4: 0.48, 8: 0.96})
+
+
+def run_pass(scheduler: Scheduler, now: float = 0.0) -> tuple[str, ...]:
+    plan = scheduler.plan(now)
+    for id in plan.starting:
+        scheduler.start(id)
+    for id in scheduler.stepped(plan):
+        scheduler.finish(id)
+    return plan.rows
+
+
+def test_equal_requests_share_a_pass_up_to_the_knee() -> None:
+    scheduler = Scheduler(BATCHES)
+    for id in "abcdef":
+        scheduler.submit(id, GUIDED, 10, 0.0)
+    assert scheduler.plan(0.0).rows == ("a", "b", "c", "d")
+
+
+def test_different_keys_never_share_a_pass() -> None:
+    scheduler = Scheduler(BATCHES)
+    for id, key in (("a", GUIDED), ("b", UNGUIDED), ("c", WIDE)):
+        scheduler.submit(id, key, 10, 0.0)
+    assert {run_pass(scheduler) for _ in range(12)} == {("a",), ("b",), ("c",)}
+
+
+def test_a_newcomer_joins_the_next_pass_when_there_is_room() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("a", GUIDED, 50, 0.0)
+    run_pass(scheduler)
+    scheduler.submit("b", GUIDED, 50, 0.1)
+    assert set(scheduler.plan(0.1).rows) == {"a", "b"}
+
+
+def test_a_newcomer_is_passed_over_at_most_once() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("short", GUIDED, 4, 0.0)
+    run_pass(scheduler)
+    scheduler.submit("long", GUIDED, 50, 0.0)
+    assert "long" in run_pass(scheduler) + run_pass(scheduler)
+
+
+def test_a_short_job_passes_long_ones() -> None:
+    scheduler = Scheduler(BATCHES)
+    for id in "abcdefgh":
+        scheduler.submit(id, GUIDED, 50, 0.0)
+    run_pass(scheduler)
+    scheduler.submit("short", GUIDED, 4, 0.0)
+    passes = 0
+    while scheduler.state("short"):
+        run_pass(scheduler)
+        passes += 1
+    assert passes <= 5
+
+
+def test_a_saturated_shape_runs_one_at_a_time_in_order_of_arrival() -> None:
+    scheduler = Scheduler(SATURATED)
+    for id in "abc":
+        scheduler.submit(id, GUIDED, 3, 0.0)
+    assert [run_pass(scheduler) for _ in range(9)] == [("a",)] * 3 + [("b",)] * 3 + [("c",)] * 3
+
+
+def test_an_overdue_request_goes_before_shorter_newcomers() -> None:
+    scheduler = Scheduler(SATURATED)
+    scheduler.submit("old", GUIDED, 20, 0.0)
+    scheduler.submit("new", GUIDED, 2, 1000.0)
+    assert scheduler.plan(1000.0).rows == ("old",)
+
+
+def test_max_running_bounds_the_requests_that_hold_latents() -> None:
+    scheduler = Scheduler(BATCHES, max_running=2)
+    for id in "abcd":
+        scheduler.submit(id, GUIDED, 10, 0.0)
+    for _ in range(5):
+        run_pass(scheduler)
+        assert scheduler.count(State.RUNNING) + scheduler.count(State.DECODING) <= 2
+
+
+def test_a_request_past_its_deadline_is_reported_and_not_run() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("late", GUIDED, 10, 0.0, deadline=5.0)
+    scheduler.submit("fine", GUIDED, 10, 0.0, deadline=50.0)
+    plan = scheduler.plan(5.0)
+    assert plan.expired == ("late",)
+    assert plan.rows == ("fine",)
+
+
+def test_plan_changes_nothing() -> None:
+    scheduler = Scheduler(BATCHES)
+    for id, key in (("a", GUIDED), ("b", UNGUIDED)):
+        scheduler.submit(id, key, 10, 0.0)
+    assert scheduler.plan(1.0) == scheduler.plan(1.0)
+    assert scheduler.count(State.QUEUED) == 2
+
+
+def test_every_move_outside_the_table_raises_and_changes_nothing() -> None:
+    moves = {
+        State.RUNNING: Scheduler.start,
+        State.DONE: Scheduler.finish,
+        State.FAILED: Scheduler.fail,
+        State.CANCELLED: Scheduler.cancel,
+    }
+    for state in (State.QUEUED, State.RUNNING, State.DECODING):
+        for to, move in moves.items():
+            if to in TRANSITIONS[state]:
+                continue
+            scheduler = Scheduler(BATCHES)
+            scheduler.submit("a", GUIDED, 1, 0.0)
+            if state is not State.QUEUED:
+                scheduler.start("a")
+            if state is State.DECODING:
+                scheduler.stepped(scheduler.plan(0.0))
+            with pytest.raises(IllegalMove):
+                move(scheduler, "a")
+            assert scheduler.state("a") is state
+
+
+def test_an_ended_request_is_forgotten_and_cannot_end_again() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("a", GUIDED, 1, 0.0)
+    scheduler.cancel("a")
+    assert scheduler.state("a") is None
+    for move in (scheduler.cancel, scheduler.fail, scheduler.finish, scheduler.start):
+        with pytest.raises(IllegalMove):
+            move("a")
+
+
+def test_an_id_cannot_be_submitted_twice() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("a", GUIDED, 1, 0.0)
+    with pytest.raises(IllegalMove):
+        scheduler.submit("a", GUIDED, 9, 0.0)
+    assert scheduler.remaining("a") == 1
+
+
+def test_waiting_tells_position_and_a_growing_eta() -> None:
+    scheduler = Scheduler(SATURATED)
+    for id in "abc":
+        scheduler.submit(id, GUIDED, 10, 0.0)
+    waiting = scheduler.waiting()
+    assert [(id, position) for id, position, _ in waiting] == [("a", 0), ("b", 1), ("c", 2)]
+    assert [eta for _, _, eta in waiting] == pytest.approx([1.2, 2.4, 3.6])
+
+
+def test_mean_latency_on_a_saturated_shape_is_no_worse_than_first_come_first_served() -> None:
+    rng = random.Random(7)
+    at, arrivals = 0.0, []
+    for i in range(300):
+        at += rng.expovariate(0.7 / (20 * 0.12))
+        arrivals.append(Arrival(at, f"{i:04}", GUIDED, rng.choice((4, 20, 50))))
+    ours = sum(outcome.latency for outcome in simulate(arrivals, SATURATED))
+    clock, first_come = 0.0, 0.0
+    for arrival in arrivals:
+        clock = max(clock, arrival.at) + arrival.evaluations * 0.12
+        first_come += clock - arrival.at
+    assert ours <= 1.05 * first_come
+
+
+@given(seed=st.integers(0, 10_000), saturated=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_a_long_job_is_not_starved_by_a_flood_of_short_ones(seed: int, saturated: bool) -> None:
+    cost = SATURATED if saturated else BATCHES
+    rng = random.Random(seed)
+    arrivals = [Arrival(0.0, "long", GUIDED, 50)]
+    # More short work than the engine can do, for ever so long.
+    arrivals += [Arrival(i * 0.05, f"{i:04}", rng.choice((GUIDED, UNGUIDED)), 4) for i in range(600)]
+    alone = 50 * cost.seconds(GUIDED, 1)
+    long = next(o for o in simulate(arrivals, cost) if o.arrival.id == "long")
+    # Overdue after 8 times its own time; from then on it is first in its key's window, and its key is
+    # served at least once in PATIENCE + 2 passes.
+    widest = max(cost.seconds(key, cost.knee(key)) for key in (GUIDED, UNGUIDED))
+    assert long.latency <= 8 * alone + 50 * (PATIENCE + 2) * widest
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random submits, passes, failures, cancels and decodes, against a model that only counts."""
+
+    @initialize(max_running=st.integers(1, 8), saturated=st.booleans())
+    def begin(self, max_running: int, saturated: bool) -> None:
+        self.cost = SATURATED if saturated else BATCHES
+        self.max_running = max_running
+        self.scheduler = Scheduler(self.cost, max_running=max_running)
+        self.now = 0.0
+        self.keys: dict[str, BatchKey] = {}
+        self.left: dict[str, int] = {}
+        self.deadlines: dict[str, float | None] = {}
+        self.decoding: set[str] = set()
+        self.submitted = 0
+
+    def end(self, id: str) -> None:
+        del self.left[id]
+        self.decoding.discard(id)
+
+    @rule(
+        key=st.sampled_from((GUIDED, UNGUIDED, WIDE)),
+        evaluations=st.integers(1, 6),
+        wait=st.none() | st.floats(0.01, 5.0),
+    )
+    def submit(self, key: BatchKey, evaluations: int, wait: float | None) -> None:
+        id = f"r{self.submitted}"
+        self.submitted += 1
+        self.deadlines[id] = None if wait is None else self.now + wait
+        self.scheduler.submit(id, key, evaluations, self.now, self.deadlines[id])
+        self.keys[id], self.left[id] = key, evaluations
+
+    @rule(fail=st.integers(0, 3))
+    def step(self, fail: int) -> None:
+        plan = self.scheduler.plan(self.now)
+        for id in plan.expired:
+            deadline = self.deadlines[id]
+            assert deadline is not None
+            assert deadline <= self.now
+            self.scheduler.fail(id)
+            self.end(id)
+        assert len(set(plan.rows)) == len(plan.rows), "a row is doubled"
+        assert not set(plan.rows) & self.decoding, "a row steps after its last step"
+        if not plan.rows:
+            # Nothing runs only when nothing may: all is decoding or the decoder holds every slot.
+            runnable = self.left.keys() - self.decoding
+            assert not runnable or len(self.decoding) >= self.max_running
+            return
+        keys = {self.keys[id] for id in plan.rows}
+        assert len(keys) == 1
+        assert len(plan.rows) <= self.cost.knee(keys.pop())
+        for id in plan.starting:
+            self.scheduler.start(id)
+        failed = plan.rows[:fail] if fail < len(plan.rows) else ()
+        finished = self.scheduler.stepped(plan, failed)
+        for id in failed:
+            self.scheduler.fail(id)
+            self.end(id)
+        for id in set(plan.rows) - set(failed):
+            self.left[id] -= 1
+        assert set(finished) == {id for id in plan.rows if id in self.left and self.left[id] == 0}
+        self.decoding.update(finished)
+        self.now += 0.05
+
+    @rule(pick=st.integers(0, 99))
+    def cancel(self, pick: int) -> None:
+        if self.left:
+            id = sorted(self.left)[pick % len(self.left)]
+            self.scheduler.cancel(id)
+            self.end(id)
+
+    @rule(pick=st.integers(0, 99), fails=st.booleans())
+    def decode(self, pick: int, fails: bool) -> None:
+        if self.decoding:
+            id = sorted(self.decoding)[pick % len(self.decoding)]
+            (self.scheduler.fail if fails else self.scheduler.finish)(id)
+            self.end(id)
+
+    @invariant()
+    def nothing_is_lost_or_invented(self) -> None:
+        live = [self.scheduler.count(s) for s in (State.QUEUED, State.RUNNING, State.DECODING)]
+        assert sum(live) == len(self.left)
+        assert live[2] == len(self.decoding)
+        assert live[1] + live[2] <= self.max_running
+        for id in self.left:
+            assert self.scheduler.remaining(id) == self.left[id]
+
+    def teardown(self) -> None:
+        """Whatever happened, what is left can be served to its end in bounded passes."""
+        if not hasattr(self, "scheduler"):
+            return
+        budget = (PATIENCE + 2) * sum(self.left.values()) + 10
+        while self.left:
+            budget -= 1
+            assert budget > 0, f"starved: {self.left}"
+            for id in list(self.decoding):
+                self.scheduler.finish(id)
+                self.end(id)
+            self.step(fail=99)
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
