@@ -1,0 +1,1 @@
+"""Load generators, judges and reports: clients of the server, never of its insides."""

@@ -1,0 +1,61 @@
+"""The `mezzotint bench` commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mezzotint.errors import InvalidRequest
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure, always both sides in one run.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Keeps `engine` a command of its own while it is the only one."""
+
+
+@app.command()
+def engine(
+    model: Annotated[str, typer.Option(help="Model name or folder.")] = "demo",
+    part: Annotated[list[str] | None, typer.Option(help="Measure only this part; may be repeated.")] = None,
+    quick: Annotated[bool, typer.Option(help="Show that it runs; figures not worth quoting.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for engine.json and engine.png.")] = Path("out/bench"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """The engine against diffusers serially, request-level batching, and one call at a time."""
+    # Heavy imports wait until the command is really run.
+    from mezzotint.bench.engine import FULL, PARTS, QUICK, Bench
+    from mezzotint.bench.reference import Reference
+    from mezzotint.bench.report import describe_run, plot_latency, results_table, write_json
+    from mezzotint.models import find_model, load_backend
+
+    chosen = part or list(PARTS)
+    for name in chosen:
+        if name not in PARTS:
+            raise InvalidRequest(f"unknown part {name!r}; accepted are {', '.join(PARTS)}", param="part")
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    backend = load_backend(model, device=device, dtype=dtype)
+    run = describe_run(backend.info)
+    reference = Reference(find_model(model), device=backend.info.device, dtype=backend.info.dtype)
+    bench = Bench(backend, reference, QUICK if quick else FULL)
+    results = []
+    try:
+        for name in chosen:
+            with console.status(f"measuring {name}…"):
+                results += PARTS[name](bench)
+            write_json(output / "engine.json", run, results)
+    finally:
+        bench.close()
+    plotted = plot_latency(output / "engine.png", run, results)
+    Console().print(results_table(results))
+    console.print(f"wrote {output / 'engine.json'}" + (f" and {output / 'engine.png'}" if plotted else ""))
+    if not quick and not all(result.met for result in results):
+        raise typer.Exit(1)

@@ -1,0 +1,61 @@
+"""diffusers' own pipeline on the same files, as the yardstick: for pictures, throughput and bare passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from mezzotint.core import GenerationRequest
+
+__all__ = ["Reference"]
+
+
+class Reference:
+    """`StableDiffusionXLPipeline` from a model folder, in the engine's dtype on the engine's device."""
+
+    def __init__(self, folder: Path, *, device: str, dtype: str) -> None:
+        self._device = device
+        self._dtype = getattr(torch, dtype)
+        self.pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
+            folder, torch_dtype=self._dtype, use_safetensors=True, local_files_only=True
+        ).to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def draw(self, requests: Sequence[GenerationRequest]) -> Any:
+        """One call for requests that differ only in prompt and seed. Returns Pillow images."""
+        first = requests[0]
+        return self.pipeline(
+            prompt=[request.prompt for request in requests],
+            num_inference_steps=first.steps,
+            guidance_scale=first.guidance_scale,
+            width=first.width,
+            height=first.height,
+            generator=[torch.Generator("cpu").manual_seed(request.seed or 0) for request in requests],
+        ).images
+
+    def unet_pass(self, images: int, width: int, height: int, *, guided: bool) -> Callable[[], None]:
+        """A bare pass of the UNet for `images` pictures of width × height pixels, and nothing else."""
+        unet, encoder = self.pipeline.unet, self.pipeline.text_encoder_2
+        rows = images * (2 if guided else 1)
+        tokens = self.pipeline.tokenizer.model_max_length
+        factor = self.pipeline.vae_scale_factor
+        like = {"device": self._device, "dtype": self._dtype}
+        latents = torch.randn(rows, unet.config.in_channels, height // factor, width // factor, **like)
+        hidden = torch.randn(rows, tokens, unet.config.cross_attention_dim, **like)
+        conditions = {
+            "text_embeds": torch.randn(rows, encoder.config.projection_dim, **like),
+            "time_ids": torch.tensor([[height, width, 0, 0, height, width]], **like).repeat(rows, 1),
+        }
+        timesteps = torch.full((rows,), 500.0, device=self._device)
+
+        def run() -> None:
+            with torch.inference_mode():
+                unet(latents, timesteps, hidden, added_cond_kwargs=conditions, return_dict=False)
+            if self._device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
