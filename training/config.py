@@ -1,0 +1,71 @@
+"""The two presets of the recipe: ``cpu`` (two cores, the shipped weights) and ``gpu`` (never run by us)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+OUT = Path(__file__).parent / "out"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that a run depends on besides the font. Times in seconds, channels per level."""
+
+    name: str = "cpu"
+    glyph_file: str = "glyphs.txt"
+    seed: int = 20
+    device: str = "cpu"
+    threads: int = 2
+    #: Processes that draw batches beside the training; 0 draws them inline.
+    workers: int = 0
+    compile: bool = False
+    # -- VAE
+    vae_channels: tuple[int, ...] = (16, 32, 64, 128)
+    vae_budget: float = 1500.0
+    vae_rate: float = 3e-3
+    vae_optimiser: str = "muon"
+    #: Pixels a step, in units of one 64×64 crop.
+    vae_batch: int = 16
+    # -- UNet and text encoders
+    text_width: int = 96
+    text_layers: int = 3
+    positions: int = 32
+    unet_channels: tuple[int, ...] = (48, 96, 160)
+    unet_layers: int = 1
+    unet_budget: float = 3600.0
+    unet_rate: float = 2e-3
+    unet_optimiser: str = "muon"
+    unet_batch: int = 64
+    bf16_unet: bool = True
+    pairs: int = 7500
+    checkpoint_every: float = 90.0
+
+    @property
+    def out(self) -> Path:
+        """Where checkpoints and caches of this preset go; ignored by git."""
+        return OUT / self.name
+
+
+CPU = Config()
+GPU = replace(
+    CPU,
+    name="gpu",
+    glyph_file="glyphs-full.txt",
+    device="cuda",
+    threads=8,
+    workers=12,
+    compile=True,
+    vae_channels=(64, 96, 128, 192),
+    vae_budget=480.0,
+    vae_batch=256,
+    text_width=192,
+    text_layers=4,
+    unet_channels=(96, 192, 288),
+    unet_budget=780.0,
+    unet_rate=1e-3,
+    unet_batch=512,
+    bf16_unet=True,
+    pairs=40000,
+)
+PRESETS = {"cpu": CPU, "gpu": GPU}

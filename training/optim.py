@@ -1,0 +1,108 @@
+"""What both trainings share: a schedule in elapsed time, an average of the weights, Muon.
+
+Time-based schedules: a run is given seconds, not steps, so on a busy machine it still finishes annealing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def learning_rate(progress: float, peak: float, warm_up: float = 0.02, floor: float = 0.01) -> float:
+    """Linear warm-up, then a cosine to ``floor`` × peak; ``progress`` is elapsed time over budget, 0..1."""
+    if progress < warm_up:
+        return peak * max(progress / warm_up, 0.01)
+    fraction = min((progress - warm_up) / (1.0 - warm_up), 1.0)
+    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * fraction)))
+
+
+class Average:
+    """Exponential moving average of a module's parameters, with warm-up (decay grows with the steps)."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for key, value in module.state_dict().items():
+            mine = self.values[key]
+            if mine.dtype.is_floating_point:
+                mine.lerp_(value, 1.0 - decay)
+            else:
+                mine.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.values = state["values"]
+
+
+def orthogonalise(matrix: Tensor, steps: int = 4) -> Tensor:
+    """Newton–Schulz iteration towards the nearest semi-orthogonal matrix (Jordan et al., Muon, 2024)."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    # Half precision is enough: the iteration only has to bring singular values near one.
+    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: Tensor = (x if wide else x.T).to(matrix.dtype)
+    return result
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for weights of two or more dimensions (convolutions as matrices).
+
+    The update is scaled by 0.2·sqrt(max(rows, columns)) so that its root mean square matches AdamW's
+    and the learning rates are of one kind (Liu et al., 2025, arXiv:2502.16982).
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(p.grad)
+                momentum = state["momentum"]
+                momentum.lerp_(p.grad, 1.0 - group["momentum"])
+                ahead = p.grad.lerp(momentum, group["momentum"])
+                matrix = ahead.reshape(ahead.shape[0], -1)
+                update = orthogonalise(matrix) * (0.2 * max(matrix.shape) ** 0.5)
+                p.add_(update.reshape(p.shape), alpha=-group["lr"])
+
+
+def optimisers(modules: Iterable[nn.Module], kind: str, peak: float) -> list[torch.optim.Optimizer]:
+    """AdamW over everything, or Muon over the matrices and AdamW over the rest."""
+    named = [(n, p) for m in modules for n, p in m.named_parameters() if p.requires_grad]
+    if kind == "adamw":
+        return [
+            torch.optim.AdamW(
+                [p for _, p in named], lr=peak, betas=(0.9, 0.98), weight_decay=1e-3, fused=True
+            )
+        ]
+    if kind != "muon":
+        raise ValueError(f"optimiser {kind!r} is not one of adamw, muon")
+    matrices = [p for n, p in named if p.ndim >= 2 and "embedding" not in n]
+    rest = [p for n, p in named if not (p.ndim >= 2 and "embedding" not in n)]
+    return [
+        Muon(matrices, lr=peak),
+        torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
