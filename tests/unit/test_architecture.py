@@ -1,0 +1,117 @@
+"""The walls between the rooms, and the names that others build on."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mezzotint
+
+PACKAGE = Path(mezzotint.__file__).parent
+
+# Each room, and the rooms of Mezzotint it may import. Leaving one out is the point.
+MAY_IMPORT = {
+    "errors": set(),
+    "samplers": {"errors"},
+    "core": {"errors", "samplers", "imaging"},
+    "config": {"errors"},
+    "backends": {"core", "errors", "samplers", "backends"},
+    # `Engine.load` asks the models for a backend; the rest of the engine knows only the protocol.
+    "engine": {"core", "errors", "engine", "backends.base", "models.loading"},
+    "models": {"core", "errors", "samplers", "backends", "models"},
+    "imaging": {"core", "errors", "imaging"},
+    "serve": {
+        "core",
+        "errors",
+        "samplers",
+        "config",
+        "engine.engine",
+        "engine.ticket",
+        "backends.base",
+        "imaging",
+        "models",
+        "serve",
+    },
+    "bench": {"core", "errors", "engine", "backends.base", "models", "imaging", "bench"},
+}
+# No module of these rooms may import these libraries, at any depth of the file.
+WITHOUT = {
+    "engine": {"torch", "diffusers", "ray", "transformers"},
+    "core": {"torch", "diffusers", "ray", "asyncio"},
+    "samplers": {"torch", "diffusers"},
+    "serve": {"torch", "diffusers"},
+    "imaging": {"torch", "diffusers", "ray"},
+}
+PURE = {"engine/scheduler.py", "engine/cost.py"}
+
+
+def imports_of(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def modules(room: str) -> list[Path]:
+    single = PACKAGE / f"{room}.py"
+    return [single] if single.exists() else sorted((PACKAGE / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
+    assert modules(room), f"no room {room}"
+    for path in modules(room):
+        for name in imports_of(path):
+            if name == "mezzotint" or not name.startswith("mezzotint."):
+                continue
+            inner = name.removeprefix("mezzotint.")
+            allowed = MAY_IMPORT[room]
+            assert any(inner == each or inner.startswith(each + ".") for each in allowed), (
+                f"{path.relative_to(PACKAGE)} imports {name}; {room} may import {sorted(allowed)}"
+            )
+
+
+@pytest.mark.parametrize("room", sorted(WITHOUT))
+def test_a_room_stays_clear_of_what_it_must_not_know(room: str) -> None:
+    for path in modules(room):
+        roots = {name.partition(".")[0] for name in imports_of(path)}
+        assert not roots & WITHOUT[room], f"{path.relative_to(PACKAGE)} imports {roots & WITHOUT[room]}"
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_the_scheduler_and_the_cost_model_have_no_clock_no_thread_and_no_chance(name: str) -> None:
+    roots = {module.partition(".")[0] for module in imports_of(PACKAGE / name)}
+    assert not roots & {"time", "datetime", "threading", "asyncio", "random", "queue", "logging", "os"}
+
+
+def test_a_backend_has_at_most_six_methods() -> None:
+    from mezzotint.backends.base import Backend
+
+    methods = [
+        name for name in vars(Backend) if not name.startswith("_") and callable(getattr(Backend, name))
+    ]
+    assert len(methods) <= 6
+
+
+def test_the_library_exports_what_it_says() -> None:
+    assert sorted(mezzotint.__all__) == [
+        "Engine",
+        "GenerationRequest",
+        "Image",
+        "MezzotintError",
+        "__version__",
+    ]
+
+
+def test_importing_the_library_loads_neither_torch_nor_ray() -> None:
+    heavy = {"torch", "ray", "diffusers", "transformers"}
+    probe = f"import sys, mezzotint; print(sorted({heavy!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
