@@ -1,0 +1,1 @@
+"""Pictures as files: formats and the receipt they carry. Knows nothing of models, engines or HTTP."""

@@ -1,0 +1,117 @@
+"""An `Image` as PNG, JPEG or WebP bytes, and as a file that is written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import zlib
+from pathlib import Path
+from typing import Any
+
+from mezzotint.core import Image, Receipt
+from mezzotint.errors import InvalidRequest, OutputUnwritable
+from mezzotint.imaging.metadata import JPEG_EXIF_BYTES, exif_block, png_chunks
+
+__all__ = ["CONTENT_TYPES", "check_output", "encode", "format_of", "save"]
+
+CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+"""The formats by name, and what HTTP calls them."""
+
+SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", "": "png"}
+JPEG_QUALITY = 95
+WEBP_QUALITY = 90
+# zlib's search for repeated strings finds few in a picture and is most of the time. Runs and Huffman codes
+# alone took 0.16-0.41 of Pillow's default time on 1024² pictures of varying noise, at 0.96-1.00 of its size.
+PNG_COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+
+
+def encode(image: Image, format: str = "png") -> bytes:
+    """The picture as a file's bytes, with its receipt.
+
+    Raises:
+        InvalidRequest: on `format`, when it is none of png, jpeg (or jpg), webp.
+    """
+    name = _format_name(format)
+    buffer = io.BytesIO()
+    image.to_pil().save(buffer, name, **_options(name, image.receipt))
+    return buffer.getvalue()
+
+
+def _format_name(format: str) -> str:
+    name = format.lower()
+    name = "jpeg" if name == "jpg" else name
+    if name not in CONTENT_TYPES:
+        raise InvalidRequest(f"format must be png, jpeg or webp, not {format!r}", param="format")
+    return name
+
+
+def _options(name: str, receipt: Receipt) -> dict[str, Any]:
+    if name == "png":
+        return {"pnginfo": png_chunks(receipt), **PNG_COMPRESSION}
+    if name == "jpeg":
+        return {"quality": JPEG_QUALITY, "exif": exif_block(receipt, JPEG_EXIF_BYTES)}
+    return {"quality": WEBP_QUALITY, "exif": exif_block(receipt)}
+
+
+def format_of(path: Path) -> str:
+    """The format a path's suffix asks for; PNG without one.
+
+    Raises:
+        InvalidRequest: on `output`, when the suffix is of no format that is written.
+    """
+    try:
+        return SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise InvalidRequest(
+            f"{path}: the suffix must be .png, .jpg, .jpeg or .webp, not {path.suffix!r}", param="output"
+        ) from None
+
+
+def check_output(path: Path) -> None:
+    """Find out, before any work, whether `save` to `path` would succeed now. Leaves nothing behind.
+
+    Raises:
+        InvalidRequest: the suffix is of no format that is written.
+        OutputUnwritable: the folder is missing or takes no file, or the path is not one for a file.
+    """
+    format_of(path)
+    _create_beside(path).unlink()
+
+
+def save(image: Image, path: Path) -> Path:
+    """Write the picture in the format of the path's suffix, replacing a file that is there.
+
+    Raises:
+        InvalidRequest, OutputUnwritable: as `check_output`; or the disk is full. Nothing is left behind.
+    """
+    data = encode(image, format_of(path))
+    part = _create_beside(path)
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _create_beside(path: Path) -> Path:
+    """An empty file next to `path`, with the permissions the umask gives a new file."""
+    part = path.parent / f".mezzotint-{secrets.token_hex(6)}.part"
+    try:
+        # Renaming over anything but a file would replace a folder or a device.
+        if path.exists() and not path.is_file():
+            raise OutputUnwritable(f"cannot write {path}: it is not a file", param="output")
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileNotFoundError as error:
+        raise OutputUnwritable(f"cannot write {path}: no folder {path.parent}", param="output") from error
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+    return part
+
+
+def _unwritable(path: Path, error: Exception) -> OutputUnwritable:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return OutputUnwritable(f"cannot write {path}: {reason.lower()}", param="output")
