@@ -1,0 +1,109 @@
+"""One shape for every error: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mezzotint.errors import InvalidRequest, MezzotintError
+
+__all__ = ["ErrorBoundary", "error_response", "install_error_handlers"]
+
+logger = logging.getLogger(__name__)
+
+# The official OpenAI clients give up instead of waiting longer.
+MAX_RETRY_AFTER_SECONDS = 120
+
+
+def error_response(error: MezzotintError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return JSONResponse({"error": body}, error.status, {**_retry_headers(error), **(headers or {})})
+
+
+def _retry_headers(error: MezzotintError) -> dict[str, str]:
+    if error.status < 429:
+        return {}
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    if error.retry_after_s is not None:
+        seconds = min(error.retry_after_s, MAX_RETRY_AFTER_SECONDS)
+        headers["Retry-After"] = str(math.ceil(seconds))
+        headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
+    return headers
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(MezzotintError, _on_mezzotint_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(ErrorBoundary)
+
+
+async def _on_mezzotint_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, MezzotintError)
+    return error_response(error)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(_as_invalid_request(error.errors()[0]))
+
+
+def _as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
+    location = first.get("loc", ())
+    param = str(location[-1]) if len(location) > 1 else None
+    where = "the request" if param is None else param
+    if first.get("type") == "extra_forbidden":
+        return InvalidRequest(f"unknown field {where!r}", param=param)
+    if first.get("type") == "missing":
+        return InvalidRequest(f"{where} is required", param=param)
+    reason = str(first.get("msg", "not accepted"))
+    return InvalidRequest(f"{where}: {reason[:1].lower()}{reason[1:]}", param=param)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, no such method on it."""
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    refusal = MezzotintError(f"{status.phrase.lower()}: {request.method} {request.url.path}")
+    refusal.status = error.status_code
+    refusal.code = status.name.lower()
+    if error.status_code < 500:
+        refusal.type = "invalid_request_error"
+    return error_response(refusal, error.headers)
+
+
+class ErrorBoundary:
+    """What no handler knew becomes a bare 500 here, and a traceback in the log, not in the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            logger.exception("a request ended in an internal error")
+            # With half an answer sent, only cutting the connection still tells the client.
+            if begun:
+                raise
+            response = error_response(MezzotintError("internal error; the request id names it in the log"))
+            await response(scope, receive, send)

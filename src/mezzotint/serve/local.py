@@ -1,0 +1,209 @@
+"""Ray Serve for one machine: start it, serve until told to stop, leave nothing behind.
+
+With `RAY_ADDRESS` set, that cluster is used instead; stopping then takes away the application alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from mezzotint.config import Settings
+from mezzotint.errors import MezzotintError, ModelInvalid, SettingInvalid
+
+__all__ = ["StopServing", "choose_port", "running", "stop_signals"]
+
+logger = logging.getLogger(__name__)
+
+MEBIBYTE = 1024 * 1024
+# What Ray's processes may take to end by themselves.
+EXIT_SECONDS = 10.0
+WATCH_SECONDS = 0.1
+CORE_PROCESSES = ("gcs_server", "raylet")
+
+
+class StopServing(BaseException):
+    """SIGINT or SIGTERM arrived. Not an Exception: no handler of errors may take it for one."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM raise `StopServing` in the main thread."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _take_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _take_signals() -> None:
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise StopServing(signal.Signals(number).name)
+
+
+def choose_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0.
+
+    Raises:
+        SettingInvalid: the port is taken, or the address is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As the server will bind: a port whose last connections still linger counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SettingInvalid(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --host or --port",
+            param="port",
+        ) from None
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[None]:
+    """Within, the application serves on `settings.host` and `settings.port`; every replica has warmed up.
+
+    Raises:
+        MezzotintError: a replica could not be started, and why.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        _prepare_environment()
+    try:
+        _start_ray(settings, address)
+        _deploy(settings)
+        yield
+    finally:
+        _stop_everything(own_ray=not address)
+
+
+def _prepare_environment() -> None:
+    """Before Ray is imported, for it reads these once."""
+    home_token = Path.home() / ".ray" / "auth_token"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    # Whoever can talk to Ray can run code as this user, so its ports ask for a token.
+    if not has_token and not home_token.exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Ray's one-machine mode: it listens on the loopback address alone. The name is from the systems where
+    # it is the default.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # Ray tells of settings it will change some day; here they are set.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _start_ray(settings: Settings, address: str | None) -> None:
+    import ray
+
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        cores = len(os.sched_getaffinity(0))
+        ray.init(
+            num_cpus=max(cores, settings.replicas * (settings.threads or 1)),
+            object_store_memory=settings.object_store_mb * MEBIBYTE,
+            include_dashboard=False,
+            **quiet,
+        )
+    # Ray has put its own handler of SIGTERM in place.
+    _take_signals()
+
+
+def _deploy(settings: Settings) -> None:
+    from ray import serve
+
+    from mezzotint.serve.app import APP_NAME, build_app
+
+    # Importing Serve has set its logger to tell of every step.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    logs = {"enable_access_log": False, "log_level": "WARNING"}
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": settings.host, "port": settings.port},
+        logging_config=logs,
+    )
+    try:
+        serve.run(build_app(settings), name=APP_NAME, route_prefix="/", logging_config=logs)
+    except RuntimeError:
+        raise _start_error(serve.status().applications[APP_NAME]) from None
+
+
+def _start_error(status: object) -> MezzotintError:
+    """Why a replica did not start, from what Ray kept of its traceback."""
+    told = " ".join(str(deployment.message) for deployment in status.deployments.values())  # type: ignore[attr-defined]
+    found = re.findall(r"mezzotint\.errors\.(\w+): ([^\n]+)", told)
+    kinds = {kind.__name__: kind for kind in MezzotintError.__subclasses__()}
+    if found and found[-1][0] in kinds:
+        name, message = found[-1]
+        return kinds[name](message)
+    lines = [line for line in told.splitlines() if line.strip()]
+    return ModelInvalid(f"the engine did not start: {lines[-1].strip() if lines else 'no reason given'}")
+
+
+def _stop_everything(*, own_ray: bool) -> None:
+    """Let running requests end, then every process of Ray; all at once when its core is gone."""
+    children = psutil.Process().children(recursive=True) if own_ray else []
+    core = [process for process in children if process.name() in CORE_PROCESSES]
+    closing = threading.Thread(target=_close_in_order, args=(own_ray,), daemon=True)
+    closing.start()
+    try:
+        # A signal to the whole process group ends Ray's core too, and then no call to it returns.
+        while closing.is_alive() and all(_is_running(process) for process in core):
+            closing.join(WATCH_SECONDS)
+    except StopServing:
+        logger.warning("asked twice to stop: running requests are dropped")
+    if not closing.is_alive():
+        _, children = psutil.wait_procs(children, timeout=EXIT_SECONDS)
+    # Children of this process by their own handles: never another's that bears the same name.
+    for process in children:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(children, timeout=EXIT_SECONDS)
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _close_in_order(own_ray: bool) -> None:
+    import ray
+    from ray import serve
+
+    from mezzotint.serve.app import APP_NAME
+
+    try:
+        if ray.is_initialized():
+            # Waits for the requests that are running, up to the replicas' own limit.
+            serve.delete(APP_NAME)
+            if own_ray:
+                serve.shutdown()
+    except Exception:
+        logger.exception("Ray Serve did not close in order")
+    finally:
+        ray.shutdown()
