@@ -1,0 +1,145 @@
+"""`mezzotint draw`: pictures on this machine, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mezzotint.cli.known import limits_of_installed
+from mezzotint.cli.options import Device, Dtype, Json, Model
+from mezzotint.cli.outputs import output_paths
+from mezzotint.core import Done, Failed, GenerationRequest, Image, ModelLimits, Progress, Queued, resolve
+from mezzotint.errors import GenerationFailed, InvalidRequest
+from mezzotint.imaging.formats import check_output
+from mezzotint.imaging.size import parse_size
+
+if TYPE_CHECKING:
+    from mezzotint.cli.progress import Bars
+    from mezzotint.engine.engine import Engine
+
+__all__ = ["draw"]
+
+MAX_IMAGES = 100
+
+
+def draw(
+    prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A .png, .jpg or .webp file, or a folder. With -n, {i} in it is the image's number."
+            " [default: plate-SEED.png]",
+        ),
+    ] = None,
+    model: Model = "demo",
+    seed: Annotated[int | None, typer.Option(help="Draws the same picture again. [default: random]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. [default: the model's]", show_default=False)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale, 0 to 50; at most 1 turns it off.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels, multiples of 8.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The sampler, such as 'DPM++ 2M'.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None,
+    number: Annotated[
+        int, typer.Option("-n", help=f"Images, 1 to {MAX_IMAGES}, with seeds counting up.")
+    ] = 1,
+    as_json: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model first.")] = False,
+) -> None:
+    """Draw pictures on this machine."""
+    width, height = (None, None) if size is None else parse_size(size)
+    request = GenerationRequest(
+        prompt=" ".join(prompt),
+        negative_prompt=negative,
+        width=width,
+        height=height,
+        steps=steps,
+        guidance_scale=guidance,
+        scheduler=scheduler,
+        seed=seed,
+    )
+    requests = _numbered(request, number, limits_of_installed(model))
+    paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
+    for path in paths:
+        check_output(path)
+    images = _draw_all(requests, model=model, device=device, dtype=dtype, compile=compile)
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    _report(images, paths, as_json=as_json)
+
+
+def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> list[GenerationRequest]:
+    """The request `number` times, with seeds that count up from its own or from a random one."""
+    if not 1 <= number <= MAX_IMAGES:
+        raise InvalidRequest(f"-n must be 1…{MAX_IMAGES}, not {number}", param="n")
+    first = resolve(request, limits).seed
+    requests = [replace(request, seed=first + i) for i in range(number)]
+    # Of seeds that count up, the last is the one that can be too great.
+    resolve(requests[-1], limits)
+    return requests
+
+
+def _draw_all(requests: list[GenerationRequest], **load: Any) -> list[Image]:
+    from mezzotint.cli.progress import Bars
+    from mezzotint.engine.engine import Engine
+
+    with Bars(len(requests)) as bars:
+        bars.say(f"loading {load['model']}")
+        with Engine.load(warm_up=False, **load) as engine:
+            bars.say("drawing")
+            return asyncio.run(_draw_together(engine, requests, bars))
+
+
+async def _draw_together(engine: Engine, requests: list[GenerationRequest], bars: Bars) -> list[Image]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_draw_one(engine, r, i, bars)) for i, r in enumerate(requests)]
+    except ExceptionGroup as failures:
+        # The others were cancelled with the first.
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _draw_one(engine: Engine, request: GenerationRequest, index: int, bars: Bars) -> Image:
+    async with aclosing(engine.stream(request)) as events:  # type: ignore[type-var]
+        async for event in events:
+            match event:
+                case Queued(eta_s=eta_s):
+                    bars.waiting(index, eta_s)
+                case Progress(step=step, total=total):
+                    bars.step(index, step, total)
+                case Done(image=image):
+                    return image
+                case Failed(error=error):
+                    raise error
+    raise GenerationFailed("the request ended without a picture")
+
+
+def _report(images: list[Image], paths: list[Path], *, as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {"path": str(path), "receipt": image.receipt.to_dict()}
+            for image, path in zip(images, paths, strict=True)
+        ]
+        print(json.dumps({"images": rows}, indent=2))
+        return
+    for image, path in zip(images, paths, strict=True):
+        print(path)
+        for warning in image.receipt.warnings:
+            print(f"note: {warning}", file=sys.stderr)

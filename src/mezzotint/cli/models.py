@@ -1,0 +1,104 @@
+"""`mezzotint models`: what can be drawn with, where it lies, and whether its files are whole."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from mezzotint.cli.options import Json
+
+__all__ = ["app"]
+
+MEGABYTE = 10**6
+
+app = typer.Typer(help="The models: list, show, fetch and check them.")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name, folder or .safetensors file.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """The models: list, show, fetch and check them."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Every model that has a name, and whether it is on this machine."""
+    from dataclasses import asdict
+
+    from mezzotint.models.locations import list_models
+
+    models = list_models()
+    if as_json:
+        print(json.dumps([asdict(model) for model in models], indent=2, default=str))
+        return
+    from rich import print as rich_print
+    from rich.table import Table
+
+    table = Table("name", "what it is", "license", "here", box=None, header_style="bold")
+    for model in models:
+        here = f"{model.bytes / MEGABYTE:,.0f} MB" if model.installed else "no"
+        table.add_row(model.name, model.title, model.license, here)
+    rich_print(table)
+
+
+@app.command("show")
+def show(name: Name, as_json: Json = False) -> None:
+    """What there is to know of a model: its limits, defaults and samplers."""
+    from mezzotint.models.locations import describe
+
+    described = describe(name)
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    for key, value in described.items():
+        print(f"{key}: {_readable(value)}")
+
+
+def _readable(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return "".join(f"\n  {key}: {_readable(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(_readable(inner) for inner in value)
+    return str(value)
+
+
+@app.command("path")
+def path(name: Name) -> None:
+    """Where a model lies on this machine."""
+    from mezzotint.models.locations import find_model
+
+    print(find_model(name))
+
+
+@app.command("pull")
+def pull(name: Name) -> None:
+    """Fetch a model's pinned revision, and check every file of it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from mezzotint.models.pulling import pull as pull_model
+
+    console = Console(stderr=True)
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+        print(pull_model(name, lambda done, total: bar.update(task, completed=done, total=total)))
+
+
+@app.command("check")
+def check(name: Name) -> None:
+    """Hold a model's files to its manifest."""
+    from mezzotint.models.locations import check as check_model
+
+    report = check_model(name)
+    size = f"{report.files} files, {report.bytes / MEGABYTE:,.1f} MB"
+    if report.verified:
+        print(f"{report.name} is whole: {size}, each as the manifest has it")
+    else:
+        print(f"{report.name} has no manifest to hold it to: {size}, none of a refused kind")

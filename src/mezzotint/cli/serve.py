@@ -1,0 +1,76 @@
+"""`mezzotint serve`: the HTTP server on Ray Serve."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from mezzotint.cli.known import limits_of_installed
+from mezzotint.config import Settings, load_settings
+from mezzotint.errors import SettingInvalid
+
+__all__ = ["serve"]
+
+EXAMPLE = "/imagine?prompt=a+red+circle+on+a+white+background"
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", help="A model's name, folder or file. [default: demo]"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="The port to listen on; 0 takes a free one. [default: 8000]")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Engines, each with the model in memory. [default: 1]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="auto, fp32, bf16 or fp16. [default: auto]"),
+    ] = None,
+    no_ui: Annotated[bool, typer.Option("--no-ui", help="HTTP API only.")] = False,
+) -> None:
+    """Serve pictures over HTTP until Ctrl-C.
+
+    Each setting is also an environment variable, MEZZOTINT_PORT for --port and so on; a flag goes before it.
+    """
+    settings = load_settings(model=model, host=host, port=port, replicas=replicas, device=device, dtype=dtype)
+    _check_installed()
+    from mezzotint.serve.local import StopServing, choose_port, running, stop_signals
+
+    # An unknown model is refused now, not after Ray has started.
+    limits_of_installed(settings.model)
+    settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
+    print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
+    with stop_signals():
+        try:
+            with running(settings):
+                _announce(settings)
+                # A signal raises StopServing out of it.
+                while True:
+                    signal.pause()
+        except StopServing:
+            print("stopped", file=sys.stderr)
+
+
+def _check_installed() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("ray") is None or find_spec("fastapi") is None:
+        raise SettingInvalid("serving needs the [serve] extra: pip install 'mezzotint[serve]'")
+
+
+def _announce(settings: Settings) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    base = f"http://{host}:{settings.port}"
+    reachable = f"http://127.0.0.1:{settings.port}" if settings.host in ("0.0.0.0", "::") else base
+    print(f"ready: {base}")
+    print(f"try:   {reachable}{EXAMPLE}", flush=True)
