@@ -1,0 +1,48 @@
+# What one does with a checkout. Needs make and Python 3.11 or 3.12, and fetches the rest with pip.
+# pip's own settings hold: a CPU build of torch is taken where PIP_FIND_LINKS or an index offers one.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+MODEL ?= demo
+
+# The first Python that fits. Asked of each, because a name alone does not say what runs under it.
+FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	if $$python -c '$(FITS)' 2>/dev/null; then echo $$python; break; fi; done)
+
+.PHONY: help
+help:  ## Say what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: setup
+setup: $(STAMP)  ## Install everything into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: needs python3.11 or python3.12 with the venv module" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[serve,bench,test,check]'
+	touch $@
+
+.PHONY: demo
+demo: $(STAMP)  ## Serve the embedded model on this machine until Ctrl-C
+	@$(BIN)/mezzotint serve --model $(MODEL)
+
+.PHONY: test
+test: $(STAMP)  ## Run every test
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: $(STAMP)  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: clean
+clean:  ## Remove what was made here, the environment too
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out
+	find src tests training -name __pycache__ -type d -prune -exec rm -rf {} +
