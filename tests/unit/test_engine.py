@@ -212,6 +212,16 @@ def test_an_exception_a_backend_should_not_raise_fails_the_pass_and_not_the_engi
         engine.generate(ask(steps=5))
 
 
+def test_a_failing_preview_costs_the_preview_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    class Blind(FakeBackend):
+        def preview(self, request_id: str) -> Pixels:
+            raise RuntimeError("no preview")
+
+    with Engine(Blind()) as engine:
+        assert engine.generate(ask(steps=4, preview_every=1)).width == 128
+    assert "no preview" in caplog.text
+
+
 def test_a_deadline_ends_the_request() -> None:
     with Engine(FakeBackend(pass_seconds=0.02)) as engine, pytest.raises(DeadlineExceeded):
         engine.generate(ask(steps=150, deadline_s=0.1))

@@ -27,14 +27,18 @@ def engine(
     quick: Annotated[bool, typer.Option(help="Show that it runs; figures not worth quoting.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for engine.json and engine.png.")] = Path("out/bench"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
 ) -> None:
     """The engine against diffusers serially, request-level batching, and one call at a time."""
     # Heavy imports wait until the command is really run.
+    import transformers
+
+    # diffusers' pipeline module imports image processors it does not need, which complain of torchvision.
+    transformers.logging.set_verbosity_error()
     from mezzotint.bench.engine import FULL, PARTS, QUICK, Bench
     from mezzotint.bench.reference import Reference
     from mezzotint.bench.report import describe_run, plot_latency, results_table, write_json
-    from mezzotint.models import find_model, load_backend
+    from mezzotint.models.loading import load_backend
 
     chosen = part or list(PARTS)
     for name in chosen:
@@ -44,7 +48,7 @@ def engine(
     console = Console(stderr=True)
     backend = load_backend(model, device=device, dtype=dtype)
     run = describe_run(backend.info)
-    reference = Reference(find_model(model), device=backend.info.device, dtype=backend.info.dtype)
+    reference = Reference(model, info=backend.info)
     bench = Bench(backend, reference, QUICK if quick else FULL)
     results = []
     try:

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
+from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest
+from mezzotint.models import CATALOGUE, find_model
+from mezzotint.models.loading import DTYPES, load_parts
 
 __all__ = ["Reference"]
 
 
 class Reference:
-    """`StableDiffusionXLPipeline` from a model folder, in the engine's dtype on the engine's device."""
+    """`StableDiffusionXLPipeline` on a copy of the model's modules, in the engine's dtype and place."""
 
-    def __init__(self, folder: Path, *, device: str, dtype: str) -> None:
-        self._device = device
-        self._dtype = getattr(torch, dtype)
-        self.pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
-            folder, torch_dtype=self._dtype, use_safetensors=True, local_files_only=True
-        ).to(device)
+    def __init__(self, model: str, *, info: BackendInfo) -> None:
+        # "cpu (x86_64)" and "cuda (…)" describe the device; the first word is torch's name for it.
+        self._device = info.device.split()[0]
+        self._dtype = DTYPES[info.dtype]
+        parts = load_parts(
+            find_model(model), CATALOGUE.get(model), dtype=self._dtype, device=torch.device(self._device)
+        )
+        self.pipeline: Any = StableDiffusionXLPipeline(
+            vae=parts.vae,
+            text_encoder=parts.text_encoders[0],
+            text_encoder_2=parts.text_encoders[1],
+            tokenizer=parts.tokenizers[0],
+            tokenizer_2=parts.tokenizers[1],
+            unet=parts.unet,
+            scheduler=EulerDiscreteScheduler.from_config(parts.scheduler_config),
+            force_zeros_for_empty_prompt=parts.force_zeros_for_empty_prompt,
+            add_watermarker=False,
+        )
         self.pipeline.set_progress_bar_config(disable=True)
 
     def draw(self, requests: Sequence[GenerationRequest]) -> Any:
@@ -43,7 +57,7 @@ class Reference:
         rows = images * (2 if guided else 1)
         tokens = self.pipeline.tokenizer.model_max_length
         factor = self.pipeline.vae_scale_factor
-        like = {"device": self._device, "dtype": self._dtype}
+        like: dict[str, Any] = {"device": self._device, "dtype": self._dtype}
         latents = torch.randn(rows, unet.config.in_channels, height // factor, width // factor, **like)
         hidden = torch.randn(rows, tokens, unet.config.cross_attention_dim, **like)
         conditions = {

@@ -364,7 +364,11 @@ class Engine:
             every = self._tickets[request_id].request.preview_every
             left = self._scheduler.remaining(request_id) - 1
             if every and request_id not in failed and left and left % every == 0:
-                previews[request_id] = self._backend.preview(request_id)
+                try:
+                    previews[request_id] = self._backend.preview(request_id)
+                except Exception:
+                    # A look on the way is a courtesy; the picture does not hang on it.
+                    logger.exception("no preview for a request")
         return previews
 
     # The decoder
