@@ -20,6 +20,7 @@ from mezzotint.core import (
     Event,
     Failed,
     GenerationRequest,
+    Pixels,
     Progress,
     Queued,
     ResolvedRequest,
