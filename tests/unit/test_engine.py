@@ -132,7 +132,7 @@ async def test_leaving_a_stream_cancels_its_request() -> None:
         async for event in stream:
             if isinstance(event, Progress):
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         await asyncio.to_thread(wait_until, lambda: backend.held == 0)
         assert engine.status().running == 0
 

@@ -117,7 +117,7 @@ async def _draw_together(engine: Engine, requests: list[GenerationRequest], bars
 
 
 async def _draw_one(engine: Engine, request: GenerationRequest, index: int, bars: Bars) -> Image:
-    async with aclosing(engine.stream(request)) as events:  # type: ignore[type-var]
+    async with aclosing(engine.stream(request)) as events:
         async for event in events:
             match event:
                 case Queued(eta_s=eta_s):

@@ -48,7 +48,7 @@ class EngineReplica:
         Closing the iterator, or cancelling the task that reads it, cancels the request in the engine.
         """
         try:
-            async with aclosing(self._engine.stream(request)) as events:  # type: ignore[type-var]
+            async with aclosing(self._engine.stream(request)) as events:
                 async for event in events:
                     answer = await self._answer(event, format)
                     if progress or isinstance(answer, Drawn | Refused):
