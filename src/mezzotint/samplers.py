@@ -77,7 +77,14 @@ SAMPLERS: tuple[Sampler, ...] = (
     Sampler("Heun", "HeunDiscreteScheduler", evaluations_per_step=2),
     # LCM picks its timesteps from the 50 of its distillation, so it cannot make more steps than those.
     Sampler("LCM", "LCMScheduler", max_steps=50),
-    Sampler("PNDM", "PNDMScheduler", ("PLMS",), extra_evaluations=1),
+    # Without its Runge-Kutta start, as Stable Diffusion's own configurations have it.
+    Sampler(
+        "PNDM",
+        "PNDMScheduler",
+        ("PLMS",),
+        overrides=_overrides(skip_prk_steps=True),
+        extra_evaluations=1,
+    ),
 )
 
 DEFAULT_SAMPLER = SAMPLERS[0]

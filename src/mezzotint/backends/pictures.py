@@ -1,0 +1,91 @@
+"""Latents to pixels: the VAE for finished pictures, a linear map for previews.
+
+Follows the end of `StableDiffusionXLPipeline.__call__` and `VaeImageProcessor.postprocess`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mezzotint.core import Pixels
+from mezzotint.errors import GenerationFailed
+
+__all__ = ["PictureDecoder"]
+
+TEST_CARD_SIZE = 192
+
+
+class PictureDecoder:
+    """A VAE in evaluation mode. `decode` and `preview` may run in two threads at once."""
+
+    def __init__(self, vae: Any) -> None:
+        # fp16 overflows in SDXL's own VAE. diffusers casts it up for each picture; once is enough.
+        if vae.dtype == torch.float16 and vae.config.force_upcast:
+            vae.to(torch.float32)
+        self._vae = vae
+        self._scaling = float(vae.config.scaling_factor)
+        self._mean = self._constant("latents_mean")
+        self._std = self._constant("latents_std")
+        self._rgb_map: torch.Tensor | None = None
+
+    def decode(self, latents: torch.Tensor) -> Pixels:
+        """Latents 1 × 4 × h × w, as they leave the sampler, to 8h × 8w × 3.
+
+        Raises:
+            GenerationFailed: what came out are not all finite numbers.
+        """
+        latents = latents.to(self._vae.dtype)
+        if self._mean is not None and self._std is not None:
+            latents = latents * self._std / self._scaling + self._mean
+        else:
+            latents = latents / self._scaling
+        image = self._vae.decode(latents, return_dict=False)[0]
+        if not bool(torch.isfinite(image).all()):
+            raise GenerationFailed("the decoded picture holds values that are not finite numbers")
+        return _to_pixels(image)
+
+    def preview(self, latents: torch.Tensor) -> Pixels:
+        """Clean latents 1 × 4 × h × w to h × w × 3, by one linear map for the colour of each cell."""
+        if self._rgb_map is None:
+            self._rgb_map = self._fit_rgb_map()
+        cells = latents[0].float().flatten(1).T
+        colours = torch.cat([cells, cells.new_ones(len(cells), 1)], dim=1) @ self._rgb_map
+        height, width = latents.shape[-2:]
+        image = colours.T.reshape(1, 3, height, width)
+        return _to_pixels(torch.nan_to_num(image))
+
+    def _fit_rgb_map(self) -> torch.Tensor:
+        """Least squares from the VAE's latents of a test card to the card's colours; 5 × 3.
+
+        The card is soft random colour, always the same, so a preview never depends on what came before.
+        """
+        coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        card = F.interpolate(coarse, size=(TEST_CARD_SIZE, TEST_CARD_SIZE), mode="bicubic").clamp(-1, 1)
+        card = card.to(device=self._vae.device, dtype=self._vae.dtype)
+        latents = self._vae.encode(card).latent_dist.mode()
+        if self._mean is not None and self._std is not None:
+            latents = (latents - self._mean) * self._scaling / self._std
+        else:
+            latents = latents * self._scaling
+        colours = F.adaptive_avg_pool2d(card.float(), latents.shape[-2:])
+        cells = latents[0].float().flatten(1).T
+        cells = torch.cat([cells, cells.new_ones(len(cells), 1)], dim=1)
+        solution = torch.linalg.lstsq(cells.cpu(), colours[0].flatten(1).T.cpu()).solution
+        return torch.nan_to_num(solution).to(self._vae.device)
+
+    def _constant(self, name: str) -> torch.Tensor | None:
+        values = getattr(self._vae.config, name, None)
+        if values is None:
+            return None
+        return torch.tensor(values, device=self._vae.device, dtype=self._vae.dtype).view(1, -1, 1, 1)
+
+
+def _to_pixels(image: torch.Tensor) -> Pixels:
+    """1 × 3 × h × w in -1…1 to h × w × 3 bytes, rounding as `VaeImageProcessor` does."""
+    unit = (image * 0.5 + 0.5).clamp(0, 1)
+    pixels: Pixels = (unit[0].permute(1, 2, 0).float() * 255).round().to(torch.uint8).cpu().numpy()
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,135 @@
+"""Prompts to embeddings, as diffusers' SDXL pipeline makes them, remembered for the next request.
+
+Follows `StableDiffusionXLPipeline.encode_prompt`: both text encoders read the same text, their last but one
+hidden states are joined, and the second encoder's projection is the pooled embedding. Knows no requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Embedding", "PromptEncoder"]
+
+MAX_CACHED_ENTRIES = 512
+MAX_CACHED_BYTES = 256 * 2**20
+MAX_QUOTED_CHARACTERS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What the UNet reads of a text: `hidden` 1 × tokens × width, `pooled` 1 × projection width.
+
+    `cut` is the end of the text that did not fit into `window` tokens, empty if all did.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor
+    cut: str = ""
+    window: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.hidden.nbytes + self.pooled.nbytes
+
+    def warning(self, field: str) -> tuple[str, ...]:
+        """The receipt's sentence about what was cut from `field`, if anything was."""
+        if not self.cut:
+            return ()
+        return (f'{field}: the part after {self.window} tokens was cut: "{self.cut}"',)
+
+
+class PromptEncoder:
+    """Encodes texts and keeps the latest embeddings, bounded in number and bytes. Not thread-safe."""
+
+    def __init__(
+        self,
+        tokenizers: Sequence[Any],
+        text_encoders: Sequence[Any],
+        *,
+        zeros_without_negative: bool,
+        max_entries: int = MAX_CACHED_ENTRIES,
+        max_bytes: int = MAX_CACHED_BYTES,
+    ) -> None:
+        self._tokenizers = tokenizers
+        self._text_encoders = text_encoders
+        self._zeros_without_negative = zeros_without_negative
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._cache: OrderedDict[str, Embedding] = OrderedDict()
+        self._bytes = 0
+        self._zeros: Embedding | None = None
+        self.hits = 0
+        self.misses = 0
+        # Both libraries log what is cut; the receipt already says so, to the one whom it concerns.
+        logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that the remembered embeddings take."""
+        return self._bytes
+
+    def encode(self, text: str) -> Embedding:
+        """The embedding of `text`, on the encoders' device and in their dtype."""
+        known = self._cache.get(text)
+        if known is not None:
+            self.hits += 1
+            self._cache.move_to_end(text)
+            return known
+        self.misses += 1
+        embedding = self._encode(text)
+        self._remember(text, embedding)
+        return embedding
+
+    def encode_negative(self, text: str | None) -> Embedding:
+        """As `encode`; no text at all is all zeros where the model was trained so, else the empty text."""
+        if text is not None or not self._zeros_without_negative:
+            return self.encode(text or "")
+        if self._zeros is None:
+            empty = self.encode("")
+            self._zeros = Embedding(torch.zeros_like(empty.hidden), torch.zeros_like(empty.pooled))
+        return self._zeros
+
+    def _encode(self, text: str) -> Embedding:
+        hidden, cut, window = [], "", 0
+        pooled: torch.Tensor | None = None
+        for tokenizer, encoder in zip(self._tokenizers, self._text_encoders, strict=True):
+            length = tokenizer.model_max_length
+            tokens = tokenizer(
+                text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            )
+            # Only a full window can have lost anything; one word of warning serves both tokenizers.
+            if not cut and bool(tokens.attention_mask.all()):
+                cut, window = _cut(tokenizer, text), length - 2
+            output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+            # The first encoder's first output is its last hidden state, the second's its projection.
+            if pooled is None and output[0].ndim == 2:
+                pooled = output[0]
+            hidden.append(output.hidden_states[-2])
+        if pooled is None:
+            raise ValueError("no text encoder with a projection")
+        joined = torch.concat(hidden, dim=-1).to(self._text_encoders[-1].dtype)
+        return Embedding(joined, pooled, cut, window)
+
+    def _remember(self, text: str, embedding: Embedding) -> None:
+        if embedding.bytes > self._max_bytes:
+            return
+        self._cache[text] = embedding
+        self._bytes += embedding.bytes
+        while self._bytes > self._max_bytes or len(self._cache) > self._max_entries:
+            _, oldest = self._cache.popitem(last=False)
+            self._bytes -= oldest.bytes
+
+
+def _cut(tokenizer: Any, text: str) -> str:
+    """The end of `text` beyond the tokenizer's window, shortened to what a receipt can hold."""
+    ids = tokenizer(text, verbose=False).input_ids
+    cut = str(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])).strip()
+    if len(cut) > MAX_QUOTED_CHARACTERS:
+        return cut[: MAX_QUOTED_CHARACTERS - 1] + "…"
+    return cut
