@@ -1,0 +1,222 @@
+"""Where models lie, and what is known of them without loading one.
+
+The answers behind `mezzotint models list`, `show` and `check`. No torch here: these must answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mezzotint.core import ModelLimits
+from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound
+from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
+from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
+from mezzotint.samplers import SAMPLERS, find_sampler
+
+__all__ = [
+    "CheckReport",
+    "ListedModel",
+    "check",
+    "describe",
+    "find_model",
+    "limits_of",
+    "list_models",
+    "models_home",
+]
+
+PIXELS_PER_LATENT = 8
+SDXL_SAMPLE_SIZE = 128
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A line of `mezzotint models list`. `path` and `bytes` are `None` and 0 unless it is installed."""
+
+    name: str
+    title: str
+    license: str
+    repository: str | None
+    revision: str | None
+    installed: bool
+    path: Path | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """A model whose files are what they should be. `verified` says whether a manifest vouches for them."""
+
+    name: str
+    path: Path
+    files: int
+    bytes: int
+    verified: bool
+
+
+def models_home() -> Path:
+    """Where pulled models lie: `$MEZZOTINT_HOME/models`, by default below `~/.cache/mezzotint`."""
+    home = os.environ.get("MEZZOTINT_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "mezzotint") / "models"
+
+
+def catalogue_path(entry: CatalogueEntry) -> Path:
+    """Where `entry` lies, or would."""
+    if entry.source is None:
+        return Path(__file__).parent / entry.name
+    return models_home() / entry.name
+
+
+def find_model(name: str) -> Path:
+    """The folder or single file of a model: a name of the catalogue, or a path.
+
+    Raises:
+        ModelNotFound: there is none; the message says what is accepted, or how to get it.
+    """
+    entry = CATALOGUE.get(name)
+    if entry is not None:
+        path = catalogue_path(entry)
+        if _is_installed(entry):
+            return path
+        if entry.source is None:
+            raise ModelNotFound(f"this installation of Mezzotint came without the {name} model's files")
+        raise ModelNotFound(f"{name} is not on this machine; fetch it with: mezzotint models pull {name}")
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    if path.is_dir() and (path / "model_index.json").is_file():
+        return path
+    if path.is_dir():
+        raise ModelNotFound(f"{name} is not a diffusers model: it has no model_index.json")
+    known = ", ".join(CATALOGUE)
+    raise ModelNotFound(
+        f"no model {name!r}; accepted are {known}, a diffusers folder, or a single .safetensors file"
+    )
+
+
+def limits_of(name: str) -> ModelLimits:
+    """What the model draws by default and at most.
+
+    Raises:
+        ModelNotFound, ModelInvalid: there is no such model, or its configuration is unreadable.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name].limits
+    path = find_model(name)
+    if path.is_file():
+        return limits_of_size(SDXL_SAMPLE_SIZE * PIXELS_PER_LATENT, "Euler")
+    size = int(read_json(path / "unet/config.json").get("sample_size") or SDXL_SAMPLE_SIZE)
+    scheduler = str(read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
+    try:
+        sampler = find_sampler(scheduler).name
+    except InvalidRequest:
+        # A scheduler outside the table: Euler draws from any epsilon or v model.
+        sampler = "Euler"
+    return limits_of_size(size * PIXELS_PER_LATENT, sampler)
+
+
+def list_models() -> list[ListedModel]:
+    """The catalogue, with what of it is on this machine."""
+    listed = []
+    for entry in CATALOGUE.values():
+        installed = _is_installed(entry)
+        path = catalogue_path(entry)
+        listed.append(
+            ListedModel(
+                name=entry.name,
+                title=entry.title,
+                license=entry.license,
+                repository=entry.source.repository if entry.source else None,
+                revision=entry.source.revision if entry.source else None,
+                installed=installed,
+                path=path if installed else None,
+                bytes=sum(size for _, size in _sizes(path)) if installed else 0,
+            )
+        )
+    return listed
+
+
+def check(name: str) -> CheckReport:
+    """Hold a model's files to its manifest.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        ModelInvalid: naming the first file that is not as it should be.
+    """
+    path = find_model(name)
+    verified = verify(path, required=name in CATALOGUE)
+    sizes = _sizes(path)
+    return CheckReport(name, path, len(sizes), sum(size for _, size in sizes), verified)
+
+
+def verify(path: Path, *, required: bool) -> bool:
+    """Whether a manifest vouches for the model at `path`; with `required`, there must be one.
+
+    Raises:
+        ModelInvalid: a file is of a refused kind, or not as the manifest lists it.
+    """
+    if path.is_file():
+        return False
+    check_file_kinds(path)
+    if not required and read_manifest(path) is None:
+        return False
+    check_manifest(path)
+    return True
+
+
+def describe(name: str) -> dict[str, Any]:
+    """What there is to know of a model, in plain JSON types; `vocabulary` where the model states its own.
+
+    Raises:
+        ModelNotFound, ModelInvalid: there is no such model, or its configuration is unreadable.
+    """
+    entry = CATALOGUE.get(name)
+    installed = entry is None or _is_installed(entry)
+    path = find_model(name) if installed else None
+    described: dict[str, Any] = {
+        "name": name,
+        "title": entry.title if entry else name,
+        "license": entry.license if entry else None,
+        "repository": entry.source.repository if entry and entry.source else None,
+        "revision": entry.source.revision if entry and entry.source else None,
+        "installed": installed,
+        "limits": asdict(limits_of(name)),
+        "samplers": [sampler.name for sampler in SAMPLERS],
+    }
+    vocabulary = path / "vocabulary.json" if path else None
+    if vocabulary and vocabulary.is_file():
+        described["vocabulary"] = json.loads(vocabulary.read_text(encoding="utf-8"))
+    return described
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A model's configuration file.
+
+    Raises:
+        ModelInvalid: it is missing or not a JSON object.
+    """
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelInvalid(f"the model lacks {name}") from None
+    except ValueError:
+        raise ModelInvalid(f"{name} is not JSON") from None
+    if not isinstance(value, dict):
+        raise ModelInvalid(f"{name} is not a JSON object")
+    return value
+
+
+def _is_installed(entry: CatalogueEntry) -> bool:
+    path = catalogue_path(entry)
+    if entry.source is None:
+        return (path / "model_index.json").is_file()
+    return (path / MANIFEST_NAME).is_file()
+
+
+def _sizes(path: Path) -> list[tuple[str, int]]:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return [(str(file), file.stat().st_size) for file in files]
