@@ -1,0 +1,128 @@
+"""Fixtures for every folder of tests: a tiny SDXL with random weights, built once a session in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+TEXT_WINDOW = 16
+
+
+def build_tiny_sdxl(folder: Path, **unet_changes: Any) -> Path:
+    """Write a diffusers folder of a small random SDXL: 4×8 latents for 32×64 pixels, two text encoders.
+
+    `unet_changes` are laid over the UNet's configuration.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(**{**unet_configuration(), **unet_changes})
+        vae = AutoencoderKL(
+            block_out_channels=(16, 16, 32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+            scaling_factor=0.13025,
+            sample_size=64,
+        )
+        words = write_tokenizer(folder / "tokenizer")
+        write_tokenizer(folder / "tokenizer_2")
+        text = CLIPTextConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            vocab_size=words,
+            max_position_embeddings=TEXT_WINDOW,
+            projection_dim=32,
+            bos_token_id=words - 2,
+            eos_token_id=words - 1,
+            pad_token_id=words - 1,
+        )
+        CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+        CLIPTextModelWithProjection(text).save_pretrained(folder / "text_encoder_2")
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler_configuration()))
+    (folder / "model_index.json").write_text(json.dumps(model_index()))
+    return folder
+
+
+def unet_configuration() -> dict[str, Any]:
+    return {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4),
+        "use_linear_projection": True,
+        "norm_num_groups": 8,
+        "cross_attention_dim": 64,
+        "transformer_layers_per_block": (1, 1),
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 32 + 6 * 8,
+    }
+
+
+def scheduler_configuration() -> dict[str, Any]:
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+
+
+def model_index() -> dict[str, Any]:
+    return {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A tokenizer that knows letters alone; returns the size of its vocabulary."""
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), START, END]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    configuration = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": TEXT_WINDOW,
+        "bos_token": START,
+        "eos_token": END,
+        "pad_token": END,
+        "unk_token": END,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(configuration))
+    return len(tokens)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to read only; a test that changes files copies it first."""
+    return build_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")

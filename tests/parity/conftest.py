@@ -1,0 +1,119 @@
+"""A backend on the tiny SDXL, diffusers' own pipeline on the same modules, and the ways to draw with each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest, resolve
+from mezzotint.models.loading import load_backend
+from mezzotint.samplers import find_sampler
+
+
+@dataclass
+class Studio:
+    """One model, loaded twice: as our backend and as diffusers' pipeline."""
+
+    backend: DiffusersBackend
+    pipeline: Any
+    scheduler_config: dict[str, Any]
+
+    def request(self, **fields: Any) -> ResolvedRequest:
+        return resolve(
+            GenerationRequest(**{"prompt": "a fox", "seed": 7, **fields}), self.backend.info.limits
+        )
+
+    def draw(self, *arrivals: tuple[int, ResolvedRequest]) -> list[Pixels]:
+        """Draw requests together, each joining the pass of its number; guided and unguided ones apart."""
+        waiting = {f"r{index}": arrival for index, arrival in enumerate(arrivals)}
+        left: dict[str, int] = {}
+        pixels: dict[str, Pixels] = {}
+        turn = 0
+        while waiting or left:
+            for request_id in [key for key, (joins, _) in waiting.items() if joins <= turn]:
+                request = waiting.pop(request_id)[1]
+                self.backend.start(request_id, request)
+                left[request_id] = request.evaluations
+            for group in self._groups(left, arrivals):
+                assert self.backend.step(group) == {}
+                for request_id in group:
+                    left[request_id] -= 1
+                    if left[request_id] == 0:
+                        del left[request_id]
+                        pixels[request_id] = self.backend.decode(request_id)
+                        self.backend.release(request_id)
+            turn += 1
+        return [pixels[f"r{index}"] for index in range(len(arrivals))]
+
+    @staticmethod
+    def _groups(left: dict[str, int], arrivals: Sequence[tuple[int, ResolvedRequest]]) -> list[list[str]]:
+        groups: dict[tuple[int, int, bool], list[str]] = {}
+        for request_id in left:
+            request = arrivals[int(request_id[1:])][1]
+            groups.setdefault((request.width, request.height, request.guided), []).append(request_id)
+        return list(groups.values())
+
+    def reference(self, request: ResolvedRequest) -> Pixels:
+        """The request drawn alone by diffusers' own pipeline."""
+        sampler = find_sampler(request.scheduler)
+        changes = dict(sampler.overrides)
+        if sampler.seeded_noise:
+            changes["noise_sampler_seed"] = request.seed
+        scheduler = getattr(diffusers, sampler.diffusers_class)
+        self.pipeline.scheduler = scheduler.from_config(self.scheduler_config, **changes)
+        image = self.pipeline(
+            request.prompt,
+            negative_prompt=request.negative_prompt,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+        ).images[0]
+        return np.asarray(image)
+
+
+def open_studio(model: str) -> Studio:
+    from mezzotint.models.locations import find_model
+
+    backend = load_backend(model, device="cpu", threads=1)
+    assert isinstance(backend, DiffusersBackend)
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
+        find_model(model), dtype=torch.float32, local_files_only=True, add_watermarker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return Studio(backend, pipeline, dict(pipeline.scheduler.config))
+
+
+@pytest.fixture(scope="session")
+def tiny_studio(tiny_sdxl: Path) -> Studio:
+    return open_studio(str(tiny_sdxl))
+
+
+@pytest.fixture(scope="session")
+def demo_studio() -> Studio:
+    return open_studio("demo")
+
+
+@pytest.fixture
+def fresh_backend(tiny_sdxl: Path) -> Iterator[Callable[..., DiffusersBackend]]:
+    """Makes backends of their own for tests that look into one or break one."""
+    made: list[DiffusersBackend] = []
+
+    def make(**options: Any) -> DiffusersBackend:
+        backend = load_backend(str(tiny_sdxl), **{"device": "cpu", "threads": 1, **options})
+        assert isinstance(backend, DiffusersBackend)
+        made.append(backend)
+        return backend
+
+    yield make
+    for backend in made:
+        backend.close()
