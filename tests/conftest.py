@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,9 @@ def write_tokenizer(folder: Path) -> int:
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to read only; a test that changes files copies it first."""
     return build_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def build_tiny() -> Callable[..., Path]:
+    """`build_tiny_sdxl`, for models that differ from `tiny_sdxl`."""
+    return build_tiny_sdxl
