@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -110,8 +111,6 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    # Ray tells of settings it will change some day; here they are set.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def _start_ray(settings: Settings, address: str | None) -> None:
@@ -128,6 +127,9 @@ def _start_ray(settings: Settings, address: str | None) -> None:
             include_dashboard=False,
             **quiet,
         )
+        # For a GPU that is not there, Ray would wait without end.
+        if settings.device.startswith("cuda") and not ray.cluster_resources().get("GPU"):
+            raise SettingInvalid(f"--device {settings.device}: there is no CUDA device on this machine")
     # Ray has put its own handler of SIGTERM in place.
     _take_signals()
 
@@ -167,7 +169,7 @@ def _stop_everything(*, own_ray: bool) -> None:
     """Let running requests end, then every process of Ray; all at once when its core is gone."""
     children = psutil.Process().children(recursive=True) if own_ray else []
     core = [process for process in children if process.name() in CORE_PROCESSES]
-    closing = threading.Thread(target=_close_in_order, args=(own_ray,), daemon=True)
+    closing = threading.Thread(target=_close_in_order, daemon=True)
     closing.start()
     try:
         # A signal to the whole process group ends Ray's core too, and then no call to it returns.
@@ -176,24 +178,32 @@ def _stop_everything(*, own_ray: bool) -> None:
     except StopServing:
         logger.warning("asked twice to stop: running requests are dropped")
     if not closing.is_alive():
-        _, children = psutil.wait_procs(children, timeout=EXIT_SECONDS)
+        _wait_for_end(children)
     # Children of this process by their own handles: never another's that bears the same name.
     for process in children:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(children, timeout=EXIT_SECONDS)
+    _wait_for_end(children)
+
+
+def _wait_for_end(processes: list[psutil.Process]) -> None:
+    deadline = time.monotonic() + EXIT_SECONDS
+    while any(_is_running(process) for process in processes) and time.monotonic() < deadline:
+        time.sleep(WATCH_SECONDS)
 
 
 def _is_running(process: psutil.Process) -> bool:
+    # A zombie has ended; whether its parent takes note of it is not ours to wait for.
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
-def _close_in_order(own_ray: bool) -> None:
+def _close_in_order() -> None:
     import ray
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
     from mezzotint.serve.app import APP_NAME
 
@@ -201,8 +211,8 @@ def _close_in_order(own_ray: bool) -> None:
         if ray.is_initialized():
             # Waits for the requests that are running, up to the replicas' own limit.
             serve.delete(APP_NAME)
-            if own_ray:
-                serve.shutdown()
+    except RayServeException:
+        pass  # Stopped before Serve was there.
     except Exception:
         logger.exception("Ray Serve did not close in order")
     finally:

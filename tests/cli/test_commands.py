@@ -1,0 +1,117 @@
+"""The commands around drawing: help, version, models, doctor, and a start without heavy imports."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mezzotint
+from mezzotint.cli.main import run
+from mezzotint.doctor import FLOORS, SERVE_FLOORS
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"mezzotint {mezzotint.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], ["draw", "-h"], ["serve", "--help"], ["models"]])
+def test_help_names_what_there_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command) == 0
+    assert "Usage: mezzotint" in capsys.readouterr().out
+
+
+def test_the_command_line_starts_without_torch_ray_or_the_web_stack() -> None:
+    code = (
+        "import sys, mezzotint.cli; "
+        "print({'torch', 'ray', 'diffusers', 'transformers', 'fastapi'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+def test_models_list_has_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "list", "--json"]) == 0
+    models = {model["name"]: model for model in json.loads(capsys.readouterr().out)}
+    assert models["demo"]["installed"]
+
+
+def test_models_show_and_path_tell_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "show", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["limits"]["default_width"] >= 64
+    assert run(["models", "path", "demo"]) == 0
+    assert (Path(capsys.readouterr().out.strip()) / "model_index.json").is_file()
+
+
+def test_models_check_holds_the_embedded_model_to_its_manifest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "check", "demo"]) == 0
+    assert "demo is whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["show", "path", "pull", "check"])
+def test_an_unknown_model_is_one_line_and_code_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", command, "no-such-model"]) == 2
+    assert re.fullmatch(r"error: no model 'no-such-model'[^\n]+\n", capsys.readouterr().err)
+
+
+def test_the_doctor_finds_each_part_and_says_how_to_mend_what_is_wrong(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = run(["doctor", "--json"])
+    findings = {finding["part"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert {*FLOORS, *SERVE_FLOORS, "Python", "torch build", "CPU", "memory", "disk", "demo model"} <= set(
+        findings
+    )
+    assert code == int(any(finding["state"] == "wrong" for finding in findings.values()))
+    assert all(finding["fix"] for finding in findings.values() if finding["state"] != "ok")
+
+
+def test_the_doctor_says_when_the_port_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr("mezzotint.doctor.DEFAULT_PORT", taken.getsockname()[1])
+        run(["doctor", "--json"])
+    findings = json.loads(capsys.readouterr().out)
+    assert any(finding["state"] == "note" and finding["part"].startswith("port") for finding in findings)
+
+
+def test_the_doctor_exits_1_when_something_essential_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(FLOORS, "torch", (99, 0))
+    assert run(["doctor"]) == 1
+    assert "at least 99.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--port", "70000"], "--port takes a TCP port"),
+        (["--model", "no-such-model"], "no model 'no-such-model'"),
+        (["--replicas", "0"], "--replicas takes"),
+        (["--dtype", "int8"], "--dtype takes"),
+        (["--host", "192.0.2.1", "--model", "fake"], "cannot listen on 192.0.2.1"),
+    ],
+)
+def test_serve_refuses_a_bad_setting_before_anything_starts(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"error: [^\n]+\n", captured.err)
+    assert told in captured.err
+    assert captured.out == ""
+
+
+def test_serve_refuses_a_taken_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run(["serve", "--model", "fake", "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1 port {port}: address already in use" in capsys.readouterr().err

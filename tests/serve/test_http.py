@@ -1,0 +1,307 @@
+"""The HTTP contract, on the application itself: no Ray, the replica in this process, the fake backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.config import Settings
+from mezzotint.core import GenerationRequest, ResolvedRequest
+from mezzotint.engine.engine import Engine
+from mezzotint.errors import GenerationFailed, MezzotintError, QueueFull, ShuttingDown
+from mezzotint.imaging.metadata import read_receipt
+from mezzotint.serve.gateway import Gateway
+from mezzotint.serve.http import build_http
+from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.wire import Drawn, ModelLoading, Refused, WireEvent
+
+FAULT_PROMPT = "break the device"
+
+
+class OneReplica:
+    """A replica in this process, as the gateway sees the many behind Ray."""
+
+    def __init__(self, replica: EngineReplica) -> None:
+        self.replica = replica
+        self.lost = 0
+        self.loading = False
+        self.requests: list[GenerationRequest] = []
+
+    async def info(self) -> BackendInfo:
+        if self.loading:
+            raise ModelLoading("the model is loading", retry_after_s=2)
+        return await self.replica.info()
+
+    async def generate(self, request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
+        self.requests.append(request)
+        if self.lost:
+            self.lost -= 1
+            raise ModelLoading("the replica was lost", retry_after_s=2)
+        async for event in self.replica.generate(request, format):
+            yield event
+
+
+def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+    failing = request.prompt == FAULT_PROMPT and where == "step"
+    return GenerationFailed("the device is lost") if failing else None
+
+
+@pytest.fixture(scope="module")
+def replica() -> AsyncIterator[EngineReplica]:
+    replica = EngineReplica(Settings(), Engine(FakeBackend(fault=fault)))
+    yield replica
+    replica.close()
+
+
+@pytest.fixture
+def replicas(replica: EngineReplica) -> OneReplica:
+    return OneReplica(replica)
+
+
+@pytest.fixture
+async def client(replicas: OneReplica) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(build_http(Gateway(replicas, deadline_s=60.0)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error, whose shape is the same everywhere."""
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in response.text
+    return dict(body["error"])
+
+
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [("png", "image/png"), ("jpeg", "image/jpeg"), ("jpg", "image/jpeg"), ("webp", "image/webp")],
+)
+async def test_imagine_answers_with_the_picture(client: httpx.AsyncClient, format: str, kind: str) -> None:
+    fields = {"prompt": "a cat", "size": "64x96", "steps": "2", "seed": "5", "format": format}
+    response = await client.get("/imagine", params=fields)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == kind
+    receipt = read_receipt(response.content)
+    assert (receipt.prompt, receipt.width, receipt.height) == ("a cat", 64, 96)
+    assert (receipt.steps, receipt.seed) == (2, 5)
+    assert response.headers["x-mezzotint-seed"] == "5"
+    assert float(response.headers["x-mezzotint-queue-ms"]) >= 0
+    assert float(response.headers["x-mezzotint-compute-ms"]) > 0
+
+
+async def test_every_field_reaches_the_picture(client: httpx.AsyncClient) -> None:
+    fields = {"width": "96", "height": "64", "guidance_scale": "2.5", "negative_prompt": "blue"}
+    response = await client.get("/imagine", params={"prompt": "a", "scheduler": "euler A", **fields})
+    receipt = read_receipt(response.content)
+    assert (receipt.width, receipt.height, receipt.guidance_scale) == (96, 64, 2.5)
+    assert (receipt.negative_prompt, receipt.scheduler) == ("blue", "Euler a")
+
+
+async def test_an_empty_negative_prompt_in_a_url_means_none(client: httpx.AsyncClient) -> None:
+    response = await client.get("/imagine", params={"prompt": "a", "negative_prompt": ""})
+    assert read_receipt(response.content).negative_prompt is None
+
+
+REFUSALS = {
+    "no prompt": ({}, "prompt"),
+    "an empty prompt": ({"prompt": " "}, "prompt"),
+    "an over-long prompt": ({"prompt": "a" * 10_001}, "prompt"),
+    "an unknown field": ({"prompt": "a", "stepz": "3"}, "stepz"),
+    "a width off the grid": ({"prompt": "a", "width": "100"}, "width"),
+    "a width in words": ({"prompt": "a", "width": "wide"}, "width"),
+    "too large": ({"prompt": "a", "size": "8192x8192"}, "width"),
+    "no size": ({"prompt": "a", "size": "big"}, "size"),
+    "two ways to say the size": ({"prompt": "a", "size": "64x64", "width": "64"}, "size"),
+    "no steps": ({"prompt": "a", "steps": "0"}, "steps"),
+    "half a step": ({"prompt": "a", "steps": "1.5"}, "steps"),
+    "NaN guidance": ({"prompt": "a", "guidance_scale": "nan"}, "guidance_scale"),
+    "infinite guidance": ({"prompt": "a", "guidance_scale": "-inf"}, "guidance_scale"),
+    "a seed beyond 63 bits": ({"prompt": "a", "seed": str(2**63)}, "seed"),
+    "a seed of a thousand digits": ({"prompt": "a", "seed": "9" * 1000}, "seed"),
+    "an empty seed": ({"prompt": "a", "seed": ""}, "seed"),
+    "an unknown scheduler": ({"prompt": "a", "scheduler": "fastest"}, "scheduler"),
+    "an unknown format": ({"prompt": "a", "format": "gif"}, "format"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+async def test_a_bad_field_is_400_and_named(client: httpx.AsyncClient, case: str) -> None:
+    fields, param = REFUSALS[case]
+    response = await client.get("/imagine", params=fields)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_value")
+    assert error["param"] == param
+    assert param in error["message"]
+
+
+async def test_a_field_given_twice_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.get("/imagine?prompt=a&seed=1&seed=2")
+    assert (response.status_code, error_of(response)["param"]) == (400, "seed")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/imagine/", 404, "not_found"),
+        ("POST", "/imagine", 405, "method_not_allowed"),
+    ],
+)
+async def test_a_wrong_route_or_method_has_the_same_shape(
+    client: httpx.AsyncClient, method: str, path: str, status: int, code: str
+) -> None:
+    response = await client.request(method, path)
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+
+
+async def test_a_failure_of_the_device_is_500_and_not_to_be_repeated(client: httpx.AsyncClient) -> None:
+    response = await client.get("/imagine", params={"prompt": FAULT_PROMPT})
+    assert (response.status_code, error_of(response)["code"]) == (500, "generation_failed")
+    assert response.headers["x-should-retry"] == "false"
+
+
+async def test_an_unforeseen_exception_is_a_bare_500(
+    client: httpx.AsyncClient, replicas: OneReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken() -> BackendInfo:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(replicas, "info", broken)
+    response = await client.get("/readyz")
+    assert (response.status_code, error_of(response)["code"]) == (500, "internal_error")
+    assert "secret" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_after"),
+    [
+        (QueueFull("full", retry_after_s=3.2), "4"),
+        (QueueFull("full", retry_after_s=9_000), "120"),
+        (ShuttingDown("closing"), "2"),
+    ],
+)
+async def test_a_refusal_that_will_pass_says_when_to_come_back(
+    client: httpx.AsyncClient, replicas: OneReplica, error: MezzotintError, retry_after: str
+) -> None:
+    async def refuse(request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
+        yield Refused.from_error(error)
+
+    replicas.generate = refuse  # type: ignore[method-assign]
+    response = await client.get("/imagine", params={"prompt": "a"})
+    assert (response.status_code, error_of(response)["code"]) == (error.status, error.code)
+    assert response.headers["retry-after"] == retry_after
+    assert response.headers["x-should-retry"] == "true"
+
+
+async def test_ready_is_503_until_a_model_is_loaded(client: httpx.AsyncClient, replicas: OneReplica) -> None:
+    replicas.loading = True
+    assert (await client.get("/healthz")).json() == {"status": "ok"}
+    response = await client.get("/readyz")
+    assert (response.status_code, error_of(response)["code"]) == (503, "model_loading")
+    assert response.headers["retry-after"] == "2"
+    replicas.loading = False
+    response = await client.get("/readyz")
+    assert (response.status_code, response.json()["model"]) == (200, "fake")
+
+
+async def test_a_given_seed_makes_the_answer_cacheable_and_304_without_drawing(
+    client: httpx.AsyncClient, replicas: OneReplica
+) -> None:
+    fields = {"prompt": "a", "seed": "5", "steps": "2"}
+    first = await client.get("/imagine", params=fields)
+    assert "max-age" in first.headers["cache-control"]
+    again = await client.get("/imagine", params=fields)
+    assert (again.content, again.headers["etag"]) == (first.content, first.headers["etag"])
+    drawn = len(replicas.requests)
+    known = await client.get(
+        "/imagine", params=fields, headers={"If-None-Match": f'"x", W/{first.headers["etag"]}'}
+    )
+    assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert len(replicas.requests) == drawn
+
+
+@pytest.mark.parametrize("change", [{"seed": "6"}, {"steps": "3"}, {"format": "webp"}, {"prompt": "b"}])
+async def test_another_picture_has_another_etag(client: httpx.AsyncClient, change: dict[str, str]) -> None:
+    fields = {"prompt": "a", "seed": "5", "steps": "2"}
+    first = await client.get("/imagine", params=fields)
+    other = await client.get("/imagine", params=fields | change)
+    assert first.headers["etag"] != other.headers["etag"]
+
+
+async def test_without_a_seed_nothing_is_kept(client: httpx.AsyncClient) -> None:
+    response = await client.get("/imagine", params={"prompt": "a", "steps": "1"})
+    assert response.headers["cache-control"] == "no-store"
+    assert "etag" not in response.headers
+
+
+async def test_a_lost_replica_is_made_up_for_once_with_the_same_picture(
+    client: httpx.AsyncClient, replicas: OneReplica
+) -> None:
+    replicas.lost = 1
+    response = await client.get("/imagine", params={"prompt": "a", "steps": "1"})
+    assert response.status_code == 200
+    first, second = replicas.requests
+    assert first == second
+    assert first.seed == int(response.headers["x-mezzotint-seed"])
+    replicas.lost = 2
+    response = await client.get("/imagine", params={"prompt": "a", "steps": "1"})
+    assert (response.status_code, error_of(response)["code"]) == (503, "model_loading")
+
+
+async def test_every_request_carries_the_servers_deadline(
+    client: httpx.AsyncClient, replicas: OneReplica
+) -> None:
+    await client.get("/imagine", params={"prompt": "a", "steps": "1"})
+    assert replicas.requests[-1].deadline_s == 60.0
+
+
+async def test_with_progress_a_replica_tells_each_step_and_ends_once(replica: EngineReplica) -> None:
+    request = GenerationRequest("a", steps=3, seed=1)
+    events = [event async for event in replica.generate(request, "png", progress=True)]
+    assert isinstance(events[-1], Drawn)
+    assert len(events) > 1
+    assert not any(isinstance(event, Drawn | Refused) for event in events[:-1])
+
+
+async def test_closing_a_replicas_stream_cancels_in_the_engine() -> None:
+    backend = FakeBackend(pass_seconds=0.02)
+    replica = EngineReplica(Settings(), Engine(backend))
+    try:
+        events = replica.generate(GenerationRequest("a", steps=150), "png", progress=True)
+        await anext(events)
+        await events.aclose()
+        async with asyncio.timeout(10):
+            while backend.held or (await replica.status())["running"]:
+                await asyncio.sleep(0.01)
+        assert backend.passes < 50
+    finally:
+        replica.close()
+
+
+async def test_a_replica_whose_loop_has_ended_is_unhealthy() -> None:
+    replica = EngineReplica(Settings(), Engine(FakeBackend()))
+    replica.check_health()
+    replica.close()
+    with pytest.raises(RuntimeError, match="loop has ended"):
+        replica.check_health()
+    (refused,) = [event async for event in replica.generate(GenerationRequest("a"), "png")]
+    assert isinstance(refused, Refused)
+    assert isinstance(refused.to_error(), ShuttingDown)
+
+
+def test_an_error_crosses_as_data_and_comes_back_as_itself() -> None:
+    error = QueueFull("full", param="x", retry_after_s=1.5)
+    back = Refused.from_error(error).to_error()
+    assert (type(back), back.message, back.param, back.retry_after_s) == (QueueFull, "full", "x", 1.5)
+    unknown = replace(Refused.from_error(error), code="of_a_later_version").to_error()
+    assert unknown.status == 500

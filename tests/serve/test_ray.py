@@ -1,0 +1,146 @@
+"""`mezzotint serve` for real: Ray Serve in processes of its own, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from mezzotint.imaging.metadata import read_receipt
+
+PASS_SECONDS = 0.1
+LIMIT_SECONDS = 30.0
+
+
+@pytest.fixture
+def client(server: Any) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.address, timeout=LIMIT_SECONDS) as client:
+        yield client
+
+
+def imagine(client: httpx.Client, **fields: object) -> httpx.Response:
+    return client.get("/imagine", params={"prompt": "a cat", "steps": 1, **fields})
+
+
+def test_when_it_says_ready_it_draws(client: httpx.Client) -> None:
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").json()["model"] == "fake"
+    assert imagine(client).status_code == 200
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_pictures_and_headers_come_through_the_proxy(client: httpx.Client, format: str) -> None:
+    response = imagine(client, format=format, seed=3)
+    assert response.headers["content-type"] == f"image/{format}"
+    assert read_receipt(response.content).seed == 3
+    assert response.headers["x-mezzotint-seed"] == "3"
+    assert float(response.headers["x-mezzotint-compute-ms"]) >= PASS_SECONDS * 1000
+    assert response.headers["x-request-id"]
+    known = client.get(response.url, headers={"If-None-Match": response.headers["etag"]})
+    assert known.status_code == 304
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "param"),
+    [
+        ("GET", "/imagine", 400, "prompt"),
+        ("GET", "/imagine?prompt=a&stepz=3", 400, "stepz"),
+        ("GET", "/imagine?prompt=a&steps=0", 400, "steps"),
+        ("GET", "/imagine?prompt=a&seed=1&seed=2", 400, "seed"),
+        ("POST", "/imagine", 405, None),
+        ("GET", "/nothing", 404, None),
+    ],
+)
+def test_errors_come_through_the_proxy_in_their_shape(
+    client: httpx.Client, method: str, path: str, status: int, param: str | None
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert set(response.json()) == {"error"}
+    assert response.json()["error"]["param"] == param
+    assert response.headers["x-request-id"]
+
+
+def test_pictures_drawn_together_equal_pictures_drawn_alone(client: httpx.Client) -> None:
+    alone = [imagine(client, seed=seed, steps=2).content for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: imagine(client, seed=seed, steps=2).content, range(4)))
+    assert together == alone
+
+
+def leave_in_the_middle(address: str, steps: int) -> None:
+    """Ask for a long picture, and hang up once it is surely being drawn."""
+    url = urlsplit(address)
+    query = urlencode({"prompt": "left", "steps": steps})
+    with socket.create_connection((url.hostname, url.port), timeout=LIMIT_SECONDS) as connection:
+        connection.sendall(f"GET /imagine?{query} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode())
+        connection.settimeout(3 * PASS_SECONDS)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+
+
+def test_a_client_that_leaves_frees_its_place(server: Any, client: httpx.Client) -> None:
+    # A pass holds one image: while another is being drawn, a picture takes about twice as long.
+    steps, shared = 5, 1.6 * 5 * PASS_SECONDS * 1000
+    for _ in range(3):
+        leave_in_the_middle(server.address, steps=150)
+    deadline = time.monotonic() + 150 * PASS_SECONDS / 2
+    while float(imagine(client, steps=steps).headers["x-mezzotint-compute-ms"]) > shared:
+        assert time.monotonic() < deadline, "what the clients left is still being drawn"
+
+
+def test_ray_listens_on_this_machine_alone_and_asks_for_a_token(server: Any) -> None:
+    names = {helper.name() for helper in server.helpers}
+    assert {"gcs_server", "raylet"} <= names
+    for helper in server.helpers:
+        if helper.name() in ("gcs_server", "raylet"):
+            assert helper.environ()["RAY_AUTH_MODE"] == "token"
+            listening = [c for c in helper.net_connections() if c.status == psutil.CONN_LISTEN]
+            assert {connection.laddr.ip.removeprefix("::ffff:") for connection in listening} <= {"127.0.0.1"}
+
+
+def test_sigterm_lets_the_running_request_end_and_leaves_no_process(
+    start_server: Callable[..., Any],
+) -> None:
+    server = start_server("--model", f"fake:pass_seconds={PASS_SECONDS}")
+    address = server.wait_until_ready()
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{address}/imagine?prompt=last&steps=20"
+        last = pool.submit(httpx.get, url, timeout=LIMIT_SECONDS)
+        time.sleep(5 * PASS_SECONDS)
+        assert not last.done()
+        server.process.send_signal(signal.SIGTERM)
+        assert last.result().status_code == 200
+        assert read_receipt(last.result().content).prompt == "last"
+    assert server.wait_until_ended() == 0
+    assert server.left_behind() == []
+    assert "Traceback" not in server.err.read_text()
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_and_leaves_no_process(
+    start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    from mezzotint.models.locations import find_model
+
+    altered = tmp_path / "altered"
+    shutil.copytree(find_model("demo"), altered)
+    weights = next((altered / "unet").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    server = start_server("--model", str(altered))
+    assert server.wait_until_ended() == 1
+    told = [line for line in server.err.read_text().splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert weights.name in told[0]
+    assert "Traceback" not in server.err.read_text()
