@@ -1,4 +1,4 @@
-"""The diffusers backend, apart from its pictures: failures stay where they belong, previews, prompts, dtypes."""
+"""The diffusers backend, apart from its pictures: whose failure it is, prompts, previews, dtypes."""
 
 from __future__ import annotations
 

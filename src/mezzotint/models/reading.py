@@ -1,0 +1,223 @@
+"""A model's files to modules, and the certainty that together they are a Stable Diffusion XL.
+
+Only safetensors are read, each module by the class that this file names (never one that a file names), and
+nothing here uses the network. Whether the files are the right ones, the caller has checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from mezzotint.backends.diffusers import PipelineParts
+from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound
+from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
+from mezzotint.models.locations import find_model, read_json, verify
+
+__all__ = ["read_parts"]
+
+
+def read_parts(
+    path: Path, entry: CatalogueEntry | None = None, *, dtype: torch.dtype, device: torch.device
+) -> PipelineParts:
+    """The modules of the model at `path`, of which the caller has checked the files.
+
+    Raises:
+        ModelInvalid: they cannot be read, or are not those of an SDXL.
+        ModelNotFound: another model that this one builds on is missing.
+    """
+    with _quiet():
+        if path.is_file():
+            parts = _read_single_file(path, dtype)
+        elif entry is not None and entry.base is not None:
+            parts = _read_on_base(path, entry, dtype)
+        else:
+            overrides = entry.scheduler_overrides if entry else {}
+            parts = _read_folder(path, dtype, entry.variant if entry else None, overrides)
+    _check_is_sdxl(parts)
+    for module in (parts.unet, parts.vae, *parts.text_encoders):
+        module.eval().requires_grad_(False).to(device)
+        if device.type == "cuda" and module in (parts.unet, parts.vae):
+            # Tensor cores read convolutions in this order; otherwise each is preceded by a transposition.
+            module.to(memory_format=torch.channels_last)
+    return parts
+
+
+def _read_folder(
+    path: Path, dtype: torch.dtype, variant: str | None, overrides: Mapping[str, object], *, unet: Any = None
+) -> PipelineParts:
+    variant = variant or _find_variant(path)
+    if unet is None:
+        unet = _read_module(diffusers.UNet2DConditionModel, path, "unet", dtype, variant)
+    return PipelineParts(
+        unet=unet,
+        vae=_read_module(diffusers.AutoencoderKL, path, "vae", dtype, variant),
+        tokenizers=(_read_tokenizer(path, "tokenizer"), _read_tokenizer(path, "tokenizer_2")),
+        text_encoders=(
+            _read_module(transformers.CLIPTextModel, path, "text_encoder", dtype, variant),
+            _read_module(transformers.CLIPTextModelWithProjection, path, "text_encoder_2", dtype, variant),
+        ),
+        scheduler_config={**read_json(path / "scheduler/scheduler_config.json"), **overrides},
+        force_zeros_for_empty_prompt=bool(
+            read_json(path / "model_index.json").get("force_zeros_for_empty_prompt", True)
+        ),
+    )
+
+
+def _read_on_base(path: Path, entry: CatalogueEntry, dtype: torch.dtype) -> PipelineParts:
+    """A UNet of its own in the place of its base's."""
+    base = CATALOGUE[str(entry.base)]
+    base_path = find_model(base.name)
+    verify(base_path, required=True)
+    file = path / str(entry.unet_file)
+    _check_header(file)
+    config = read_json(base_path / "unet/config.json")
+    with _reading(file.name):
+        with torch.device("meta"):
+            unet = diffusers.UNet2DConditionModel.from_config(config)
+        weights = _read_tensors(file, dtype)
+        unet.load_state_dict(weights, strict=True, assign=True)
+    return _read_folder(base_path, dtype, base.variant, entry.scheduler_overrides, unet=unet)
+
+
+def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
+    """Weights from one file in the original layout; configuration and tokenizers from a pulled `sdxl`."""
+    _check_header(path)
+    try:
+        base = find_model("sdxl")
+    except ModelNotFound:
+        raise ModelNotFound(
+            "a single file holds weights alone; its tokenizers and configuration are read from the sdxl "
+            "model, which is not on this machine: mezzotint models pull sdxl"
+        ) from None
+    verify(base, required=True)
+    with _reading(path.name):
+        pipeline = diffusers.StableDiffusionXLPipeline.from_single_file(
+            str(path), config=str(base), local_files_only=True, dtype=dtype
+        )
+    return PipelineParts(
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        tokenizers=(pipeline.tokenizer, pipeline.tokenizer_2),
+        text_encoders=(pipeline.text_encoder, pipeline.text_encoder_2),
+        scheduler_config=read_json(base / "scheduler/scheduler_config.json"),
+        force_zeros_for_empty_prompt=bool(pipeline.config.force_zeros_for_empty_prompt),
+    )
+
+
+def _read_module(kind: Any, path: Path, name: str, dtype: torch.dtype, variant: str | None) -> Any:
+    """One module of a diffusers folder, every weight of it from the folder's safetensors."""
+    read_json(path / name / "config.json")
+    files = sorted((path / name).glob("*.safetensors"))
+    if not files:
+        raise ModelInvalid(f"the model lacks {name}'s weights: no safetensors file in {name}/")
+    for file in files:
+        _check_header(file)
+    with _reading(name):
+        module, report = kind.from_pretrained(
+            path / name,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype,
+        )
+    problems = [*report["missing_keys"], *report["mismatched_keys"]]
+    if issubclass(kind, diffusers.ModelMixin):
+        # Old text encoders carry a table of positions that is no weight; the others may carry nothing more.
+        problems += report["unexpected_keys"]
+    if problems:
+        first = problems[0] if isinstance(problems[0], str) else problems[0][0]
+        raise ModelInvalid(f"{name}: its weights do not fit its configuration, {first} first of all")
+    return module
+
+
+def _read_tokenizer(path: Path, name: str) -> Any:
+    read_json(path / name / "tokenizer_config.json")
+    with _reading(name):
+        return transformers.CLIPTokenizer.from_pretrained(path / name, local_files_only=True)
+
+
+def _read_tensors(file: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    with safe_open(file, framework="pt") as tensors:
+        return {name: tensors.get_tensor(name).to(dtype) for name in tensors.keys()}  # noqa: SIM118
+
+
+def _check_header(file: Path) -> None:
+    """Refuse a file that is truncated or no safetensors, before anything else reads it."""
+    name = f"{file.parent.name}/{file.name}"
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            tensors.keys()
+    except SafetensorError:
+        raise ModelInvalid(f"{name} is truncated or no safetensors file") from None
+    except OSError:
+        raise ModelInvalid(f"{name} cannot be read") from None
+
+
+def _check_is_sdxl(parts: PipelineParts) -> None:
+    unet, vae = parts.unet.config, parts.vae.config
+    widths = sum(encoder.config.hidden_size for encoder in parts.text_encoders)
+    pooled = parts.text_encoders[1].config.projection_dim
+    lengths = [tokenizer.model_max_length for tokenizer in parts.tokenizers]
+    requirements = (
+        (unet.addition_embed_type == "text_time", "its UNet reads no picture size"),
+        (
+            unet.in_channels == vae.latent_channels,
+            "its UNet reads more than latents (inpainting is not served)",
+        ),
+        (len(vae.block_out_channels) == 4, "its VAE does not turn a latent into 8×8 pixels"),
+        (unet.cross_attention_dim == widths, "its text encoders do not fit its UNet"),
+        (
+            unet.projection_class_embeddings_input_dim == pooled + 6 * unet.addition_time_embed_dim,
+            "its second text encoder does not fit its UNet",
+        ),
+        (lengths[0] == lengths[1], "its two tokenizers have different windows"),
+    )
+    for holds, problem in requirements:
+        if not holds:
+            raise ModelInvalid(f"this is not a Stable Diffusion XL model: {problem}")
+
+
+def _find_variant(path: Path) -> str | None:
+    """The infix of a folder that holds its weights under a variant's names alone."""
+    names = [file.name for file in (path / "unet").glob("*.safetensors")]
+    if any(name.count(".") == 1 for name in names):
+        return None
+    variants = {name.split(".")[1] for name in names if name.count(".") == 2}
+    return sorted(variants)[0] if variants else None
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever the libraries raise over files that passed the checks, as one line of ours."""
+    try:
+        yield
+    except MezzotintError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelInvalid(f"{what} cannot be loaded: {reason[:200]}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no log lines from the libraries while they read; errors still come as errors."""
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+            logger.enable_progress_bar()
