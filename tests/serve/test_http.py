@@ -144,6 +144,13 @@ async def test_a_bad_field_is_400_and_named(client: httpx.AsyncClient, case: str
     assert param in error["message"]
 
 
+async def test_another_model_than_the_served_one_is_404(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/imagine", params={"prompt": "a", "model": "fake"})).status_code == 200
+    response = await client.get("/imagine", params={"prompt": "a", "model": "sdxl"})
+    assert response.status_code == 404
+    assert (error_of(response)["code"], error_of(response)["param"]) == ("model_not_found", "model")
+
+
 async def test_a_field_given_twice_is_refused(client: httpx.AsyncClient) -> None:
     response = await client.get("/imagine?prompt=a&seed=1&seed=2")
     assert (response.status_code, error_of(response)["param"]) == (400, "seed")
@@ -212,6 +219,21 @@ async def test_ready_is_503_until_a_model_is_loaded(client: httpx.AsyncClient, r
     replicas.loading = False
     response = await client.get("/readyz")
     assert (response.status_code, response.json()["model"]) == (200, "fake")
+
+
+async def test_a_gateway_has_started_once_a_replica_has_told_what_it_serves(
+    replicas: OneReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mezzotint.serve.gateway.RETRY_AFTER_SECONDS", 0.01)
+    replicas.loading = True
+    gateway = Gateway(replicas, deadline_s=60.0)
+    starting = asyncio.create_task(gateway.start())
+    done, _ = await asyncio.wait([starting], timeout=0.05)
+    assert not done
+    replicas.loading = False
+    await asyncio.wait_for(starting, timeout=10)
+    replicas.loading = True
+    assert (await gateway.prepare(GenerationRequest("a"), "png")).request.steps == 20
 
 
 async def test_a_given_seed_makes_the_answer_cacheable_and_304_without_drawing(

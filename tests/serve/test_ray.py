@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.models.manifest import write_manifest
 
 PASS_SECONDS = 0.1
 LIMIT_SECONDS = 30.0
@@ -128,12 +129,11 @@ def test_sigterm_lets_the_running_request_end_and_leaves_no_process(
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_and_leaves_no_process(
-    start_server: Callable[..., Any], tmp_path: Path
+    start_server: Callable[..., Any], tmp_path: Path, tiny_sdxl: Path
 ) -> None:
-    from mezzotint.models.locations import find_model
-
     altered = tmp_path / "altered"
-    shutil.copytree(find_model("demo"), altered)
+    shutil.copytree(tiny_sdxl, altered)
+    write_manifest(altered)
     weights = next((altered / "unet").glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -79,6 +79,16 @@ def test_a_png_keeps_every_pixel_and_carries_the_a1111_text() -> None:
         )
 
 
+def test_a_quick_png_is_hardly_larger_than_pillows_own() -> None:
+    noise = np.random.default_rng(0).normal(0, 2, (256, 256, 3))
+    y, x = np.mgrid[0:256, 0:256] / 40
+    smooth = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=-1) * 100 + 128
+    picture = Image(np.clip(smooth + noise, 0, 255).astype(np.uint8), RECEIPT)
+    default = io.BytesIO()
+    picture.to_pil().save(default, "PNG")
+    assert len(picture.encode("png")) < 1.1 * len(default.getvalue())
+
+
 @pytest.mark.parametrize("format", ["jpeg", "webp"])
 def test_exif_carries_the_a1111_text_where_its_readers_look(format: str) -> None:
     with PilImage.open(io.BytesIO(encode(image(), format))) as read:

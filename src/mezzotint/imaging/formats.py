@@ -21,8 +21,8 @@ CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", "": "png"}
 JPEG_QUALITY = 95
 WEBP_QUALITY = 90
-# zlib's search for repeated strings finds few in a picture and is most of the time. Runs and Huffman codes
-# alone took 0.16-0.41 of Pillow's default time on 1024² pictures of varying noise, at 0.96-1.00 of its size.
+# zlib's search for repeated strings finds few in a picture and takes most of the time: runs and Huffman codes
+# alone are several times as quick, and the file is no larger.
 PNG_COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 

@@ -82,6 +82,8 @@ class GatewayIngress:
         self._gateway = Gateway(RayReplicas(engine), settings.deadline_s)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
+        # Serve awaits this before it counts the gateway as running: the first request finds a model.
+        await self._gateway.start()
         return build_http(self._gateway)
 
 

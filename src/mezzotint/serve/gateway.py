@@ -16,13 +16,13 @@ from typing import Protocol
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
-from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.errors import GenerationFailed, MezzotintError, ModelNotFound
 from mezzotint.serve.wire import Drawn, ModelLoading, Refused, WireEvent
 
 __all__ = ["Gateway", "Plate", "Replicas"]
 
 # How long a route waits for a replica to say what it has loaded.
-INFO_SECONDS = 2.0
+INFO_SECONDS = 5.0
 RETRY_AFTER_SECONDS = 2.0
 
 
@@ -53,6 +53,14 @@ class Gateway:
         self._deadline_s = deadline_s
         self._info: BackendInfo | None = None
 
+    async def start(self) -> None:
+        """Wait until a replica has said what it serves, however long loading takes."""
+        while self._info is None:
+            try:
+                self._info = await self._replicas.info()
+            except ModelLoading:
+                await asyncio.sleep(RETRY_AFTER_SECONDS)
+
     async def ready(self) -> BackendInfo:
         """What is served, asked anew.
 
@@ -66,14 +74,17 @@ class Gateway:
             raise ModelLoading("the model is loading", retry_after_s=RETRY_AFTER_SECONDS) from None
         return self._info
 
-    async def prepare(self, request: GenerationRequest, format: str) -> Plate:
+    async def prepare(self, request: GenerationRequest, format: str, model: str | None = None) -> Plate:
         """Check the request against the served model and fill in its defaults.
 
         Raises:
             InvalidRequest: a field is not accepted.
+            ModelNotFound: `model` is not the one that is served.
             ModelLoading: no replica has said yet what it serves.
         """
         info = self._info or await self.ready()
+        if model is not None and model != info.model:
+            raise ModelNotFound(f"no model {model!r} here; {info.model} is served", param="model")
         resolved = resolve(request, info.limits)
         deadline = min(resolved.deadline_s or self._deadline_s, self._deadline_s)
         drawn = {**asdict(resolved), "deadline_s": None, "preview_every": 0}

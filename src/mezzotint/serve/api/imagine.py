@@ -38,6 +38,7 @@ class ImagineQuery(BaseModel):
     seed: int | None = Field(None, description="makes the answer reproducible")
     scheduler: str | None = Field(None, description="the sampler's name")
     format: Literal["png", "jpeg", "jpg", "webp"] = "png"
+    model: str | None = Field(None, description="the served model's name, to be sure of it")
 
     def to_request(self) -> GenerationRequest:
         width, height = self.width, self.height
@@ -74,7 +75,7 @@ async def imagine(
     gateway: Annotated[Gateway, Depends(gateway_of)],
 ) -> Response:
     format = "jpeg" if query.format == "jpg" else query.format
-    plate = await gateway.prepare(query.to_request(), format)
+    plate = await gateway.prepare(query.to_request(), format, query.model)
     caching = _caching(plate, reproducible=query.seed is not None)
     if query.seed is not None and _has(request, plate.etag):
         return Response(status_code=304, headers=caching)
