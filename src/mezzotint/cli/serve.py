@@ -14,7 +14,7 @@ from mezzotint.errors import SettingInvalid
 
 __all__ = ["serve"]
 
-EXAMPLE = "/imagine?prompt=a+red+circle+on+a+white+background"
+EXAMPLE = "/imagine?prompt=a+red+apple"
 
 
 def serve(
