@@ -20,7 +20,7 @@ def build_tiny_sdxl(folder: Path, **unet_changes: Any) -> Path:
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -37,26 +37,33 @@ def build_tiny_sdxl(folder: Path, **unet_changes: Any) -> Path:
         )
         words = write_tokenizer(folder / "tokenizer")
         write_tokenizer(folder / "tokenizer_2")
-        text = CLIPTextConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            vocab_size=words,
-            max_position_embeddings=TEXT_WINDOW,
-            projection_dim=32,
-            bos_token_id=words - 2,
-            eos_token_id=words - 1,
-            pad_token_id=words - 1,
+        CLIPTextModel(text_configuration(words, width=32)).save_pretrained(folder / "text_encoder")
+        CLIPTextModelWithProjection(text_configuration(words, width=64)).save_pretrained(
+            folder / "text_encoder_2"
         )
-        CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-        CLIPTextModelWithProjection(text).save_pretrained(folder / "text_encoder_2")
     unet.save_pretrained(folder / "unet")
     vae.save_pretrained(folder / "vae")
     (folder / "scheduler").mkdir()
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler_configuration()))
     (folder / "model_index.json").write_text(json.dumps(model_index()))
     return folder
+
+
+def text_configuration(words: int, width: int) -> Any:
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=words,
+        max_position_embeddings=TEXT_WINDOW,
+        projection_dim=width,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=words - 1,
+    )
 
 
 def unet_configuration() -> dict[str, Any]:
@@ -69,11 +76,11 @@ def unet_configuration() -> dict[str, Any]:
         "attention_head_dim": (2, 4),
         "use_linear_projection": True,
         "norm_num_groups": 8,
-        "cross_attention_dim": 64,
+        "cross_attention_dim": 32 + 64,
         "transformer_layers_per_block": (1, 1),
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 32 + 6 * 8,
+        "projection_class_embeddings_input_dim": 64 + 6 * 8,
     }
 
 

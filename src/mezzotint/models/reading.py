@@ -42,6 +42,7 @@ def read_parts(
             overrides = entry.scheduler_overrides if entry else {}
             parts = _read_folder(path, dtype, entry.variant if entry else None, overrides)
     _check_is_sdxl(parts)
+    _check_is_complete(parts)
     for module in (parts.unet, parts.vae, *parts.text_encoders):
         module.eval().requires_grad_(False).to(device)
         if device.type == "cuda" and module in (parts.unet, parts.vae):
@@ -184,6 +185,14 @@ def _check_is_sdxl(parts: PipelineParts) -> None:
     for holds, problem in requirements:
         if not holds:
             raise ModelInvalid(f"this is not a Stable Diffusion XL model: {problem}")
+
+
+def _check_is_complete(parts: PipelineParts) -> None:
+    # A weight that no file held is left without memory by the libraries' way of loading.
+    for module in (parts.unet, parts.vae, *parts.text_encoders):
+        for name, weight in module.named_parameters():
+            if weight.is_meta:
+                raise ModelInvalid(f"{type(module).__name__}: no file holds its weight {name}")
 
 
 def _find_variant(path: Path) -> str | None:
