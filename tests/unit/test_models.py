@@ -242,7 +242,7 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_refused_unread(
 ) -> None:
     write_manifest(folder)
     damage(folder)
-    monkeypatch.setattr("mezzotint.models.loading.read_parts", lambda *_, **__: pytest.fail("was read"))
+    monkeypatch.setattr("mezzotint.models.loading.load_parts", lambda *_, **__: pytest.fail("was read"))
     with pytest.raises(ModelInvalid, match=words):
         load(folder)
 

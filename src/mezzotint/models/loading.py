@@ -23,9 +23,9 @@ from mezzotint.errors import SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.manifest import MANIFEST_NAME
-from mezzotint.models.reading import read_parts
+from mezzotint.models.reading import load_parts
 
-__all__ = ["load_backend"]
+__all__ = ["DTYPES", "load_backend", "load_parts"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_WIDTH, CUDA_WIDTH = 8, 16
@@ -61,7 +61,7 @@ def load_backend(
     path = find_model(model)
     entry = CATALOGUE.get(model)
     verified = verify(path, required=entry is not None)
-    parts = read_parts(path, entry, dtype=DTYPES[chosen_dtype], device=chosen_device)
+    parts = load_parts(path, entry, dtype=DTYPES[chosen_dtype], device=chosen_device)
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
         revision=_revision(path, entry, verified),
@@ -128,5 +128,5 @@ def _silence_known_noise() -> None:
 
 def _describe_device(device: torch.device) -> str:
     if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
+        return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({platform.machine()})"

@@ -21,10 +21,10 @@ from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, read_json, verify
 
-__all__ = ["read_parts"]
+__all__ = ["load_parts"]
 
 
-def read_parts(
+def load_parts(
     path: Path, entry: CatalogueEntry | None = None, *, dtype: torch.dtype, device: torch.device
 ) -> PipelineParts:
     """The modules of the model at `path`, of which the caller has checked the files.
