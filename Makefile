@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 MODEL ?= demo
 
 # The first Python that fits. Asked of each, because a name alone does not say what runs under it.
-FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 	if $$python -c '$(FITS)' 2>/dev/null; then echo $$python; break; fi; done)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mezzotint.cli.known import limits_of_installed
-from mezzotint.config import Settings, load_settings
 from mezzotint.errors import SettingInvalid
+
+if TYPE_CHECKING:
+    from mezzotint.config import Settings
 
 __all__ = ["serve"]
 
@@ -42,6 +44,8 @@ def serve(
 
     Each setting is also an environment variable, MEZZOTINT_PORT for --port and so on; a flag goes before it.
     """
+    from mezzotint.config import load_settings
+
     settings = load_settings(model=model, host=host, port=port, replicas=replicas, device=device, dtype=dtype)
     _check_installed()
     from mezzotint.serve.local import StopServing, choose_port, running, stop_signals
