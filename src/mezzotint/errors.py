@@ -10,13 +10,15 @@
     ├── DeadlineExceeded      504  the request's own deadline passed; asking again only burns more
     ├── GenerationFailed      500  the model produced no usable picture (NaN, a backend fault)
     ├── RequestCancelled      499  the caller left or asked to stop
+    ├── ModelLoading          503  no replica is ready to draw yet, or just now
     ├── ShuttingDown          503  the engine is closing
     ├── SettingInvalid        500  a setting of this process is wrong; found at start-up
     └── OutputUnwritable      500  a picture was drawn but could not be written where asked
 
 Each class carries what a surface needs to answer (`status`, `type`, `code`, `retry_after_s`), so one
-handler per surface maps them all. Messages are sentences for the caller: they name the field, say what
-is accepted, and never carry a traceback or a path of the server that the caller did not name.
+handler per surface maps them all. `code` is unique and every class a direct child of the root, so an error
+can cross a process as data and come back. Messages are sentences for the caller: they name the field, say
+what is accepted, and never carry a traceback or a path of the server that the caller did not name.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ __all__ = [
     "InvalidRequest",
     "MezzotintError",
     "ModelInvalid",
+    "ModelLoading",
     "ModelNotFound",
     "OutputUnwritable",
     "QueueFull",
@@ -103,6 +106,14 @@ class RequestCancelled(MezzotintError):
     status = 499
     type = "cancelled"
     code = "cancelled"
+
+
+class ModelLoading(MezzotintError):
+    """No replica is ready to draw yet, or just now."""
+
+    status = 503
+    code = "model_loading"
+    retryable = True
 
 
 class ShuttingDown(MezzotintError):

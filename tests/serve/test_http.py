@@ -15,12 +15,12 @@ from mezzotint.backends.fake import FakeBackend
 from mezzotint.config import Settings
 from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.engine.engine import Engine
-from mezzotint.errors import GenerationFailed, MezzotintError, QueueFull, ShuttingDown
+from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, QueueFull, ShuttingDown
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.http import build_http
 from mezzotint.serve.replica import EngineReplica
-from mezzotint.serve.wire import Drawn, ModelLoading, Refused, WireEvent
+from mezzotint.serve.wire import Drawn, Refused, WireEvent
 
 FAULT_PROMPT = "break the device"
 

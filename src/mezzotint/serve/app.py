@@ -20,11 +20,11 @@ from ray.serve.handle import DeploymentHandle
 from mezzotint.backends.base import BackendInfo
 from mezzotint.config import Settings
 from mezzotint.core import GenerationRequest
-from mezzotint.errors import QueueFull
+from mezzotint.errors import ModelLoading, QueueFull
 from mezzotint.serve.gateway import Gateway, Replicas
 from mezzotint.serve.http import build_http
 from mezzotint.serve.replica import EngineReplica
-from mezzotint.serve.wire import ModelLoading, WireEvent
+from mezzotint.serve.wire import WireEvent
 
 __all__ = ["APP_NAME", "build_app"]
 

@@ -16,8 +16,8 @@ from typing import Protocol
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
-from mezzotint.errors import GenerationFailed, MezzotintError, ModelNotFound
-from mezzotint.serve.wire import Drawn, ModelLoading, Refused, WireEvent
+from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, ModelNotFound
+from mezzotint.serve.wire import Drawn, Refused, WireEvent
 
 __all__ = ["Gateway", "Plate", "Replicas"]
 

@@ -11,15 +11,7 @@ from typing import Any
 from mezzotint.core import Progress, Queued
 from mezzotint.errors import MezzotintError
 
-__all__ = ["Drawn", "ModelLoading", "Refused", "WireEvent"]
-
-
-class ModelLoading(MezzotintError):
-    """No replica is ready to draw yet, or just now."""
-
-    status = 503
-    code = "model_loading"
-    retryable = True
+__all__ = ["Drawn", "Refused", "WireEvent"]
 
 
 @dataclass(frozen=True)
