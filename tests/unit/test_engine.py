@@ -26,6 +26,8 @@ from mezzotint.core import (
     ResolvedRequest,
 )
 from mezzotint.engine.engine import Engine
+from mezzotint.engine.requests import MAX_RUNNING
+from mezzotint.engine.scheduler import Plan, Scheduler
 from mezzotint.errors import (
     DeadlineExceeded,
     GenerationFailed,
@@ -259,6 +261,44 @@ def test_draining_finishes_what_is_here_first() -> None:
     engine.close(drain=True)
     for ticket in tickets:
         assert ticket.result(LIMIT_SECONDS).width == 128
+
+
+def test_draining_waits_for_no_request_that_was_cancelled() -> None:
+    engine = Engine(FakeBackend(pass_seconds=0.01))
+    ticket = engine.submit(ask(steps=150))
+    ticket.cancel()
+    engine.close(drain=True, timeout=LIMIT_SECONDS)
+    with pytest.raises(RequestCancelled):
+        ticket.result(LIMIT_SECONDS)
+
+
+def test_the_loop_sleeps_while_the_decoder_holds_every_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, plans = threading.Event(), 0
+    plan = Scheduler.plan
+
+    def count(self: Scheduler, now: float) -> Plan:
+        nonlocal plans
+        plans += 1
+        return plan(self, now)
+
+    def hold(where: str, request: ResolvedRequest, _: int) -> MezzotintError | None:
+        if where == "decode":
+            assert go_on.wait(LIMIT_SECONDS)
+        return None
+
+    monkeypatch.setattr(Scheduler, "plan", count)
+    with Engine(FakeBackend(fault=hold)) as engine:
+        tickets = [engine.submit(ask(steps=1)) for _ in range(MAX_RUNNING + 8)]
+        wait_until(lambda: engine.status().decoding == MAX_RUNNING)
+        before = plans
+        # Something to happen meanwhile: a hundred looks at the engine, none of which wakes its loop.
+        for _ in range(100):
+            engine.status()
+            time.sleep(0.001)
+        assert plans - before <= 3
+        go_on.set()
+        for ticket in tickets:
+            ticket.result(LIMIT_SECONDS)
 
 
 def test_a_slow_reader_costs_no_memory() -> None:

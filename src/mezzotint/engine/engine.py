@@ -8,8 +8,8 @@ The life of a request:
 4. A request with no evaluation left goes to the decoding thread, and the loop goes on without it.
 5. Its pixels become an `Image` with a receipt (`Done`). On any way out, the backend forgets it.
 
-Three kinds of thread meet here: callers, the loop, and the decoder. One lock guards the scheduler, the cost
-table and the tickets; it is never held while the backend computes.
+Three kinds of thread meet here: callers, the loop, and the decoder. One lock guards the requests and the cost
+table; it is never held while the backend computes.
 """
 
 from __future__ import annotations
@@ -21,43 +21,23 @@ import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mezzotint.backends.base import Backend, BackendInfo
-from mezzotint.core import (
-    Cancelled,
-    Done,
-    Event,
-    Failed,
-    GenerationRequest,
-    Image,
-    Pixels,
-    Progress,
-    Queued,
-    resolve,
-)
+from mezzotint.core import Event, GenerationRequest, Image, Pixels, resolve
 from mezzotint.engine.calibration import measure_passes
 from mezzotint.engine.cost import StepCost
-from mezzotint.engine.scheduler import Plan, Scheduler, State, batch_key
+from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
+from mezzotint.engine.scheduler import Plan, State, batch_key
 from mezzotint.engine.ticket import Ticket
-from mezzotint.errors import (
-    DeadlineExceeded,
-    GenerationFailed,
-    MezzotintError,
-    QueueFull,
-    ShuttingDown,
-)
+from mezzotint.errors import GenerationFailed, MezzotintError, ShuttingDown
 
 __all__ = ["Engine", "EngineStatus", "Ticket"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_QUEUE = 256
-MAX_RUNNING = 32
-# How often those who wait are told where they stand.
-QUEUE_NEWS_SECONDS = 0.5
 WARM_UP_PROMPT = "a mezzotint"
 
 
@@ -86,23 +66,15 @@ class Engine:
         max_width: int | None = None,
     ) -> None:
         self._backend = backend
-        self._max_queue = max_queue
         widest = min(max_width or backend.info.max_width, backend.info.max_width)
         self.cost = StepCost(widest)
-        self._scheduler = Scheduler(self.cost, max_running=MAX_RUNNING)
-        self._tickets: dict[str, Ticket] = {}
-        self._cancels: set[str] = set()
-        # Ended requests the backend has yet to forget, which only the loop may ask of it.
-        self._ended: deque[str] = deque()
-        # Requests the decoder has in hand; they are forgotten once it lets go of them.
-        self._in_decoder: set[str] = set()
+        self._requests = RequestTable(self.cost, max_queue)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._accepting = True
         self._closing = False
         self._passes = self._images_stepped = 0
         self._pass_s = self._busy_s = 0.0
-        self._queue_news_at = 0.0
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-decode")
         self._thread = threading.Thread(target=self._loop, name="mezzotint-loop", daemon=True)
         self._thread.start()
@@ -190,19 +162,11 @@ class Engine:
             QueueFull: `max_queue` requests wait already; carries the seconds until there is room.
             ShuttingDown: the engine is closing.
         """
-        resolved = resolve(request, self.info.limits)
-        ticket = Ticket(uuid.uuid4().hex, resolved, self._request_cancel)
-        deadline = None if resolved.deadline_s is None else ticket.submitted + resolved.deadline_s
+        ticket = Ticket(uuid.uuid4().hex, resolve(request, self.info.limits), self._cancel)
         with self._changed:
             if not self.alive:
                 raise ShuttingDown("the engine is shutting down; try another replica")
-            self._check_room()
-            self._scheduler.submit(
-                ticket.request_id, batch_key(resolved), resolved.evaluations, ticket.submitted, deadline
-            )
-            self._tickets[ticket.request_id] = ticket
-            _, position, eta_s = self._scheduler.waiting()[-1]
-            ticket.stream.put(Queued(ticket.request_id, position, eta_s))
+            self._requests.submit(ticket)
             self._changed.notify_all()
         return ticket
 
@@ -223,7 +187,7 @@ class Engine:
 
     def status(self) -> EngineStatus:
         with self._changed:
-            scheduler = self._scheduler
+            scheduler = self._requests.scheduler
             return EngineStatus(
                 queued=scheduler.count(State.QUEUED),
                 running=scheduler.count(State.RUNNING),
@@ -240,7 +204,9 @@ class Engine:
         with self._changed:
             self._accepting = False
             if drain:
-                self._changed.wait_for(lambda: not self._tickets or not self._thread.is_alive(), timeout)
+                self._changed.wait_for(
+                    lambda: not self._requests.tickets or not self._thread.is_alive(), timeout
+                )
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
@@ -252,117 +218,83 @@ class Engine:
     def _loop(self) -> None:
         error: MezzotintError = ShuttingDown("the engine shut down before the picture was done")
         try:
-            while self._wait_for_work():
-                self._run_jobs()
+            while (plan := self._next_plan()) is not None:
                 began = time.perf_counter()
-                self.step()
+                self._step(plan)
                 self._busy_s += time.perf_counter() - began
         except Exception:
             logger.exception("the engine's loop failed")
             error = GenerationFailed("the engine failed; its replica must be restarted")
         finally:
-            with self._changed:
-                self._closing = True
-            self._fail_all(error)
+            self._end_all(error)
 
-    def step(self) -> None:
-        """One turn of the loop. Called by the loop's own thread only."""
-        plan = self._plan()
+    def _step(self, plan: Plan) -> None:
+        plan = self._start(plan)
+        if not plan.rows:
+            return
         began = time.perf_counter()
         failed = self._run(plan)
         self._settle(plan, failed, time.perf_counter() - began)
 
-    def _wait_for_work(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._closing
-                    or self._jobs
-                    or self._ended
-                    or self._cancels
-                    or self._scheduler.count(State.QUEUED)
-                    or self._scheduler.count(State.RUNNING)
-                )
-            )
-            return not self._closing
-
-    def _plan(self) -> Plan:
-        self._forget_ended()
-        now = time.monotonic()
-        with self._changed:
-            for request_id in self._cancels:
-                if self._scheduler.state(request_id) is not None:
-                    self._scheduler.cancel(request_id)
-                    self._end(request_id, Cancelled(request_id))
-            self._cancels.clear()
-            plan = self._scheduler.plan(now)
-            for request_id in plan.expired:
-                self._fail(request_id, DeadlineExceeded("the request's deadline passed"))
-            if now >= self._queue_news_at:
-                self._queue_news_at = now + QUEUE_NEWS_SECONDS
-                for request_id, position, eta_s in self._scheduler.waiting():
-                    self._tickets[request_id].stream.put(Queued(request_id, position, eta_s))
-        return self._start(plan)
+    def _next_plan(self) -> Plan | None:
+        """Wait until there is a pass to run; None once the engine closes."""
+        while True:
+            self._run_jobs()
+            self._forget_ended()
+            with self._changed:
+                if self._closing:
+                    return None
+                plan = self._requests.plan(time.monotonic())
+                if self._requests.has_ended:
+                    self._changed.notify_all()
+                if plan.rows:
+                    return plan
+                if not self._jobs and not self._requests.has_ended:
+                    # Those who wait although nothing can run (the decoder holds every slot) have deadlines,
+                    # and want to hear where they stand.
+                    queued = self._requests.scheduler.count(State.QUEUED)
+                    self._changed.wait(QUEUE_NEWS_SECONDS if queued else None)
 
     def _start(self, plan: Plan) -> Plan:
         """Start the plan's newcomers; the plan without those that could not be."""
         refused = set()
         for request_id in plan.starting:
-            ticket = self._tickets[request_id]
             try:
-                ticket.warnings = self._backend.start(request_id, ticket.request)
+                warnings = self._backend.start(request_id, self._requests.tickets[request_id].request)
             except Exception as error:
                 refused.add(request_id)
                 with self._changed:
-                    self._fail(request_id, _as_error(error))
-                continue
-            ticket.started = time.monotonic()
-            with self._changed:
-                self._scheduler.start(request_id)
-        rows = tuple(request_id for request_id in plan.rows if request_id not in refused)
-        return Plan(rows, plan.starting, plan.expired, plan.passed_over)
+                    self._requests.fail(request_id, _as_error(error))
+                    self._changed.notify_all()
+            else:
+                with self._changed:
+                    self._requests.start(request_id, warnings)
+        return replace(plan, rows=tuple(each for each in plan.rows if each not in refused))
 
     def _run(self, plan: Plan) -> Mapping[str, MezzotintError]:
-        if not plan.rows:
-            return {}
         try:
             return self._backend.step(plan.rows)
         except Exception as error:
             return dict.fromkeys(plan.rows, _as_error(error))
 
     def _settle(self, plan: Plan, failed: Mapping[str, MezzotintError], seconds: float) -> None:
-        if not plan.rows:
-            return
         previews = self._previews(plan, failed)
         with self._changed:
-            key = batch_key(self._tickets[plan.rows[0]].request)
             if not failed:
-                self.cost.observe(key, len(plan.rows), seconds)
+                self.cost.observe(self._requests.key(plan), len(plan.rows), seconds)
             self._passes += 1
             self._images_stepped += len(plan.rows)
             self._pass_s += seconds
-            finished = self._scheduler.stepped(plan, failed)
-            for request_id, error in failed.items():
-                self._fail(request_id, error)
-            for request_id in plan.rows:
-                if request_id not in failed:
-                    self._tickets[request_id].stream.put(self._progress(request_id, previews))
-            self._in_decoder.update(finished)
+            finished = self._requests.settle(plan, failed, previews)
+            self._changed.notify_all()
         for request_id in finished:
             self._decoder.submit(self._decode, request_id)
-
-    def _progress(self, request_id: str, previews: Mapping[str, Pixels]) -> Progress:
-        request = self._tickets[request_id].request
-        evaluated = request.evaluations - self._scheduler.remaining(request_id)
-        # Second-order samplers evaluate more often than they step; callers count in the steps they asked for.
-        step = evaluated * request.steps // request.evaluations
-        return Progress(request_id, step, request.steps, previews.get(request_id))
 
     def _previews(self, plan: Plan, failed: Mapping[str, MezzotintError]) -> dict[str, Pixels]:
         previews = {}
         for request_id in plan.rows:
-            every = self._tickets[request_id].request.preview_every
-            left = self._scheduler.remaining(request_id) - 1
+            every = self._requests.tickets[request_id].request.preview_every
+            left = self._requests.scheduler.remaining(request_id) - 1
             if every and request_id not in failed and left and left % every == 0:
                 try:
                     previews[request_id] = self._backend.preview(request_id)
@@ -371,68 +303,11 @@ class Engine:
                     logger.exception("no preview for a request")
         return previews
 
-    # The decoder
-
-    def _decode(self, request_id: str) -> None:
-        outcome: Image | MezzotintError | None = None
-        with self._changed:
-            # None once the request was cancelled: then there is nothing to decode for.
-            ticket = self._tickets.get(request_id)
-        if ticket is not None:
-            try:
-                pixels = self._backend.decode(request_id)
-                pixels.flags.writeable = False
-                outcome = Image(pixels, self.info.receipt(ticket.request, ticket.warnings))
-            except Exception as error:
-                outcome = _as_error(error)
-        with self._changed:
-            self._in_decoder.discard(request_id)
-            # Cancelled meanwhile: it has been answered, and only waits to be forgotten.
-            if ticket is None or outcome is None or self._scheduler.state(request_id) is None:
-                self._ended.append(request_id)
-                self._changed.notify_all()
-            elif isinstance(outcome, Image):
-                self._finish(request_id, ticket, outcome)
-            else:
-                self._fail(request_id, outcome)
-
-    # Under the lock
-
-    def _check_room(self) -> None:
-        queued = self._scheduler.count(State.QUEUED)
-        if queued >= self._max_queue:
-            wait = self._scheduler.backlog_seconds()
-            raise QueueFull(
-                f"{queued} requests are waiting, the most this engine takes; try again in {wait:.0f} s",
-                retry_after_s=max(wait, 1.0),
-            )
-
-    def _request_cancel(self, request_id: str) -> None:
-        with self._changed:
-            if request_id in self._tickets:
-                self._cancels.add(request_id)
-                self._changed.notify_all()
-
-    def _finish(self, request_id: str, ticket: Ticket, image: Image) -> None:
-        now, started = time.monotonic(), ticket.started or ticket.submitted
-        self._scheduler.finish(request_id)
-        self._end(request_id, Done(request_id, image, started - ticket.submitted, now - started))
-
-    def _fail(self, request_id: str, error: MezzotintError) -> None:
-        self._scheduler.fail(request_id)
-        self._end(request_id, Failed(request_id, error))
-
-    def _end(self, request_id: str, event: Event) -> None:
-        self._tickets.pop(request_id).stream.put(event)
-        if request_id not in self._in_decoder:
-            self._ended.append(request_id)
-        self._changed.notify_all()
-
-    # On the loop's thread
-
     def _forget_ended(self) -> None:
-        while self._ended:
-            self._backend.release(self._ended.popleft())
+        with self._changed:
+            ended = self._requests.take_ended()
+        for request_id in ended:
+            self._backend.release(request_id)
 
     def _run_jobs(self) -> None:
         while self._jobs:
@@ -442,12 +317,12 @@ class Engine:
             except BaseException as error:
                 future.set_exception(error)
 
-    def _fail_all(self, error: MezzotintError) -> None:
+    def _end_all(self, error: MezzotintError) -> None:
         with self._changed:
-            for request_id in list(self._tickets):
-                with suppress(KeyError):
-                    self._fail(request_id, error)
+            self._closing = True
+            self._requests.fail_all(error)
             jobs, self._jobs = self._jobs, deque()
+            self._changed.notify_all()
         for _, future in jobs:
             future.set_exception(error)
 
@@ -457,6 +332,31 @@ class Engine:
         for width, seconds in measure_passes(self._backend, request, self.cost.max_width):
             with self._changed:
                 self.cost.observe(key, width, seconds)
+
+    # The decoder's thread
+
+    def _decode(self, request_id: str) -> None:
+        with self._changed:
+            # None once the request was cancelled: then there is nothing to decode for.
+            ticket = self._requests.tickets.get(request_id)
+        outcome: Image | MezzotintError | None = None
+        if ticket is not None:
+            try:
+                pixels = self._backend.decode(request_id)
+                pixels.flags.writeable = False
+                outcome = Image(pixels, self.info.receipt(ticket.request, ticket.warnings))
+            except Exception as error:
+                outcome = _as_error(error)
+        with self._changed:
+            self._requests.decoded(request_id, outcome)
+            self._changed.notify_all()
+
+    # Any thread
+
+    def _cancel(self, request_id: str) -> None:
+        with self._changed:
+            self._requests.ask_to_cancel(request_id)
+            self._changed.notify_all()
 
 
 def _as_error(error: Exception) -> MezzotintError:

@@ -1,0 +1,146 @@
+"""The requests of one engine: their places in the scheduler, their tickets, and how each one ends.
+
+Every way a request can end passes through here, once: the scheduler's table forbids a second. Nothing here
+computes, waits or locks; the engine holds its lock around every call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progress, Queued
+from mezzotint.engine.cost import StepCost
+from mezzotint.engine.scheduler import BatchKey, Plan, Scheduler, State, batch_key
+from mezzotint.engine.ticket import Ticket
+from mezzotint.errors import DeadlineExceeded, MezzotintError, QueueFull
+
+__all__ = ["RequestTable"]
+
+MAX_RUNNING = 32
+# How often those who wait are told where they stand.
+QUEUE_NEWS_SECONDS = 0.5
+
+
+class RequestTable:
+    """`max_queue` bounds the requests that wait for their first pass."""
+
+    def __init__(self, cost: StepCost, max_queue: int) -> None:
+        self.scheduler = Scheduler(cost, max_running=MAX_RUNNING)
+        self.tickets: dict[str, Ticket] = {}
+        self._max_queue = max_queue
+        self._cancels: set[str] = set()
+        # The decoder has these in hand; the backend must not forget one before it lets go.
+        self._in_decoder: set[str] = set()
+        self._ended: deque[str] = deque()
+        self._queue_news_at = 0.0
+
+    def submit(self, ticket: Ticket) -> None:
+        """Queue a request and tell it where it stands.
+
+        Raises:
+            QueueFull: there is no room.
+        """
+        queued = self.scheduler.count(State.QUEUED)
+        if queued >= self._max_queue:
+            wait = max(self.scheduler.backlog_seconds(), 1.0)
+            raise QueueFull(
+                f"{queued} requests are waiting, the most this engine takes; try again in {wait:.0f} s",
+                retry_after_s=wait,
+            )
+        request, deadline_s = ticket.request, ticket.request.deadline_s
+        deadline = None if deadline_s is None else ticket.submitted + deadline_s
+        self.scheduler.submit(
+            ticket.request_id, batch_key(request), request.evaluations, ticket.submitted, deadline
+        )
+        self.tickets[ticket.request_id] = ticket
+        _, position, eta_s = self.scheduler.waiting()[-1]
+        ticket.stream.put(Queued(ticket.request_id, position, eta_s))
+
+    def ask_to_cancel(self, request_id: str) -> None:
+        """Cancel before the next plan. Nothing happens to a request that has ended."""
+        if request_id in self.tickets:
+            self._cancels.add(request_id)
+
+    def plan(self, now: float) -> Plan:
+        """Carry out the cancels and deadlines that are due, then plan the next pass."""
+        for request_id in self._cancels & self.tickets.keys():
+            self.scheduler.cancel(request_id)
+            self._end(request_id, Cancelled(request_id))
+        self._cancels.clear()
+        plan = self.scheduler.plan(now)
+        for request_id in plan.expired:
+            self.fail(request_id, DeadlineExceeded("the request's deadline passed"))
+        if now >= self._queue_news_at:
+            self._queue_news_at = now + QUEUE_NEWS_SECONDS
+            for request_id, position, eta_s in self.scheduler.waiting():
+                self.tickets[request_id].stream.put(Queued(request_id, position, eta_s))
+        return plan
+
+    def start(self, request_id: str, warnings: tuple[str, ...]) -> None:
+        """The backend has started the request."""
+        ticket = self.tickets[request_id]
+        ticket.started, ticket.warnings = time.monotonic(), warnings
+        self.scheduler.start(request_id)
+
+    def key(self, plan: Plan) -> BatchKey:
+        return batch_key(self.tickets[plan.rows[0]].request)
+
+    def settle(
+        self, plan: Plan, failed: Mapping[str, MezzotintError], previews: Mapping[str, Pixels]
+    ) -> tuple[str, ...]:
+        """The pass ran: fail, tell progress. Returns the requests to decode."""
+        finished = self.scheduler.stepped(plan, failed)
+        for request_id, error in failed.items():
+            self.fail(request_id, error)
+        for request_id in plan.rows:
+            if request_id not in failed:
+                self.tickets[request_id].stream.put(self._progress(request_id, previews.get(request_id)))
+        self._in_decoder.update(finished)
+        return finished
+
+    def decoded(self, request_id: str, outcome: Image | MezzotintError | None) -> None:
+        """The decoder lets go of a request, with its picture, an error, or nothing for a cancelled one."""
+        self._in_decoder.discard(request_id)
+        ticket = self.tickets.get(request_id)
+        if ticket is None or outcome is None:
+            # Cancelled meanwhile: it has been answered, and only waits to be forgotten.
+            self._ended.append(request_id)
+        elif isinstance(outcome, Image):
+            now, started = time.monotonic(), ticket.started or ticket.submitted
+            self.scheduler.finish(request_id)
+            self._end(request_id, Done(request_id, outcome, started - ticket.submitted, now - started))
+        else:
+            self.fail(request_id, outcome)
+
+    def fail(self, request_id: str, error: MezzotintError) -> None:
+        self.scheduler.fail(request_id)
+        self._end(request_id, Failed(request_id, error))
+
+    def fail_all(self, error: MezzotintError) -> None:
+        for request_id in list(self.tickets):
+            self.fail(request_id, error)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `take_ended` has something to tell."""
+        return bool(self._ended)
+
+    def take_ended(self) -> list[str]:
+        """The ended requests that the backend may forget now; each is told once."""
+        ended = list(self._ended)
+        self._ended.clear()
+        return ended
+
+    def _end(self, request_id: str, event: Event) -> None:
+        self.tickets.pop(request_id).stream.put(event)
+        if request_id not in self._in_decoder:
+            self._ended.append(request_id)
+
+    def _progress(self, request_id: str, preview: Pixels | None) -> Progress:
+        request = self.tickets[request_id].request
+        evaluated = request.evaluations - self.scheduler.remaining(request_id)
+        # Second-order samplers evaluate more often than they step; callers count the steps they asked for.
+        step = evaluated * request.steps // request.evaluations
+        return Progress(request_id, step, request.steps, preview)
