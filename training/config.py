@@ -22,7 +22,7 @@ class Config:
     compile: bool = False
     # -- VAE
     vae_channels: tuple[int, ...] = (16, 32, 64, 128)
-    vae_budget: float = 1500.0
+    vae_budget: float = 1440.0
     vae_rate: float = 3e-3
     vae_optimiser: str = "muon"
     #: Pixels a step, in units of one 64×64 crop.
@@ -33,8 +33,8 @@ class Config:
     positions: int = 32
     unet_channels: tuple[int, ...] = (48, 96, 160)
     unet_layers: int = 1
-    unet_budget: float = 3600.0
-    unet_rate: float = 2e-3
+    unet_budget: float = 3500.0
+    unet_rate: float = 3.5e-3
     unet_optimiser: str = "muon"
     unet_batch: int = 64
     bf16_unet: bool = True

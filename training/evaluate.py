@@ -21,6 +21,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from mezzotint.bench.quality import Asked, Report, Vocabulary, judge
+from mezzotint.models.manifest import write_manifest
 from training import captions, data, vae
 from training.config import OUT
 from training.export import MODEL
@@ -134,6 +135,7 @@ def evaluate(
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     sheet = [*show[:1], *singles[:: max(len(singles) // 69, 1)][:69], *styled, *paired[:8]]
     contact_sheet(sheet[:84], 12).save(model / "contact_sheet.png", optimize=True)
+    write_manifest(model)
     contact_sheet([*singles, *wordy, *paired], 24).save(out / "all.png")
     contact_sheet([*wide, *paired_wide], 12).save(out / "wide.png")
     contact_sheet(tall, 24).save(out / "tall.png")

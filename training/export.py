@@ -1,7 +1,8 @@
 """Stage 4: write the model folder. ``python -m training.export --config cpu [--into FOLDER]``.
 
 The diffusers layout of SDXL in half precision, safetensors only, plus what the judge needs: the vocabulary
-and an atlas of all glyphs. Files appear at their final names only when they are complete.
+and an atlas of all glyphs; then the manifest that the server holds the folder to. Files appear at their final
+names only when they are complete.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
+from mezzotint.models.manifest import write_manifest
 from training import data, unet
 from training.config import PRESETS, Config
 
@@ -84,6 +86,7 @@ def export(config: Config, into: Path = MODEL) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             source.chmod(0o644)
             source.replace(target)
+    write_manifest(into)
     total = sum(p.stat().st_size for p in into.rglob("*") if p.is_file())
     print(f"{into}: {total / 1e6:.1f} MB")
     return into
