@@ -5,12 +5,12 @@ default". `resolve` checks it against a `ModelLimits` and fills the defaults in,
 from which the picture follows to the byte. The engine answers with `Event`s, the last of which is `Done`,
 `Failed` or `Cancelled`; `Done` holds an `Image`, whose `Receipt` says how to draw it again.
 
-Every noun is frozen. This module imports nothing of Mezzotint but the errors and the table of samplers.
+Every noun is frozen. This module needs nothing of Mezzotint but the errors and the table of samplers;
+`Image.encode` and `save` reach for `imaging` when they are called.
 """
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +48,7 @@ Pixels = NDArray[np.uint8]
 
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_SEED = 2**63 - 1
+MAX_DEADLINE_SECONDS = 86_400
 # A random seed is short enough to read out and type in again.
 RANDOM_SEED_BITS = 32
 
@@ -65,7 +66,7 @@ class GenerationRequest:
     guidance_scale: classifier-free guidance, 0…50; at most 1 turns it off and halves the work.
     scheduler: a name of `mezzotint.samplers.SAMPLERS`.
     seed: 0…2^63 - 1. The same resolved request on the same backend gives the same bytes.
-    deadline_s: seconds from submission after which the request fails instead of going on.
+    deadline_s: seconds from submission, at most a day, after which the request fails instead of going on.
     preview_every: a preview image with every n-th progress event; 0 means none.
     """
 
@@ -249,15 +250,15 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
     max_steps = min(limits.max_steps, sampler.max_steps)
     steps = _default(request.steps, min(limits.default_steps, max_steps), int, "steps")
     _check_range("steps", steps, 1, max_steps, f" with {sampler.name}")
-    guidance = float(
-        _default(request.guidance_scale, limits.default_guidance_scale, (int, float), "guidance_scale")
-    )
+    guidance = _default(request.guidance_scale, limits.default_guidance_scale, (int, float), "guidance_scale")
     _check_range("guidance_scale", guidance, 0.0, limits.max_guidance_scale)
     seed = _default(request.seed, secrets.randbits(RANDOM_SEED_BITS), int, "seed")
     _check_range("seed", seed, 0, MAX_SEED)
     deadline_s = _default(request.deadline_s, None, (int, float), "deadline_s")
-    if deadline_s is not None and not 0 < deadline_s < math.inf:
-        raise InvalidRequest("deadline_s must be a positive number of seconds", param="deadline_s")
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_SECONDS:
+        raise InvalidRequest(
+            f"deadline_s must be positive and at most {MAX_DEADLINE_SECONDS:,} seconds", param="deadline_s"
+        )
     preview_every = _default(request.preview_every, 0, int, "preview_every")
     _check_range("preview_every", preview_every, 0, max_steps)
     return ResolvedRequest(
@@ -266,7 +267,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         width=width,
         height=height,
         steps=steps,
-        guidance_scale=guidance,
+        guidance_scale=float(guidance),
         scheduler=sampler.name,
         seed=seed,
         deadline_s=deadline_s,
@@ -281,7 +282,7 @@ def _default(value: _T | None, default: _T, kind: type | tuple[type, ...], name:
     if isinstance(value, bool) or not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         accepted = " or ".join(each.__name__ for each in kinds)
-        raise InvalidRequest(f"{name} must be {accepted}, not {value!r}", param=name)
+        raise InvalidRequest(f"{name} must be {accepted}, not {_shown(value)}", param=name)
     return value
 
 
@@ -303,14 +304,23 @@ def _check_text(name: str, text: object, *, required: bool) -> None:
 def _check_range(name: str, value: float, low: float, high: float, where: str = "") -> None:
     # The comparison is written so that NaN fails it.
     if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be {low:g}…{high:,}{where}, not {value!r}", param=name)
+        raise InvalidRequest(f"{name} must be {low:g}…{high:,}{where}, not {_shown(value)}", param=name)
+
+
+def _shown(value: object) -> str:
+    """A value as an error message can hold it. Python itself refuses to print integers of huge length."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a number of more than 30 digits"
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:79] + "…"
 
 
 def _check_size(width: int, height: int, limits: ModelLimits) -> None:
     for name, value in (("width", width), ("height", height)):
         if value % 8 or not limits.min_size <= value <= limits.max_size:
             raise InvalidRequest(
-                f"{name} must be a multiple of 8 from {limits.min_size} to {limits.max_size}, not {value}",
+                f"{name} must be a multiple of 8 from {limits.min_size} to {limits.max_size}, "
+                f"not {_shown(value)}",
                 param=name,
             )
     if width * height > limits.max_pixels:

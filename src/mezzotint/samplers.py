@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["DEFAULT_SAMPLER", "SAMPLERS", "Sampler", "find_sampler"]
+__all__ = ["SAMPLERS", "Sampler", "find_sampler"]
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,6 @@ SAMPLERS: tuple[Sampler, ...] = (
         extra_evaluations=1,
     ),
 )
-
-DEFAULT_SAMPLER = SAMPLERS[0]
 
 
 def _by_name() -> dict[str, Sampler]:

@@ -61,6 +61,8 @@ def test_default_steps_bow_to_a_sampler_that_takes_fewer() -> None:
         ("deadline_s", 0.0, "positive"),
         ("deadline_s", math.nan, "positive"),
         ("deadline_s", "soon", "float"),
+        ("deadline_s", 10**400, "86,400"),
+        ("guidance_scale", 10**400, "0…50"),
         ("preview_every", -1, "0…"),
     ],
 )
@@ -70,6 +72,15 @@ def test_a_bad_value_is_refused_by_name_with_what_is_accepted(field: str, value:
     assert refused.value.param == field
     assert says in refused.value.message
     assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize("field", ["steps", "seed", "width", "guidance_scale", "deadline_s"])
+def test_an_integer_too_long_to_print_is_refused_like_any_other(field: str) -> None:
+    # Not a parameter of the test: pytest would try to print it.
+    value = -(10**5000)
+    with pytest.raises(InvalidRequest) as refused:
+        resolve(GenerationRequest(**{"prompt": "a fox", field: value}), FAKE_LIMITS)
+    assert refused.value.param == field
 
 
 @given(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from mezzotint.engine.cost import StepCost
+from mezzotint.engine.cost import MAX_KEYS, StepCost
 from mezzotint.engine.scheduler import BatchKey
 
 SMALL = BatchKey(128, 128, True)
 LARGE = BatchKey(256, 256, True)
 HALF = BatchKey(128, 128, False)
+# What two CPU cores measured on the demo model.
+CURVE = {1: 0.031, 2: 0.042, 4: 0.065, 8: 0.118}
 
 
 def measured(curve: dict[int, float]) -> StepCost:
     cost = StepCost(8)
-    for width, seconds in curve.items():
-        cost.observe(SMALL, width, seconds)
+    cost.calibrate(SMALL, curve)
     return cost
 
 
@@ -46,6 +47,8 @@ def test_a_larger_shape_has_a_narrower_knee() -> None:
 
 def test_observations_move_the_estimate_without_one_slow_pass_ruling_it() -> None:
     cost = measured({1: 0.03})
+    for _ in range(3):
+        cost.observe(SMALL, 1, 0.03)
     cost.observe(SMALL, 1, 3.0)
     assert cost.seconds(SMALL, 1) < 0.5
     for _ in range(60):
@@ -53,7 +56,41 @@ def test_observations_move_the_estimate_without_one_slow_pass_ruling_it() -> Non
     assert cost.seconds(SMALL, 1) == pytest.approx(0.06, rel=0.1)
 
 
-def test_with_nothing_measured_the_widest_pass_is_allowed() -> None:
+def test_the_first_pass_of_a_width_is_cold_and_does_not_count() -> None:
+    cost = measured(CURVE)
+    cost.observe(HALF, 1, 9.0)
+    assert cost.seconds(HALF, 1) < 0.1
+
+
+@pytest.mark.parametrize("key", [SMALL, LARGE, HALF])
+def test_lone_passes_of_a_shape_do_not_make_wider_ones_look_hopeless(key: BatchKey) -> None:
+    cost = measured(CURVE)
+    knee = cost.knee(key)
+    for _ in range(20):
+        cost.observe(key, 1, 1.1 * cost.seconds(key, 1))
+    assert cost.knee(key) == knee
+    assert cost.seconds(key, 2) < 2 * cost.seconds(key, 1) or key == LARGE
+
+
+def test_a_shape_that_turns_out_saturated_gets_a_narrower_knee() -> None:
+    cost = measured(CURVE)
+    for _ in range(40):
+        for width in (1, 2, 4, 8):
+            cost.observe(HALF, width, 0.05 * width)
+    assert cost.knee(HALF) == 1
+
+
+def test_corrections_are_kept_for_a_bounded_number_of_shapes() -> None:
+    cost = measured(CURVE)
+    for side in range(64, 64 + 8 * 1000, 8):
+        key = BatchKey(side, 64, True)
+        cost.observe(key, 1, 0.1)
+        cost.observe(key, 1, 0.1)
+        assert cost.knee(key) >= 1
+    assert len(cost._factors) == len(cost._knees) == MAX_KEYS
+
+
+def test_with_nothing_measured_sharing_is_assumed_to_pay() -> None:
     cost = StepCost(8)
-    assert cost.knee(SMALL) == 8
+    assert cost.knee(SMALL) > 1
     assert cost.seconds(SMALL, 2) > cost.seconds(SMALL, 1) > 0

@@ -27,8 +27,7 @@ WIDE = BatchKey(160, 96, True)
 
 def cost_of(curve: dict[int, float], max_width: int = 8) -> StepCost:
     cost = StepCost(max_width)
-    for width, seconds in curve.items():
-        cost.observe(GUIDED, width, seconds)
+    cost.calibrate(GUIDED, curve)
     return cost
 
 
@@ -110,6 +109,29 @@ def test_max_running_bounds_the_requests_that_hold_latents() -> None:
     for _ in range(5):
         run_pass(scheduler)
         assert scheduler.count(State.RUNNING) + scheduler.count(State.DECODING) <= 2
+
+
+def test_waiting_newcomers_leave_the_running_their_pass() -> None:
+    scheduler = Scheduler(BATCHES, max_running=4)
+    for id in "abcd":
+        scheduler.submit(id, GUIDED, 50, 0.0)
+    run_pass(scheduler)
+    for id in "vwxyz":
+        scheduler.submit(id, GUIDED, 2, 0.0)
+    assert set(scheduler.plan(0.0).rows) == set("abcd")
+
+
+def test_with_many_keys_nobody_waits_more_than_a_pass_of_each() -> None:
+    scheduler = Scheduler(BATCHES)
+    keys = [BatchKey(64 + 8 * i, 64, True) for i in range(10)]
+    for i, key in enumerate(keys):
+        scheduler.submit(f"{i}", key, 40, 0.0)
+    last_seen = dict.fromkeys((f"{i}" for i in range(10)), 0)
+    for turn in range(1, 200):
+        for id in run_pass(scheduler):
+            assert turn - last_seen[id] <= PATIENCE + 1 + len(keys)
+            last_seen[id] = turn
+    assert all(turn > 150 for turn in last_seen.values())
 
 
 def test_a_request_past_its_deadline_is_reported_and_not_run() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import InvalidRequest, OutputUnwritable, SettingInvalid
 
 __all__ = ["app"]
 
@@ -44,7 +45,12 @@ def engine(
     for name in chosen:
         if name not in PARTS:
             raise InvalidRequest(f"unknown part {name!r}; accepted are {', '.join(PARTS)}", param="part")
-    output.mkdir(parents=True, exist_ok=True)
+    if "load" in chosen and find_spec("matplotlib") is None:
+        raise SettingInvalid("the plot needs matplotlib: pip install 'mezzotint[bench]'")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputUnwritable(f"cannot write to {output}: {error.strerror}", param="output") from None
     console = Console(stderr=True)
     backend = load_backend(model, device=device, dtype=dtype)
     run = describe_run(backend.info)

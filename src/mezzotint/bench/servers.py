@@ -4,8 +4,8 @@
 - `request_batch_server`: request-level batching keyed by parameters, as `@serve.batch` does it: requests with
   the same steps, guidance and size that come within a short wait go through one pipeline call together, and
   all wait for its end.
-- `blocking_server`: one pipeline call at a time, first come, first served. Back to back it is diffusers in a
-  serial loop.
+- `blocking_server`: one pipeline call at a time, first come, first served, as a blocking endpoint serves.
+  Given a backlog, it is diffusers in a serial loop.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from mezzotint.backends.base import Backend
 from mezzotint.core import ResolvedRequest
 
-__all__ = ["measure_passes"]
+__all__ = ["PASSES", "measure_passes"]
 
 # Measuring may take about this long; a slow device measures only the narrow widths.
 CALIBRATION_SECONDS = 10.0
@@ -17,9 +17,9 @@ PASSES = 5
 
 
 def measure_passes(backend: Backend, request: ResolvedRequest, max_width: int) -> Iterator[tuple[int, float]]:
-    """Yields (width, median seconds of a pass) for widths 1, 2, 4 … `max_width`, all images alike.
+    """Yields (width, median seconds of a pass) for widths 1, 2, 4 … `max_width`, all images `request`.
 
-    Must run on the loop's thread.
+    Each width runs all of the request's evaluations. Must run on the loop's thread.
 
     Raises:
         MezzotintError: the model cannot take a step.
@@ -32,7 +32,7 @@ def measure_passes(backend: Backend, request: ResolvedRequest, max_width: int) -
             for request_id in ids[:width]:
                 backend.release(request_id)
                 backend.start(request_id, request)
-            yield width, _median_pass(backend, ids[:width], min(PASSES, request.evaluations))
+            yield width, _median_pass(backend, ids[:width], request.evaluations)
             # The next width takes about twice as long; stop rather than run over.
             if 3 * (time.perf_counter() - began) > CALIBRATION_SECONDS:
                 return

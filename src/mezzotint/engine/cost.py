@@ -1,13 +1,15 @@
-"""What a pass costs: measured seconds by batch key and width, and the knee where wider stops paying.
+"""What a pass costs: seconds by batch key and width, and the knee where wider stops paying.
 
-Warm-up measures the default shape at a few widths; every pass that is served after that refines its own
-entry. A key that was never run borrows the nearest measured one, on the assumption that a pass costs by the
-pixels in it: two images of 128×128 cost about what one of 128×256 does.
+Warm-up measures one shape at a few widths. That curve, read by the pixels in a pass, is the guess for every
+other: two images of 128×128 cost about what one of 128×256 does. Each pass that is served corrects the guess
+for its own key and width, and for the widths near it, so what is never run is never thought free or hopeless.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Mapping
 
 from mezzotint.engine.scheduler import BatchKey
 
@@ -17,64 +19,84 @@ __all__ = ["StepCost"]
 KNEE_SHARE = 0.9
 # Weight of the newest observation: steady against one slow pass, moved by a dozen.
 SMOOTHING = 0.1
-UNMEASURED_SECONDS = 0.05
+# Keys whose corrections are kept; the one that was run longest ago goes first.
+MAX_KEYS = 256
+# Before anything is measured: half of a lone image's pass is overhead that company shares.
+ASSUMED = {1.0: 0.05, 8.0: 0.225}
 
 
 class StepCost:
-    """Seconds of one pass. `max_width` bounds the images in it.
-
-    Not thread-safe: the engine guards it with its own lock.
-    """
+    """Seconds of one pass. `max_width` bounds the images in it. The engine guards it with its own lock."""
 
     def __init__(self, max_width: int) -> None:
         self.max_width = max_width
-        self._measured: dict[BatchKey, dict[int, float]] = {}
+        self._curve: dict[float, float] = dict(ASSUMED)
+        self._area: int | None = None
+        # For each key and width, observed ÷ guessed seconds; None after the first pass, which is cold.
+        self._factors: OrderedDict[BatchKey, dict[int, float | None]] = OrderedDict()
         self._knees: dict[BatchKey, int] = {}
+
+    def calibrate(self, key: BatchKey, seconds: Mapping[int, float]) -> None:
+        """The curve all guesses come from: median seconds of a pass of `key` by width."""
+        self._curve = {float(width): value for width, value in seconds.items()}
+        self._area = key.area
+        self._factors.clear()
+        self._knees.clear()
 
     def observe(self, key: BatchKey, width: int, seconds: float) -> None:
         """A pass of `width` images took `seconds`."""
-        entry = self._measured.setdefault(key, {})
-        before = entry.get(width)
-        entry[width] = seconds if before is None else before + SMOOTHING * (seconds - before)
-        self._knees.clear()
+        factors = self._factors.setdefault(key, {})
+        self._factors.move_to_end(key)
+        if len(self._factors) > MAX_KEYS:
+            self._factors.popitem(last=False)
+        if width not in factors:
+            factors[width] = None
+            return
+        before, now = factors[width], seconds / self._guess(key, width)
+        factors[width] = now if before is None else before + SMOOTHING * (now - before)
+        self._knees.pop(key, None)
 
-    def seconds(self, key: BatchKey, width: float) -> float:
+    def seconds(self, key: BatchKey, width: int) -> float:
         """The expected seconds of a pass of `width` images."""
-        entry = self._measured.get(key)
-        if entry:
-            return _interpolate(entry, width)
-        if not self._measured:
-            return UNMEASURED_SECONDS * width
-        nearest = min(self._measured, key=lambda other: abs(other.area - key.area))
-        return _interpolate(self._measured[nearest], width * key.area / nearest.area)
+        known = {float(w): f for w, f in self._factors.get(key, {}).items() if f is not None}
+        if not known:
+            return self._guess(key, width)
+        # Beyond what was run, the last correction holds; between, they blend.
+        near = min(max(width, min(known)), max(known))
+        return self._guess(key, width) * _interpolate(known, near)
 
     def knee(self, key: BatchKey) -> int:
         """The narrowest width within a tenth of the best throughput, 1…max_width."""
-        if not self._measured:
-            return self.max_width
-        if key not in self._knees:
+        knee = self._knees.get(key)
+        if knee is None:
             rate = {w: w / max(self.seconds(key, w), 1e-9) for w in range(1, self.max_width + 1)}
             best = max(rate.values())
-            self._knees[key] = min(w for w, r in rate.items() if r >= KNEE_SHARE * best)
-        return self._knees[key]
+            knee = min(w for w, r in rate.items() if r >= KNEE_SHARE * best)
+            if len(self._knees) < MAX_KEYS:
+                self._knees[key] = knee
+        return knee
 
-    def table(self) -> dict[BatchKey, dict[int, float]]:
-        """A copy of what was measured: seconds by key and width."""
-        return {key: dict(sorted(entry.items())) for key, entry in self._measured.items()}
+    def table(self, key: BatchKey) -> dict[int, float]:
+        """The expected seconds of a pass at every width."""
+        return {width: self.seconds(key, width) for width in range(1, self.max_width + 1)}
+
+    def _guess(self, key: BatchKey, width: int) -> float:
+        area = key.area if self._area is None else self._area
+        return _interpolate(self._curve, width * key.area / area)
 
 
-def _interpolate(entry: dict[int, float], width: float) -> float:
+def _interpolate(curve: Mapping[float, float], width: float) -> float:
     """Linear between the measured widths, in proportion beyond the widest, flat below the narrowest.
 
     Flat below, because half an image still pays the whole overhead of a pass; in proportion beyond, because
     a device that is not known to gain from width is taken to be saturated.
     """
-    widths = sorted(entry)
+    widths = sorted(curve)
     if width <= widths[0]:
-        return entry[widths[0]]
+        return curve[widths[0]]
     if width >= widths[-1]:
-        return entry[widths[-1]] * width / widths[-1]
+        return curve[widths[-1]] * width / widths[-1]
     right = bisect_left(widths, width)
     low, high = widths[right - 1], widths[right]
     share = (width - low) / (high - low)
-    return entry[low] + share * (entry[high] - entry[low])
+    return curve[low] + share * (curve[high] - curve[low])

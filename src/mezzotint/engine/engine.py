@@ -26,12 +26,12 @@ from typing import Any
 
 from mezzotint.backends.base import Backend, BackendInfo
 from mezzotint.core import Event, GenerationRequest, Image, Pixels, resolve
-from mezzotint.engine.calibration import measure_passes
+from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.scheduler import Plan, State, batch_key
 from mezzotint.engine.ticket import Ticket
-from mezzotint.errors import GenerationFailed, MezzotintError, ShuttingDown
+from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
 
 __all__ = ["Engine", "EngineStatus", "Ticket"]
 
@@ -65,6 +65,9 @@ class Engine:
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_width: int | None = None,
     ) -> None:
+        for name, value in (("max_queue", max_queue), ("max_width", max_width)):
+            if value is not None and value < 1:
+                raise SettingInvalid(f"{name} must be at least 1, not {value}", param=name)
         self._backend = backend
         widest = min(max_width or backend.info.max_width, backend.info.max_width)
         self.cost = StepCost(widest)
@@ -327,18 +330,19 @@ class Engine:
             future.set_exception(error)
 
     def _calibrate(self) -> None:
-        request = resolve(GenerationRequest(WARM_UP_PROMPT, seed=0), self.info.limits)
-        key = batch_key(request)
-        for width, seconds in measure_passes(self._backend, request, self.cost.max_width):
-            with self._changed:
-                self.cost.observe(key, width, seconds)
+        limits = self.info.limits
+        request = resolve(
+            GenerationRequest(WARM_UP_PROMPT, seed=0, steps=min(PASSES, limits.max_steps)), limits
+        )
+        seconds = dict(measure_passes(self._backend, request, self.cost.max_width))
+        with self._changed:
+            self.cost.calibrate(batch_key(request), seconds)
 
     # The decoder's thread
 
     def _decode(self, request_id: str) -> None:
         with self._changed:
-            # None once the request was cancelled: then there is nothing to decode for.
-            ticket = self._requests.tickets.get(request_id)
+            ticket = self._requests.take_to_decode(request_id)
         outcome: Image | MezzotintError | None = None
         if ticket is not None:
             try:

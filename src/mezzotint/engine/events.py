@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 from mezzotint.core import Cancelled, Done, Event, Failed
 
@@ -40,11 +41,18 @@ class EventStream:
             wake()
 
     def get(self, timeout: float | None = None) -> Event:
-        """The next event. Raises TimeoutError after `timeout` seconds without one."""
+        """The next event; once the request has ended, that ending, however often it is asked for.
+
+        Raises:
+            TimeoutError: no event within `timeout` seconds.
+        """
         with self._changed:
             if not self._changed.wait_for(lambda: bool(self._events), timeout):
                 raise TimeoutError(f"no event within {timeout} s")
-            return self._events.popleft()
+            return self._take()
+
+    def _take(self) -> Event:
+        return self._events[0] if is_final(self._events[0]) else self._events.popleft()
 
     def __iter__(self) -> Iterator[Event]:
         while True:
@@ -57,15 +65,15 @@ class EventStream:
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
-            # The reader's loop may have closed while the engine goes on; then nobody is left to wake.
-            if not loop.is_closed():
+            # The reader's loop may close at any time while the engine goes on; then nobody is left to wake.
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(ready.set)
 
         self._wake = wake
         while True:
             ready.clear()
             with self._changed:
-                event = self._events.popleft() if self._events else None
+                event = self._take() if self._events else None
             if event is None:
                 await ready.wait()
                 continue

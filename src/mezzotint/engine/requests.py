@@ -49,14 +49,13 @@ class RequestTable:
                 f"{queued} requests are waiting, the most this engine takes; try again in {wait:.0f} s",
                 retry_after_s=wait,
             )
-        request, deadline_s = ticket.request, ticket.request.deadline_s
-        deadline = None if deadline_s is None else ticket.submitted + deadline_s
+        request, deadline = ticket.request, ticket.deadline
+        position = queued + self.scheduler.count(State.RUNNING)
         self.scheduler.submit(
             ticket.request_id, batch_key(request), request.evaluations, ticket.submitted, deadline
         )
         self.tickets[ticket.request_id] = ticket
-        _, position, eta_s = self.scheduler.waiting()[-1]
-        ticket.stream.put(Queued(ticket.request_id, position, eta_s))
+        ticket.stream.put(Queued(ticket.request_id, position, self.scheduler.backlog_seconds()))
 
     def ask_to_cancel(self, request_id: str) -> None:
         """Cancel before the next plan. Nothing happens to a request that has ended."""
@@ -99,6 +98,14 @@ class RequestTable:
                 self.tickets[request_id].stream.put(self._progress(request_id, previews.get(request_id)))
         self._in_decoder.update(finished)
         return finished
+
+    def take_to_decode(self, request_id: str) -> Ticket | None:
+        """The request that the decoder turns to; None when there is nothing left to decode it for."""
+        ticket = self.tickets.get(request_id)
+        if ticket is not None and ticket.deadline is not None and ticket.deadline <= time.monotonic():
+            self.fail(request_id, DeadlineExceeded("the request's deadline passed"))
+            return None
+        return ticket
 
     def decoded(self, request_id: str, outcome: Image | MezzotintError | None) -> None:
         """The decoder lets go of a request, with its picture, an error, or nothing for a cancelled one."""

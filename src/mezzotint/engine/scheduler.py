@@ -16,16 +16,17 @@ The rules of `plan`, in order:
    highest Σ 1/(evaluations left) ÷ (seconds of a pass of width w). This is Smith's rule (W. E. Smith, 1956)
    for a server that takes batches: equals go together, and a nearly finished request does not pay for its
    neighbours. A pass narrower than the window must be `NARROWING` times as good, since wide ones save work.
-4. A request in a window is passed over at most `PATIENCE` times in a row, a new one at most once: then its
-   key is served, in a pass wide enough for it.
+4. A request in a window is passed over at most `PATIENCE` times in a row, a new one at most once, and once
+   more for each other key whose turn is due: then its key is served, in a pass wide enough for it.
 """
 
 from __future__ import annotations
 
 import enum
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Protocol
 
@@ -142,9 +143,9 @@ class Scheduler:
         """The backend holds the request's latents; it joins the passes."""
         self._move(id, State.RUNNING)
 
-    def stepped(self, plan: Plan, failed: Iterable[str] = ()) -> tuple[str, ...]:
+    def stepped(self, plan: Plan, failed: Collection[str] = ()) -> tuple[str, ...]:
         """The pass ran. Returns the requests whose latents are final; `failed` ones must be failed next."""
-        moved = [self._row(id) for id in plan.rows if id not in set(failed)]
+        moved = [self._row(id) for id in plan.rows if id not in failed]
         for row in moved:
             if row.state is not State.RUNNING or row.remaining < 1:
                 raise IllegalMove(f"{row.id} is {row.state.value} and cannot step")
@@ -197,15 +198,15 @@ class Scheduler:
         for row in self._active():
             if row.id not in skip:
                 groups.setdefault(row.key, []).append(row)
-        room = self._max_running - holding
+        room = max(self._max_running - holding, 0)
         windows = []
         for key, rows in groups.items():
-            eligible = rows if room > 0 else [row for row in rows if row.state is State.RUNNING]
-            window = heapq.nsmallest(self._cost.knee(key), eligible, key=lambda row: self._rank(row, now))
-            # A window may hold no more newcomers than there is room for; the running ones stay.
-            newcomers = [row for row in window if row.state is State.QUEUED]
-            dropped = {row.id for row in newcomers[max(room, 0) :]}
-            windows.append([row for row in window if row.id not in dropped])
+            ranked = [(self._rank(row, now), row) for row in rows]
+            running = [entry for entry in ranked if entry[1].state is State.RUNNING]
+            newcomers = [entry for entry in ranked if entry[1].state is State.QUEUED]
+            eligible = running + heapq.nsmallest(room, newcomers, key=itemgetter(0))
+            window = heapq.nsmallest(self._cost.knee(key), eligible, key=itemgetter(0))
+            windows.append([row for _, row in window])
         return windows
 
     def _rank(self, row: _Row, now: float) -> tuple[int, float, int]:

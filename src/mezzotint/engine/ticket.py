@@ -25,6 +25,12 @@ class Ticket:
     started: float | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def deadline(self) -> float | None:
+        """On `time.monotonic`'s clock."""
+        deadline_s = self.request.deadline_s
+        return None if deadline_s is None else self.submitted + deadline_s
+
     def events(self) -> Iterator[Event]:
         """Each event as it comes; ends after `Done`, `Failed` or `Cancelled`."""
         return iter(self.stream)
@@ -38,10 +44,11 @@ class Ticket:
 
         Raises:
             MezzotintError: why there is none.
-            TimeoutError: no event for `timeout` seconds; the request goes on.
+            TimeoutError: no picture within `timeout` seconds; the request goes on.
         """
+        end = None if timeout is None else time.monotonic() + timeout
         while True:
-            match self.stream.get(timeout):
+            match self.stream.get(None if end is None else max(0.0, end - time.monotonic())):
                 case Done(image=image):
                     return image
                 case Failed(error=error):
