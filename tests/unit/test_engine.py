@@ -408,6 +408,18 @@ def test_warm_up_measures_the_cost_of_a_pass() -> None:
         assert engine.cost.knee(key) > 1
 
 
+def test_warm_up_draws_at_each_size_it_is_given_with_and_without_guidance() -> None:
+    seen = set()
+
+    def note(where: str, request: ResolvedRequest, _: int) -> MezzotintError | None:
+        seen.add((request.width, request.height, request.guided))
+        return None
+
+    with Engine(FakeBackend(fault=note)) as engine:
+        engine.warm_up([(64, 96), (256, 128)])
+    assert {(64, 96, True), (64, 96, False), (256, 128, True), (256, 128, False)} <= seen
+
+
 def test_a_model_that_cannot_draw_fails_its_warm_up() -> None:
     def fault(where: str, _: ResolvedRequest, done: int) -> MezzotintError | None:
         return GenerationFailed("latents are not finite") if where == "step" else None

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,8 +94,12 @@ class Engine:
         max_width: int | None = None,
         max_queue: int = DEFAULT_MAX_QUEUE,
         warm_up: bool = True,
+        warm_up_sizes: Sequence[tuple[int, int]] = (),
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
+
+        compile: compile the UNet's repeated blocks, each of `warm_up_sizes` (width, height) before the first
+            request wants it.
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
@@ -108,7 +112,7 @@ class Engine:
         engine = cls(backend, max_queue=max_queue, max_width=max_width)
         if warm_up:
             try:
-                engine.warm_up()
+                engine.warm_up(warm_up_sizes)
             except BaseException:
                 engine.close()
                 raise
@@ -173,8 +177,9 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
-    def warm_up(self) -> Image:
-        """Measure what a pass costs by width, then draw one image as a request would.
+    def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
+        """Measure what a pass costs by width, draw once at each of `sizes` with and without guidance, then
+        one image as a request would.
 
         Raises:
             MezzotintError: the model cannot draw.
@@ -186,6 +191,18 @@ class Engine:
             self._jobs.append((self._calibrate, done))
             self._changed.notify_all()
         done.result()
+        for width, height in sizes:
+            for guidance_scale in (0.0, 5.0):
+                self.generate(
+                    GenerationRequest(
+                        WARM_UP_PROMPT,
+                        width=width,
+                        height=height,
+                        steps=1,
+                        guidance_scale=guidance_scale,
+                        seed=0,
+                    )
+                )
         return self.generate(GenerationRequest(WARM_UP_PROMPT, seed=0))
 
     def status(self) -> EngineStatus:
