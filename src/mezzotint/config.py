@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     compile: bool = Field(False, description="true or false")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of a replica, 1…1024")
     max_width: int | None = Field(None, ge=1, le=1024, description="images in one step, 1…1024")
-    max_queue: int = Field(256, ge=1, le=100_000, description="waiting requests of a replica, 1…100000")
+    max_queue: int = Field(256, ge=1, le=2_000, description="waiting requests of a replica, 1…2000")
     deadline_s: float = Field(600.0, gt=0, le=86_400, description="seconds until a request fails, to 86400")
     drain_s: float = Field(
         60.0, ge=0, le=3_600, description="seconds for running requests at shutdown, 0…3600"

@@ -156,8 +156,12 @@ def _memory() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     from mezzotint.models.locations import models_home
 
-    home = models_home()
-    there = next(folder for folder in (home, *home.parents) if folder.exists())
+    try:
+        home = models_home()
+        there = next(folder for folder in (home, *home.parents) if folder.exists())
+    except (MezzotintError, OSError) as error:
+        yield Finding("note", "disk", str(error), "set MEZZOTINT_HOME to a folder; the demo model needs none")
+        return
     free = shutil.disk_usage(there).free
     found = f"{free / GIBIBYTE:.1f} GiB free for {home}"
     if free < SDXL_DISK_GIB * GIBIBYTE:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 import mezzotint
 from mezzotint.cli.main import run
 from mezzotint.doctor import FLOORS, SERVE_FLOORS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,6 +61,35 @@ def test_models_check_holds_the_embedded_model_to_its_manifest(capsys: pytest.Ca
 def test_an_unknown_model_is_one_line_and_code_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", command, "no-such-model"]) == 2
     assert re.fullmatch(r"error: no model 'no-such-model'[^\n]+\n", capsys.readouterr().err)
+
+
+def test_a_damaged_model_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "weights.safetensors").symlink_to("nowhere")
+    entry = {"sha256": "0" * 64, "size": 1}
+    files = {"model_index.json": entry, "weights.safetensors": entry}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    assert run(["models", "check", str(tmp_path)]) == 2
+    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("home", ["~nosuchuser", "a" * 300])
+@pytest.mark.parametrize("command", [["list"], ["show", "sdxl"], ["pull", "sdxl"], ["check", "sdxl"]])
+def test_a_models_home_that_cannot_be_is_one_line_and_code_2(
+    home: str, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEZZOTINT_HOME", home)
+    assert run(["models", *command]) == 2
+    assert re.fullmatch(r"error: [^\n]*MEZZOTINT_HOME[^\n]*\n", capsys.readouterr().err)
+
+
+def test_the_doctors_oldest_versions_are_the_packages_own() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["serve"]
+    for floors, requirements in ((FLOORS, project["dependencies"]), (SERVE_FLOORS, extra)):
+        stated = dict(re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", each).groups() for each in requirements)
+        for name, floor in floors.items():
+            assert stated[name] == ".".join(map(str, floor)), name
 
 
 def test_the_doctor_finds_each_part_and_says_how_to_mend_what_is_wrong(

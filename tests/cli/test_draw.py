@@ -107,6 +107,9 @@ REFUSALS = {
     "a folder that takes no file": (["a", "-o", "/proc/a.png"], "cannot write"),
     "a device": (["a", "-o", "/dev/null"], "not a file"),
     "an unknown suffix": (["a", "-o", "a.gif"], "suffix must be"),
+    "a name that is too long": (["a", "-o", "a" * 300 + ".png"], "file name too long"),
+    "a model's name that is too long": (["a", "--model", "a" * 300], "file name too long"),
+    "a model of nobody's": (["a", "--model", "~nosuchuser/x"], "there is no user of that name"),
     "an empty path": (["a", "-o", ""], "output path is empty"),
 }
 
@@ -127,6 +130,17 @@ def test_bad_input_is_one_line_and_code_2_with_nothing_written(
     assert told in captured.err
     assert captured.out == ""
     assert files(here) == []
+
+
+def test_what_no_command_foresaw_of_files_is_one_line_and_code_1(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error", "weights")
+
+    monkeypatch.setattr("mezzotint.engine.engine.Engine.load", fail)
+    assert run(["draw", "a", *QUICK]) == 1
+    assert capsys.readouterr().err == "error: weights: input/output error\n"
 
 
 def test_a_failure_of_the_machine_is_one_line_and_code_1(

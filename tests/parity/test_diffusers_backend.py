@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -250,6 +251,10 @@ def test_bf16_draws_a_picture(fresh_backend: Make) -> None:
     assert len(finish(backend, "a", request_for(backend))) == 64 * 64 * 3
 
 
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="torch.compile on a CPU needs a C++ compiler, and there is none here",
+)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of many kinds
 def test_compiled_blocks_draw_the_same_picture(fresh_backend: Make) -> None:

@@ -72,11 +72,11 @@ def test_errors_come_through_the_proxy_in_their_shape(
     assert response.headers["x-request-id"]
 
 
-def test_pictures_drawn_together_equal_pictures_drawn_alone(client: httpx.Client) -> None:
-    alone = [imagine(client, seed=seed, steps=2).content for seed in range(4)]
+def test_requests_at_once_get_each_its_own_picture(client: httpx.Client) -> None:
+    in_turn = [imagine(client, seed=seed, steps=2).content for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda seed: imagine(client, seed=seed, steps=2).content, range(4)))
-    assert together == alone
+        at_once = list(pool.map(lambda seed: imagine(client, seed=seed, steps=2).content, range(4)))
+    assert at_once == in_turn
 
 
 def leave_in_the_middle(address: str, steps: int) -> None:
@@ -85,19 +85,18 @@ def leave_in_the_middle(address: str, steps: int) -> None:
     query = urlencode({"prompt": "left", "steps": steps})
     with socket.create_connection((url.hostname, url.port), timeout=LIMIT_SECONDS) as connection:
         connection.sendall(f"GET /imagine?{query} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode())
-        connection.settimeout(3 * PASS_SECONDS)
+        connection.settimeout(5 * PASS_SECONDS)
         with pytest.raises(TimeoutError):
             connection.recv(1)
 
 
 def test_a_client_that_leaves_frees_its_place(server: Any, client: httpx.Client) -> None:
-    # A pass holds one image: while another is being drawn, a picture takes about twice as long.
-    steps, shared = 5, 1.6 * 5 * PASS_SECONDS * 1000
+    # A pass holds one image, that with the fewest steps left: if even one that was left lived on, the next
+    # picture, which is longer than any of them, would not begin before that one's last step.
     for _ in range(3):
-        leave_in_the_middle(server.address, steps=150)
-    deadline = time.monotonic() + 150 * PASS_SECONDS / 2
-    while float(imagine(client, steps=steps).headers["x-mezzotint-compute-ms"]) > shared:
-        assert time.monotonic() < deadline, "what the clients left is still being drawn"
+        leave_in_the_middle(server.address, steps=60)
+    next_one = imagine(client, steps=70)
+    assert float(next_one.headers["x-mezzotint-queue-ms"]) < 25 * PASS_SECONDS * 1000
 
 
 def test_ray_listens_on_this_machine_alone_and_asks_for_a_token(server: Any) -> None:
@@ -118,10 +117,10 @@ def test_sigterm_lets_the_running_request_end_and_leaves_no_process(
     # The first request pays for connections that the next one finds ready.
     assert httpx.get(f"{address}/imagine?prompt=first&steps=1", timeout=LIMIT_SECONDS).status_code == 200
     with ThreadPoolExecutor(1) as pool:
-        url = f"{address}/imagine?prompt=last&steps=40"
+        url = f"{address}/imagine?prompt=last&steps=120"
         last = pool.submit(httpx.get, url, timeout=LIMIT_SECONDS)
-        # Nothing outside the server tells that it has begun to draw; a quarter of the picture's time will do.
-        time.sleep(10 * PASS_SECONDS)
+        # Nothing outside the server tells that it has begun to draw: a third of the picture's time is ample.
+        time.sleep(40 * PASS_SECONDS)
         assert not last.done()
         server.process.send_signal(signal.SIGTERM)
         assert last.result().status_code == 200
@@ -142,7 +141,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_leaves_no_process(
     content[-1] ^= 1
     weights.write_bytes(content)
     server = start_server("--model", str(altered))
-    assert server.wait_until_ended() == 1
+    assert server.wait_until_ended() == 2
     told = [line for line in server.err.read_text().splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert weights.name in told[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,13 @@ PACKAGE = Path(mezzotint.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "samplers": {"errors"},
+    "threads": set(),
     "core": {"errors", "samplers", "imaging"},
     "config": {"errors"},
     "backends": {"core", "errors", "samplers", "backends"},
     # `Engine.load` asks the models for a backend; the rest of the engine knows only the protocol.
     "engine": {"core", "errors", "engine", "backends.base", "models.loading"},
-    "models": {"core", "errors", "samplers", "backends", "models"},
+    "models": {"core", "errors", "samplers", "backends", "models", "threads"},
     "imaging": {"core", "errors", "imaging"},
     "serve": {
         "core",
@@ -108,6 +110,24 @@ def test_the_library_exports_what_it_says() -> None:
         "MezzotintError",
         "__version__",
     ]
+
+
+def test_the_threads_policy_is_set_before_torch_and_a_callers_own_stays() -> None:
+    probe = (
+        "import os, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch' and not seen: seen.append(os.environ.get('OMP_WAIT_POLICY'))\n"
+        "seen = []\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "import mezzotint.models.loading\n"
+        "print(*seen)"
+    )
+    plain = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    for given, expected in ((plain, "PASSIVE"), (plain | {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        command = [sys.executable, "-c", probe]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, env=given)
+        assert found.stdout.strip() == expected
 
 
 def test_importing_the_library_loads_neither_torch_nor_ray() -> None:

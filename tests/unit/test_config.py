@@ -35,6 +35,7 @@ def test_a_flag_goes_before_a_variable_and_a_variable_before_the_default(
         ("MEZZOTINT_PORT", "70000", "0…65535"),
         ("MEZZOTINT_PORT", "http", "0…65535"),
         ("MEZZOTINT_REPLICAS", "0", "1…1024"),
+        ("MEZZOTINT_MAX_QUEUE", "2001", "1…2000"),
         ("MEZZOTINT_DTYPE", "int8", "bf16"),
         ("MEZZOTINT_DEADLINE_S", "nan", "seconds"),
         ("MEZZOTINT_DRAIN_S", "inf", "0…3600"),

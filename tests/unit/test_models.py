@@ -100,6 +100,33 @@ def test_a_folders_limits_follow_from_its_sample_size(tiny_sdxl: Path) -> None:
     assert limits.default_scheduler == "Euler"
 
 
+def test_a_sample_size_may_be_height_and_width(folder: Path) -> None:
+    _change(folder / "unet/config.json", sample_size=[8, 16])
+    limits = limits_of(str(folder))
+    assert (limits.default_width, limits.default_height) == (128, 64)
+    assert (limits.min_size, limits.max_size, limits.max_pixels) == (16, 256, 128 * 64 * 9 // 4)
+    assert load(folder).info.limits == limits
+
+
+@pytest.mark.parametrize("size", [0, -8, 1.5, "8", True, [8], [8, 8, 8], [8, "8"], 10**9, {}])
+def test_a_sample_size_that_is_none_is_refused(folder: Path, size: object) -> None:
+    _change(folder / "unet/config.json", sample_size=size)
+    with pytest.raises(ModelInvalid, match="sample_size must be"):
+        limits_of(str(folder))
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    # Tests may run as root, whom no permission stops.
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ModelNotFound, match="permission denied"):
+        find_model(str(folder))
+
+
 @pytest.mark.parametrize("name", ["nothing", "", "../sdxl", "/nowhere/at/all", "https://example.com/x"])
 def test_an_unknown_model_is_not_found_and_the_accepted_ones_are_named(name: str, home: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"demo, sdxl, .*diffusers folder, or a single \.safetensors"):
@@ -213,6 +240,16 @@ def _add(folder: Path) -> None:
     (folder / "vae/notes.txt").write_text("hello")
 
 
+def _dangle(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to("nowhere")
+
+
+def _loop(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(folder / WEIGHTS)
+
+
 def _pickle(folder: Path) -> None:
     (folder / "unet/diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
 
@@ -232,6 +269,8 @@ def _garbled_manifest(folder: Path) -> None:
         (_truncate, "is not the file that its manifest lists"),
         (_remove, "lacks unet/diffusion_pytorch_model.safetensors"),
         (_add, "holds vae/notes.txt"),
+        (_dangle, "diffusion_pytorch_model.safetensors cannot be read: no such file"),
+        (_loop, "diffusion_pytorch_model.safetensors cannot be read: too many levels"),
         (_pickle, "only safetensors weights are read"),
         (_code, "only safetensors weights are read"),
         (_garbled_manifest, "is not a manifest"),

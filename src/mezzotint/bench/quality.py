@@ -1,12 +1,12 @@
 """The judge of the embedded model's pictures: does a picture show what its prompt named?
 
-It knows the model's vocabulary folder (``vocabulary.json``, ``glyphs.png``) and looks at pixels with numpy
+It knows the model's vocabulary folder (`vocabulary.json`, `glyphs.png`) and looks at pixels with numpy
 and Pillow; it needs no font, no torch and knows nothing of the model. The formula, which the training recipe
 shares and which must not be fitted to results:
 
 1. **Background**: the median colour, per channel, of the outer ring of 4 pixels. Its name is that of the
    nearest background of the vocabulary (Euclidean distance in 8-bit RGB).
-2. **Glyph**: the square where the training pictures carry a glyph (see :func:`boxes`) is cut out at every
+2. **Glyph**: the square where the training pictures carry a glyph (see `boxes`) is cut out at every
    shift of −6, −3, 0, 3, 6 pixels on both axes and averaged down to 32×32. Every glyph of the atlas is laid
    over the *measured* background colour at the same 32×32. The glyph seen is the one with the smallest mean
    squared difference over all shifts.
@@ -39,7 +39,7 @@ SHIFTS = (-6, -3, 0, 3, 6)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the model knows; ``atlas`` is (glyphs, 64, 64, 4) RGBA in the order of ``glyphs``."""
+    """What the model knows; `atlas` is (glyphs, 64, 64, 4) RGBA in the order of `glyphs`."""
 
     glyphs: tuple[str, ...]
     backgrounds: dict[str, tuple[int, int, int]]
@@ -49,7 +49,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, folder: Path) -> Vocabulary:
-        """Read ``vocabulary.json`` and ``glyphs.png`` of a model folder."""
+        """Read `vocabulary.json` and `glyphs.png` of a model folder."""
         listed = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
         with Image.open(folder / "glyphs.png") as opened:
             sheet = np.asarray(opened.convert("RGBA"))
@@ -80,7 +80,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a prompt named: one or two glyphs, and a background or ``None``."""
+    """What a prompt named: one or two glyphs, and a background or `None`."""
 
     glyphs: tuple[str, ...]
     background: str | None = None
@@ -88,7 +88,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the judge saw. ``errors`` are root mean squared differences in 8-bit levels, one per glyph."""
+    """What the judge saw. `errors` are root mean squared differences in 8-bit levels, one per glyph."""
 
     glyphs: tuple[str, ...]
     background: str
@@ -122,8 +122,8 @@ class Report:
 
     @property
     def top1(self) -> float:
-        """Share of pictures that show the glyphs asked for."""
-        return sum(v.glyphs_right for v in self.verdicts) / len(self.verdicts)
+        """Share of pictures that show the glyphs asked for; 0 of none, for that vouches for nothing."""
+        return sum(v.glyphs_right for v in self.verdicts) / max(len(self.verdicts), 1)
 
     @property
     def backgrounds(self) -> float:
@@ -161,7 +161,7 @@ def ring_colour(picture: Pixels) -> NDArray[np.float32]:
 
 
 def see(picture: Image.Image | Pixels, vocabulary: Vocabulary, count: int = 1) -> Seen:
-    """Name the background and the ``count`` glyphs of one picture, by the formula of this module."""
+    """Name the background and the `count` glyphs of one picture, by the formula of this module."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image = image.convert("RGB")
     colour = ring_colour(np.asarray(image))
@@ -208,7 +208,7 @@ def judge(pictures: Iterable[Image.Image | Pixels], asked: Sequence[Asked], voca
 
 
 def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Move a box, not cut it, so that it lies within a picture of ``size`` (width, height)."""
+    """Move a box, not cut it, so that it lies within a picture of `size` (width, height)."""
     left, top, right, bottom = box
     dx = max(0, -left) - max(0, right - size[0])
     dy = max(0, -top) - max(0, bottom - size[1])

@@ -13,13 +13,16 @@ from typer.exceptions import Abort, TyperException
 
 from mezzotint import __version__
 from mezzotint.cli import doctor, draw, models, serve
-from mezzotint.errors import MezzotintError, OutputUnwritable, SettingInvalid
+from mezzotint.errors import MezzotintError, ModelInvalid, OutputUnwritable, SettingInvalid
 
 __all__ = ["app", "main"]
 
 BAD_INPUT = 2
 FAILURE = 1
 INTERRUPTED = 130
+
+# Of the errors that a server answers with 5xx, those that whoever types the command can mend.
+CORRECTABLE = (ModelInvalid, OutputUnwritable, SettingInvalid)
 
 app = typer.Typer(
     name="mezzotint",
@@ -75,11 +78,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough; the interpreter's last flush must not complain again.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
         return FAILURE
+    except OSError as error:
+        # The last resort: of what goes wrong with a file or the network, most has an error of its own.
+        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        return _complain(reason if error.filename is None else f"{error.filename}: {reason}", FAILURE)
     return result if isinstance(result, int) else 0
 
 
 def _exit_code(error: MezzotintError) -> int:
-    correctable = error.status < 500 or isinstance(error, SettingInvalid | OutputUnwritable)
+    correctable = error.status < 500 or isinstance(error, CORRECTABLE)
     return BAD_INPUT if correctable else FAILURE
 
 

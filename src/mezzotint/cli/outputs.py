@@ -24,7 +24,7 @@ def output_paths(output: str | None, seeds: Sequence[int]) -> list[Path]:
     """
     if output is not None and not output.strip():
         raise InvalidRequest("the output path is empty", param="output")
-    if output is None or output.endswith(os.sep) or Path(output).is_dir():
+    if output is None or output.endswith(os.sep) or _is_folder(output):
         folder = Path(output or ".")
         return [folder / f"plate-{seed}.png" for seed in seeds]
     if NUMBER in output:
@@ -33,3 +33,11 @@ def output_paths(output: str | None, seeds: Sequence[int]) -> list[Path]:
     if len(seeds) == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(len(seeds))]
+
+
+def _is_folder(output: str) -> bool:
+    try:
+        return Path(output).is_dir()
+    except OSError:
+        # Too long a name, or no right to look: the check of the path as a file says which.
+        return False

@@ -5,8 +5,6 @@
 torch, and this package imports neither.
 """
 
-import os
-
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import (
     CheckReport,
@@ -20,10 +18,6 @@ from mezzotint.models.locations import (
 )
 from mezzotint.models.manifest import write_manifest
 from mezzotint.models.pulling import pull
-
-# Read once, when torch starts. Its threads otherwise wait for each other by spinning, and when a decode or
-# another process wants the same cores, a pass takes ten times as long as with threads that sleep.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = [
     "CATALOGUE",

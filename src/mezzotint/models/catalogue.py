@@ -92,17 +92,17 @@ def _distilled(size: int, *, scheduler: str, steps: int, max_steps: int, high: i
     )
 
 
-def limits_of_size(size: int, scheduler: str) -> ModelLimits:
-    """Limits for a model of which no more is known than the side in pixels that it was trained on."""
+def limits_of_size(width: int, height: int, scheduler: str) -> ModelLimits:
+    """Limits for a model of which no more is known than the size in pixels that it was trained on."""
     return ModelLimits(
-        default_width=size,
-        default_height=size,
+        default_width=width,
+        default_height=height,
         default_steps=30,
         default_guidance_scale=5.0,
         default_scheduler=scheduler,
-        min_size=max(size // 4 // 8 * 8, 16),
-        max_size=size * 2,
-        max_pixels=size * size * 9 // 4,
+        min_size=max(min(width, height) // 4 // 8 * 8, 16),
+        max_size=max(width, height) * 2,
+        max_pixels=width * height * 9 // 4,
     )
 
 

@@ -11,6 +11,11 @@ import platform
 import warnings
 from pathlib import Path
 
+from mezzotint.threads import prepare_threads
+
+# Here, for through this module both the command line and a replica come to torch.
+prepare_threads()
+
 import diffusers
 import psutil
 import torch

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.core import ModelLimits
-from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound
+from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
 from mezzotint.samplers import SAMPLERS, find_sampler
@@ -30,6 +30,7 @@ __all__ = [
 
 PIXELS_PER_LATENT = 8
 SDXL_SAMPLE_SIZE = 128
+MAX_SAMPLE_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,19 @@ class CheckReport:
 
 
 def models_home() -> Path:
-    """Where pulled models lie: `$MEZZOTINT_HOME/models`, by default below `~/.cache/mezzotint`."""
-    home = os.environ.get("MEZZOTINT_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "mezzotint") / "models"
+    """Where pulled models lie: `$MEZZOTINT_HOME/models`, by default below `~/.cache/mezzotint`.
+
+    Raises:
+        SettingInvalid: the setting names a user that is none, or this user has no home.
+    """
+    home = os.environ.get("MEZZOTINT_HOME") or "~/.cache/mezzotint"
+    try:
+        return Path(home).expanduser() / "models"
+    except RuntimeError:
+        raise SettingInvalid(
+            f"MEZZOTINT_HOME takes a folder; {home!r} is below the home of a user that has none",
+            param="MEZZOTINT_HOME",
+        ) from None
 
 
 def catalogue_path(entry: CatalogueEntry) -> Path:
@@ -84,13 +95,18 @@ def find_model(name: str) -> Path:
         if entry.source is None:
             raise ModelNotFound(f"this installation of Mezzotint came without the {name} model's files")
         raise ModelNotFound(f"{name} is not on this machine; fetch it with: mezzotint models pull {name}")
-    path = Path(name).expanduser()
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    if path.is_dir() and (path / "model_index.json").is_file():
-        return path
-    if path.is_dir():
-        raise ModelNotFound(f"{name} is not a diffusers model: it has no model_index.json")
+    try:
+        path = Path(name).expanduser()
+        if path.is_file() and path.suffix == ".safetensors":
+            return path
+        if path.is_dir() and (path / "model_index.json").is_file():
+            return path
+        if path.is_dir():
+            raise ModelNotFound(f"{name} is not a diffusers model: it has no model_index.json")
+    except OSError as error:
+        raise ModelNotFound(f"no model {name!r} that can be read: {_reason(error)}") from None
+    except RuntimeError:
+        raise ModelNotFound(f"no model {name!r}: there is no user of that name") from None
     known = ", ".join(CATALOGUE)
     raise ModelNotFound(
         f"no model {name!r}; accepted are {known}, a diffusers folder, or a single .safetensors file"
@@ -107,15 +123,30 @@ def limits_of(name: str) -> ModelLimits:
         return CATALOGUE[name].limits
     path = find_model(name)
     if path.is_file():
-        return limits_of_size(SDXL_SAMPLE_SIZE * PIXELS_PER_LATENT, "Euler")
-    size = int(read_json(path / "unet/config.json").get("sample_size") or SDXL_SAMPLE_SIZE)
+        side = SDXL_SAMPLE_SIZE * PIXELS_PER_LATENT
+        return limits_of_size(side, side, "Euler")
+    width, height = _sample_size(path)
     scheduler = str(read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
     try:
         sampler = find_sampler(scheduler).name
     except InvalidRequest:
         # A scheduler outside the table: Euler draws from any epsilon or v model.
         sampler = "Euler"
-    return limits_of_size(size * PIXELS_PER_LATENT, sampler)
+    return limits_of_size(width * PIXELS_PER_LATENT, height * PIXELS_PER_LATENT, sampler)
+
+
+def _sample_size(path: Path) -> tuple[int, int]:
+    """Width and height in latents, from the UNet's `sample_size`: one side, or [height, width]."""
+    size = read_json(path / "unet/config.json").get("sample_size", SDXL_SAMPLE_SIZE)
+    if size is None:
+        size = SDXL_SAMPLE_SIZE
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 2 <= side <= MAX_SAMPLE_SIZE for side in sides):
+        raise ModelInvalid(
+            f"unet/config.json: sample_size must be 2…{MAX_SAMPLE_SIZE} or two of such, [height, width]"
+        )
+    height, width = sides
+    return width, height
 
 
 def list_models() -> list[ListedModel]:
@@ -188,7 +219,7 @@ def describe(name: str) -> dict[str, Any]:
     }
     vocabulary = path / "vocabulary.json" if path else None
     if vocabulary and vocabulary.is_file():
-        described["vocabulary"] = json.loads(vocabulary.read_text(encoding="utf-8"))
+        described["vocabulary"] = read_json(vocabulary)
     return described
 
 
@@ -211,12 +242,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_installed(entry: CatalogueEntry) -> bool:
-    path = catalogue_path(entry)
-    if entry.source is None:
-        return (path / "model_index.json").is_file()
-    return (path / MANIFEST_NAME).is_file()
+    sign = catalogue_path(entry) / ("model_index.json" if entry.source is None else MANIFEST_NAME)
+    try:
+        return sign.is_file()
+    except OSError as error:
+        raise SettingInvalid(
+            f"MEZZOTINT_HOME takes a folder that can be read; {sign.parent}: {_reason(error)}",
+            param="MEZZOTINT_HOME",
+        ) from None
 
 
 def _sizes(path: Path) -> list[tuple[str, int]]:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return [(str(file), file.stat().st_size) for file in files]
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

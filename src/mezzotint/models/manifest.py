@@ -56,9 +56,9 @@ def read_manifest(folder: Path) -> Files | None:
         ModelInvalid: it is not a manifest.
     """
     path = folder / MANIFEST_NAME
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         files = json.loads(path.read_text(encoding="utf-8"))["files"]
         if all(isinstance(entry["sha256"], str) and int(entry["size"]) >= 0 for entry in files.values()):
             return dict(files)
@@ -71,7 +71,8 @@ def check_manifest(folder: Path) -> int:
     """Compare every file of `folder` with its manifest; returns the bytes that were hashed.
 
     Raises:
-        ModelInvalid: naming the first file that is missing, extra or changed, or that there is no manifest.
+        ModelInvalid: naming the first file that is missing, extra, changed or unreadable, or that there is no
+            manifest.
     """
     files = read_manifest(folder)
     if files is None:
@@ -111,8 +112,12 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _matches(path: Path, entry: Mapping[str, Any]) -> bool:
-    # A truncated file of gigabytes need not be read to be refused.
-    return bool(path.stat().st_size == entry["size"] and _sha256(path) == entry["sha256"])
+    # A truncated file of gigabytes need not be read to be refused; nor can a link to nowhere be.
+    try:
+        return bool(path.stat().st_size == entry["size"] and _sha256(path) == entry["sha256"])
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ModelInvalid(f"{path.parent.name}/{path.name} cannot be read: {reason}") from None
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -26,6 +26,18 @@ Progress = Callable[[int, int], None]
 
 PROGRESS_SECONDS = 0.5
 SPARE_BYTES = 2**28
+# What else goes wrong in a pull is put down to the network.
+DISK_ERRORS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.ENAMETOOLONG,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
 
 
 def pull(name: str, progress: Progress | None = None) -> Path:
@@ -45,12 +57,12 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     if entry.base is not None:
         pull(entry.base, progress)
     target = catalogue_path(entry)
-    if target.exists():
-        try:
-            return check(name).path
-        except (ModelInvalid, ModelNotFound):
-            pass  # Damaged or half-deleted: fetched anew below, and replaced only then.
     with _failures_of(entry):
+        if target.exists():
+            try:
+                return check(name).path
+            except (ModelInvalid, ModelNotFound):
+                pass  # Damaged or half-deleted: fetched anew below, and replaced only then.
         _fetch(entry.source, target, progress)
     return target
 
@@ -133,7 +145,7 @@ def _failures_of(entry: CatalogueEntry) -> Iterator[None]:
     except MezzotintError:
         raise
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR):
+        if error.errno in DISK_ERRORS:
             raise OutputUnwritable(
                 f"{entry.name} cannot be written to the models' home: {error.strerror}; "
                 "MEZZOTINT_HOME names another place"

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -39,7 +39,17 @@ HEALTH_PERIOD_SECONDS = 5.0
 HEALTH_TIMEOUT_SECONDS = 30.0
 # How often a closing replica looks whether its last request has ended.
 SHUTDOWN_POLL_SECONDS = 0.2
-_LOST = (RayActorError, DeploymentUnavailableError)
+
+
+@contextmanager
+def _as_ours(*, lost: str) -> Iterator[None]:
+    """Ray's refusals as errors of the tree; `lost` is the message where there is no replica to answer."""
+    try:
+        yield
+    except BackPressureError:
+        raise QueueFull("the server is full", retry_after_s=RETRY_AFTER_SECONDS) from None
+    except (RayActorError, DeploymentUnavailableError):
+        raise ModelLoading(lost, retry_after_s=RETRY_AFTER_SECONDS) from None
 
 
 class RayReplicas(Replicas):
@@ -50,23 +60,16 @@ class RayReplicas(Replicas):
         self._stream = handle.options(stream=True)
 
     async def info(self) -> BackendInfo:
-        try:
+        with _as_ours(lost="no replica is ready"):
             info: BackendInfo = await self._handle.info.remote()
-        except _LOST:
-            raise ModelLoading("no replica is ready", retry_after_s=RETRY_AFTER_SECONDS) from None
         return info
 
     async def generate(self, request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
         response = self._stream.generate.remote(request, format)
         try:
-            async for event in response:
-                yield event
-        except BackPressureError:
-            raise QueueFull("the server is full", retry_after_s=RETRY_AFTER_SECONDS) from None
-        except _LOST:
-            raise ModelLoading(
-                "the replica was lost while drawing", retry_after_s=RETRY_AFTER_SECONDS
-            ) from None
+            with _as_ours(lost="the replica was lost while drawing"):
+                async for event in response:
+                    yield event
         finally:
             # Nothing happens to a response that has ended. One that no replica has taken yet is cancelled
             # too, although Ray then complains that it cannot wait for the outcome on an event loop.

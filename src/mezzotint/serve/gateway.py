@@ -16,7 +16,14 @@ from typing import Protocol
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
-from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, ModelNotFound
+from mezzotint.errors import (
+    GenerationFailed,
+    MezzotintError,
+    ModelLoading,
+    ModelNotFound,
+    QueueFull,
+    ShuttingDown,
+)
 from mezzotint.serve.wire import Drawn, Refused, WireEvent
 
 __all__ = ["Gateway", "Plate", "Replicas"]
@@ -30,17 +37,21 @@ class Replicas(Protocol):
     """The engine replicas, whichever of them answers."""
 
     def info(self) -> Awaitable[BackendInfo]:
-        """What a replica has loaded. Raises `ModelLoading` when there is none."""
+        """What a replica has loaded. Raises `ModelLoading`: there is none; `QueueFull`: all are full."""
         ...
 
     def generate(self, request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
-        """Events up to `Drawn` or `Refused`; closing it cancels. Raises `ModelLoading`: replica lost."""
+        """Events up to `Drawn` or `Refused`; closing it cancels. Raises as `info`: lost, or full."""
         ...
 
 
 @dataclass(frozen=True)
 class Plate:
-    """A complete request and how its picture is wanted. `etag` names the bytes, which follow from it."""
+    """A complete request and how its picture is wanted.
+
+    `etag` names the picture that follows from it, weakly (RFC 9110, 8.8.1): drawn in a batch, a channel may
+    differ by 1/255 from the same picture drawn alone.
+    """
 
     request: ResolvedRequest
     format: str
@@ -58,14 +69,14 @@ class Gateway:
         while self._info is None:
             try:
                 self._info = await self._replicas.info()
-            except ModelLoading:
+            except (ModelLoading, QueueFull):
                 await asyncio.sleep(RETRY_AFTER_SECONDS)
 
     async def ready(self) -> BackendInfo:
         """What is served, asked anew.
 
         Raises:
-            ModelLoading: no replica answered.
+            ModelLoading, QueueFull: no replica answered, or all of them have too much to do for that.
         """
         try:
             async with asyncio.timeout(INFO_SECONDS):
@@ -90,17 +101,17 @@ class Gateway:
         drawn = {**asdict(resolved), "deadline_s": None, "preview_every": 0}
         made_by = [info.model, info.revision, info.backend, info.device, info.dtype, dict(info.versions)]
         name = hashlib.sha256(json.dumps([drawn, format, made_by], sort_keys=True).encode()).hexdigest()
-        return Plate(replace(resolved, deadline_s=deadline), format, f'"{name[:32]}"')
+        return Plate(replace(resolved, deadline_s=deadline), format, f'W/"{name[:32]}"')
 
     async def draw(self, plate: Plate) -> Drawn:
-        """Draw the plate; once more on another replica when the first was lost.
+        """Draw the plate; once more on another replica when the first was lost or is closing.
 
         Raises:
             MezzotintError: why there is no picture.
         """
         try:
             return await self._draw(plate)
-        except ModelLoading:
+        except (ModelLoading, ShuttingDown):
             return await self._draw(plate)
 
     async def _draw(self, plate: Plate) -> Drawn:

@@ -21,7 +21,7 @@ from types import FrameType
 import psutil
 
 from mezzotint.config import Settings
-from mezzotint.errors import MezzotintError, ModelInvalid, SettingInvalid
+from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
 
 __all__ = ["StopServing", "choose_port", "running", "stop_signals"]
 
@@ -162,7 +162,7 @@ def _start_error(status: object) -> MezzotintError:
         name, message = found[-1]
         return kinds[name](message)
     lines = [line for line in told.splitlines() if line.strip()]
-    return ModelInvalid(f"the engine did not start: {lines[-1].strip() if lines else 'no reason given'}")
+    return GenerationFailed(f"the engine did not start: {lines[-1].strip() if lines else 'no reason given'}")
 
 
 def _stop_everything(*, own_ray: bool) -> None:

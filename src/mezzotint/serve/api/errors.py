@@ -22,11 +22,23 @@ logger = logging.getLogger(__name__)
 
 # The official OpenAI clients give up instead of waiting longer.
 MAX_RETRY_AFTER_SECONDS = 120
+# Characters. Both may repeat what the client sent, whose length nothing else bounds.
+MAX_MESSAGE = 500
+MAX_PARAM = 100
 
 
 def error_response(error: MezzotintError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    body = {
+        "message": _cut(error.message, MAX_MESSAGE),
+        "type": error.type,
+        "param": None if error.param is None else _cut(error.param, MAX_PARAM),
+        "code": error.code,
+    }
     return JSONResponse({"error": body}, error.status, {**_retry_headers(error), **(headers or {})})
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _retry_headers(error: MezzotintError) -> dict[str, str]:

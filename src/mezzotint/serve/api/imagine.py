@@ -18,7 +18,8 @@ from mezzotint.serve.wire import Drawn
 
 __all__ = ["router"]
 
-# The same plate gives the same bytes; only the shared caches are kept out, for a prompt is the caller's own.
+# The same plate gives the same picture to within one level of 255, whichever others it was batched with: as
+# good to whoever asks again, so a cache may keep it. A shared one may not, for a prompt is the caller's own.
 REPRODUCIBLE = "private, max-age=3600"
 NOT_REPRODUCIBLE = "no-store"
 
@@ -90,9 +91,9 @@ def _caching(plate: Plate, *, reproducible: bool) -> dict[str, str]:
 
 
 def _has(request: Request, etag: str) -> bool:
-    """Whether the client's `If-None-Match` names these bytes (RFC 9110, 13.1.2: weak comparison)."""
+    """Whether the client's `If-None-Match` names this picture (RFC 9110, 13.1.2: weak comparison)."""
     named = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    return etag in named or "*" in named
+    return etag.removeprefix("W/") in named or "*" in named
 
 
 def _facts(drawn: Drawn) -> dict[str, str]:
