@@ -36,6 +36,7 @@ def imagine(client: httpx.Client, **fields: object) -> httpx.Response:
 def test_when_it_says_ready_it_draws(client: httpx.Client) -> None:
     assert client.get("/healthz").status_code == 200
     assert client.get("/readyz").json()["model"] == "fake"
+    assert [client.head(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
     assert imagine(client).status_code == 200
 
 
