@@ -6,11 +6,17 @@ import os
 
 __all__ = ["prepare_threads"]
 
+# About twenty microseconds: longer than the gaps between the operations of one pass, shorter than a step.
+SPINS = 10_000
+
 
 def prepare_threads() -> None:
     """Before torch is first imported; afterwards it changes nothing. A policy that the caller has set stays.
 
-    The threads otherwise wait for each other by spinning, and when a decode or another process wants the same
-    cores, a pass takes ten times as long as with threads that sleep.
+    Threads that always sleep between two operations made a lone pass twice as slow on two idle cores; threads
+    that spin for as long as they like make it many times slower when a decode or another process wants the
+    same cores. So they spin for a moment and then sleep (docs/decisions/0006).
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)

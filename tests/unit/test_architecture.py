@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "models",
         "serve",
     },
-    "bench": {"core", "errors", "engine", "backends.base", "models", "imaging", "bench"},
+    "bench": {"core", "errors", "engine", "backends.base", "models", "imaging", "bench", "threads"},
 }
 # No module of these rooms may import these libraries, at any depth of the file.
 WITHOUT = {

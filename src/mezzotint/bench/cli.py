@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from mezzotint.errors import InvalidRequest, OutputUnwritable, SettingInvalid
+from mezzotint.threads import prepare_threads
 
 __all__ = ["app"]
 
@@ -31,6 +32,7 @@ def engine(
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
 ) -> None:
     """The engine against diffusers serially, request-level batching, and one call at a time."""
+    prepare_threads()
     # Heavy imports wait until the command is really run.
     import transformers
 
