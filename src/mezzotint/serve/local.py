@@ -31,6 +31,9 @@ MEBIBYTE = 1024 * 1024
 # What Ray's processes may take to end by themselves.
 EXIT_SECONDS = 10.0
 WATCH_SECONDS = 0.1
+# Between the ports that Ray gives its workers and those the system gives to whoever asks for any.
+FREE_PORTS = range(20_000, 32_000)
+FREE_PORT_TRIES = 20
 CORE_PROCESSES = ("gcs_server", "raylet")
 
 
@@ -65,19 +68,31 @@ def choose_port(host: str, port: int) -> int:
     Raises:
         SettingInvalid: the port is taken, or the address is not this machine's.
     """
+    # Not the system's own choice for 0: Ray's processes take from the same range a moment later, one of them
+    # now and then this very port.
+    candidates = [port] if port else secrets.SystemRandom().sample(FREE_PORTS, FREE_PORT_TRIES)
+    for candidate in candidates[:-1]:
+        with suppress(OSError):
+            return _probe(host, candidate)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As the server will bind: a port whose last connections still linger counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            return int(probe.getsockname()[1])
+        return _probe(host, candidates[-1])
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise SettingInvalid(
-            f"cannot listen on {host} port {port}: {reason}; choose another with --host or --port",
-            param="port",
-        ) from None
+        raise _cannot_listen(host, port, (error.strerror or str(error)).lower()) from None
+
+
+def _probe(host: str, port: int) -> int:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # As the server will bind: a port whose last connections still linger counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return int(probe.getsockname()[1])
+
+
+def _cannot_listen(host: str, port: int, reason: str) -> SettingInvalid:
+    return SettingInvalid(
+        f"cannot listen on {host} port {port}: {reason}; choose another with --host or --port", param="port"
+    )
 
 
 @contextmanager
@@ -142,11 +157,17 @@ def _deploy(settings: Settings) -> None:
     # Importing Serve has set its logger to tell of every step.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     logs = {"enable_access_log": False, "log_level": "WARNING"}
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": settings.host, "port": settings.port},
-        logging_config=logs,
-    )
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": settings.host, "port": settings.port},
+            logging_config=logs,
+        )
+    except RuntimeError as error:
+        # Somebody was quicker between the look at the port and now.
+        if "Failed to bind" not in str(error):
+            raise
+        raise _cannot_listen(settings.host, settings.port, "address already in use") from None
     try:
         serve.run(build_app(settings), name=APP_NAME, route_prefix="/", logging_config=logs)
     except RuntimeError:
