@@ -6,7 +6,7 @@ import os
 
 __all__ = ["prepare_threads"]
 
-# About twenty microseconds: longer than the gaps between the operations of one pass, shorter than a step.
+# Chosen by measurement: docs/decisions/0006.
 SPINS = 10_000
 
 
