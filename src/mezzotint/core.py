@@ -11,10 +11,11 @@ Every noun is frozen. This module needs nothing of Mezzotint but the errors and 
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 __all__ = [
+    "PRIORITIES",
     "Cancelled",
     "Done",
     "Event",
     "Failed",
     "GenerationRequest",
     "Image",
+    "Mask",
     "ModelLimits",
     "Pixels",
+    "Priority",
     "Progress",
     "Queued",
     "Receipt",
@@ -45,20 +49,27 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]
 """Height × width × 3, RGB, 0…255."""
+Mask = NDArray[np.uint8]
+"""Height × width, 0…255; above 127 is what to redraw."""
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_SECONDS = 86_400
 # A random seed is short enough to read out and type in again.
 RANDOM_SEED_BITS = 32
+# The defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline.
+DEFAULT_STRENGTH = 0.3
+DEFAULT_INPAINTING_STRENGTH = 0.9999
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One picture, asked for. `None` means the model's default (a random number for `seed`).
 
-    prompt: what to draw, 1…10,000 characters; what exceeds the text encoders' window is cut and named
-        in the receipt's warnings.
+    prompt: what to draw, 1…10,000 characters, or none with an image; what exceeds the text encoders'
+        window is cut and named in the receipt's warnings.
     negative_prompt: what to steer away from; takes effect only with guidance_scale > 1. `None` uses the
         model's unconditional embedding, as diffusers does; the empty string is encoded like any text.
     width, height: pixels, multiples of 8, within the model's limits.
@@ -68,6 +79,13 @@ class GenerationRequest:
     seed: 0…2^63 - 1. The same resolved request on the same backend gives the same bytes.
     deadline_s: seconds from submission, at most a day, after which the request fails instead of going on.
     preview_every: a preview image with every n-th progress event; 0 means none.
+    image: image-to-image starts from this picture instead of from noise. It is resized to width × height;
+        without either, the picture has the image's own size, or the nearest that the model draws.
+    mask: inpainting redraws where this is above 127 and keeps the rest; needs `image`, of its size.
+    strength: how far from `image` to go, above 0…1: of the steps, the last ⌊steps × strength⌋ are taken.
+        The default is diffusers', 0.3 and with a mask 0.9999, or what takes one step if that takes none.
+    tenant: whose share of the engine the request uses; the shares of tenants are fair among each other.
+    priority: low, normal or high: a quarter, one or four times the share, and the order within a tenant.
     """
 
     prompt: str
@@ -80,6 +98,11 @@ class GenerationRequest:
     seed: int | None = None
     deadline_s: float | None = None
     preview_every: int = 0
+    image: Pixels | None = field(default=None, compare=False, repr=False)
+    mask: Mask | None = field(default=None, compare=False, repr=False)
+    strength: float | None = None
+    tenant: str = ""
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True)
@@ -100,7 +123,10 @@ class ModelLimits:
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A request with nothing left open: valid for its model, and enough to draw the picture again."""
+    """A request with nothing left open: valid for its model, and enough to draw the picture again.
+
+    `image` and `mask` are width × height; `mask` holds 0 and 255 alone.
+    """
 
     prompt: str
     negative_prompt: str | None
@@ -112,6 +138,11 @@ class ResolvedRequest:
     seed: int
     deadline_s: float | None = None
     preview_every: int = 0
+    image: Pixels | None = field(default=None, compare=False, repr=False)
+    mask: Mask | None = field(default=None, compare=False, repr=False)
+    strength: float | None = None
+    tenant: str = ""
+    priority: Priority = "normal"
 
     @property
     def guided(self) -> bool:
@@ -119,14 +150,23 @@ class ResolvedRequest:
         return self.guidance_scale > 1.0
 
     @property
+    def steps_taken(self) -> int:
+        """The denoising steps that are really taken: of image-to-image, the last ones alone."""
+        # Written as diffusers does: another product may round to another number of steps.
+        return self.steps if self.strength is None else int(self.steps * self.strength)
+
+    @property
     def evaluations(self) -> int:
         """UNet evaluations until the latents are final; a guided evaluation counts once."""
-        return find_sampler(self.scheduler).evaluations(self.steps)
+        return find_sampler(self.scheduler).evaluations(self.steps, self.steps_taken)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """How to draw an image again: the resolved request, and with what it was drawn."""
+    """How to draw an image again: the resolved request, and with what it was drawn.
+
+    The hashes are `imaging.inputs.pixels_sha256` of the image and mask at the picture's size.
+    """
 
     prompt: str
     negative_prompt: str | None
@@ -142,6 +182,9 @@ class Receipt:
     dtype: str
     versions: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    strength: float | None = None
+    image_sha256: str | None = None
+    mask_sha256: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in the order above."""
@@ -169,11 +212,14 @@ class Image:
 
         return PilImage.fromarray(self.pixels)
 
-    def encode(self, format: str = "png") -> bytes:
-        """The picture as a `png`, `jpeg` or `webp` file that carries its receipt."""
+    def encode(self, format: str = "png", compression: int | None = None) -> bytes:
+        """The picture as a `png`, `jpeg` or `webp` file that carries its receipt.
+
+        compression: 0…100; a JPEG's or WebP's quality, a PNG's effort. None is the format's default.
+        """
         from mezzotint.imaging.formats import encode
 
-        return encode(self, format)
+        return encode(self, format, compression)
 
     def save(self, path: str | Path) -> Path:
         """Write the picture, whole or not at all; the format is the path's suffix (PNG without one).
@@ -240,16 +286,17 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
     Raises:
         InvalidRequest: the first field that is not accepted, and what is.
     """
-    _check_text("prompt", request.prompt, required=True)
+    # A picture can be followed without words.
+    _check_text("prompt", request.prompt, required=request.image is None)
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, required=False)
     sampler = find_sampler(_default(request.scheduler, limits.default_scheduler, str, "scheduler"))
-    width = _default(request.width, limits.default_width, int, "width")
-    height = _default(request.height, limits.default_height, int, "height")
-    _check_size(width, height, limits)
+    width, height = _size(request, limits)
     max_steps = min(limits.max_steps, sampler.max_steps)
     steps = _default(request.steps, min(limits.default_steps, max_steps), int, "steps")
     _check_range("steps", steps, 1, max_steps, f" with {sampler.name}")
+    strength = _strength(request, steps)
+    image, mask = _inputs(request, width, height)
     guidance = _default(request.guidance_scale, limits.default_guidance_scale, (int, float), "guidance_scale")
     _check_range("guidance_scale", guidance, 0.0, limits.max_guidance_scale)
     seed = _default(request.seed, secrets.randbits(RANDOM_SEED_BITS), int, "seed")
@@ -261,6 +308,11 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         )
     preview_every = _default(request.preview_every, 0, int, "preview_every")
     _check_range("preview_every", preview_every, 0, max_steps)
+    priority = _default(request.priority, "normal", str, "priority")
+    if priority not in PRIORITIES:
+        raise InvalidRequest(
+            f"priority must be low, normal or high, not {_shown(priority)}", param="priority"
+        )
     return ResolvedRequest(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -272,7 +324,63 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         seed=seed,
         deadline_s=deadline_s,
         preview_every=preview_every,
+        image=image,
+        mask=mask,
+        strength=strength,
+        tenant=request.tenant,
+        priority=priority,
     )
+
+
+def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
+    width, height = limits.default_width, limits.default_height
+    if request.image is not None:
+        from mezzotint.imaging.inputs import check_image, fitting_size
+
+        image = check_image(request.image)
+        if request.width is None and request.height is None:
+            width, height = fitting_size(image, limits)
+    width = _default(request.width, width, int, "width")
+    height = _default(request.height, height, int, "height")
+    _check_size(width, height, limits)
+    return width, height
+
+
+def _inputs(request: GenerationRequest, width: int, height: int) -> tuple[Pixels | None, Mask | None]:
+    """The image and the mask at the picture's size."""
+    if request.image is None:
+        if request.mask is not None:
+            raise InvalidRequest("mask needs an image to redraw a part of", param="mask")
+        return None, None
+    from mezzotint.imaging.inputs import check_mask, resize_image, resize_mask
+
+    image = resize_image(request.image, width, height)
+    if request.mask is None:
+        return image, None
+    return image, resize_mask(check_mask(request.mask, request.image), width, height)
+
+
+def _strength(request: GenerationRequest, steps: int) -> float | None:
+    """The share of the steps to take; None without an image."""
+    if request.image is None:
+        if request.strength is not None:
+            raise InvalidRequest("strength needs an image to start from", param="strength")
+        return None
+    # The least that takes a step, in thousandths, so that it can be read out and typed in again.
+    least = math.ceil(1000 / steps) / 1000
+    default = max(DEFAULT_STRENGTH if request.mask is None else DEFAULT_INPAINTING_STRENGTH, least)
+    strength = _default(request.strength, default, (int, float), "strength")
+    # The comparison is written so that NaN fails it.
+    if not 0 < strength <= 1:
+        raise InvalidRequest(
+            f"strength must be above 0 and at most 1, not {_shown(request.strength)}", param="strength"
+        )
+    if int(steps * strength) < 1:
+        raise InvalidRequest(
+            f"strength {strength:g} takes none of {steps} steps; at least {least:g} takes one",
+            param="strength",
+        )
+    return float(strength)
 
 
 def _default(value: _T | None, default: _T, kind: type | tuple[type, ...], name: str) -> _T:

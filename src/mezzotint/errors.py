@@ -4,16 +4,29 @@
 
     MezzotintError
     ├── InvalidRequest        400  a value the caller can correct; `param` names it
+    ├── NotSupported          400  a field that is known and not served here yet
+    ├── Unauthenticated       401  no key, or one that is wrong, revoked or expired
+    ├── PermissionDenied      403  the key may not do this
     ├── ModelNotFound         404  no such model in the catalogue or on disk
-    ├── ModelInvalid          500  weights that are corrupt, missing, altered or not safetensors
+    ├── JobNotFound           404  no such job, or it is another key's
+    ├── ImageNotFound         404  no such stored picture, or it has expired
+    ├── BodyTooSlow           408  the body stalls, or comes too slowly
+    ├── IdempotencyConflict   409  the same Idempotency-Key with another body
+    ├── PayloadTooLarge       413  the body, or an image's bytes or pixels
+    ├── UnsupportedImage      415  an upload that is no PNG, JPEG or WebP
+    ├── HeadersTooLarge       431  too many header fields, or too long
+    ├── RateLimited           429  the key's rate, concurrency or quota is used up
     ├── QueueFull             429  the backlog is at its limit; `retry_after_s` is computed from it
-    ├── DeadlineExceeded      504  the request's own deadline passed; asking again only burns more
-    ├── GenerationFailed      500  the model produced no usable picture (NaN, a backend fault)
+    ├── DeadlineUnreachable   429  the backlog is too long for the request's deadline
     ├── RequestCancelled      499  the caller left or asked to stop
+    ├── ModelInvalid          500  weights that are corrupt, missing, altered or not safetensors
+    ├── GenerationFailed      500  the model produced no usable picture (NaN, a backend fault)
+    ├── SettingInvalid        500  a setting of this process is wrong; found at start-up
+    ├── OutputUnwritable      500  a picture was drawn but could not be written where asked
+    ├── StoreUnavailable      503  the database or the image store does not answer
     ├── ModelLoading          503  no replica is ready to draw yet, or just now
     ├── ShuttingDown          503  the engine is closing
-    ├── SettingInvalid        500  a setting of this process is wrong; found at start-up
-    └── OutputUnwritable      500  a picture was drawn but could not be written where asked
+    └── DeadlineExceeded      504  the request's own deadline passed; asking again only burns more
 
 Each class carries what a surface needs to answer (`status`, `type`, `code`, `retry_after_s`), so one
 handler per surface maps them all. `code` is unique and every class a direct child of the root, so an error
@@ -23,20 +36,39 @@ what is accepted, and never carry a traceback or a path of the server that the c
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
+    "BodyTooSlow",
     "DeadlineExceeded",
+    "DeadlineUnreachable",
     "GenerationFailed",
+    "HeadersTooLarge",
+    "IdempotencyConflict",
+    "ImageNotFound",
     "InvalidRequest",
+    "JobNotFound",
     "MezzotintError",
     "ModelInvalid",
     "ModelLoading",
     "ModelNotFound",
+    "NotSupported",
     "OutputUnwritable",
+    "PayloadTooLarge",
+    "PermissionDenied",
     "QueueFull",
+    "RateLimited",
     "RequestCancelled",
     "SettingInvalid",
     "ShuttingDown",
+    "StoreUnavailable",
+    "Unauthenticated",
+    "UnsupportedImage",
 ]
+
+# Characters. Both may repeat what the client sent, whose length nothing else bounds.
+MAX_MESSAGE = 500
+MAX_PARAM = 100
 
 
 class MezzotintError(Exception):
@@ -53,6 +85,21 @@ class MezzotintError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a client is told, as JSON's types: `message`, `type`, `param`, `code`."""
+        return {
+            "message": _cut(self.message, MAX_MESSAGE),
+            "type": self.type,
+            "param": None if self.param is None else _cut(self.param, MAX_PARAM),
+            "code": self.code,
+        }
+
+
+def _cut(text: str, length: int) -> str:
+    # JSON's escapes can name half a character, which no answer can hold.
+    text = text.encode(errors="replace").decode()
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 class InvalidRequest(MezzotintError):
@@ -134,3 +181,109 @@ class OutputUnwritable(MezzotintError):
     """The output path cannot be written."""
 
     code = "output_unwritable"
+
+
+class NotSupported(MezzotintError):
+    """A field that other servers know and this one does not serve yet. `param` is the field."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "not_supported"
+
+
+class Unauthenticated(MezzotintError):
+    """No key where one is needed, or one that is wrong, revoked or expired, without saying which."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(MezzotintError):
+    """The key is known and may not do this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
+class JobNotFound(MezzotintError):
+    """No such job. Another key's job is answered the same."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "job_not_found"
+
+
+class ImageNotFound(MezzotintError):
+    """No such stored picture, or it has expired."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "image_not_found"
+
+
+class IdempotencyConflict(MezzotintError):
+    """The same Idempotency-Key was used with another body."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_conflict"
+
+
+class PayloadTooLarge(MezzotintError):
+    """The body, or an image in it, has too many bytes or pixels."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "payload_too_large"
+
+
+class UnsupportedImage(MezzotintError):
+    """An upload that is no PNG, JPEG or WebP that can be read."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_image"
+
+
+class RateLimited(MezzotintError):
+    """The key's rate, concurrency or quota is used up until `retry_after_s`."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class DeadlineUnreachable(MezzotintError):
+    """The backlog is too long for the request's deadline; nothing was queued."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "deadline_unreachable"
+    retryable = True
+
+
+class StoreUnavailable(MezzotintError):
+    """The database or the image store does not answer."""
+
+    status = 503
+    code = "store_unavailable"
+    retryable = True
+
+
+class BodyTooSlow(MezzotintError):
+    """The request's body stalls, or comes too slowly to wait for."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "body_too_slow"
+
+
+class HeadersTooLarge(MezzotintError):
+    """The request's header has too many fields, or too many bytes."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"

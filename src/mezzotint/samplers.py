@@ -36,11 +36,16 @@ class Sampler:
     # DPMSolverSDEScheduler draws its Brownian path from a seed of its own, not from a generator.
     seeded_noise: bool = False
 
-    def evaluations(self, steps: int) -> int:
-        """UNet evaluations for `steps` (≥1) denoising steps."""
+    def evaluations(self, steps: int, taken: int | None = None) -> int:
+        """UNet evaluations for the last `taken` (≥1, all without it) of `steps` (≥1) denoising steps."""
         if steps == 1:
             return 1
-        return steps * self.evaluations_per_step - (self.evaluations_per_step - 1) + self.extra_evaluations
+        full = steps * self.evaluations_per_step - (self.evaluations_per_step - 1) + self.extra_evaluations
+        return full - (0 if taken is None else self.first_evaluation(steps - taken))
+
+    def first_evaluation(self, skipped: int) -> int:
+        """The evaluation that comes first when `skipped` steps are left out: diffusers' `get_timesteps`."""
+        return skipped * self.evaluations_per_step
 
 
 def _overrides(**values: object) -> Mapping[str, object]:

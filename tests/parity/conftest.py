@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PilImage
 
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest, resolve
@@ -69,16 +70,33 @@ class Studio:
             changes["noise_sampler_seed"] = request.seed
         scheduler = getattr(diffusers, sampler.diffusers_class)
         self.pipeline.scheduler = scheduler.from_config(self.scheduler_config, **changes)
-        image = self.pipeline(
+        inputs = {} if request.image is None else {"strength": request.strength}
+        if request.image is not None:
+            inputs["image"] = PilImage.fromarray(request.image)
+        if request.mask is not None:
+            inputs["mask_image"] = PilImage.fromarray(request.mask)
+        pipeline = _pipeline_for(request)(**self.pipeline.components, add_watermarker=False)
+        pipeline.set_progress_bar_config(disable=True)
+        # Image-to-image draws at the image's size.
+        if request.image is None or request.mask is not None:
+            inputs |= {"height": request.height, "width": request.width}
+        image = pipeline(
             request.prompt,
             negative_prompt=request.negative_prompt,
-            height=request.height,
-            width=request.width,
             num_inference_steps=request.steps,
             guidance_scale=request.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(request.seed),
+            **inputs,
         ).images[0]
         return np.asarray(image)
+
+
+def _pipeline_for(request: ResolvedRequest) -> Any:
+    if request.image is None:
+        return diffusers.StableDiffusionXLPipeline
+    if request.mask is None:
+        return diffusers.StableDiffusionXLImg2ImgPipeline
+    return diffusers.StableDiffusionXLInpaintPipeline
 
 
 def open_studio(model: str) -> Studio:
@@ -89,7 +107,6 @@ def open_studio(model: str) -> Studio:
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
         find_model(model), dtype=torch.float32, local_files_only=True, add_watermarker=False
     )
-    pipeline.set_progress_bar_config(disable=True)
     return Studio(backend, pipeline, dict(pipeline.scheduler.config))
 
 

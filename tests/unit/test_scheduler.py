@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from mezzotint.core import PRIORITIES, Priority
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.scheduler import (
     PATIENCE,
+    TENANT_SHARE,
     TRANSITIONS,
     BatchKey,
     IllegalMove,
@@ -95,6 +98,17 @@ def test_a_saturated_shape_runs_one_at_a_time_in_order_of_arrival() -> None:
     assert [run_pass(scheduler) for _ in range(9)] == [("a",)] * 3 + [("b",)] * 3 + [("c",)] * 3
 
 
+def test_of_two_keys_the_one_whose_request_has_waited_longer_goes_first() -> None:
+    def chosen(now: float) -> tuple[str, ...]:
+        scheduler = Scheduler(SATURATED)
+        scheduler.submit("old", GUIDED, 12, 0.0)
+        scheduler.submit("new", UNGUIDED, 10, now)
+        return scheduler.plan(now).rows
+
+    assert chosen(0.0) == ("new",)
+    assert chosen(5.0) == ("old",)
+
+
 def test_an_overdue_request_goes_before_shorter_newcomers() -> None:
     scheduler = Scheduler(SATURATED)
     scheduler.submit("old", GUIDED, 20, 0.0)
@@ -112,7 +126,8 @@ def test_max_running_bounds_the_requests_that_hold_latents() -> None:
 
 
 def test_waiting_newcomers_leave_the_running_their_pass() -> None:
-    scheduler = Scheduler(BATCHES, max_running=4)
+    # Of six places one tenant may hold four.
+    scheduler = Scheduler(BATCHES, max_running=6)
     for id in "abcd":
         scheduler.submit(id, GUIDED, 50, 0.0)
     run_pass(scheduler)
@@ -230,6 +245,89 @@ def test_a_long_job_is_not_starved_by_a_flood_of_short_ones(seed: int, saturated
     assert long.latency <= 8 * alone + 50 * (PATIENCE + 2) * widest
 
 
+def test_the_estimate_for_an_idle_engine_is_the_passes_alone_and_in_company_the_shared_ones() -> None:
+    scheduler = Scheduler(BATCHES)
+    assert scheduler.seconds_until_done(GUIDED, 10) == pytest.approx(0.31)
+    for i in range(3):
+        scheduler.submit(f"{i}", GUIDED, 10, 0.0)
+    assert scheduler.seconds_until_done(GUIDED, 10) == pytest.approx(0.65)
+    # Longer ones are passed by; another tenant's flood counts no more than one's own work.
+    for i in range(20):
+        scheduler.submit(f"long {i}", GUIDED, 50, 0.0)
+        scheduler.submit(f"flood {i}", GUIDED, 5, 0.0, tenant="flood")
+    assert scheduler.seconds_until_done(GUIDED, 10) == pytest.approx(1.3)
+
+
+def served(scheduler: Scheduler, passes: int, tenants: dict[str, str]) -> Counter[str]:
+    """Rows that each tenant had in so many passes; whatever ends is followed by one like it."""
+    rows: Counter[str] = Counter()
+    for _ in range(passes):
+        rows.update(tenants[id] for id in run_pass(scheduler))
+    return rows
+
+
+def test_a_tenant_that_floods_gets_no_more_of_the_passes_than_another() -> None:
+    scheduler, tenants = Scheduler(BATCHES), {}
+    for i in range(100):
+        tenants[f"f{i}"] = "flood"
+        scheduler.submit(f"f{i}", GUIDED, 50, 0.0, tenant="flood")
+    for i in range(2):
+        tenants[f"q{i}"] = "quiet"
+        scheduler.submit(f"q{i}", GUIDED, 50, 0.0, tenant="quiet")
+    rows = served(scheduler, 40, tenants)
+    assert rows["quiet"] == 80 == rows["flood"]
+
+
+def test_one_request_beside_a_flood_starts_at_once_and_is_in_every_pass() -> None:
+    scheduler = Scheduler(BATCHES)
+    for i in range(100):
+        scheduler.submit(f"f{i}", GUIDED, 10, 0.0, tenant="flood")
+    for _ in range(60):
+        run_pass(scheduler)
+    scheduler.submit("quiet", GUIDED, 30, 1.0, tenant="quiet")
+    assert all("quiet" in run_pass(scheduler, 1.0) for _ in range(30))
+
+
+def test_tenants_of_different_keys_share_the_seconds_evenly() -> None:
+    scheduler, tenants = Scheduler(BATCHES), {"u": "one", **{f"g{i}": "many" for i in range(8)}}
+    scheduler.submit("u", UNGUIDED, 200, 0.0, tenant="one")
+    for i in range(8):
+        scheduler.submit(f"g{i}", GUIDED, 200, 0.0, tenant="many")
+    seconds: Counter[str] = Counter()
+    for _ in range(100):
+        rows = run_pass(scheduler)
+        key = UNGUIDED if "u" in rows else GUIDED
+        seconds[tenants[rows[0]]] += BATCHES.seconds(key, len(rows))
+    assert 0.7 < seconds["one"] / seconds["many"] < 1.4
+
+
+def test_priority_is_four_times_the_share_or_a_quarter() -> None:
+    scheduler, tenants = Scheduler(SATURATED), {"l": "l", "n": "n", "h": "h"}
+    for id, priority in zip("lnh", PRIORITIES, strict=True):
+        scheduler.submit(id, GUIDED, 1000, 0.0, tenant=id, priority=priority)
+    rows = served(scheduler, 210, tenants)
+    assert rows["h"] == pytest.approx(160, abs=4)
+    assert rows["n"] == pytest.approx(40, abs=4)
+    assert rows["l"] == pytest.approx(10, abs=2)
+
+
+def test_within_a_tenant_priority_goes_first_until_another_is_overdue() -> None:
+    scheduler = Scheduler(SATURATED)
+    scheduler.submit("low", GUIDED, 2, 0.0, priority="low")
+    scheduler.submit("high", GUIDED, 20, 0.0, priority="high")
+    assert scheduler.plan(0.0).rows == ("high",)
+    assert scheduler.plan(1000.0).rows == ("low",)
+
+
+def test_a_tenant_that_comes_back_has_no_credit_from_when_it_was_away() -> None:
+    scheduler, tenants = Scheduler(SATURATED), {"a": "a", "b": "b"}
+    scheduler.submit("a", GUIDED, 1000, 0.0, tenant="a")
+    for _ in range(50):
+        run_pass(scheduler)
+    scheduler.submit("b", GUIDED, 1000, 0.0, tenant="b")
+    assert served(scheduler, 20, tenants) == {"a": 10, "b": 10}
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Random submits, passes, failures, cancels and decodes, against a model that only counts."""
 
@@ -242,6 +340,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.keys: dict[str, BatchKey] = {}
         self.left: dict[str, int] = {}
         self.deadlines: dict[str, float | None] = {}
+        self.tenants: dict[str, str] = {}
         self.decoding: set[str] = set()
         self.submitted = 0
 
@@ -253,12 +352,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         key=st.sampled_from((GUIDED, UNGUIDED, WIDE)),
         evaluations=st.integers(1, 6),
         wait=st.none() | st.floats(0.01, 5.0),
+        tenant=st.sampled_from("xyz"),
+        priority=st.sampled_from(PRIORITIES),
     )
-    def submit(self, key: BatchKey, evaluations: int, wait: float | None) -> None:
+    def submit(
+        self, key: BatchKey, evaluations: int, wait: float | None, tenant: str, priority: Priority
+    ) -> None:
         id = f"r{self.submitted}"
         self.submitted += 1
         self.deadlines[id] = None if wait is None else self.now + wait
-        self.scheduler.submit(id, key, evaluations, self.now, self.deadlines[id])
+        self.tenants[id] = tenant
+        self.scheduler.submit(
+            id, key, evaluations, self.now, self.deadlines[id], tenant=tenant, priority=priority
+        )
         self.keys[id], self.left[id] = key, evaluations
 
     @rule(fail=st.integers(0, 3))
@@ -273,9 +379,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(set(plan.rows)) == len(plan.rows), "a row is doubled"
         assert not set(plan.rows) & self.decoding, "a row steps after its last step"
         if not plan.rows:
-            # Nothing runs only when nothing may: all is decoding or the decoder holds every slot.
-            runnable = self.left.keys() - self.decoding
-            assert not runnable or len(self.decoding) >= self.max_running
+            # Nothing runs only when nothing may: all is decoding, the decoder holds every place or all that
+            # the tenant may have, or one that has just expired held it until now.
+            for id in self.left.keys() - self.decoding if not plan.expired else ():
+                held = [self.tenants[other] for other in self.decoding]
+                most = max(1, int(TENANT_SHARE * self.max_running))
+                assert len(held) >= self.max_running or held.count(self.tenants[id]) >= most
             return
         keys = {self.keys[id] for id in plan.rows}
         assert len(keys) == 1
@@ -320,7 +429,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever happened, what is left can be served to its end in bounded passes."""
         if not hasattr(self, "scheduler"):
             return
-        budget = (PATIENCE + 2) * sum(self.left.values()) + 10
+        # Each of the three tenants may be owed all that the others were given before.
+        budget = 4 * (PATIENCE + 2) * sum(self.left.values()) + 10
         while self.left:
             budget -= 1
             assert budget > 0, f"starved: {self.left}"

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest
 from mezzotint.errors import MezzotintError
+from mezzotint.imaging.inputs import pixels_sha256
 
 __all__ = ["Backend", "BackendInfo"]
 
@@ -49,17 +50,25 @@ class BackendInfo:
             dtype=self.dtype,
             versions=dict(self.versions),
             warnings=warnings,
+            strength=request.strength,
+            image_sha256=None if request.image is None else pixels_sha256(request.image),
+            mask_sha256=None if request.mask is None else pixels_sha256(request.mask),
         )
 
 
 class Backend(Protocol):
-    """Six methods and a description."""
+    """Six methods, a description and counters."""
 
     @property
     def info(self) -> BackendInfo: ...
 
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What the backend counts since it was loaded, by name: prompt_cache_hits, prompt_cache_misses."""
+        ...
+
     def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
-        """Encode the prompts and draw the initial noise. Returns warnings for the receipt.
+        """Encode the prompts and the input image, draw the initial noise. Returns warnings for the receipt.
 
         Raises:
             MezzotintError: this request cannot be drawn; nothing is kept of it.

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.pictures import PictureDecoder
+from mezzotint.backends.painting import Kept, begin
+from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.core import Pixels, ResolvedRequest
@@ -60,8 +60,15 @@ class _Row:
     latents: torch.Tensor
     positive: _Conditioning
     negative: _Conditioning | None
+    # What inpainting leaves alone.
+    kept: Kept | None = None
     # What the last evaluation saw and predicted, and where; kept only for previews.
     last: tuple[torch.Tensor, torch.Tensor, float] | None = None
+
+    def advance(self, noise: torch.Tensor) -> None:
+        """Move on by the evaluation that predicted `noise`."""
+        latents = self.sampling.advance(noise, self.latents)
+        self.latents = latents if self.kept is None else self.kept.blend(latents, self.sampling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +94,7 @@ class DiffusersBackend:
             parts.text_encoders,
             zeros_without_negative=parts.force_zeros_for_empty_prompt,
         )
-        self._pictures = PictureDecoder(parts.vae)
+        self._pictures = PictureCodec(parts.vae)
         self._scale_factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._samplings = SamplingFactory(parts.scheduler_config)
         self._rows: dict[str, _Row] = {}
@@ -101,23 +108,31 @@ class DiffusersBackend:
     def info(self) -> BackendInfo:
         return self._info
 
+    @property
+    def counters(self) -> Mapping[str, int]:
+        prompts: PromptEncoder | None = self.prompts
+        if prompts is None:
+            return {}
+        return {"prompt_cache_hits": prompts.hits, "prompt_cache_misses": prompts.misses}
+
     @torch.inference_mode()
     def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
-        """Encode the prompts and draw the noise, in diffusers' order, from the request's own generator."""
+        """Encode prompts and image and draw the noise, from the request's own generator."""
         with _failures_of("starting the request"):
             generator = torch.Generator("cpu").manual_seed(request.seed)
-            sampling = self._samplings.make(request.scheduler, request.steps, request.seed, generator)
+            sampling = self._samplings.make(
+                request.scheduler,
+                request.steps,
+                request.seed,
+                generator,
+                skipped=request.steps - request.steps_taken,
+            )
             warnings, positive, negative = self._condition(request)
             height, width = (side // self._scale_factor for side in (request.height, request.width))
-            noise = randn_tensor(
-                (1, self._channels, height, width),
-                generator=generator,
-                device=self._device,
-                dtype=positive.hidden.dtype,
-            )
-            latents = noise * sampling.initial_sigma
-            self._rows[request_id] = _Row(request, sampling, latents, positive, negative)
-            return warnings
+            empty = positive.hidden.new_empty((1, self._channels, height, width))
+            latents, kept = begin(request, sampling, self._pictures, empty, generator)
+            self._rows[request_id] = _Row(request, sampling, latents, positive, negative, kept)
+            return warnings if kept is None else (*warnings, *kept.warnings)
 
     @torch.inference_mode()
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
@@ -133,7 +148,7 @@ class DiffusersBackend:
             if row.request.preview_every:
                 row.last = (scaled[index : index + 1], row_noise, timesteps[index])
             try:
-                row.latents = row.sampling.advance(row_noise, row.latents)
+                row.advance(row_noise)
             except Exception as error:
                 failed[request_id] = _failure("the sampler's step", error)
         finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1).tolist()

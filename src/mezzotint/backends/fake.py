@@ -7,15 +7,18 @@ stands on the engine can be tried against a slow, a failing or a full device wit
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import ModelLimits, Pixels, ResolvedRequest
-from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
+from mezzotint.imaging.inputs import pixels_sha256
 
 __all__ = ["FAKE_LIMITS", "FakeBackend", "Fault"]
 
@@ -35,7 +38,11 @@ Fault = Callable[[str, ResolvedRequest, int], MezzotintError | None]
 
 
 class FakeBackend:
-    """`pass_seconds` + `row_seconds` × width seconds a pass, `decode_seconds` a decode."""
+    """`pass_seconds` + `row_seconds` × width seconds a pass, `decode_seconds` a decode.
+
+    After `blank_after` pictures every further one is of one colour, after `nan_after` none is finite: what a
+    device makes that has gone wrong.
+    """
 
     def __init__(
         self,
@@ -45,11 +52,15 @@ class FakeBackend:
         decode_seconds: float = 0.0,
         max_width: int = 8,
         fault: Fault | None = None,
+        blank_after: float = math.inf,
+        nan_after: float = math.inf,
     ) -> None:
         self._pass_seconds = pass_seconds
         self._row_seconds = row_seconds
         self._decode_seconds = decode_seconds
         self._fault = fault
+        self._blank_after, self._nan_after = blank_after, nan_after
+        self._decoded = 0
         self._rows: dict[str, tuple[ResolvedRequest, int]] = {}
         self.passes: int = 0
         self._info = BackendInfo(
@@ -70,7 +81,7 @@ class FakeBackend:
             InvalidRequest: on `model`, when an option is unknown or not a number.
         """
         _, _, options = name.partition(":")
-        accepted = ("pass_seconds", "row_seconds", "decode_seconds", "max_width")
+        accepted = ("pass_seconds", "row_seconds", "decode_seconds", "max_width", "blank_after", "nan_after")
         values: dict[str, float] = {}
         for option in filter(None, options.split(",")):
             key, _, value = option.partition("=")
@@ -89,11 +100,17 @@ class FakeBackend:
             pass_seconds=values.get("pass_seconds", 0.0),
             row_seconds=values.get("row_seconds", 0.0),
             decode_seconds=values.get("decode_seconds", 0.0),
+            blank_after=values.get("blank_after", math.inf),
+            nan_after=values.get("nan_after", math.inf),
         )
 
     @property
     def info(self) -> BackendInfo:
         return self._info
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return {}
 
     @property
     def held(self) -> int:
@@ -129,6 +146,11 @@ class FakeBackend:
             raise AssertionError(f"decoded after {done} of {request.evaluations} evaluations")
         _sleep(self._decode_seconds)
         self._raise_fault("decode", request, done)
+        self._decoded += 1
+        if self._decoded > self._nan_after:
+            raise GenerationFailed("the decoded picture holds values that are not finite numbers")
+        if self._decoded > self._blank_after:
+            return np.zeros((request.height, request.width, 3), np.uint8)
         return _noise(request, request.height, request.width)
 
     def release(self, request_id: str) -> None:
@@ -150,6 +172,10 @@ def _sleep(seconds: float) -> None:
 
 def _noise(request: ResolvedRequest, height: int, width: int, salt: int = 0) -> Pixels:
     # What does not change the picture must not change the noise.
-    drawn = replace(request, deadline_s=None, preview_every=0)
-    digest = hashlib.sha256(f"{drawn}{salt}".encode()).digest()
+    drawn = replace(request, deadline_s=None, preview_every=0, tenant="", priority="normal")
+    digest = hashlib.sha256(f"{drawn}{_seen(request.image)}{_seen(request.mask)}{salt}".encode()).digest()
     return np.random.default_rng(list(digest)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _seen(pixels: NDArray[np.uint8] | None) -> str:
+    return "" if pixels is None else pixels_sha256(pixels)

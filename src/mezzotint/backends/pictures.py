@@ -1,6 +1,7 @@
-"""Latents to pixels: the VAE for finished pictures, a linear map for previews.
+"""Pixels to latents and back: the VAE for pictures, a linear map for previews.
 
-Follows the end of `StableDiffusionXLPipeline.__call__` and `VaeImageProcessor.postprocess`.
+Follows the end of `StableDiffusionXLPipeline.__call__`, `StableDiffusionXLImg2ImgPipeline.prepare_latents`
+and `VaeImageProcessor`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch.nn import functional as F
 from mezzotint.core import Pixels
 from mezzotint.errors import GenerationFailed
 
-__all__ = ["PictureDecoder"]
+__all__ = ["PictureCodec"]
 
 TEST_CARD_SIZE = 192
 
 
-class PictureDecoder:
-    """A VAE in evaluation mode. `decode` and `preview` may run in two threads at once."""
+class PictureCodec:
+    """A VAE in evaluation mode. `decode` may run in one thread while another encodes or previews."""
 
     def __init__(self, vae: Any) -> None:
         # fp16 overflows in SDXL's own VAE. diffusers casts it up for each picture; once is enough.
@@ -48,6 +49,20 @@ class PictureDecoder:
             raise GenerationFailed("the decoded picture holds values that are not finite numbers")
         return _to_pixels(image)
 
+    def encode(self, pixels: Pixels, generator: torch.Generator) -> torch.Tensor:
+        """8h × 8w × 3 to latents 1 × 4 × h × w, drawn with `generator` from what the VAE finds likely.
+
+        Raises:
+            GenerationFailed: what came out are not all finite numbers.
+        """
+        unit = torch.from_numpy(pixels.astype(np.float32) / 255.0)
+        image = (2.0 * unit - 1.0).permute(2, 0, 1).unsqueeze(0)
+        image = image.to(device=self._vae.device, dtype=self._vae.dtype)
+        latents = self._normalised(self._vae.encode(image).latent_dist.sample(generator))
+        if not bool(torch.isfinite(latents).all()):
+            raise GenerationFailed("the image's latents hold values that are not finite numbers")
+        return latents
+
     def preview(self, latents: torch.Tensor) -> Pixels:
         """Clean latents 1 × 4 × h × w to h × w × 3, by one linear map for the colour of each cell."""
         if self._rgb_map is None:
@@ -66,16 +81,19 @@ class PictureDecoder:
         coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
         card = F.interpolate(coarse, size=(TEST_CARD_SIZE, TEST_CARD_SIZE), mode="bicubic").clamp(-1, 1)
         card = card.to(device=self._vae.device, dtype=self._vae.dtype)
-        latents = self._vae.encode(card).latent_dist.mode()
-        if self._mean is not None and self._std is not None:
-            latents = (latents - self._mean) * self._scaling / self._std
-        else:
-            latents = latents * self._scaling
-        colours = F.adaptive_avg_pool2d(card.float(), latents.shape[-2:])
+        latents = self._normalised(self._vae.encode(card).latent_dist.mode())
+        height, width = latents.shape[-2:]
+        colours = F.adaptive_avg_pool2d(card.float(), (height, width))
         cells = latents[0].float().flatten(1).T
         cells = torch.cat([cells, cells.new_ones(len(cells), 1)], dim=1)
         solution = torch.linalg.lstsq(cells.cpu(), colours[0].flatten(1).T.cpu()).solution
         return torch.nan_to_num(solution).to(self._vae.device)
+
+    def _normalised(self, latents: torch.Tensor) -> torch.Tensor:
+        """The VAE's latents as samplers and the UNet see them: of about unit variance."""
+        if self._mean is not None and self._std is not None:
+            return (latents - self._mean) * self._scaling / self._std
+        return latents * self._scaling
 
     def _constant(self, name: str) -> torch.Tensor | None:
         values = getattr(self._vae.config, name, None)

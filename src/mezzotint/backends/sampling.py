@@ -25,11 +25,11 @@ MAX_PROTOTYPES = 64
 
 
 class Sampling:
-    """The state of one request between its evaluations."""
+    """The state of one request between its evaluations, of which the first is number `first`."""
 
-    def __init__(self, scheduler: Any, generator: torch.Generator) -> None:
+    def __init__(self, scheduler: Any, generator: torch.Generator, first: int = 0) -> None:
         self._scheduler = scheduler
-        self._timesteps = list(scheduler.timesteps)
+        self._timesteps = list(scheduler.timesteps)[first:]
         # The UNet turns timesteps into float32 in any case; as plain numbers a batch of them is one copy.
         self._numbers = [float(timestep) for timestep in self._timesteps]
         self._extra: dict[str, Any] = {}
@@ -54,6 +54,13 @@ class Sampling:
     def timestep(self) -> float:
         """Where the next evaluation stands between 999 (noise) and 0."""
         return self._numbers[self._done]
+
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The clean latents under as much of `noise` as the next evaluation expects; after the last, none."""
+        if self.finished:
+            return clean
+        noisy: torch.Tensor = self._scheduler.add_noise(clean, noise, self._timesteps[self._done].reshape(1))
+        return noisy
 
     def scale(self, latents: torch.Tensor) -> torch.Tensor:
         """The latents as the UNet's next evaluation wants them: of about unit variance."""
@@ -110,8 +117,10 @@ class SamplingFactory:
         self._config = dict(config)
         self._prototypes: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
-    def make(self, name: str, steps: int, seed: int, generator: torch.Generator) -> Sampling:
-        """A sampler at its first of `steps` steps.
+    def make(
+        self, name: str, steps: int, seed: int, generator: torch.Generator, *, skipped: int = 0
+    ) -> Sampling:
+        """A sampler at the step after the `skipped` ones (0…steps - 1) of `steps`.
 
         Raises:
             InvalidRequest: on `steps`, when diffusers does not divide the model's timesteps into so many.
@@ -120,7 +129,10 @@ class SamplingFactory:
         scheduler = copy.deepcopy(self._prototype(sampler, steps))
         if sampler.seeded_noise:
             scheduler.noise_sampler_seed = seed
-        return Sampling(scheduler, generator)
+        first = sampler.first_evaluation(skipped)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        return Sampling(scheduler, generator, first)
 
     def _prototype(self, sampler: Sampler, steps: int) -> Any:
         key = (sampler.name, steps)
@@ -130,8 +142,6 @@ class SamplingFactory:
         scheduler = getattr(diffusers, sampler.diffusers_class).from_config(self._config, **sampler.overrides)
         # On the CPU: only single numbers are read from what it holds, and those need no device.
         scheduler.set_timesteps(steps, device="cpu")
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
         if len(scheduler.timesteps) != sampler.evaluations(steps):
             # "trailing" spacing accumulates rounding errors, and at a few numbers makes one step too many.
             raise InvalidRequest(

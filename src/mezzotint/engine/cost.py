@@ -34,14 +34,21 @@ class StepCost:
         self._area: int | None = None
         # For each key and width, observed ÷ guessed seconds; None after the first pass, which is cold.
         self._factors: OrderedDict[BatchKey, dict[int, float | None]] = OrderedDict()
+        # What follows from the factors, until the next observation: the scheduler asks for every request.
+        self._known: dict[tuple[BatchKey, int], float] = {}
         self._knees: dict[BatchKey, int] = {}
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `calibrate` was called; until then the seconds are assumed."""
+        return self._area is not None
 
     def calibrate(self, key: BatchKey, seconds: Mapping[int, float]) -> None:
         """The curve all guesses come from: median seconds of a pass of `key` by width."""
         self._curve = {float(width): value for width, value in seconds.items()}
         self._area = key.area
         self._factors.clear()
-        self._knees.clear()
+        self._forget()
 
     def observe(self, key: BatchKey, width: int, seconds: float) -> None:
         """A pass of `width` images took `seconds`."""
@@ -54,10 +61,16 @@ class StepCost:
             return
         before, now = factors[width], seconds / self._guess(key, width)
         factors[width] = now if before is None else before + SMOOTHING * (now - before)
-        self._knees.pop(key, None)
+        self._forget()
 
     def seconds(self, key: BatchKey, width: int) -> float:
         """The expected seconds of a pass of `width` images."""
+        seconds = self._known.get((key, width))
+        if seconds is None:
+            seconds = self._known[key, width] = self._expect(key, width)
+        return seconds
+
+    def _expect(self, key: BatchKey, width: int) -> float:
         known = {float(w): f for w, f in self._factors.get(key, {}).items() if f is not None}
         if not known:
             return self._guess(key, width)
@@ -69,16 +82,26 @@ class StepCost:
         """The narrowest width within a tenth of the best throughput, 1…max_width."""
         knee = self._knees.get(key)
         if knee is None:
+            # Between two observations there may come requests of any number of shapes.
+            if len(self._knees) == MAX_KEYS:
+                self._forget()
             rate = {w: w / max(self.seconds(key, w), 1e-9) for w in range(1, self.max_width + 1)}
             best = max(rate.values())
             knee = min(w for w, r in rate.items() if r >= KNEE_SHARE * best)
-            if len(self._knees) < MAX_KEYS:
-                self._knees[key] = knee
+            self._knees[key] = knee
         return knee
+
+    def known(self) -> list[BatchKey]:
+        """The keys that were run, the latest last."""
+        return list(self._factors)
 
     def table(self, key: BatchKey) -> dict[int, float]:
         """The expected seconds of a pass at every width."""
         return {width: self.seconds(key, width) for width in range(1, self.max_width + 1)}
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._knees.clear()
 
     def _guess(self, key: BatchKey, width: int) -> float:
         area = key.area if self._area is None else self._area

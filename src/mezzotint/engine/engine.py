@@ -15,6 +15,7 @@ table; it is never held while the backend computes.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import uuid
@@ -28,17 +29,20 @@ from mezzotint.backends.base import Backend, BackendInfo
 from mezzotint.core import Event, GenerationRequest, Image, Pixels, resolve
 from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
+from mezzotint.engine.observer import Observer
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.scheduler import Plan, State, batch_key
+from mezzotint.engine.scheduler import BatchKey, Plan, State, batch_key
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
 
-__all__ = ["Engine", "EngineStatus", "Ticket"]
+__all__ = ["Engine", "EngineStatus", "Outlook", "Ticket"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_QUEUE = 256
 WARM_UP_PROMPT = "a mezzotint"
+# Shapes whose cost an outlook tells.
+MAX_OUTLOOK_KEYS = 64
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,24 @@ class EngineStatus:
     busy_s: float
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What the engine has before it, for whoever chooses among engines. Seconds of passes.
+
+    backlogs: by tenant, those that have something here.
+    costs: what one evaluation of an image adds to the backlog, by batch key; those that were run, the
+        latest last, the model's default first.
+    pass_age_s: how long the loop's turn has lasted so far; 0 when it waits for work.
+    """
+
+    queued: int
+    max_queue: int
+    max_backlog_s: float
+    backlogs: Mapping[str, float]
+    costs: Mapping[BatchKey, float]
+    pass_age_s: float
+
+
 class Engine:
     """Draws many requests at once on one backend. Thread-safe; also a context manager."""
 
@@ -63,6 +85,7 @@ class Engine:
         backend: Backend,
         *,
         max_queue: int = DEFAULT_MAX_QUEUE,
+        max_backlog_s: float = math.inf,
         max_width: int | None = None,
     ) -> None:
         for name, value in (("max_queue", max_queue), ("max_width", max_width)):
@@ -71,13 +94,16 @@ class Engine:
         self._backend = backend
         widest = min(max_width or backend.info.max_width, backend.info.max_width)
         self.cost = StepCost(widest)
-        self._requests = RequestTable(self.cost, max_queue)
+        self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._accepting = True
         self._closing = False
         self._passes = self._images_stepped = 0
         self._pass_s = self._busy_s = 0.0
+        self._turn_began: float | None = None
+        # Seconds by phase, of an engine that `load` made.
+        self.cold_start_s: Mapping[str, float] = {}
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-decode")
         self._thread = threading.Thread(target=self._loop, name="mezzotint-loop", daemon=True)
         self._thread.start()
@@ -93,6 +119,7 @@ class Engine:
         threads: int | None = None,
         max_width: int | None = None,
         max_queue: int = DEFAULT_MAX_QUEUE,
+        max_backlog_s: float = math.inf,
         warm_up: bool = True,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
     ) -> Engine:
@@ -108,14 +135,17 @@ class Engine:
         # Here and not above: whoever brings a backend of their own needs no torch.
         from mezzotint.models.loading import load_backend
 
+        began = time.monotonic()
         backend = load_backend(model, device=device, dtype=dtype, compile=compile, threads=threads)
-        engine = cls(backend, max_queue=max_queue, max_width=max_width)
+        loaded = time.monotonic()
+        engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
         if warm_up:
             try:
                 engine.warm_up(warm_up_sizes)
             except BaseException:
                 engine.close()
                 raise
+        engine.cold_start_s = {"load": loaded - began, "warm_up": time.monotonic() - loaded}
         return engine
 
     def __enter__(self) -> Engine:
@@ -125,6 +155,11 @@ class Engine:
         self.close()
 
     # For callers
+
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` of every pass and every end from now on."""
+        with self._changed:
+            self._requests.observer = observer
 
     @property
     def info(self) -> BackendInfo:
@@ -166,7 +201,9 @@ class Engine:
 
         Raises:
             InvalidRequest: a field is not accepted.
-            QueueFull: `max_queue` requests wait already; carries the seconds until there is room.
+            QueueFull: `max_queue` requests wait already, or their work exceeds `max_backlog_s`; carries the
+                seconds until there is room.
+            DeadlineUnreachable: what is ahead of it takes longer than its deadline.
             ShuttingDown: the engine is closing.
         """
         ticket = Ticket(uuid.uuid4().hex, resolve(request, self.info.limits), self._cancel)
@@ -176,6 +213,11 @@ class Engine:
             self._requests.submit(ticket)
             self._changed.notify_all()
         return ticket
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What the backend counts since it was loaded, by name."""
+        return self._backend.counters
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
         """Measure what a pass costs by width, draw once at each of `sizes` with and without guidance, then
@@ -219,6 +261,22 @@ class Engine:
                 busy_s=self._busy_s,
             )
 
+    def outlook(self) -> Outlook:
+        limits = self.info.limits
+        default = batch_key(resolve(GenerationRequest(WARM_UP_PROMPT), limits))
+        with self._changed:
+            table = self._requests
+            keys = [default, *self.cost.known()[-MAX_OUTLOOK_KEYS:]]
+            began = self._turn_began
+            return Outlook(
+                queued=table.scheduler.count(State.QUEUED),
+                max_queue=table.max_queue,
+                max_backlog_s=table.max_backlog_s,
+                backlogs=table.scheduler.backlogs(),
+                costs={key: table.scheduler.seconds_of_work(key, 1) for key in keys},
+                pass_age_s=0.0 if began is None else time.monotonic() - began,
+            )
+
     def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
         """Take no more requests; end those here (`drain`: once they are done), then stop the threads."""
         with self._changed:
@@ -240,7 +298,9 @@ class Engine:
         try:
             while (plan := self._next_plan()) is not None:
                 began = time.perf_counter()
+                self._turn_began = time.monotonic()
                 self._step(plan)
+                self._turn_began = None
                 self._busy_s += time.perf_counter() - began
         except Exception:
             logger.exception("the engine's loop failed")
@@ -300,8 +360,11 @@ class Engine:
     def _settle(self, plan: Plan, failed: Mapping[str, MezzotintError], seconds: float) -> None:
         previews = self._previews(plan, failed)
         with self._changed:
+            key = self._requests.key(plan)
             if not failed:
-                self.cost.observe(self._requests.key(plan), len(plan.rows), seconds)
+                self.cost.observe(key, len(plan.rows), seconds)
+            tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
+            self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1
             self._images_stepped += len(plan.rows)
             self._pass_s += seconds

@@ -11,8 +11,9 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
-from mezzotint.core import Cancelled, Done, Event, Failed
+from mezzotint.core import Cancelled, Done, Event, Failed, Progress
 
 __all__ = ["EventStream", "is_final"]
 
@@ -20,6 +21,13 @@ __all__ = ["EventStream", "is_final"]
 def is_final(event: Event) -> bool:
     """Whether nothing follows `event`."""
     return isinstance(event, Done | Failed | Cancelled)
+
+
+def _instead_of(earlier: Event, event: Event) -> Event:
+    """`event`, with the preview that nobody has seen yet where it has none of its own."""
+    if isinstance(earlier, Progress) and isinstance(event, Progress) and event.preview is None:
+        return replace(event, preview=earlier.preview)
+    return event
 
 
 class EventStream:
@@ -33,7 +41,7 @@ class EventStream:
     def put(self, event: Event) -> None:
         with self._changed:
             if self._events and type(self._events[-1]) is type(event):
-                self._events.pop()
+                event = _instead_of(self._events.pop(), event)
             self._events.append(event)
             self._changed.notify_all()
             wake = self._wake

@@ -6,15 +6,18 @@ computes, waits or locks; the engine holds its lock around every call.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
 
 from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progress, Queued
+from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.cost import StepCost
+from mezzotint.engine.observer import Observer
 from mezzotint.engine.scheduler import BatchKey, Plan, Scheduler, State, batch_key
 from mezzotint.engine.ticket import Ticket
-from mezzotint.errors import DeadlineExceeded, MezzotintError, QueueFull
+from mezzotint.errors import DeadlineExceeded, DeadlineUnreachable, MezzotintError, QueueFull
 
 __all__ = ["RequestTable"]
 
@@ -24,38 +27,69 @@ QUEUE_NEWS_SECONDS = 0.5
 
 
 class RequestTable:
-    """`max_queue` bounds the requests that wait for their first pass."""
+    """`max_queue` bounds the requests that wait for their first pass, `max_backlog_s` the seconds of passes
+    until all that are here are done."""
 
-    def __init__(self, cost: StepCost, max_queue: int) -> None:
+    def __init__(self, cost: StepCost, max_queue: int, max_backlog_s: float = math.inf) -> None:
+        self._cost = cost
         self.scheduler = Scheduler(cost, max_running=MAX_RUNNING)
         self.tickets: dict[str, Ticket] = {}
-        self._max_queue = max_queue
+        self.max_queue = max_queue
+        self.max_backlog_s = max_backlog_s
         self._cancels: set[str] = set()
         # The decoder has these in hand; the backend must not forget one before it lets go.
         self._in_decoder: set[str] = set()
         self._ended: deque[str] = deque()
         self._queue_news_at = 0.0
+        self.observer = Observer()
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a request and tell it where it stands.
 
         Raises:
-            QueueFull: there is no room.
+            QueueFull: there is no room, or the tenant has its share of it.
+            DeadlineUnreachable: what is ahead takes longer than the request may.
         """
-        queued = self.scheduler.count(State.QUEUED)
-        if queued >= self._max_queue:
-            wait = max(self.scheduler.backlog_seconds(), 1.0)
-            raise QueueFull(
-                f"{queued} requests are waiting, the most this engine takes; try again in {wait:.0f} s",
-                retry_after_s=wait,
-            )
         request, deadline = ticket.request, ticket.deadline
-        position = queued + self.scheduler.count(State.RUNNING)
+        key, evaluations, tenant = batch_key(request), request.evaluations, request.tenant
+        self._check_room(self.scheduler.seconds_of_work(key, evaluations), tenant)
+        eta_s = self.scheduler.seconds_until_done(key, evaluations, tenant)
+        # An assumed cost is no reason to refuse anyone.
+        if self._cost.is_measured and request.deadline_s is not None and eta_s > request.deadline_s:
+            raise DeadlineUnreachable(
+                f"the picture would take {eta_s:.1f} s now, and the deadline is {request.deadline_s:g} s",
+                param="deadline_s",
+                retry_after_s=max(eta_s - request.deadline_s, 1.0),
+            )
+        position = self.scheduler.count(State.QUEUED) + self.scheduler.count(State.RUNNING)
         self.scheduler.submit(
-            ticket.request_id, batch_key(request), request.evaluations, ticket.submitted, deadline
+            ticket.request_id,
+            key,
+            evaluations,
+            ticket.submitted,
+            deadline,
+            tenant=tenant,
+            priority=request.priority,
         )
         self.tickets[ticket.request_id] = ticket
-        ticket.stream.put(Queued(ticket.request_id, position, self.scheduler.backlog_seconds()))
+        ticket.stream.put(Queued(ticket.request_id, position, eta_s))
+
+    def _check_room(self, work_s: float, tenant: str) -> None:
+        backlog, queued = self.scheduler.backlog_seconds(), self.scheduler.count(State.QUEUED)
+        wait = seconds_until_room(
+            work_s,
+            own_s=self.scheduler.backlog_seconds(tenant),
+            backlog_s=backlog,
+            queued=queued,
+            max_queue=self.max_queue,
+            max_backlog_s=self.max_backlog_s,
+        )
+        if wait is not None:
+            raise QueueFull(
+                f"{queued} requests are waiting, {backlog:.0f} s of work, and there is no room for this one; "
+                f"try again in {math.ceil(wait)} s",
+                retry_after_s=wait,
+            )
 
     def ask_to_cancel(self, request_id: str) -> None:
         """Cancel before the next plan. Nothing happens to a request that has ended."""
@@ -93,9 +127,14 @@ class RequestTable:
         finished = self.scheduler.stepped(plan, failed)
         for request_id, error in failed.items():
             self.fail(request_id, error)
+        now = time.monotonic()
         for request_id in plan.rows:
             if request_id not in failed:
-                self.tickets[request_id].stream.put(self._progress(request_id, previews.get(request_id)))
+                ticket = self.tickets[request_id]
+                ticket.evaluated += 1
+                ticket.first_step = ticket.first_step or now
+                ticket.last_step = now if request_id in finished else None
+                ticket.stream.put(self._progress(request_id, previews.get(request_id)))
         self._in_decoder.update(finished)
         return finished
 
@@ -105,6 +144,8 @@ class RequestTable:
         if ticket is not None and ticket.deadline is not None and ticket.deadline <= time.monotonic():
             self.fail(request_id, DeadlineExceeded("the request's deadline passed"))
             return None
+        if ticket is not None:
+            ticket.decoding = time.monotonic()
         return ticket
 
     def decoded(self, request_id: str, outcome: Image | MezzotintError | None) -> None:
@@ -141,13 +182,15 @@ class RequestTable:
         return ended
 
     def _end(self, request_id: str, event: Event) -> None:
-        self.tickets.pop(request_id).stream.put(event)
+        ticket = self.tickets.pop(request_id)
+        ticket.stream.put(event)
+        self.observer.ended(ticket, event)
         if request_id not in self._in_decoder:
             self._ended.append(request_id)
 
     def _progress(self, request_id: str, preview: Pixels | None) -> Progress:
         request = self.tickets[request_id].request
         evaluated = request.evaluations - self.scheduler.remaining(request_id)
-        # Second-order samplers evaluate more often than they step; callers count the steps they asked for.
-        step = evaluated * request.steps // request.evaluations
-        return Progress(request_id, step, request.steps, preview)
+        # Second-order samplers evaluate more often than they step; callers count steps.
+        step = evaluated * request.steps_taken // request.evaluations
+        return Progress(request_id, step, request.steps_taken, preview)

@@ -6,37 +6,49 @@ request that has ended is forgotten.
 
 The rules of `plan`, in order:
 
+0. The passes are shared fairly among *tenants*: each is charged the seconds of its rows in a pass, less for
+   high priority and more for low, and the one that was charged least goes first (start-time fair queuing;
+   Goyal, Vin and Cheng, 1996). One that comes, or comes back, starts level with the least charged. The rules
+   below order the requests of one tenant, and those of all while there is one.
 1. Requests share a pass when their `BatchKey`s are equal. Each key has a *window*: the requests that may run,
    no more than the key's knee (`cost.knee`), beyond which a wider pass buys no throughput.
-2. The window takes *overdue* requests first, in order of arrival; then those with the fewest evaluations
-   left, ties in order of arrival. Overdue means: in the system for more than `STRETCH` times what the request
-   would take alone. So short jobs pass long ones, nothing waits for ever, and a backlog drains first come,
-   first served instead of sharing itself slow.
+2. The window takes *overdue* requests first, in order of arrival; then those of higher priority; then those
+   with the fewest evaluations left, ties in order of arrival. Overdue means: in the system for more than
+   `STRETCH` times what the request would take alone. So short jobs pass long ones, nothing waits for ever,
+   and a backlog drains first come, first served instead of sharing itself slow.
 3. The pass takes the head of the window, as wide as lowers the total waiting most: the width w with the
-   highest Σ 1/(evaluations left) ÷ (seconds of a pass of width w). This is Smith's rule (W. E. Smith, 1956)
-   for a server that takes batches: equals go together, and a nearly finished request does not pay for its
-   neighbours. A pass narrower than the window must be `NARROWING` times as good, since wide ones save work.
-4. A request in a window is passed over at most `PATIENCE` times in a row, a new one at most once, and once
-   more for each other key whose turn is due: then its key is served, in a pass wide enough for it.
+   highest Σ weight/(evaluations left) ÷ (seconds of a pass of width w). This is Smith's rule (W. E. Smith,
+   1956) for a server that takes batches: equals go together, and a nearly finished request does not pay for
+   its neighbours. The weight is the response ratio, (age + seconds alone) ÷ seconds alone (P. Brinch Hansen,
+   1971), so that waiting counts. A pass narrower than the window must be `NARROWING` times as good, since
+   wide ones save work.
+4. Of several windows, the one whose best pass is worth most. But a request in a window is passed over at
+   most `PATIENCE` times in a row, a new one at most once, and once more for each other key whose turn is due:
+   then its key is served, in a pass wide enough for it.
 """
 
 from __future__ import annotations
 
 import enum
 import heapq
+from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import chain
 from types import MappingProxyType
 from typing import Protocol
 
-from mezzotint.core import ResolvedRequest
+from mezzotint.core import Priority, ResolvedRequest
 
 __all__ = ["TRANSITIONS", "BatchKey", "Cost", "IllegalMove", "Plan", "Scheduler", "State", "batch_key"]
 
 STRETCH = 8.0
-PATIENCE = 4
+PATIENCE = 8
 NARROWING = 1.5
+# A priority's share of the engine against normal.
+WEIGHTS: Mapping[Priority, float] = MappingProxyType({"low": 0.25, "normal": 1.0, "high": 4.0})
+# What one tenant may hold of `max_running`, so that another always finds a place.
+TENANT_SHARE = 0.75
 
 
 class State(enum.Enum):
@@ -101,12 +113,15 @@ class _Row:
     deadline: float | None
     order: int
     remaining: int
+    tenant: str
+    weight: float
     state: State = State.QUEUED
     passed_over: int = 0
 
-    @property
-    def patience(self) -> int:
-        return 1 if self.state is State.QUEUED else PATIENCE
+
+# The least goes first; `order` makes it unique.
+_Rank = tuple[int, float, int, int]
+_Ranked = tuple[_Rank, _Row]
 
 
 @dataclass(frozen=True)
@@ -122,22 +137,47 @@ class Plan:
 class Scheduler:
     """The requests of one engine. `max_running` bounds those that hold latents at a time."""
 
-    def __init__(self, cost: Cost, *, max_running: int = 32) -> None:
+    def __init__(
+        self,
+        cost: Cost,
+        *,
+        max_running: int = 32,
+        stretch: float = STRETCH,
+        patience: int = PATIENCE,
+        narrowing: float = NARROWING,
+    ) -> None:
         self._cost = cost
         self._max_running = max_running
+        self._stretch = stretch
+        self._patience = patience
+        self._narrowing = narrowing
         self._rows: dict[str, _Row] = {}
         self._submitted = 0
+        # Seconds of passes by tenant, for those that have requests here.
+        self._charged: dict[str, float] = {}
 
     # What happened
 
     def submit(
-        self, id: str, key: BatchKey, evaluations: int, now: float, deadline: float | None = None
+        self,
+        id: str,
+        key: BatchKey,
+        evaluations: int,
+        now: float,
+        deadline: float | None = None,
+        *,
+        tenant: str = "",
+        priority: Priority = "normal",
     ) -> None:
         """A new request needs `evaluations` (≥1) passes; `deadline` is on the clock of `now`."""
         if id in self._rows or evaluations < 1:
             raise IllegalMove(f"cannot submit {id}: known already, or {evaluations} evaluations")
         self._submitted += 1
-        self._rows[id] = _Row(id, key, evaluations, now, deadline, self._submitted, evaluations)
+        self._rows[id] = _Row(
+            id, key, evaluations, now, deadline, self._submitted, evaluations, tenant, WEIGHTS[priority]
+        )
+        if tenant not in self._charged:
+            self._charged[tenant] = min(self._charged.values(), default=0.0)
 
     def start(self, id: str) -> None:
         """The backend holds the request's latents; it joins the passes."""
@@ -152,6 +192,7 @@ class Scheduler:
         for row in moved:
             row.remaining -= 1
             row.passed_over = 0
+            self._charged[row.tenant] += self._charge(row, len(moved))
         for id in plan.passed_over:
             if id in self._rows:
                 self._rows[id].passed_over += 1
@@ -177,13 +218,16 @@ class Scheduler:
         windows = [w for w in self._windows(now, skip=set(expired)) if w]
         if not windows:
             return Plan(expired=expired)
-        impatient = [row for w in windows for row in w if row.passed_over >= row.patience]
+        if len(self._charged) > 1:
+            poorest = min(chain(*windows), key=lambda row: (self._charged[row.tenant], row.order)).tenant
+            windows = [w for w in windows if any(row.tenant == poorest for row in w)]
+        impatient = [row for w in windows for row in w if self._overtaken(row) >= 0]
         if impatient:
-            first = max(impatient, key=lambda row: (row.passed_over - row.patience, -row.order))
+            first = max(impatient, key=lambda row: (self._overtaken(row), -row.order))
             window = next(w for w in windows if first in w)
         else:
-            window = max(windows, key=lambda w: max(self._worth(w, n) for n in range(1, len(w) + 1)))
-        chosen = window[: self._width(window)]
+            window = max(windows, key=lambda w: max(self._worth(w, n, now) for n in range(1, len(w) + 1)))
+        chosen = window[: self._width(window, now)]
         rows = {row.id for row in chosen}
         return Plan(
             rows=tuple(row.id for row in chosen),
@@ -193,38 +237,73 @@ class Scheduler:
         )
 
     def _windows(self, now: float, skip: set[str]) -> list[list[_Row]]:
-        holding = sum(row.state is not State.QUEUED for row in self._rows.values())
-        groups: dict[BatchKey, list[_Row]] = {}
+        groups: dict[BatchKey, list[_Ranked]] = {}
         for row in self._active():
             if row.id not in skip:
-                groups.setdefault(row.key, []).append(row)
-        room = max(self._max_running - holding, 0)
+                groups.setdefault(row.key, []).append((self._rank(row, now), row))
         windows = []
-        for key, rows in groups.items():
-            ranked = [(self._rank(row, now), row) for row in rows]
-            running = [entry for entry in ranked if entry[1].state is State.RUNNING]
-            newcomers = [entry for entry in ranked if entry[1].state is State.QUEUED]
-            eligible = running + heapq.nsmallest(room, newcomers, key=itemgetter(0))
-            window = heapq.nsmallest(self._cost.knee(key), eligible, key=itemgetter(0))
+        for key, ranked in groups.items():
+            running = [each for each in ranked if each[1].state is State.RUNNING]
+            newcomers = [each for each in ranked if each[1].state is State.QUEUED]
+            window = self._fairly(running + self._with_room(newcomers), self._cost.knee(key))
             windows.append([row for _, row in window])
         return windows
 
-    def _rank(self, row: _Row, now: float) -> tuple[int, float, int]:
-        alone = row.evaluations * self._cost.seconds(row.key, 1)
-        if now - row.arrived > STRETCH * alone:
-            return (0, 0.0, row.order)
-        return (1, row.remaining, row.order)
+    def _with_room(self, newcomers: list[_Ranked]) -> list[_Ranked]:
+        """Those that may hold latents beside the requests that do."""
+        held = Counter(row.tenant for row in self._rows.values() if row.state is not State.QUEUED)
+        room = self._max_running - held.total()
+        most = max(1, int(TENANT_SHARE * self._max_running))
+        chosen: list[_Ranked] = []
+        for tenant in {row.tenant for _, row in newcomers}:
+            own = [each for each in newcomers if each[1].tenant == tenant]
+            chosen += heapq.nsmallest(min(room, most - held[tenant]), own)
+        return self._fairly(chosen, room)
 
-    def _worth(self, window: list[_Row], width: int) -> float:
-        gain = sum(1 / row.remaining for row in window[:width])
+    def _fairly(self, ranked: list[_Ranked], count: int) -> list[_Ranked]:
+        """The first `count`, tenants taking turns: always the one that would be charged least so far."""
+        if len(self._charged) == 1:
+            return heapq.nsmallest(count, ranked)
+        queues: dict[str, deque[_Ranked]] = {}
+        for each in sorted(ranked):
+            queues.setdefault(each[1].tenant, deque()).append(each)
+        charged = dict(self._charged)
+        chosen: list[_Ranked] = []
+        while queues and len(chosen) < count:
+            tenant = min(queues, key=lambda t: (charged[t], queues[t][0][1].order))
+            chosen.append(queues[tenant].popleft())
+            charged[tenant] += self._charge(chosen[-1][1], count)
+            if not queues[tenant]:
+                del queues[tenant]
+        return chosen
+
+    def _charge(self, row: _Row, width: int) -> float:
+        """What a pass of `width` images costs the row's tenant for it."""
+        return self._cost.seconds(row.key, width) / width / row.weight
+
+    def _rank(self, row: _Row, now: float) -> _Rank:
+        if now - row.arrived > self._stretch * self._alone(row):
+            return (0, 0.0, 0, row.order)
+        return (1, -row.weight, row.remaining, row.order)
+
+    def _worth(self, window: list[_Row], width: int, now: float) -> float:
+        gain = sum((1 + (now - row.arrived) / self._alone(row)) / row.remaining for row in window[:width])
         return gain / max(self._cost.seconds(window[0].key, width), 1e-9)
 
-    def _width(self, window: list[_Row]) -> int:
-        impatient = [i for i, row in enumerate(window, 1) if row.passed_over >= row.patience]
-        narrowest = max(impatient, default=1)
-        best = max(range(narrowest, len(window) + 1), key=lambda n: self._worth(window, n))
+    def _width(self, window: list[_Row], now: float) -> int:
+        narrowest = max((i for i, row in enumerate(window, 1) if self._overtaken(row) >= 0), default=1)
+        best = max(range(narrowest, len(window) + 1), key=lambda n: self._worth(window, n, now))
         full = len(window)
-        return best if self._worth(window, best) > NARROWING * self._worth(window, full) else full
+        gain = self._worth(window, best, now) / self._worth(window, full, now)
+        return best if gain > self._narrowing else full
+
+    def _alone(self, row: _Row) -> float:
+        """The seconds the request would take by itself."""
+        return max(row.evaluations * self._cost.seconds(row.key, 1), 1e-9)
+
+    def _overtaken(self, row: _Row) -> int:
+        """How often the row was passed over beyond what it bears; from 0 on, its turn is due."""
+        return row.passed_over - (1 if row.state is State.QUEUED else self._patience)
 
     # What is here
 
@@ -239,9 +318,38 @@ class Scheduler:
     def count(self, state: State) -> int:
         return sum(row.state is state for row in self._rows.values())
 
-    def backlog_seconds(self) -> float:
-        """Seconds of passes until everything here is done, each key at its knee."""
-        return sum(self._seconds_of(row) for row in self._active())
+    def backlog_seconds(self, tenant: str | None = None) -> float:
+        """Seconds of passes until everything here is done (of one tenant alone), each key at its knee."""
+        rows = [row for row in self._active() if tenant in (None, row.tenant)]
+        return sum(self._seconds_of(row) for row in rows)
+
+    def backlogs(self) -> dict[str, float]:
+        """`backlog_seconds` of each tenant that has something here."""
+        backlogs: dict[str, float] = {}
+        for row in self._active():
+            backlogs[row.tenant] = backlogs.get(row.tenant, 0.0) + self._seconds_of(row)
+        return backlogs
+
+    def seconds_until_done(self, key: BatchKey, evaluations: int, tenant: str = "") -> float:
+        """What a request that came now would take: its own passes or, where that is longer, the work up to
+        its end.
+
+        That work is its own, that of its tenant's requests with no more evaluations left, and of every other
+        tenant's as much as of its tenant's, for the passes are shared fairly.
+        """
+        company = sum(row.key == key for row in self._active())
+        passes = evaluations * self._cost.seconds(key, min(company + 1, self._cost.knee(key)))
+        ahead: dict[str, float] = {}
+        for row in self._active():
+            if row.remaining <= evaluations:
+                ahead[row.tenant] = ahead.get(row.tenant, 0.0) + self._seconds_of(row)
+        own = ahead.pop(tenant, 0.0) + self.seconds_of_work(key, evaluations)
+        return max(passes, own + sum(min(seconds, own) for seconds in ahead.values()))
+
+    def seconds_of_work(self, key: BatchKey, evaluations: int) -> float:
+        """What a request adds to the backlog."""
+        knee = self._cost.knee(key)
+        return evaluations * self._cost.seconds(key, knee) / knee
 
     def waiting(self) -> list[tuple[str, int, float]]:
         """Each queued request: id, how many are ahead of it, seconds until its picture."""
@@ -254,8 +362,7 @@ class Scheduler:
         return queue
 
     def _seconds_of(self, row: _Row) -> float:
-        knee = self._cost.knee(row.key)
-        return row.remaining * self._cost.seconds(row.key, knee) / knee
+        return self.seconds_of_work(row.key, row.remaining)
 
     def _active(self) -> list[_Row]:
         return [row for row in self._rows.values() if row.state in (State.QUEUED, State.RUNNING)]
@@ -272,3 +379,5 @@ class Scheduler:
         row.state = to
         if not TRANSITIONS[to]:
             del self._rows[id]
+            if all(other.tenant != row.tenant for other in self._rows.values()):
+                del self._charged[row.tenant]

@@ -40,9 +40,12 @@ class Outcome:
         return self.finished - self.arrival.at
 
 
-def simulate(arrivals: Iterable[Arrival], cost: Cost, *, max_running: int = 32) -> list[Outcome]:
-    """Run the scheduler over `arrivals` until all are done. Decoding takes no time here."""
-    scheduler = Scheduler(cost, max_running=max_running)
+def simulate(arrivals: Iterable[Arrival], cost: Cost, *, scheduler: Scheduler | None = None) -> list[Outcome]:
+    """Run a scheduler over `arrivals` until all are done. Decoding takes no time here.
+
+    scheduler: a new one of other rules; by default the one that serves.
+    """
+    scheduler = scheduler or Scheduler(cost)
     coming = sorted(arrivals)
     heapq.heapify(coming)
     here: dict[str, tuple[Arrival, int]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mezzotint.core import Cancelled, Done, Event, Failed, Image, ResolvedRequest
 from mezzotint.engine.events import EventStream
@@ -15,7 +16,11 @@ __all__ = ["Ticket"]
 
 @dataclass(eq=False)
 class Ticket:
-    """A submitted request: its events, its result, and the way to cancel it."""
+    """A submitted request: its events, its result, and the way to cancel it.
+
+    Times are of `time.monotonic`: when it was submitted, started, had its first and its last evaluation, and
+    when its decoding began. `evaluated` counts its UNet evaluations.
+    """
 
     request_id: str
     request: ResolvedRequest
@@ -23,7 +28,18 @@ class Ticket:
     stream: EventStream = field(default_factory=EventStream)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
+    first_step: float | None = None
+    last_step: float | None = None
+    decoding: float | None = None
+    evaluated: int = 0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def phase(self) -> Literal["queued", "running", "decoding"]:
+        """How far it came."""
+        if self.started is None:
+            return "queued"
+        return "running" if self.last_step is None else "decoding"
 
     @property
     def deadline(self) -> float | None:

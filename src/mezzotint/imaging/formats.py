@@ -5,53 +5,56 @@ from __future__ import annotations
 import io
 import os
 import secrets
-import zlib
 from pathlib import Path
-from typing import Any
 
-from mezzotint.core import Image, Receipt
+from mezzotint.core import Image
 from mezzotint.errors import InvalidRequest, OutputUnwritable
 from mezzotint.imaging.metadata import JPEG_EXIF_BYTES, exif_block, png_chunks
 
-__all__ = ["CONTENT_TYPES", "check_output", "encode", "format_of", "save"]
+__all__ = ["CONTENT_TYPES", "check_output", "encode", "format_name", "format_of", "save"]
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 """The formats by name, and what HTTP calls them."""
 
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", "": "png"}
-JPEG_QUALITY = 95
-WEBP_QUALITY = 90
-# zlib's search for repeated strings finds few in a picture and takes most of the time: runs and Huffman codes
-# alone are several times as quick, and the file is no larger.
-PNG_COMPRESSION = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+QUALITY = {"jpeg": 95, "webp": 90}
 
 
-def encode(image: Image, format: str = "png") -> bytes:
+def encode(image: Image, format: str = "png", compression: int | None = None) -> bytes:
     """The picture as a file's bytes, with its receipt.
 
+    compression: 0…100; a JPEG's or WebP's quality, a PNG's effort. None is the format's default.
+
     Raises:
-        InvalidRequest: on `format`, when it is none of png, jpeg (or jpg), webp.
+        InvalidRequest: on `format`, when it is none of png, jpeg (or jpg), webp; or on `compression`.
     """
-    name = _format_name(format)
+    name = format_name(format)
+    if compression is not None and not 0 <= compression <= 100:
+        raise InvalidRequest(f"compression must be 0…100, not {compression!r}", param="compression")
+    if name == "png":
+        # Imported here: the rest of a file's life needs no compressor.
+        from mezzotint.imaging.png import encode_png
+
+        chunks = [(kind, content) for kind, content, _ in png_chunks(image.receipt).chunks]
+        return encode_png(image.pixels, chunks, compression)
+    exif = exif_block(image.receipt, JPEG_EXIF_BYTES if name == "jpeg" else None)
+    quality = QUALITY[name] if compression is None else compression
     buffer = io.BytesIO()
-    image.to_pil().save(buffer, name, **_options(name, image.receipt))
+    image.to_pil().save(buffer, name, quality=quality, exif=exif)
     return buffer.getvalue()
 
 
-def _format_name(format: str) -> str:
+def format_name(format: str) -> str:
+    """`png`, `jpeg` or `webp`, from one of them in any case or from `jpg`.
+
+    Raises:
+        InvalidRequest: on `format`, when it is none of them.
+    """
     name = format.lower()
     name = "jpeg" if name == "jpg" else name
     if name not in CONTENT_TYPES:
         raise InvalidRequest(f"format must be png, jpeg or webp, not {format!r}", param="format")
     return name
-
-
-def _options(name: str, receipt: Receipt) -> dict[str, Any]:
-    if name == "png":
-        return {"pnginfo": png_chunks(receipt), **PNG_COMPRESSION}
-    if name == "jpeg":
-        return {"quality": JPEG_QUALITY, "exif": exif_block(receipt, JPEG_EXIF_BYTES)}
-    return {"quality": WEBP_QUALITY, "exif": exif_block(receipt)}
 
 
 def format_of(path: Path) -> str:

@@ -59,6 +59,8 @@ def parameters_text(receipt: Receipt) -> str:
         "Size": f"{receipt.width}x{receipt.height}",
         "Model": receipt.model,
     }
+    if receipt.strength is not None:
+        settings["Denoising strength"] = f"{receipt.strength:g}"
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     # A NUL would end the text early for whoever reads it.
     return "\n".join(lines).replace("\x00", "\N{REPLACEMENT CHARACTER}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 
+from mezzotint.core import ModelLimits
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["parse_size"]
+__all__ = ["nearest_size", "parse_size"]
 
 _SIZE = re.compile(r"([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})")
 
@@ -23,3 +25,15 @@ def parse_size(text: str) -> tuple[int, int]:
             f"size must be WIDTHxHEIGHT in pixels, such as 512x512, not {text!r}", param="size"
         )
     return int(match[1]), int(match[2])
+
+
+def nearest_size(width: int, height: int, limits: ModelLimits) -> tuple[int, int]:
+    """A size the model draws, about as wide and as high, in pixels."""
+    shrink = min(1.0, math.sqrt(limits.max_pixels / max(1, width * height)))
+    return _served(width * shrink, limits), _served(height * shrink, limits)
+
+
+def _served(length: float, limits: ModelLimits) -> int:
+    low, high = -(-limits.min_size // 8) * 8, limits.max_size // 8 * 8
+    # Rounded down, for two sides rounded up would hold more pixels than the model takes.
+    return min(max(int(length) // 8 * 8, low), high)

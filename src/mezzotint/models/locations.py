@@ -21,6 +21,7 @@ __all__ = [
     "CheckReport",
     "ListedModel",
     "check",
+    "data_home",
     "describe",
     "find_model",
     "limits_of",
@@ -64,9 +65,22 @@ def models_home() -> Path:
     Raises:
         SettingInvalid: the setting names a user that is none, or this user has no home.
     """
+    return _home() / "models"
+
+
+def data_home() -> Path:
+    """Where a server keeps what is its own, unless told otherwise: `$MEZZOTINT_HOME/data`.
+
+    Raises:
+        SettingInvalid: as `models_home`.
+    """
+    return _home() / "data"
+
+
+def _home() -> Path:
     home = os.environ.get("MEZZOTINT_HOME") or "~/.cache/mezzotint"
     try:
-        return Path(home).expanduser() / "models"
+        return Path(home).expanduser()
     except RuntimeError:
         raise SettingInvalid(
             f"MEZZOTINT_HOME takes a folder; {home!r} is below the home of a user that has none",

@@ -1,0 +1,102 @@
+"""Pictures as input: checked, and brought to the size that is drawn, as diffusers' `VaeImageProcessor` does.
+
+Arrays in, arrays out; files are `uploads`' business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mezzotint.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from mezzotint.core import Mask, ModelLimits, Pixels
+
+__all__ = ["check_image", "check_mask", "fitting_size", "pixels_sha256", "resize_image", "resize_mask"]
+
+# Above this a mask's value means "redraw": diffusers' 0.5 of 255.
+MASK_THRESHOLD = 127
+
+
+def check_image(image: object) -> Pixels:
+    """`image` itself, when it is height × width × 3 bytes.
+
+    Raises:
+        InvalidRequest: on `image`, when it is not.
+    """
+    if not _is_bytes(image) or image.ndim != 3 or image.shape[2] != 3:
+        raise InvalidRequest(
+            f"image must be an array of bytes (uint8), height × width × 3, not {_described(image)}",
+            param="image",
+        )
+    return image
+
+
+def check_mask(mask: object, image: Pixels) -> Mask:
+    """`mask` itself, when it is height × width bytes, of the image's size.
+
+    Raises:
+        InvalidRequest: on `mask`, when it is not.
+    """
+    height, width = image.shape[:2]
+    if not _is_bytes(mask) or mask.shape != (height, width):
+        raise InvalidRequest(
+            f"mask must be an array of bytes (uint8) of the image's size, {height} × {width}, "
+            f"not {_described(mask)}",
+            param="mask",
+        )
+    return mask
+
+
+def fitting_size(image: Pixels, limits: ModelLimits) -> tuple[int, int]:
+    """The width and height to draw an image at when nobody said: its own, rounded down to multiples of 8.
+
+    What the model does not draw is scaled to what it does, in proportion as far as its limits let it.
+    """
+    height, width = image.shape[:2]
+    scale = max(1.0, limits.min_size / min(width, height))
+    scale = min(scale, limits.max_size / max(width, height), math.sqrt(limits.max_pixels / (width * height)))
+    return (_side(width * scale, limits), _side(height * scale, limits))
+
+
+def _side(length: float, limits: ModelLimits) -> int:
+    # A product such as 100 × (512 / 100) may lie a hair below the whole number it stands for.
+    return min(max(int(length + 1e-6) // 8 * 8, limits.min_size), limits.max_size)
+
+
+def resize_image(image: Pixels, width: int, height: int) -> Pixels:
+    """The image at width × height, by Lanczos' filter."""
+    return image if image.shape[:2] == (height, width) else _lanczos(image, width, height)
+
+
+def resize_mask(mask: Mask, width: int, height: int) -> Mask:
+    """The mask at width × height, by Lanczos' filter, then 255 where it is to be redrawn and 0 elsewhere."""
+    sized = mask if mask.shape == (height, width) else _lanczos(mask, width, height)
+    return np.where(sized > MASK_THRESHOLD, np.uint8(255), np.uint8(0))
+
+
+def _lanczos(array: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    from PIL import Image as PilImage
+
+    picture = PilImage.fromarray(array).resize((width, height), PilImage.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def pixels_sha256(pixels: NDArray[np.uint8]) -> str:
+    """SHA-256 of the bytes, row by row from the top, each pixel's red, green and blue together."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+
+
+def _is_bytes(value: object) -> TypeGuard[NDArray[np.uint8]]:
+    return isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.size > 0
+
+
+def _described(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{' × '.join(map(str, value.shape))} of {value.dtype}"
+    return type(value).__name__

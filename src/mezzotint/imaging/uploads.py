@@ -1,0 +1,228 @@
+"""Strangers' picture files as arrays: PNG, JPEG and WebP, told by their content alone.
+
+How many pixels a file claims to have is read from its header before any is decoded, and decoding takes a
+small multiple of that in memory. Whatever else a file holds, it is decoded as what its first bytes say, or
+refused.
+Colour profiles are not applied: values are taken as sRGB.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mezzotint.core import Mask, Pixels
+from mezzotint.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+
+__all__ = ["decode_base64", "read_mask", "read_upload"]
+
+logger = logging.getLogger(__name__)
+
+_Array = NDArray[np.uint8]
+FORMATS = ("PNG", "JPEG", "WEBP")
+ORIENTATION = 0x0112
+# Each scan of a progressive JPEG passes over the whole picture and may be a few bytes long; encoders make
+# ten.
+MAX_JPEG_SCANS = 64
+START_OF_SCAN = b"\xff\xda"
+WEBP_HEADER_BYTES = 30
+STRIP_ROWS = 128
+
+
+def read_upload(data: bytes, *, param: str, max_pixels: int) -> Pixels:
+    """The picture of a PNG, JPEG or WebP file, height × width × 3, upright, its transparency over white.
+
+    Of an animation the first frame. `param` names the field in the errors.
+
+    Raises:
+        PayloadTooLarge: more than `max_pixels` pixels; nothing was decoded.
+        UnsupportedImage: no such file, or one that is damaged.
+    """
+    return _guarded(data, param, max_pixels, _over_white)
+
+
+def read_mask(
+    data: bytes, *, param: str, max_pixels: int, redraw: Literal["white", "transparent"] = "white"
+) -> Mask:
+    """A mask file, height × width, above 127 where to redraw.
+
+    redraw: `white`: where the mask is white, or where anything is painted on a transparent one, as A1111
+        reads masks. `transparent`: where it is transparent, as OpenAI does.
+
+    Raises:
+        InvalidRequest: `transparent` is wanted, and the file has no transparency.
+        PayloadTooLarge, UnsupportedImage: as `read_upload`.
+    """
+    if redraw == "white":
+        return _guarded(data, param, max_pixels, _painted)
+    mask = _guarded(data, param, max_pixels, _transparent)
+    if not mask.size:
+        raise InvalidRequest(
+            f"{param} has no transparency; make transparent what is to be redrawn", param=param
+        )
+    return mask
+
+
+def decode_base64(text: str, param: str, max_bytes: int) -> bytes:
+    """The bytes of base64 text, or of a `data:` URL of it.
+
+    Raises:
+        InvalidRequest: anything else; addresses of pictures elsewhere are not fetched.
+        PayloadTooLarge: more than `max_bytes` bytes.
+    """
+    if text[:5].lower() == "data:":
+        head, comma, body = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise InvalidRequest(f"{param}: a data: URL must hold base64", param=param)
+    elif "://" in text[:16]:
+        raise InvalidRequest(f"{param}: URLs are not fetched; send the picture itself in base64", param=param)
+    else:
+        body = text
+    # Spaces and line ends come on top of four characters for three bytes, hardly a tenth of the text.
+    if len(body) > max_bytes * 1.5 + 1024:
+        raise _too_many_bytes(param, max_bytes)
+    try:
+        data = base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(f"{param} is not base64", param=param) from None
+    if len(data) > max_bytes:
+        raise _too_many_bytes(param, max_bytes)
+    return data
+
+
+def _too_many_bytes(param: str, max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"{param} has more than {max_bytes:,} bytes", param=param)
+
+
+def _guarded(data: bytes, param: str, max_pixels: int, read: Callable[[PilImage], _Array]) -> _Array:
+    """The file, opened, turned upright, and read; whatever a malformed one provokes is one error."""
+    from PIL import Image as PilImage
+
+    too_large = PayloadTooLarge(f"{param} has more than {max_pixels:,} pixels", param=param)
+    if _webp_pixels(data) > max_pixels:
+        raise too_large
+    if data.count(START_OF_SCAN) > MAX_JPEG_SCANS and data.startswith(b"\xff\xd8"):
+        raise _unsupported(param)
+    try:
+        with PilImage.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise too_large
+            picture.load()
+            return np.ascontiguousarray(_turn(picture)(read(picture)))
+    except PayloadTooLarge:
+        raise
+    except (PilImage.DecompressionBombError, PilImage.DecompressionBombWarning):
+        raise too_large from None
+    # Pillow's parsers let through whatever the bytes provoke: struct.error, KeyError, ZeroDivisionError, …
+    except Exception as error:
+        logger.debug("an upload cannot be read", exc_info=True)
+        raise _unsupported(param) from error
+
+
+def _unsupported(param: str) -> UnsupportedImage:
+    return UnsupportedImage(f"{param} is no PNG, JPEG or WebP picture that can be read", param=param)
+
+
+def _webp_pixels(data: bytes) -> int:
+    """Pixels of a WebP file's canvas, which Pillow allocates as soon as it opens one; 0 for other files.
+
+    https://developers.google.com/speed/webp/docs/riff_container
+    """
+    if len(data) < WEBP_HEADER_BYTES or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return 0
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    return width * height
+
+
+def _turn(picture: PilImage) -> Callable[[_Array], _Array]:
+    """What sets the picture's rows and columns upright, by its EXIF block."""
+    try:
+        orientation = picture.getexif().get(ORIENTATION)
+    except Exception:
+        # Cameras and editors write broken EXIF blocks into sound pictures.
+        logger.debug("an upload's EXIF block cannot be read", exc_info=True)
+        orientation = None
+    return TURNS.get(orientation, lambda array: array)
+
+
+TURNS: dict[object, Callable[[_Array], _Array]] = {
+    2: lambda array: array[:, ::-1],
+    3: lambda array: array[::-1, ::-1],
+    4: lambda array: array[::-1],
+    5: lambda array: array.swapaxes(0, 1),
+    6: lambda array: np.rot90(array, -1),
+    7: lambda array: array[::-1, ::-1].swapaxes(0, 1),
+    8: lambda array: np.rot90(array),
+}
+
+
+def _in_strips(picture: PilImage, read: Callable[[PilImage], _Array]) -> _Array:
+    """`read` of the whole picture, a few rows at a time: Pillow's copies on the way are as large as that."""
+    strips = []
+    for top in range(0, picture.height, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, picture.height)
+        strips.append(read(picture.crop((0, top, picture.width, bottom))))
+    return np.concatenate(strips)
+
+
+def _over_white(picture: PilImage) -> Pixels:
+    return _in_strips(picture, _strip_over_white)
+
+
+def _strip_over_white(strip: PilImage) -> Pixels:
+    from PIL import Image as PilImage
+
+    if strip.has_transparency_data:
+        coloured = strip.convert("RGBA")
+        white = PilImage.new("RGBA", coloured.size, "white")
+        return np.array(PilImage.alpha_composite(white, coloured).convert("RGB"))
+    return np.array(_eight_bits(strip).convert("RGB"))
+
+
+def _painted(picture: PilImage) -> Mask:
+    if picture.has_transparency_data:
+        alpha = _in_strips(picture, _alpha)
+        if alpha.min() < 255:
+            return alpha
+    return _in_strips(picture, _grey)
+
+
+def _transparent(picture: PilImage) -> Mask:
+    """Empty when the picture has no transparency at all."""
+    if not picture.has_transparency_data:
+        return np.empty((0, 0), np.uint8)
+    return 255 - _in_strips(picture, _alpha)
+
+
+def _alpha(strip: PilImage) -> Mask:
+    return np.array(strip.convert("RGBA").getchannel("A"))
+
+
+def _grey(strip: PilImage) -> Mask:
+    return np.array(_eight_bits(strip).convert("L"))
+
+
+def _eight_bits(picture: PilImage) -> PilImage:
+    """Pillow cuts greys of 16 bits off at 255; here they are scaled."""
+    from PIL import Image as PilImage
+
+    if not picture.mode.startswith("I"):
+        return picture
+    return PilImage.fromarray((np.asarray(picture).astype(np.uint32) // 257).clip(0, 255).astype(np.uint8))

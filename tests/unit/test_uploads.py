@@ -1,0 +1,245 @@
+"""Uploads: read as what their bytes say, upright and opaque, or refused in one sentence."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import tracemalloc
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PilImage
+
+from mezzotint.errors import InvalidRequest, MezzotintError, PayloadTooLarge, UnsupportedImage
+from mezzotint.imaging.uploads import decode_base64, read_mask, read_upload
+
+MAX_PIXELS = 1_000_000
+HALVES = np.zeros((24, 40, 3), np.uint8)
+HALVES[:, :20] = (200, 40, 10)
+HALVES[:12, 20:] = (10, 60, 220)
+
+
+def file(picture: PilImage.Image, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def read(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return read_upload(data, param="image", max_pixels=MAX_PIXELS)
+
+
+def mask(data: bytes, **options: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return read_mask(data, param="mask", max_pixels=MAX_PIXELS, **options)
+
+
+def halves(mode: str = "RGB") -> PilImage.Image:
+    return PilImage.fromarray(HALVES).convert(mode)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing of it."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+
+
+def webp_bomb() -> bytes:
+    data = bytearray(file(halves("RGBA"), "WEBP", exif=PilImage.Exif().tobytes() + b"x" * 30))
+    assert data[12:16] == b"VP8X"
+    data[24:30] = b"\xff\x3f\x00" * 2
+    return bytes(data)
+
+
+SAMPLES = {
+    "png": file(halves(), "PNG"),
+    "png palette": file(halves().convert("P", palette=PilImage.Palette.ADAPTIVE), "PNG"),
+    "png alpha": file(halves("RGBA"), "PNG"),
+    "png interlaced grey": file(halves("L"), "PNG"),
+    "png one bit": file(halves("1"), "PNG"),
+    "jpeg": file(halves(), "JPEG", quality=95),
+    "jpeg progressive": file(halves(), "JPEG", progressive=True),
+    "jpeg cmyk": file(halves("CMYK"), "JPEG"),
+    "webp": file(halves(), "WEBP"),
+    "webp lossless": file(halves("RGBA"), "WEBP", lossless=True),
+    "webp animated": file(halves(), "WEBP", save_all=True, append_images=[halves().rotate(180)]),
+    "png animated": file(halves(), "PNG", save_all=True, append_images=[halves().rotate(180)]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_every_kind_of_png_jpeg_and_webp_is_read(name: str) -> None:
+    pixels = read(SAMPLES[name])
+    assert pixels.shape == HALVES.shape
+    assert pixels.dtype == np.uint8
+    if "grey" not in name and "bit" not in name:
+        assert np.abs(pixels[18, 5].astype(int) - HALVES[18, 5]).max() < 30
+
+
+def test_sixteen_bits_are_scaled_to_eight() -> None:
+    grey = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    data = file(PilImage.fromarray(grey), "PNG")
+    assert np.array_equal(read(data)[..., 1], np.arange(256, dtype=np.uint8).reshape(16, 16))
+    assert np.array_equal(mask(data), np.arange(256, dtype=np.uint8).reshape(16, 16))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = PilImage.Exif()
+    exif[0x0112] = orientation
+    for format in ("JPEG", "PNG", "WEBP"):
+        data = file(halves(), format, exif=exif.tobytes())
+        with PilImage.open(io.BytesIO(data)) as picture:
+            expected = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        assert np.array_equal(read(data), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_block_does_not_spoil_the_picture() -> None:
+    data = file(halves(), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff" + b"\xff" * 20)
+    assert read(data).shape == HALVES.shape
+
+
+def test_transparency_lies_over_white() -> None:
+    clear = HALVES.copy()
+    data = np.dstack([clear, np.full(clear.shape[:2], 0, np.uint8)])
+    assert (read(file(PilImage.fromarray(data), "PNG")) == 255).all()
+    half = np.dstack([np.zeros_like(clear), np.full(clear.shape[:2], 128, np.uint8)])
+    assert abs(int(read(file(PilImage.fromarray(half), "PNG"))[0, 0, 0]) - 127) <= 1
+
+
+def test_openai_masks_redraw_what_is_transparent() -> None:
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    pixels[2:5, 3:7, 3] = 0
+    found = mask(file(PilImage.fromarray(pixels), "PNG"), redraw="transparent")
+    assert (found[2:5, 3:7] == 255).all()
+    assert (found > 127).sum() == 12
+
+
+def test_a1111_masks_redraw_what_is_white_or_painted() -> None:
+    grey = np.zeros((8, 8), np.uint8)
+    grey[2:5, 3:7] = 255
+    assert np.array_equal(mask(file(PilImage.fromarray(grey), "PNG")), grey)
+    assert np.array_equal(mask(file(PilImage.fromarray(grey).convert("RGBA"), "PNG")), grey)
+    strokes = np.dstack([np.zeros((8, 8, 3), np.uint8), grey])
+    assert np.array_equal(mask(file(PilImage.fromarray(strokes), "PNG")), grey)
+
+
+def test_a_mask_without_transparency_says_what_is_missing() -> None:
+    with pytest.raises(InvalidRequest, match="transparen") as refused:
+        mask(file(halves(), "PNG"), redraw="transparent")
+    assert refused.value.param == "mask"
+
+
+@pytest.mark.parametrize("data", [bomb(1_001, 1_000), bomb(60_000, 60_000), bomb(2**31 - 1, 1), webp_bomb()])
+def test_a_bomb_is_refused_before_it_is_decoded(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge, match="1,000,000 pixels") as refused:
+            read(data)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert refused.value.param == "image"
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    data = SAMPLES["jpeg progressive"]
+    scan = data.rindex(b"\xff\xda")
+    with pytest.raises(UnsupportedImage):
+        read(data[:-2] + data[scan:-2] * 100 + data[-2:])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"text",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        file(halves(), "GIF"),
+        file(halves(), "BMP"),
+        file(halves(), "TIFF"),
+        *(data[: len(data) // 2] for name, data in SAMPLES.items() if "animated" not in name),
+    ],
+)
+def test_what_is_no_whole_picture_of_the_three_formats_is_refused(data: bytes) -> None:
+    with pytest.raises(UnsupportedImage) as refused:
+        read(data)
+    assert (refused.value.status, refused.value.param) == (415, "image")
+
+
+def test_a_polyglot_is_what_its_first_bytes_say() -> None:
+    for name in ("png", "jpeg", "webp"):
+        assert read(SAMPLES[name] + b"PK\x03\x04<script>alert(1)</script>").shape == HALVES.shape
+
+
+@pytest.mark.filterwarnings("default")  # Pillow warns of much that it reads all the same.
+@settings(max_examples=400)
+@given(
+    name=st.sampled_from(sorted(SAMPLES)),
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=4)), max_size=8),
+    cut=st.floats(0.2, 1),
+    kind=st.sampled_from(["image", "white", "transparent"]),
+)
+def test_a_mutated_file_is_a_picture_or_one_sentence(
+    name: str, edits: list[tuple[float, bytes]], cut: float, kind: Any
+) -> None:
+    data = bytearray(SAMPLES[name])
+    for place, replacement in edits:
+        at = int(place * len(data))
+        data[at : at + len(replacement)] = replacement
+    del data[int(cut * len(data)) :]
+    refused: MezzotintError | None = None
+    try:
+        found = read(bytes(data)) if kind == "image" else mask(bytes(data), redraw=kind)
+    except MezzotintError as error:
+        refused = error
+    if refused is None:
+        assert found.dtype == np.uint8
+        assert 0 < found.shape[0] * found.shape[1] <= MAX_PIXELS
+    else:
+        assert refused.status in (400, 413, 415)
+        assert "\n" not in refused.message
+
+
+def test_base64_comes_plain_or_in_a_data_url() -> None:
+    data = SAMPLES["png"]
+    text = base64.b64encode(data).decode()
+    broken = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+    for given_ in (text, broken, f"data:image/png;base64,{text}", f"DATA:;BASE64,{text}"):
+        assert decode_base64(given_, "image", 10_000) == data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://example.com/a.png",
+        "https://169.254.169.254/",
+        "file:///etc/passwd",
+        "data:image/png,abc",
+        "é",
+        "a",
+    ],
+)
+def test_anything_else_is_no_base64_and_nothing_is_fetched(text: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decode_base64(text, "image", 10_000)
+    assert refused.value.param == "image"
+
+
+@pytest.mark.parametrize("size", [101, 100_000])
+def test_base64_of_too_many_bytes_is_refused(size: int) -> None:
+    with pytest.raises(PayloadTooLarge, match="100 bytes"):
+        decode_base64(base64.b64encode(bytes(size)).decode(), "image", 100)
