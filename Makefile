@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: needs python3.11 or python3.12 with the venv module" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[serve,bench,test,check]'
+		-c constraints.txt -e '.[serve,postgres,bench,test,check]'
 	touch $@
 
 .PHONY: demo
@@ -36,11 +36,25 @@ demo: $(STAMP)  ## Serve the embedded model on this machine until Ctrl-C
 test: $(STAMP)  ## Run every test
 	$(BIN)/python -m pytest
 
+CHAOS_FIGURES ?= docs/measurements/chaos-$(shell git rev-parse --short HEAD).json
+
+.PHONY: chaos
+chaos: $(STAMP)  ## Kill, overload and abuse a real server; writes its figures to docs/measurements
+	CHAOS_FIGURES=$(CHAOS_FIGURES) $(BIN)/python -m pytest -m chaos -s --timeout=1800 tests/chaos
+
+.PHONY: fuzz
+fuzz: $(STAMP)  ## Send a real server 20,000 generated requests
+	$(BIN)/python -m tests.api.fuzz --cases 20000
+
 .PHONY: check
 check: $(STAMP)  ## Lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+.PHONY: settings
+settings: $(STAMP)  ## Write docs/settings.md from the settings themselves
+	$(BIN)/mezzotint config schema --markdown > docs/settings.md
 
 .PHONY: clean
 clean:  ## Remove what was made here, the environment too

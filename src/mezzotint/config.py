@@ -1,26 +1,43 @@
 """One frozen object of settings, parsed once and passed in.
 
-Each setting is an environment variable, `MEZZOTINT_` and its name in capitals; a flag of the command line
-goes before it. A variable of that prefix that is no setting is a mistake and stops the start, as does a
-value that is not accepted: the error names the variable and what it takes.
+A setting comes from the first of these that has it: a flag of the command line, an environment variable
+(`MEZZOTINT_` and its name in capitals), the settings file (`--config` or `MEZZOTINT_CONFIG`, one flat table),
+the default. A name that is no setting stops the start, as does a value that is not accepted: the error names
+the flag, the variable or the file's key, and what it takes.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from mezzotint.config_file import read_table
 from mezzotint.errors import SettingInvalid
 
-__all__ = ["OTHER_VARIABLES", "PREFIX", "Settings", "load_settings"]
+__all__ = [
+    "CONFIG_VARIABLE",
+    "OTHER_VARIABLES",
+    "PREFIX",
+    "Settings",
+    "Sourced",
+    "find_settings",
+    "load_settings",
+    "shown",
+]
 
 PREFIX = "MEZZOTINT_"
-# Read where they are used, for they hold for the library too, which takes no Settings.
-OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME"})
+CONFIG_VARIABLE = "MEZZOTINT_CONFIG"
+# The home is read where it is used, for it holds for the library too, which takes no Settings.
+OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", CONFIG_VARIABLE})
 
 # The description of each field is the accepted range, for the error and for the reference.
 Port = Annotated[int, Field(ge=0, le=65535, description="a TCP port, 0…65535; 0 takes a free one")]
@@ -35,42 +52,212 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="an address of this machine")
     port: Port = 8000
     replicas: int = Field(1, ge=1, le=1024, description="engine replicas, 1…1024")
+    max_replicas: int | None = Field(
+        None, ge=1, le=1024, description="engine replicas to scale to, from the setting replicas to 1024"
+    )
+    target_backlog_s: float = Field(
+        10.0, gt=0, le=3_600, description="seconds of backlog a replica above which replicas are added"
+    )
+    scale_up_s: float = Field(
+        5.0, ge=0, le=3_600, description="seconds a backlog must last before replicas are added, 0…3600"
+    )
+    scale_down_s: float = Field(
+        300.0, ge=0, le=86_400, description="seconds without it before replicas are taken away, 0…86400"
+    )
+    gateways: int = Field(1, ge=1, le=64, description="gateway replicas, 1…64")
     device: str = Field("auto", min_length=1, description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto, fp32, bf16 or fp16")
     compile: bool = Field(False, description="true or false")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of a replica, 1…1024")
+    warm_up_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
+        (), description="sizes to draw before the first request, such as 1024x1024,832x1216"
+    )
     max_width: int | None = Field(None, ge=1, le=1024, description="images in one step, 1…1024")
     max_queue: int = Field(256, ge=1, le=2_000, description="waiting requests of a replica, 1…2000")
+    max_backlog_s: float = Field(
+        120.0, gt=0, le=86_400, description="seconds of work a replica takes before it refuses more, to 86400"
+    )
     deadline_s: float = Field(600.0, gt=0, le=86_400, description="seconds until a request fails, to 86400")
     drain_s: float = Field(
         60.0, ge=0, le=3_600, description="seconds for running requests at shutdown, 0…3600"
     )
     object_store_mb: int = Field(100, ge=80, le=100_000, description="MB of Ray's object store, 80…100000")
 
+    auth: Literal["auto", "on", "off"] = Field(
+        "auto", description="auto (keys are required unless bound to loopback), on or off"
+    )
+    database_url: str = Field(
+        "",
+        description="an SQLAlchemy URL, sqlite+aiosqlite:// or postgresql+psycopg://; empty is a local file",
+    )
+    image_store: str = Field("", description="a folder or s3://bucket/prefix; empty is a local folder")
+    public_url: str = Field(
+        "",
+        description="an http:// or https:// URL of this server as clients reach it, for the links it gives",
+    )
+    image_ttl_s: float = Field(
+        3_600.0, gt=0, le=2_592_000, description="seconds a linked picture is kept, to 30 days"
+    )
+    job_ttl_s: float = Field(
+        604_800.0, gt=0, le=31_536_000, description="seconds a finished job is kept, to a year"
+    )
+    max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")
+    max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")
+    model_aliases: bool = Field(True, description="whether dall-e-2, dall-e-3 and gpt-image-1 mean the model")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="web origins that may call this server, such as https://a.example,https://b.example"
+    )
+    otlp_endpoint: str = Field(
+        "", description="an http:// or https:// URL that takes traces by OTLP/HTTP; empty for none"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error"
+    )
+    log_format: Literal["json", "text"] = Field("json", description="json or text")
 
-def load_settings(**flags: Any) -> Settings:
-    """The settings of the environment, with the flags that are not None laid over it.
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_booleans_as_numbers(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("a truth value")
+        return value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _read_origins(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and (not _is_url(origin) or urlsplit(origin).path):
+                raise ValueError("no origin")
+        return origins
+
+    @field_validator("warm_up_sizes", mode="before")
+    @classmethod
+    def _read_sizes(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = [size for size in value.split(",") if size.strip()]
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(_read_size(size) if isinstance(size, str) else size for size in value)
+
+    @field_validator("public_url", "otlp_endpoint")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url and not _is_url(url):
+            raise ValueError("no URL")
+        return url
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _check_range_of_replicas(cls, most: int | None, info: ValidationInfo) -> int | None:
+        if most is not None and most < info.data.get("replicas", 1):
+            raise ValueError("fewer than replicas")
+        return most
+
+
+def _read_size(size: str) -> tuple[str, ...]:
+    return tuple(size.strip().lower().split("x"))
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        # `port` raises where it is no number.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """The settings, and where each that is not the default comes from: a flag, a variable or the file."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def load_settings(file: str | Path | None = None, **flags: Any) -> Settings:
+    """The settings of `file`, the environment laid over it, and the flags that are not None over both.
 
     Raises:
-        SettingInvalid: a variable that is no setting, or a value that is not accepted.
+        SettingInvalid: a file that cannot be read, a name that is no setting, a value that is not accepted.
     """
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
-    ours = [name for name in os.environ if name.upper().startswith(PREFIX)]
-    unknown = sorted(name for name in ours if name.upper() not in known)
-    if unknown:
-        accepted = ", ".join(sorted(known))
-        raise SettingInvalid(f"{unknown[0]} is no setting; there are {accepted}", param=unknown[0])
-    given = {name: value for name, value in flags.items() if value is not None}
+    return find_settings(file, **flags).settings
+
+
+def find_settings(file: str | Path | None = None, **flags: Any) -> Sourced:
+    """As `load_settings`, with where each value comes from. `file` goes before `MEZZOTINT_CONFIG`."""
+    file = file or os.environ.get(CONFIG_VARIABLE) or None
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for value_of, origin_of in (_of_file(file), _of_environment(), _of_flags(flags)):
+        values.update(value_of)
+        origins.update(origin_of)
     try:
-        return Settings(**given)
+        return Sourced(Settings(**values), origins)
     except ValidationError as error:
-        raise _as_setting_error(error, given) from None
+        raise _as_setting_error(error, origins) from None
 
 
-def _as_setting_error(error: ValidationError, flags: Mapping[str, Any]) -> SettingInvalid:
+_Source = tuple[Mapping[str, Any], Mapping[str, str]]
+
+
+def _of_flags(flags: Mapping[str, Any]) -> _Source:
+    given = {name: value for name, value in flags.items() if value is not None}
+    return given, {name: f"--{name.replace('_', '-')}" for name in given}
+
+
+def _of_environment() -> _Source:
+    ours = [name for name in os.environ if name.upper().startswith(PREFIX)]
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | OTHER_VARIABLES
+    for name in sorted(ours):
+        if name.upper() not in known:
+            raise _unknown(name, name.upper(), known, name)
+        twin = next((other for other in ours if other != name and other.upper() == name.upper()), None)
+        if twin is not None:
+            raise SettingInvalid(f"{name} and {twin} are both set; keep one of them", param=name)
+    given = {
+        name: value for name, value in EnvSettingsSource(Settings)().items() if name in Settings.model_fields
+    }
+    return given, {name: PREFIX + name.upper() for name in given}
+
+
+def _of_file(file: str | Path | None) -> _Source:
+    if file is None:
+        return {}, {}
+    given = read_table(Path(file))
+    for key in given:
+        if key not in Settings.model_fields:
+            raise _unknown(f"{file}: {key}", str(key), set(Settings.model_fields), str(key))
+    return given, {name: f"{file}: {name}" for name in given}
+
+
+def _unknown(told: str, name: str, known: set[str], param: str) -> SettingInvalid:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return SettingInvalid(f"{told} is no setting{hint}; there are {', '.join(sorted(known))}", param=param)
+
+
+def _as_setting_error(error: ValidationError, origins: Mapping[str, str]) -> SettingInvalid:
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
-    source = f"--{name.replace('_', '-')}" if name in flags else PREFIX + name.upper()
+    source = origins.get(name, PREFIX + name.upper())
     field = Settings.model_fields.get(name)
     accepted = field.description if field is not None else "no value"
-    return SettingInvalid(f"{source} takes {accepted}; not {first['input']!r}", param=source)
+    return SettingInvalid(f"{source} takes {accepted}; not {shown(name, first['input'])}", param=source)
+
+
+def shown(name: str, value: object) -> str:
+    """A setting's value as it may be printed: without the password or token of an address."""
+    if not isinstance(value, str):
+        return repr(value)
+    hidden = re.sub(r"://[^/?#]*@", "://***@", value)
+    hidden = re.sub(r"([?&][^=&]*(?:password|token|key|secret)[^=&]*)=[^&]*", r"\1=***", hidden, flags=re.I)
+    # Whatever is no address may still hold a password; of what it looks like nothing can be said.
+    return "a text without ://" if name == "database_url" and "://" not in hidden and hidden else repr(hidden)

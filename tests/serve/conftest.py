@@ -1,90 +1,22 @@
-"""A real `mezzotint serve` in a process of its own, on a free port, taken down by its own handle."""
+"""A real `mezzotint serve`: one for the session, or one of a test's own."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 
-# Starting Ray takes 8 to 15 s on two cores that have other work.
-START_SECONDS = 120.0
-STOP_SECONDS = 60.0
-
-
-class Server:
-    """The process, and what it has told so far."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.out, self.err = folder / "out.txt", folder / "err.txt"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "serve", "--port", "0"]
-        with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = psutil.Popen(
-                [*command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=environment,
-                # A signal to the tests' own process group must not be what ends it.
-                start_new_session=True,
-            )
-        self.helpers: list[psutil.Process] = []
-        self.address = ""
-
-    def wait_until_ready(self) -> str:
-        """The address it announced."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            found = re.search(r"^ready: (http://\S+)$", self.out.read_text(), re.MULTILINE)
-            if found is not None:
-                self.helpers = self.process.children(recursive=True)
-                return found[1]
-            if self.process.poll() is not None:
-                raise AssertionError(f"the server ended with {self.process.poll()}: {self.err.read_text()}")
-            time.sleep(0.1)
-        raise AssertionError(f"not ready within {START_SECONDS} s: {self.err.read_text()}")
-
-    def wait_until_ended(self) -> int:
-        """Its exit code."""
-        return int(self.process.wait(STOP_SECONDS))
-
-    def left_behind(self) -> list[psutil.Process]:
-        return [helper for helper in self.helpers if is_running(helper)]
-
-    def clean_up(self) -> None:
-        if self.process.poll() is None:
-            self.helpers = self.process.children(recursive=True)
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(STOP_SECONDS)
-            except psutil.TimeoutExpired:
-                self.process.kill()
-        for helper in self.left_behind():
-            helper.kill()
-
-
-def is_running(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+from tests.servers import Server
 
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts a server of the test's own, with the arguments given; ended with the test."""
+    """Starts a server of the test's own, with arguments and environment; ended with the test."""
     servers: list[Server] = []
 
-    def start(*arguments: str) -> Server:
-        servers.append(Server(tmp_path, *arguments))
+    def start(*arguments: str, environment: Mapping[str, str] | None = None) -> Server:
+        servers.append(Server(tmp_path, *arguments, environment=environment))
         return servers[-1]
 
     yield start
@@ -95,9 +27,6 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose passes take 0.1 s and hold one image each."""
-    server = Server(tmp_path_factory.mktemp("server"), "--model", "fake:pass_seconds=0.1,max_width=1")
-    try:
-        server.address = server.wait_until_ready()
+    folder = tmp_path_factory.mktemp("server")
+    with Server(folder, "--model", "fake:pass_seconds=0.1,max_width=1") as server:
         yield server
-    finally:
-        server.clean_up()

@@ -5,46 +5,51 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
+from inspect import iscoroutinefunction
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.dependencies.models import Dependant
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.fake import FakeBackend
+from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.config import Settings
-from mezzotint.core import GenerationRequest, ResolvedRequest
+from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, QueueFull, ShuttingDown
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.http import build_http
+from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.replica import EngineReplica
-from mezzotint.serve.wire import Drawn, Refused, WireEvent
+from mezzotint.serve.services import open_services
+from mezzotint.serve.wire import Drawn, Order, Refused, WireEvent
 
 FAULT_PROMPT = "break the device"
+SETTINGS = Settings(deadline_s=60.0)
 
 
-class OneReplica:
-    """A replica in this process, as the gateway sees the many behind Ray."""
+class OneReplica(InProcessReplicas):
+    """A replica in this process that can be lost, loading, full or closing."""
 
     def __init__(self, replica: EngineReplica) -> None:
-        self.replica = replica
+        super().__init__(replica)
         self.lost = 0
         self.loading = False
         self.full = False
         self.closing = 0
-        self.requests: list[GenerationRequest] = []
+        self.requests: list[ResolvedRequest] = []
 
     async def info(self) -> BackendInfo:
         if self.loading:
             raise ModelLoading("the model is loading", retry_after_s=2)
         if self.full:
             raise QueueFull("the server is full", retry_after_s=2)
-        return await self.replica.info()
+        return await super().info()
 
-    async def generate(self, request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
-        self.requests.append(request)
+    async def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
+        self.requests.append(order.request)
         if self.lost:
             self.lost -= 1
             raise ModelLoading("the replica was lost", retry_after_s=2)
@@ -52,7 +57,7 @@ class OneReplica:
             self.closing -= 1
             yield Refused.from_error(ShuttingDown("the engine is closing"))
             return
-        async for event in self.replica.generate(request, format):
+        async for event in super().generate(order):
             yield event
 
 
@@ -75,9 +80,15 @@ def replicas(replica: EngineReplica) -> OneReplica:
 
 @pytest.fixture
 async def client(replicas: OneReplica) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(build_http(Gateway(replicas, deadline_s=60.0)))
-    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-        yield client
+    async with open_services(SETTINGS, replicas) as services:
+        transport = httpx.ASGITransport(build_http(services))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            yield client
+
+
+def order_of(*, steps: int = 20, progress: bool = False) -> Order:
+    request = resolve(GenerationRequest("a", steps=steps, seed=1), FAKE_LIMITS)
+    return Order(request, progress=progress)
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
@@ -208,7 +219,7 @@ async def test_an_unforeseen_exception_is_a_bare_500(
 async def test_a_refusal_that_will_pass_says_when_to_come_back(
     client: httpx.AsyncClient, replicas: OneReplica, error: MezzotintError, retry_after: str
 ) -> None:
-    async def refuse(request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
+    async def refuse(order: Order) -> AsyncGenerator[WireEvent]:
         yield Refused.from_error(error)
 
     replicas.generate = refuse  # type: ignore[method-assign]
@@ -245,11 +256,7 @@ async def test_a_load_balancer_may_ask_with_head(client: httpx.AsyncClient, path
 
 async def test_the_description_for_machines_names_the_routes(client: httpx.AsyncClient) -> None:
     described = (await client.get("/openapi.json")).json()
-    assert {path: set(ways) for path, ways in described["paths"].items()} == {
-        "/imagine": {"get"},
-        "/healthz": {"get"},
-        "/readyz": {"get"},
-    }
+    assert {"/imagine", "/healthz", "/readyz"} <= set(described["paths"])
 
 
 @pytest.mark.parametrize(
@@ -282,7 +289,7 @@ async def test_a_gateway_has_started_once_a_replica_has_told_what_it_serves(
     replicas.loading = False
     await asyncio.wait_for(starting, timeout=10)
     replicas.loading = True
-    assert (await gateway.prepare(GenerationRequest("a"), "png")).request.steps == 20
+    assert (await gateway.prepare(GenerationRequest("a"))).request.steps == 20
 
 
 async def test_a_given_seed_makes_the_answer_cacheable_and_304_without_drawing(
@@ -323,7 +330,7 @@ async def test_a_lost_replica_is_made_up_for_once_with_the_same_picture(
     replicas.lost = 1
     response = await client.get("/imagine", params={"prompt": "a", "steps": "1"})
     assert response.status_code == 200
-    first, second = replicas.requests
+    first, second = (replace(request, deadline_s=None) for request in replicas.requests)
     assert first == second
     assert first.seed == int(response.headers["x-mezzotint-seed"])
     replicas.lost = 2
@@ -337,7 +344,7 @@ async def test_a_closing_replica_is_made_up_for_once_with_the_same_picture(
     replicas.closing = 1
     response = await client.get("/imagine", params={"prompt": "a", "steps": "1"})
     assert response.status_code == 200
-    first, second = replicas.requests
+    first, second = (replace(request, deadline_s=None) for request in replicas.requests)
     assert first == second
     replicas.closing = 2
     response = await client.get("/imagine", params={"prompt": "a", "steps": "1"})
@@ -349,12 +356,11 @@ async def test_every_request_carries_the_servers_deadline(
     client: httpx.AsyncClient, replicas: OneReplica
 ) -> None:
     await client.get("/imagine", params={"prompt": "a", "steps": "1"})
-    assert replicas.requests[-1].deadline_s == 60.0
+    assert replicas.requests[-1].deadline_s == pytest.approx(SETTINGS.deadline_s, abs=1.0)
 
 
 async def test_with_progress_a_replica_tells_each_step_and_ends_once(replica: EngineReplica) -> None:
-    request = GenerationRequest("a", steps=3, seed=1)
-    events = [event async for event in replica.generate(request, "png", progress=True)]
+    events = [event async for event in replica.generate(order_of(steps=3, progress=True))]
     assert isinstance(events[-1], Drawn)
     assert len(events) > 1
     assert not any(isinstance(event, Drawn | Refused) for event in events[:-1])
@@ -362,13 +368,14 @@ async def test_with_progress_a_replica_tells_each_step_and_ends_once(replica: En
 
 async def test_closing_a_replicas_stream_cancels_in_the_engine() -> None:
     backend = FakeBackend(pass_seconds=0.02)
-    replica = EngineReplica(Settings(), Engine(backend))
+    engine = Engine(backend)
+    replica = EngineReplica(Settings(), engine)
     try:
-        events = replica.generate(GenerationRequest("a", steps=150), "png", progress=True)
+        events = replica.generate(order_of(steps=150, progress=True))
         await anext(events)
         await events.aclose()
         async with asyncio.timeout(10):
-            while backend.held or (await replica.status())["running"]:
+            while backend.held or engine.status().running:
                 await asyncio.sleep(0.01)
         assert backend.passes < 50
     finally:
@@ -377,13 +384,26 @@ async def test_closing_a_replicas_stream_cancels_in_the_engine() -> None:
 
 async def test_a_replica_whose_loop_has_ended_is_unhealthy() -> None:
     replica = EngineReplica(Settings(), Engine(FakeBackend()))
-    replica.check_health()
+    await replica.check_health()
     replica.close()
     with pytest.raises(RuntimeError, match="loop has ended"):
-        replica.check_health()
-    (refused,) = [event async for event in replica.generate(GenerationRequest("a"), "png")]
+        await replica.check_health()
+    (refused,) = [event async for event in replica.generate(order_of())]
     assert isinstance(refused, Refused)
     assert isinstance(refused.to_error(), ShuttingDown)
+
+
+async def test_no_route_waits_for_a_thread_before_it_begins(replicas: OneReplica) -> None:
+    def calls(dependant: Dependant) -> list[object]:
+        return [dependant.call, *(call for each in dependant.dependencies for call in calls(each))]
+
+    async with open_services(SETTINGS, replicas) as services:
+        routers = [getattr(each, "original_router", None) for each in build_http(services).routes]
+    routes = [route for router in routers if router is not None for route in router.routes]
+    assert {"/imagine", "/v1/images/generations"} <= {route.path for route in routes}
+    # FastAPI hands what is no coroutine to its threads, of which there are forty.
+    blocking = {call for route in routes for call in calls(route.dependant) if not iscoroutinefunction(call)}
+    assert not blocking
 
 
 def test_an_error_crosses_as_data_and_comes_back_as_itself() -> None:

@@ -80,12 +80,43 @@ def test_requests_at_once_get_each_its_own_picture(client: httpx.Client) -> None
     assert at_once == in_turn
 
 
-def leave_in_the_middle(address: str, steps: int) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"x-request-timeout-seconds: 0.01",
+        b"X-Request-Timeout-Seconds: 0",
+        b"x-request-timeout-seconds: nan",
+        b"serve_multiplexed_model_id: other",
+        b"serve-multiplexed-model-id: \xff",
+        b"x-session-id: \xff",
+        b"x-request-id: \xff",
+        b"x-request-id: " + b"a" * 5_000,
+    ],
+)
+def test_a_header_for_ray_serve_itself_changes_nothing(server: Any, header: bytes) -> None:
+    url = urlsplit(server.address)
+    with socket.create_connection((url.hostname, url.port), timeout=LIMIT_SECONDS) as connection:
+        request = f"GET /imagine?prompt=a&steps=1 HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\n"
+        connection.sendall(request.encode() + header + b"\r\n\r\n")
+        answer = b""
+        while chunk := connection.recv(65_536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_pictures_of_one_request_are_drawn_together(client: httpx.Client) -> None:
+    response = client.post("/v1/images/generations", json={"prompt": "a", "n": 3, "num_inference_steps": 1})
+    assert response.status_code == 200
+    assert len(response.json()["data"]) == 3
+
+
+def leave_in_the_middle(address: str, steps: int, header: str = "") -> None:
     """Ask for a long picture, and hang up once it is surely being drawn."""
     url = urlsplit(address)
     query = urlencode({"prompt": "left", "steps": steps})
     with socket.create_connection((url.hostname, url.port), timeout=LIMIT_SECONDS) as connection:
-        connection.sendall(f"GET /imagine?{query} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode())
+        request = f"GET /imagine?{query} HTTP/1.1\r\nHost: {url.netloc}\r\n{header}\r\n"
+        connection.sendall(request.encode())
         connection.settimeout(5 * PASS_SECONDS)
         with pytest.raises(TimeoutError):
             connection.recv(1)
@@ -94,8 +125,8 @@ def leave_in_the_middle(address: str, steps: int) -> None:
 def test_a_client_that_leaves_frees_its_place(server: Any, client: httpx.Client) -> None:
     # A pass holds one image, that with the fewest steps left: if even one that was left lived on, the next
     # picture, which is longer than any of them, would not begin before that one's last step.
-    for _ in range(3):
-        leave_in_the_middle(server.address, steps=60)
+    for header in ("", "", "x-request-disconnect-disabled: ?1\r\n"):
+        leave_in_the_middle(server.address, steps=60, header=header)
     next_one = imagine(client, steps=70)
     assert float(next_one.headers["x-mezzotint-queue-ms"]) < 25 * PASS_SECONDS * 1000
 

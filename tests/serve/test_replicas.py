@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from mezzotint.core import GenerationRequest
+from mezzotint.backends.fake import FAKE_LIMITS
+from mezzotint.core import GenerationRequest, resolve
 from mezzotint.errors import MezzotintError, ModelLoading, QueueFull
+from mezzotint.serve.wire import Order
 
 
 class RefusingHandle:
@@ -49,7 +51,7 @@ async def test_what_ray_refuses_is_told_as_an_error_that_will_pass(name: str) ->
     import ray.exceptions
     from ray.serve import exceptions
 
-    from mezzotint.serve.app import RayReplicas
+    from mezzotint.serve.routing import RayReplicas
 
     arguments, kind = REFUSALS[name]
     raised = getattr(exceptions, name, None) or getattr(ray.exceptions, name)
@@ -58,6 +60,6 @@ async def test_what_ray_refuses_is_told_as_an_error_that_will_pass(name: str) ->
         await RayReplicas(handle).info()
     assert refused.value.retry_after_s
     with pytest.raises(kind) as refused:
-        await anext(RayReplicas(handle).generate(GenerationRequest("a"), "png"))
+        await anext(RayReplicas(handle).generate(Order(resolve(GenerationRequest("a"), FAKE_LIMITS))))
     assert refused.value.retry_after_s
     assert handle.cancelled == 1

@@ -14,6 +14,8 @@ import pytest
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.bench.load import Mix, backlog, poisson, replay
+from mezzotint.bench.pictures import measure_png, synthetic
+from mezzotint.bench.scheduling import Rules, compare_rules
 from mezzotint.bench.servers import RecordingBackend, engine_server, request_batch_server
 from mezzotint.cli.main import run
 from mezzotint.core import GenerationRequest
@@ -90,3 +92,19 @@ def test_an_unknown_part_is_refused_with_those_there_are(
     assert run(["bench", "engine", "--part", "speed", "--output", str(tmp_path / "x")]) == 2
     assert "throughput" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_the_schedulers_rules_can_be_compared_on_the_virtual_clock() -> None:
+    same, narrow = compare_rules([Rules(), Rules(narrowing=1.0)], arrivals=150)
+    # Passes as narrow as Smith's rule likes throw throughput away: the reason for NARROWING.
+    assert same.latency[-1][0] < narrow.latency[-1][0]
+    assert same.short_among_long < 2
+    assert same.saturated <= 1.05
+
+
+def test_png_files_are_compared_in_time_and_size() -> None:
+    results = measure_png(synthetic(side=128), trials=2)
+    assert len({result.name for result in results}) == 2 * 4
+    assert all(result.value > 0 for result in results)
+    # Grain is what a diffusion model's pictures have; how long it takes is the benchmark's to say.
+    assert all(result.met for result in results if "noisy: size" in result.name)

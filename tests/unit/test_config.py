@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from mezzotint.config import Settings, load_settings
+from mezzotint.cli.main import run
+from mezzotint.config import Settings, find_settings, load_settings, shown
 from mezzotint.errors import SettingInvalid
 
 
@@ -78,3 +81,130 @@ def test_settings_are_frozen_and_travel_to_another_process() -> None:
 
 def test_every_setting_states_what_it_accepts() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_sizes_to_warm_up_are_read_from_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEZZOTINT_WARM_UP_SIZES", "1024x1024, 832x1216")
+    assert load_settings().warm_up_sizes == ((1024, 1024), (832, 1216))
+    monkeypatch.setenv("MEZZOTINT_WARM_UP_SIZES", "1024")
+    with pytest.raises(SettingInvalid, match="MEZZOTINT_WARM_UP_SIZES takes sizes"):
+        load_settings()
+
+
+FILES = {
+    "settings.toml": 'replicas = 2\nport = 9000\nwarm_up_sizes = ["1024x1024", "832x1216"]\n',
+    "settings.yaml": "replicas: 2\nport: 9000\nwarm_up_sizes: [1024x1024, 832x1216]\n",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_environment_goes_before_the_file_and_a_flag_before_both(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(FILES[name])
+    monkeypatch.setenv("MEZZOTINT_PORT", "9001")
+    monkeypatch.setenv("MEZZOTINT_MAX_QUEUE", "7")
+    found = find_settings(file, max_queue=8)
+    settings = found.settings
+    assert (settings.replicas, settings.port, settings.max_queue) == (2, 9001, 8)
+    assert settings.warm_up_sizes == ((1024, 1024), (832, 1216))
+    assert found.origins["replicas"] == f"{file}: replicas"
+    assert (found.origins["port"], found.origins["max_queue"]) == ("MEZZOTINT_PORT", "--max-queue")
+    assert "host" not in found.origins
+    monkeypatch.setenv("MEZZOTINT_CONFIG", str(file))
+    assert load_settings() == load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.toml", "replica = 2\n", r"a.toml: replica is no setting; did you mean replicas\?"),
+        ("a.toml", "replicas = true\n", "a.toml: replicas takes engine replicas, 1…1024; not True"),
+        ("a.toml", 'replicas = "two"\n', "a.toml: replicas takes engine replicas"),
+        ("a.toml", "replicas = 1\nreplicas = 2\n", "a.toml: .*overwrite"),
+        ("a.yaml", "replicas: 1\nreplicas: 2\n", "a.yaml: replicas is given twice"),
+        ("a.yaml", "- 1\n", "a.yaml: must be one table"),
+        ("a.yaml", "a: [\n", "a.yaml: "),
+        ("a.yaml", "1: 2\n", "a.yaml: 1 is no setting"),
+        ("a.yaml", "host: [1]\n", "a.yaml: host takes an address"),
+        ("a.toml", "[serve]\nport = 1\n", "a.toml: serve is no setting"),
+        (
+            "a.toml",
+            "replicas = 3\nmax_replicas = 2\n",
+            "a.toml: max_replicas takes engine replicas to scale to",
+        ),
+        ("a.toml", 'public_url = "example.com"\n', "a.toml: public_url takes an http"),
+        ("a.toml", 'cors_origins = ["a.example"]\n', "a.toml: cors_origins takes web origins"),
+        ("a.json", "{}", "a settings file ends in .toml, .yaml or .yml"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_in_one_line_with_its_place(
+    tmp_path: Path, name: str, text: str, told: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SettingInvalid, match=told) as refused:
+        load_settings(tmp_path / name)
+    assert "\n" not in refused.value.message
+
+
+def test_a_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(SettingInvalid, match=r"none\.toml: cannot be read: no such file"):
+        load_settings(tmp_path / "none.toml")
+    (tmp_path / "latin.yaml").write_bytes(b"host: \xe4\n")
+    with pytest.raises(SettingInvalid, match=r"latin\.yaml: "):
+        load_settings(tmp_path / "latin.yaml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(SettingInvalid, match="cannot be read: is a directory"):
+        load_settings(tmp_path / "folder.toml")
+
+
+def test_a_variable_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEZZOTINT_PORT", "1")
+    monkeypatch.setenv("mezzotint_port", "2")
+    with pytest.raises(SettingInvalid, match="both set"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://user:s3cret@host/db",
+        "postgresql://host/db?user=u&password=s3cret",
+        "user:s3cret@host",
+    ],
+)
+def test_a_password_is_never_shown(url: str) -> None:
+    assert "s3cret" not in shown("database_url", url)
+
+
+def test_config_check_prints_every_setting_with_its_source_and_no_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("port: 9000\ndatabase_url: postgresql+psycopg://user:s3cret@host/db\n")
+    monkeypatch.setenv("MEZZOTINT_REPLICAS", "2")
+    assert run(["config", "check", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert "s3cret" not in told
+    lines = {line.split()[0]: line for line in told.splitlines()}
+    assert set(lines) == set(Settings.model_fields)
+    assert lines["port"].endswith(f"{file}: port")
+    assert lines["replicas"].endswith("MEZZOTINT_REPLICAS")
+    assert lines["host"].endswith("default")
+    file.write_text("port: high\n")
+    assert run(["config", "check", str(file)]) == 2
+    assert "a TCP port" in capsys.readouterr().err
+
+
+def test_the_reference_page_is_that_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "schema", "--markdown"]) == 0
+    page = Path(__file__).parents[2] / "docs/settings.md"
+    assert capsys.readouterr().out == page.read_text(), "run `make settings`"
+
+
+def test_the_schema_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "schema"]) == 0
+    properties = json.loads(capsys.readouterr().out)["properties"]
+    assert set(properties) == set(Settings.model_fields)
+    assert all("description" in each for each in properties.values())

@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from mezzotint import __version__
-from mezzotint.cli import doctor, draw, models, serve
+from mezzotint.cli import config, doctor, draw, keys, models, serve, top
 from mezzotint.errors import MezzotintError, ModelInvalid, OutputUnwritable, SettingInvalid
 
 __all__ = ["app", "main"]
@@ -34,6 +34,9 @@ app = typer.Typer(
 app.command("draw")(draw.draw)
 app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+app.add_typer(config.app, name="config")
+app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 if find_spec("mezzotint.bench.cli") is not None:
     from mezzotint.bench.cli import app as bench_app

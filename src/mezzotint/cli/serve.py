@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,21 +41,31 @@ def serve(
         str | None,
         typer.Option(metavar="DTYPE", help="auto, fp32, bf16 or fp16. [default: auto]"),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A settings file, TOML or YAML. [default: $MEZZOTINT_CONFIG]"),
+    ] = None,
     no_ui: Annotated[bool, typer.Option("--no-ui", help="HTTP API only.")] = False,
 ) -> None:
     """Serve pictures over HTTP until Ctrl-C.
 
-    Each setting is also an environment variable, MEZZOTINT_PORT for --port and so on; a flag goes before it.
+    Each setting is also an environment variable, MEZZOTINT_PORT for --port and so on, and a line of the
+    settings file. A flag goes before the variable, the variable before the file.
     """
     from mezzotint.config import load_settings
 
-    settings = load_settings(model=model, host=host, port=port, replicas=replicas, device=device, dtype=dtype)
+    settings = load_settings(
+        config, model=model, host=host, port=port, replicas=replicas, device=device, dtype=dtype
+    )
     _check_installed()
     from mezzotint.serve.local import StopServing, choose_port, running, stop_signals
+    from mezzotint.serve.telemetry.logs import set_up_logs
 
     # An unknown model is refused now, not after Ray has started.
     limits_of_installed(settings.model)
     settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
+    _check_stores(settings)
+    set_up_logs(settings, "serve")
     print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
     with stop_signals():
         try:
@@ -70,6 +83,18 @@ def _check_installed() -> None:
 
     if find_spec("ray") is None or find_spec("fastapi") is None:
         raise SettingInvalid("serving needs the [serve] extra: pip install 'mezzotint[serve]'")
+
+
+def _check_stores(settings: Settings) -> None:
+    from mezzotint.serve.access.access import requires_keys
+    from mezzotint.serve.stores.checking import check_stores
+
+    # A cluster's stores may be reached from the cluster alone; its gateways say what is wrong.
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    has_key = asyncio.run(check_stores(settings))
+    if requires_keys(settings) and not has_key:
+        print("there is no API key yet; make one with: mezzotint keys create NAME", file=sys.stderr)
 
 
 def _announce(settings: Settings) -> None:

@@ -6,75 +6,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import ray
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from mezzotint.backends.base import BackendInfo
-from mezzotint.config import Settings
-from mezzotint.core import GenerationRequest
-from mezzotint.errors import ModelLoading, QueueFull
-from mezzotint.serve.gateway import Gateway, Replicas
+from mezzotint.config import Settings, load_settings
+from mezzotint.serve.gateway import RETRY_AFTER_SECONDS
 from mezzotint.serve.http import build_http
 from mezzotint.serve.replica import EngineReplica
-from mezzotint.serve.wire import WireEvent
+from mezzotint.serve.routing import NamedReplicaRouter, RayReplicas, ask_all
+from mezzotint.serve.scaling import autoscaling
+from mezzotint.serve.services import Services, open_services
+from mezzotint.serve.telemetry.exposition import Families
+from mezzotint.serve.telemetry.logs import set_up_logs
 
-__all__ = ["APP_NAME", "build_app"]
+__all__ = ["APP_NAME", "application", "build_app"]
 
 APP_NAME = "mezzotint"
 # The engine bounds its own queue; Ray's bound only has to be wider, so that it is the engine that answers.
 HEADROOM = 64
 GATEWAY_ONGOING = 4_096
 GATEWAY_QUEUED = 1_024
-RETRY_AFTER_SECONDS = 2.0
 # A step of a large model on a loaded CPU holds the interpreter for a while; that is no illness.
-HEALTH_PERIOD_SECONDS = 5.0
+HEALTH_PERIOD_SECONDS = 2.0
 HEALTH_TIMEOUT_SECONDS = 30.0
 # How often a closing replica looks whether its last request has ended.
 SHUTDOWN_POLL_SECONDS = 0.2
 
 
-@contextmanager
-def _as_ours(*, lost: str) -> Iterator[None]:
-    """Ray's refusals as errors of the tree; `lost` is the message where there is no replica to answer."""
-    try:
-        yield
-    except BackPressureError:
-        raise QueueFull("the server is full", retry_after_s=RETRY_AFTER_SECONDS) from None
-    except (RayActorError, DeploymentUnavailableError):
-        raise ModelLoading(lost, retry_after_s=RETRY_AFTER_SECONDS) from None
+class RayEngineReplica(EngineReplica):
+    """An engine replica that goes by the name that Ray Serve has given it."""
 
-
-class RayReplicas(Replicas):
-    """The engine replicas behind a deployment handle."""
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-        self._stream = handle.options(stream=True)
-
-    async def info(self) -> BackendInfo:
-        with _as_ours(lost="no replica is ready"):
-            info: BackendInfo = await self._handle.info.remote()
-        return info
-
-    async def generate(self, request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
-        response = self._stream.generate.remote(request, format)
-        try:
-            with _as_ours(lost="the replica was lost while drawing"):
-                async for event in response:
-                    yield event
-        finally:
-            # Nothing happens to a response that has ended. One that no replica has taken yet is cancelled
-            # too, although Ray then complains that it cannot wait for the outcome on an event loop.
-            with suppress(RuntimeError):
-                response.cancel()
+    def __init__(self, settings: Settings) -> None:
+        name = serve.get_replica_context().replica_id.unique_id
+        set_up_logs(settings, "engine", name)
+        super().__init__(settings, name=name)
 
 
 @serve.ingress()
@@ -82,32 +54,65 @@ class GatewayIngress:
     """The HTTP application in a Serve replica."""
 
     def __init__(self, settings: Settings, engine: DeploymentHandle) -> None:
-        self._gateway = Gateway(RayReplicas(engine), settings.deadline_s)
+        self._settings = settings
+        self._engine = engine
+        self._stack = AsyncExitStack()
+        self._services: Services | None = None
+        self._context = serve.get_replica_context()
+        self._name = self._context.replica_id.unique_id
+        set_up_logs(settings, "gateway", self._name)
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve awaits this before it counts the gateway as running: the first request finds a model.
-        await self._gateway.start()
-        return build_http(self._gateway)
+        opening = open_services(self._settings, RayReplicas(self._engine), self._name, self._ask_others)
+        self._services = await self._stack.enter_async_context(opening)
+        return build_http(self._services)
+
+    async def _ask_others(self) -> list[Families]:
+        gateways = serve.get_deployment_handle(self._context.deployment, self._context.app_name)
+        return await ask_all(gateways, "metrics", self._name)
+
+    async def metrics(self, asker: str) -> Families:
+        """What this gateway has counted, unless it is itself that asks."""
+        if self._services is None or asker == self._name:
+            return {}
+        return self._services.metrics.families()
+
+    async def __del__(self) -> None:
+        # Ray Serve awaits this once the gateway's last request has ended.
+        await self._stack.aclose()
 
 
-def build_app(settings: Settings) -> serve.Application:
-    """The application for `serve.run`. Needs a running Ray, whose GPUs decide what a replica asks for."""
+def build_app(args: Mapping[str, Any]) -> serve.Application:
+    """What a Serve config file and `serve run` call, with settings by name; below them is the environment.
+
+    Raises:
+        SettingInvalid: an argument that is no setting, or a value that is not accepted.
+    """
+    return application(load_settings(**args))
+
+
+def application(settings: Settings) -> serve.Application:
+    """The application for `serve.run`. A running Ray decides what a replica asks for."""
     common: dict[str, Any] = {
         "graceful_shutdown_timeout_s": settings.drain_s,
         "graceful_shutdown_wait_loop_s": SHUTDOWN_POLL_SECONDS,
         "health_check_period_s": HEALTH_PERIOD_SECONDS,
         "health_check_timeout_s": HEALTH_TIMEOUT_SECONDS,
     }
-    engine = serve.deployment(EngineReplica, name="engine").options(
-        num_replicas=settings.replicas,
+    scaled = autoscaling(settings)
+    number = {"num_replicas": settings.replicas} if scaled is None else {"autoscaling_config": scaled}
+    engine = serve.deployment(RayEngineReplica, name="engine").options(
+        **number,
         max_ongoing_requests=settings.max_queue + HEADROOM,
         max_queued_requests=settings.max_queue,
         max_constructor_retry_count=1,
-        ray_actor_options=replica_resources(settings, int(ray.cluster_resources().get("GPU", 0))),
+        request_router_config=RequestRouterConfig(request_router_class=NamedReplicaRouter),
+        ray_actor_options=replica_resources(settings, *machine()),
         **common,
     )
     gateway = serve.deployment(GatewayIngress, name="gateway").options(
-        num_replicas=1,
+        num_replicas=settings.gateways,
         max_ongoing_requests=GATEWAY_ONGOING,
         max_queued_requests=GATEWAY_QUEUED,
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_AFTER_SECONDS},
@@ -117,13 +122,28 @@ def build_app(settings: Settings) -> serve.Application:
     return gateway.bind(settings, engine.bind(settings))
 
 
-def replica_resources(settings: Settings, gpus: int) -> dict[str, float]:
+def machine() -> tuple[int, int]:
+    """The GPUs of the cluster, and the cores of the smallest node that an engine may come to.
+
+    Without a Ray, as when a config file is only being written: no GPU, and this machine's cores.
+    """
+    own_cores = len(os.sched_getaffinity(0))
+    if not ray.is_initialized():
+        return 0, own_cores
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    cores = [int(node.get("CPU", 0)) for node in nodes if not gpus or node.get("GPU")]
+    return gpus, min((each for each in cores if each), default=own_cores)
+
+
+def replica_resources(settings: Settings, gpus: int, cores: int) -> dict[str, float]:
     """What Ray reserves for one engine replica.
 
     Ray hides the GPUs from an actor that asks for none, and sets a process's threads from its CPUs.
     """
+    replicas = max(settings.replicas, settings.max_replicas or 0)
     wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
     # More replicas than GPUs share them evenly.
-    share = 1.0 if gpus >= settings.replicas else max(gpus, 1) / settings.replicas
-    cpus = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.replicas)
+    share = 1.0 if gpus >= replicas else max(gpus, 1) / replicas
+    cpus = settings.threads or max(1, cores // replicas)
     return {"num_cpus": cpus, "num_gpus": share if wants_gpu else 0}

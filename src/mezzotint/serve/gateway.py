@@ -7,16 +7,17 @@ was lost gives the same picture. Ray is not known here; `Replicas` is what there
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, Queued, resolve
 from mezzotint.errors import (
+    DeadlineExceeded,
     GenerationFailed,
     MezzotintError,
     ModelLoading,
@@ -24,13 +25,25 @@ from mezzotint.errors import (
     QueueFull,
     ShuttingDown,
 )
-from mezzotint.serve.wire import Drawn, Refused, WireEvent
+from mezzotint.serve.access.caller import ANYONE, Caller
+from mezzotint.serve.background import in_background
+from mezzotint.serve.fleet import Fleet
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.telemetry.exposition import Families
+from mezzotint.serve.telemetry.record import current
+from mezzotint.serve.telemetry.tracing import OFF, Tracing, headers_of
+from mezzotint.serve.wire import Drawn, Order, Refused, Report, Step, WireEvent
 
-__all__ = ["Gateway", "Plate", "Replicas"]
+__all__ = ["RETRY_AFTER_SECONDS", "Gateway", "Replicas", "open_gateway"]
+
+logger = logging.getLogger(__name__)
 
 # How long a route waits for a replica to say what it has loaded.
 INFO_SECONDS = 5.0
+# What a client is told where nobody knows better.
 RETRY_AFTER_SECONDS = 2.0
+# Between two reports of a replica; a gateway counts what it sends in between.
+REPORT_SECONDS = 0.3
 
 
 class Replicas(Protocol):
@@ -40,29 +53,54 @@ class Replicas(Protocol):
         """What a replica has loaded. Raises `ModelLoading`: there is none; `QueueFull`: all are full."""
         ...
 
-    def generate(self, request: GenerationRequest, format: str) -> AsyncGenerator[WireEvent]:
+    def reports(self) -> Awaitable[Sequence[Report]]:
+        """How those stand that answer at once; empty when there is none."""
+        ...
+
+    def metrics(self) -> Awaitable[Sequence[Families]]:
+        """What each of those that answer has counted."""
+        ...
+
+    def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
         """Events up to `Drawn` or `Refused`; closing it cancels. Raises as `info`: lost, or full."""
         ...
 
 
-@dataclass(frozen=True)
-class Plate:
-    """A complete request and how its picture is wanted.
-
-    `etag` names the picture that follows from it, weakly (RFC 9110, 8.8.1): drawn in a batch, a channel may
-    differ by 1/255 from the same picture drawn alone.
-    """
-
-    request: ResolvedRequest
-    format: str
-    etag: str
-
-
 class Gateway:
-    def __init__(self, replicas: Replicas, deadline_s: float) -> None:
+    """Opened by `open_gateway`."""
+
+    def __init__(
+        self, replicas: Replicas, deadline_s: float, tracing: Tracing = OFF, *, gateways: int = 1
+    ) -> None:
         self._replicas = replicas
+        self._tracing = tracing
         self._deadline_s = deadline_s
         self._info: BackendInfo | None = None
+        self._fleet = Fleet(gateways=gateways)
+
+    async def watch(self) -> None:
+        """Ask the replicas how they stand, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            try:
+                await self.look()
+            except Exception:
+                # Without reports requests are still drawn, by whichever replica.
+                logger.exception("no reports of the replicas")
+
+    async def look(self) -> None:
+        """Ask them once."""
+        asked = time.monotonic()
+        self._fleet.update(await self._replicas.reports(), asked)
+
+    @property
+    def reports(self) -> list[Report]:
+        """How the replicas stand, as last heard."""
+        return self._fleet.reports
+
+    def cost_s(self, plates: Iterable[Plate]) -> float:
+        """Seconds of an engine that the plates take, as the engines have measured; 0 before they have."""
+        return sum(self._fleet.cost_s(plate.request) for plate in plates)
 
     async def start(self) -> None:
         """Wait until a replica has said what it serves, however long loading takes."""
@@ -76,54 +114,176 @@ class Gateway:
         """What is served, asked anew.
 
         Raises:
-            ModelLoading, QueueFull: no replica answered, or all of them have too much to do for that.
+            ModelLoading, QueueFull: no replica answered or is healthy, or all have too much to do for that.
         """
         try:
             async with asyncio.timeout(INFO_SECONDS):
                 self._info = await self._replicas.info()
         except TimeoutError:
             raise ModelLoading("the model is loading", retry_after_s=RETRY_AFTER_SECONDS) from None
+        if self.reports and not any(report.healthy for report in self.reports):
+            raise ModelLoading("every replica is being replaced", retry_after_s=RETRY_AFTER_SECONDS)
         return self._info
 
-    async def prepare(self, request: GenerationRequest, format: str, model: str | None = None) -> Plate:
+    async def served(self) -> BackendInfo:
+        """What is served, as last heard.
+
+        Raises:
+            ModelLoading, QueueFull: nothing was heard yet, and no replica answers.
+        """
+        return self._info or await self.ready()
+
+    async def prepare(
+        self,
+        request: GenerationRequest,
+        *,
+        format: str = "png",
+        compression: int | None = None,
+        model: str | None = None,
+        caller: Caller = ANYONE,
+        request_id: str = "",
+    ) -> Plate:
         """Check the request against the served model and fill in its defaults.
 
         Raises:
             InvalidRequest: a field is not accepted.
             ModelNotFound: `model` is not the one that is served.
+            PermissionDenied: the caller's key may not use the model, or not at this priority.
             ModelLoading: no replica has said yet what it serves.
         """
-        info = self._info or await self.ready()
+        current().note_prompt(request.prompt)
+        info = await self.served()
         if model is not None and model != info.model:
             raise ModelNotFound(f"no model {model!r} here; {info.model} is served", param="model")
-        resolved = resolve(request, info.limits)
-        deadline = min(resolved.deadline_s or self._deadline_s, self._deadline_s)
-        drawn = {**asdict(resolved), "deadline_s": None, "preview_every": 0}
-        made_by = [info.model, info.revision, info.backend, info.device, info.dtype, dict(info.versions)]
-        name = hashlib.sha256(json.dumps([drawn, format, made_by], sort_keys=True).encode()).hexdigest()
-        return Plate(replace(resolved, deadline_s=deadline), format, f'W/"{name[:32]}"')
+        request = replace(request, tenant=caller.id)
+        if request.image is None:
+            resolved = resolve(request, info.limits)
+        else:
+            # The image is brought to size, which the loop need not wait for.
+            resolved = await asyncio.to_thread(resolve, request, info.limits)
+        caller.check(info.model, resolved.priority)
+        deadline_s = min(resolved.deadline_s or self._deadline_s, self._deadline_s)
+        order = Order(
+            replace(resolved, deadline_s=deadline_s),
+            format,
+            compression,
+            request_id=request_id or current().request_id,
+        )
+        return Plate(order, caller, info, time.monotonic() + deadline_s)
 
     async def draw(self, plate: Plate) -> Drawn:
-        """Draw the plate; once more on another replica when the first was lost or is closing.
+        """Draw the plate.
 
         Raises:
             MezzotintError: why there is no picture.
         """
-        try:
-            return await self._draw(plate)
-        except (ModelLoading, ShuttingDown):
-            return await self._draw(plate)
+        async with aclosing(self._attempts(plate)) as events:
+            async for event in events:
+                if isinstance(event, Drawn):
+                    return event
+        raise GenerationFailed("the replica ended without a picture")
 
-    async def _draw(self, plate: Plate) -> Drawn:
-        request = GenerationRequest(**asdict(plate.request))
-        final: WireEvent | None = None
-        async with aclosing(self._replicas.generate(request, plate.format)) as events:
-            async for final in events:
-                if isinstance(final, Refused):
-                    raise _told(final.to_error())
-        if not isinstance(final, Drawn):
-            raise GenerationFailed("the replica ended without a picture")
-        return final
+    async def stream(self, plate: Plate) -> AsyncGenerator[Queued | Step | Drawn]:
+        """Draw the plate, event by event up to `Drawn`. Closing the iterator cancels the work.
+
+        Raises:
+            MezzotintError: why there is no picture.
+        """
+        async with aclosing(self._attempts(plate, progress=True)) as events:
+            async for event in events:
+                yield event
+
+    async def _attempts(self, plate: Plate, progress: bool = False) -> AsyncGenerator[Queued | Step | Drawn]:
+        """The plate on the replica that finishes it first, and once more on another when that was lost, is
+        closing or had no room after all. The picture is the same, for the order leaves nothing open."""
+        avoid: tuple[str, ...] = ()
+        lost = False
+        while True:
+            with self._tracing.span("admission"):
+                order = self._order(plate, avoid, progress, admitted=lost)
+            try:
+                async with aclosing(self._once(order, plate, retry=bool(avoid))) as events:
+                    async for event in events:
+                        yield event
+                return
+            except QueueFull as error:
+                if lost:
+                    # It had a place already, and waits for another as long as its deadline lets it.
+                    left = max(0.0, plate.deadline - time.monotonic())
+                    await asyncio.sleep(min(error.retry_after_s or RETRY_AFTER_SECONDS, left))
+                    continue
+                # Whoever knows of no other would only wait for the same one.
+                if avoid or not self._fleet.choose(plate.request, avoid=(order.replica,)):
+                    raise self._fleet.promise(error, plate.request) from None
+            except (ModelLoading, ShuttingDown):
+                self._fleet.forget(order.replica)
+                if lost:
+                    raise
+                lost = True
+            avoid = (order.replica,) if order.replica else ()
+            current().retries += 1
+
+    async def _once(
+        self, order: Order, plate: Plate, *, retry: bool
+    ) -> AsyncGenerator[Queued | Step | Drawn]:
+        with (
+            self._fleet.sending(order.replica, plate.request),
+            self._tracing.span("order", {"mezzotint.replica": order.replica, "retry": retry}) as span,
+        ):
+            order = replace(order, trace=headers_of(span))
+            async with aclosing(self._attempt(order, plate.deadline)) as events:
+                async for event in events:
+                    yield event
+
+    def _order(self, plate: Plate, avoid: tuple[str, ...], progress: bool, *, admitted: bool) -> Order:
+        """What is asked of a replica now. What was admitted once is not refused here again.
+
+        Raises:
+            DeadlineExceeded: there is no time left.
+            QueueFull: by the latest reports, none has room.
+        """
+        left = plate.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the request's deadline passed")
+        refusal = None if admitted else self._fleet.refusal(plate.request, avoid)
+        if refusal is not None:
+            raise self._fleet.promise(refusal, plate.request)
+        return replace(
+            plate.order,
+            request=replace(plate.request, deadline_s=left),
+            progress=progress,
+            replica=self._fleet.choose(plate.request, avoid),
+            avoid=avoid,
+        )
+
+    async def _attempt(self, order: Order, deadline: float) -> AsyncGenerator[Queued | Step | Drawn]:
+        """The order's events; at the deadline it ends, whatever the replica does."""
+        async with aclosing(self._replicas.generate(order)) as events:
+            while True:
+                try:
+                    async with asyncio.timeout(deadline - time.monotonic()):
+                        event = await anext(events, None)
+                except TimeoutError:
+                    raise DeadlineExceeded("the request's deadline passed") from None
+                if event is None:
+                    return
+                if isinstance(event, Refused):
+                    raise _told(event.to_error())
+                if isinstance(event, Drawn):
+                    current().note_drawn(event.queue_s, event.compute_s)
+                yield event
+
+
+@asynccontextmanager
+async def open_gateway(
+    replicas: Replicas, deadline_s: float, tracing: Tracing = OFF, *, gateways: int = 1
+) -> AsyncIterator[Gateway]:
+    """Once a replica has loaded. Within, how they stand is known, at most `REPORT_SECONDS` ago."""
+    gateway = Gateway(replicas, deadline_s, tracing, gateways=gateways)
+    await gateway.start()
+    await gateway.look()
+    async with in_background(gateway.watch()):
+        yield gateway
 
 
 def _told(error: MezzotintError) -> MezzotintError:

@@ -22,6 +22,8 @@ import psutil
 
 from mezzotint.config import Settings
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
+from mezzotint.serve.proxy import PROXY_CALLBACK
+from mezzotint.serve.telemetry.forwarding import forward_logs
 
 __all__ = ["StopServing", "choose_port", "running", "stop_signals"]
 
@@ -126,18 +128,22 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # How often a replica tells its backlog to whoever scales; Ray's own ten seconds are a burst's whole life.
+    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)
 
 
 def _start_ray(settings: Settings, address: str | None) -> None:
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
     if address:
         ray.init(address=address, **quiet)
     else:
         cores = len(os.sched_getaffinity(0))
+        replicas = max(settings.replicas, settings.max_replicas or 0)
         ray.init(
-            num_cpus=max(cores, settings.replicas * (settings.threads or 1)),
+            num_cpus=max(cores, replicas * (settings.threads or 1)),
             object_store_memory=settings.object_store_mb * MEBIBYTE,
             include_dashboard=False,
             **quiet,
@@ -145,6 +151,7 @@ def _start_ray(settings: Settings, address: str | None) -> None:
         # For a GPU that is not there, Ray would wait without end.
         if settings.device.startswith("cuda") and not ray.cluster_resources().get("GPU"):
             raise SettingInvalid(f"--device {settings.device}: there is no CUDA device on this machine")
+    forward_logs()
     # Ray has put its own handler of SIGTERM in place.
     _take_signals()
 
@@ -152,7 +159,7 @@ def _start_ray(settings: Settings, address: str | None) -> None:
 def _deploy(settings: Settings) -> None:
     from ray import serve
 
-    from mezzotint.serve.app import APP_NAME, build_app
+    from mezzotint.serve.app import APP_NAME, application
 
     # Importing Serve has set its logger to tell of every step.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -169,7 +176,7 @@ def _deploy(settings: Settings) -> None:
             raise
         raise _cannot_listen(settings.host, settings.port, "address already in use") from None
     try:
-        serve.run(build_app(settings), name=APP_NAME, route_prefix="/", logging_config=logs)
+        serve.run(application(settings), name=APP_NAME, route_prefix="/", logging_config=logs)
     except RuntimeError:
         raise _start_error(serve.status().applications[APP_NAME]) from None
 

@@ -7,83 +7,154 @@ encoding on a pool of this module. So health checks and cancellations are answer
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from opentelemetry.trace import Span
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.config import Settings
-from mezzotint.core import Cancelled, Done, Event, Failed, GenerationRequest, Image
-from mezzotint.errors import MezzotintError, RequestCancelled
-from mezzotint.serve.wire import Drawn, Refused, WireEvent
+from mezzotint.core import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    GenerationRequest,
+    Image,
+    Pixels,
+    Progress,
+    Queued,
+    ResolvedRequest,
+)
+from mezzotint.engine.events import is_final
+from mezzotint.errors import GenerationFailed, MezzotintError, RequestCancelled, ShuttingDown
+from mezzotint.imaging.previews import encode_preview
+from mezzotint.serve.health import Health, check_picture
+from mezzotint.serve.telemetry.engine_metrics import EngineMetrics
+from mezzotint.serve.telemetry.exposition import Families
+from mezzotint.serve.telemetry.tracing import Tracing
+from mezzotint.serve.wire import Drawn, Order, Refused, Report, Step, WireEvent
 
 if TYPE_CHECKING:
     from mezzotint.engine.engine import Engine
 
 __all__ = ["EngineReplica"]
 
-# Encoding a 1024² PNG takes about a tenth of a second; two keep up with more than one core's denoising.
+_Picture = TypeVar("_Picture")
+# Encoding a 1024² picture takes some hundredths of a second; two keep up with more than one core's denoising.
 ENCODERS = 2
 
 
 class EngineReplica:
     """Loads the model and draws its warm-up image before it counts as running."""
 
-    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
+    def __init__(self, settings: Settings, engine: Engine | None = None, name: str = "here") -> None:
+        self._name = name
         self._engine = _load(settings) if engine is None else engine
+        self._health = Health(self._engine)
+        self._metrics = EngineMetrics(self._engine, name)
+        self._tracing = Tracing.to(settings.otlp_endpoint, "engine", name)
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="mezzotint-encode")
 
     async def info(self) -> BackendInfo:
         info = self._engine.info
         return replace(info, versions=dict(info.versions))
 
-    async def generate(
-        self, request: GenerationRequest, format: str, progress: bool = False
-    ) -> AsyncGenerator[WireEvent]:
-        """Events up to one `Drawn` or `Refused`; without `progress`, that one alone.
+    async def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
+        """Events up to one `Drawn` or `Refused`; unless the order asks for progress, that one alone.
 
         Closing the iterator, or cancelling the task that reads it, cancels the request in the engine.
         """
+        about = {"mezzotint.replica": self._name, "mezzotint.request_id": order.request_id}
         try:
-            async with aclosing(self._engine.stream(request)) as events:
-                async for event in events:
-                    answer = await self._answer(event, format)
-                    if progress or isinstance(answer, Drawn | Refused):
-                        yield answer
+            with self._tracing.span("generate", about, below=order.trace) as span:
+                ticket = self._engine.submit(_as_request(order.request))
+                try:
+                    async for event in ticket.stream:
+                        if is_final(event):
+                            self._tracing.ran(span, ticket, event)
+                        if order.progress or not isinstance(event, Queued | Progress):
+                            yield await self._answer(event, order, span)
+                finally:
+                    ticket.cancel()
         except MezzotintError as error:
-            yield Refused.from_error(error)
+            yield Refused.from_error(self._judge(error))
 
-    async def _answer(self, event: Event, format: str) -> WireEvent:
+    async def _answer(self, event: Event, order: Order, span: Span) -> WireEvent:
         match event:
             case Done():
-                return await self._encode(event, format)
+                began = time.perf_counter()
+                with self._tracing.span("encode", {"format": order.format}, below=span):
+                    drawn = await self._encode(event, order)
+                self._metrics.encoded(order.format, time.perf_counter() - began)
+                return drawn
             case Failed(error=error):
-                return Refused.from_error(error)
+                raise error
             case Cancelled():
-                return Refused.from_error(RequestCancelled("the request was cancelled"))
+                raise RequestCancelled("the request was cancelled")
+            case Progress(preview=preview) if preview is not None:
+                return Step(event.step, event.total, await self._encoded(_as_preview, preview, order))
+            case Progress():
+                return Step(event.step, event.total)
             case _:
                 return event
 
-    async def _encode(self, done: Done, format: str) -> Drawn:
-        encode = partial(Image.encode, done.image, format)
-        data = await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
-        return Drawn(data, format, done.image.receipt.to_dict(), done.queue_s, done.compute_s)
+    def _judge(self, error: MezzotintError) -> MezzotintError:
+        if not isinstance(error, GenerationFailed):
+            return error
+        if not self._engine.alive:
+            # Not the request's fault: another replica draws it.
+            return ShuttingDown("the engine has failed; its replica is being replaced")
+        self._health.failed()
+        return error
 
-    async def status(self) -> dict[str, float]:
-        """The engine's counters by name, for the gateway's operations routes."""
+    async def _encode(self, done: Done, order: Order) -> Drawn:
+        data = await self._encoded(_as_file, done.image, order)
+        self._health.succeeded()
+        return Drawn(data, order.format, done.image.receipt.to_dict(), done.queue_s, done.compute_s)
+
+    async def _encoded(
+        self, encode: Callable[[_Picture, Order], bytes], picture: _Picture, order: Order
+    ) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, encode, picture, order)
+
+    async def report(self) -> Report:
+        """For the gateways, which ask several times a second."""
+        outlook = self._engine.outlook()
+        return Report(
+            replica=self._name,
+            info=await self.info(),
+            healthy=self._health.good,
+            queued=outlook.queued,
+            max_queue=outlook.max_queue,
+            max_backlog_s=outlook.max_backlog_s,
+            backlogs=outlook.backlogs,
+            costs=outlook.costs,
+        )
+
+    async def metrics(self) -> Families:
+        """What this replica has counted."""
+        return self._metrics.families()
+
+    async def status(self) -> dict[str, int]:
+        """Images in the engine by state, for an operator who asks every replica through Ray."""
         status = self._engine.status()
         return {"queued": status.queued, "running": status.running, "decoding": status.decoding}
 
-    def check_health(self) -> None:
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve asks, where the number of replicas may change."""
+        return {"backlog_s": sum(self._engine.outlook().backlogs.values())}
+
+    async def check_health(self) -> None:
         """Ray Serve calls this; raising has the replica replaced."""
-        if not self._engine.alive:
-            raise RuntimeError("the engine's loop has ended")
+        await self._health.check()
 
     def close(self) -> None:
         self._engine.close()
+        self._tracing.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
     def __del__(self) -> None:
@@ -91,6 +162,20 @@ class EngineReplica:
         if hasattr(self, "_encoders"):
             self.close()
             del self._encoders
+
+
+def _as_file(image: Image, order: Order) -> bytes:
+    check_picture(image)
+    return image.encode(order.format, order.compression)
+
+
+def _as_preview(preview: Pixels, order: Order) -> bytes:
+    request = order.request
+    return encode_preview(preview, request.width, request.height, order.format, order.compression)
+
+
+def _as_request(resolved: ResolvedRequest) -> GenerationRequest:
+    return GenerationRequest(**{field.name: getattr(resolved, field.name) for field in fields(resolved)})
 
 
 def _load(settings: Settings) -> Engine:
@@ -104,4 +189,6 @@ def _load(settings: Settings) -> Engine:
         threads=settings.threads,
         max_width=settings.max_width,
         max_queue=settings.max_queue,
+        max_backlog_s=settings.max_backlog_s,
+        warm_up_sizes=settings.warm_up_sizes,
     )

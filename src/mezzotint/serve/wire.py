@@ -1,17 +1,53 @@
 """What crosses between gateway and replica. Plain data: an error too, never a pickled exception.
 
-The final event of a request is `Drawn` or `Refused`; before it come the engine's own `Queued` and `Progress`.
+A gateway sends an `Order`, and asks for a `Report` now and then. The final event of a request is `Drawn` or
+`Refused`; before it come `Queued` and `Step`, when the order asks for progress.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from mezzotint.core import Progress, Queued
+from mezzotint.backends.base import BackendInfo
+from mezzotint.core import Queued, ResolvedRequest
+from mezzotint.engine.scheduler import BatchKey
 from mezzotint.errors import MezzotintError
 
-__all__ = ["Drawn", "Refused", "WireEvent"]
+__all__ = ["Drawn", "Order", "Refused", "Report", "Step", "WireEvent"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One picture, wanted as a file.
+
+    format: png, jpeg or webp.
+    compression: 0…100; a JPEG's or WebP's quality, a PNG's effort. `None` is the format's default.
+    progress: whether events before the last are wanted.
+    request_id: names the request in every log and trace, and in the answer.
+    trace: W3C trace context headers, for the spans of the replica.
+    replica: the one that is to draw it, while it is there; any other does if it is not, or the name is empty.
+    avoid: those that are not to draw it.
+    """
+
+    request: ResolvedRequest
+    format: str = "png"
+    compression: int | None = None
+    progress: bool = False
+    request_id: str = ""
+    trace: Mapping[str, str] = field(default_factory=dict)
+    replica: str = ""
+    avoid: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """`step` of `total` denoising steps are done. `preview` is a file of the order's format and size."""
+
+    step: int
+    total: int
+    preview: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -45,4 +81,24 @@ class Refused:
         return kind(self.message, param=self.param, retry_after_s=self.retry_after_s)
 
 
-WireEvent = Queued | Progress | Drawn | Refused
+@dataclass(frozen=True)
+class Report:
+    """How a replica stands, for the gateways that choose among them. Seconds are of its engine's passes.
+
+    replica: its name, unique among the replicas that ever were.
+    healthy: whether it wants work.
+    backlogs: seconds of work by tenant, of those that have something there.
+    costs: seconds that one evaluation of an image adds, by batch key, of those that it has run.
+    """
+
+    replica: str
+    info: BackendInfo
+    healthy: bool
+    queued: int
+    max_queue: int
+    max_backlog_s: float
+    backlogs: Mapping[str, float]
+    costs: Mapping[BatchKey, float]
+
+
+WireEvent = Queued | Step | Drawn | Refused

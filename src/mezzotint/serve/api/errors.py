@@ -15,33 +15,30 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.serve.telemetry.record import current
 
-__all__ = ["ErrorBoundary", "error_response", "install_error_handlers"]
+__all__ = ["ErrorBoundary", "as_invalid_request", "error_body", "error_response", "install_error_handlers"]
 
 logger = logging.getLogger(__name__)
 
 # The official OpenAI clients give up instead of waiting longer.
 MAX_RETRY_AFTER_SECONDS = 120
-# Characters. Both may repeat what the client sent, whose length nothing else bounds.
-MAX_MESSAGE = 500
-MAX_PARAM = 100
 
 
 def error_response(error: MezzotintError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    body = {
-        "message": _cut(error.message, MAX_MESSAGE),
-        "type": error.type,
-        "param": None if error.param is None else _cut(error.param, MAX_PARAM),
-        "code": error.code,
-    }
-    return JSONResponse({"error": body}, error.status, {**_retry_headers(error), **(headers or {})})
+    return JSONResponse(error_body(error), error.status, {**_headers(error), **(headers or {})})
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def error_body(error: MezzotintError) -> dict[str, Any]:
+    """The shape of every error. Noted for the request's log line and metrics."""
+    current().error = error
+    return {"error": error.to_dict()}
 
 
-def _retry_headers(error: MezzotintError) -> dict[str, str]:
+def _headers(error: MezzotintError) -> dict[str, str]:
+    if error.status == 401:
+        # Of HTTP, not for browsers: `Basic` would have them ask, and then send the key along everywhere.
+        return {"WWW-Authenticate": "Bearer"}
     if error.status < 429:
         return {}
     headers = {"x-should-retry": "true" if error.retryable else "false"}
@@ -66,10 +63,11 @@ async def _on_mezzotint_error(_: Request, error: Exception) -> Response:
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(_as_invalid_request(error.errors()[0]))
+    return error_response(as_invalid_request(error.errors()[0]))
 
 
-def _as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
+def as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
+    """What pydantic found, as one of ours."""
     location = first.get("loc", ())
     param = str(location[-1]) if len(location) > 1 else None
     where = "the request" if param is None else param

@@ -1,20 +1,28 @@
-"""`GET /imagine?prompt=…`: the answer is the picture."""
+"""`GET /imagine?prompt=…`: the answer is the picture, or with `Accept: text/event-stream` its events."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from mezzotint.core import GenerationRequest
+from mezzotint.core import GenerationRequest, Queued
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.imaging.size import parse_size
-from mezzotint.serve.api.dependencies import gateway_of, one_value_each
-from mezzotint.serve.gateway import Gateway, Plate
-from mezzotint.serve.wire import Drawn
+from mezzotint.serve.access.caller import Caller
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, one_value_each
+from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.drawing import draw_all, headers_of, stream_all
+from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.services import Services
+from mezzotint.serve.wire import Drawn, Step
 
 __all__ = ["router"]
 
@@ -22,6 +30,7 @@ __all__ = ["router"]
 # good to whoever asks again, so a cache may keep it. A shared one may not, for a prompt is the caller's own.
 REPRODUCIBLE = "private, max-age=3600"
 NOT_REPRODUCIBLE = "no-store"
+EVENTS = "text/event-stream"
 
 
 class ImagineQuery(BaseModel):
@@ -67,41 +76,71 @@ router = APIRouter()
     "/imagine",
     dependencies=[Depends(one_value_each)],
     response_class=Response,
-    responses={200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}},
+    responses={
+        200: {"content": {kind: {} for kind in (*CONTENT_TYPES.values(), EVENTS)}},
+        304: {"description": "`If-None-Match` names the picture that the request would draw"},
+        **answers(404, 504),
+    },
     summary="Draw one picture",
 )
 async def imagine(
     query: Annotated[ImagineQuery, Query()],
     request: Request,
-    gateway: Annotated[Gateway, Depends(gateway_of)],
+    services: ServicesOf,
+    caller: CallerOf,
 ) -> Response:
-    format = "jpeg" if query.format == "jpg" else query.format
-    plate = await gateway.prepare(query.to_request(), format, query.model)
+    plate = await services.gateway.prepare(
+        query.to_request(),
+        format="jpeg" if query.format == "jpg" else query.format,
+        model=query.model,
+        caller=caller,
+    )
+    if EVENTS in request.headers.get("accept", ""):
+        events = await opened(_events(services, caller, plate))
+        return EventStream(events, headers=headers_of(plate))
     caching = _caching(plate, reproducible=query.seed is not None)
     if query.seed is not None and _has(request, plate.etag):
         return Response(status_code=304, headers=caching)
-    drawn = await gateway.draw(plate)
-    return Response(drawn.data, 200, {**_facts(drawn), **caching}, CONTENT_TYPES[drawn.format])
+    (drawn,) = await draw_all(services, caller, [plate])
+    headers = {
+        **headers_of(plate, [drawn]),
+        **caching,
+        "Content-Disposition": f'inline; filename="plate-{plate.request.seed}.{drawn.format}"',
+    }
+    return Response(drawn.data, 200, headers, CONTENT_TYPES[drawn.format])
+
+
+async def _events(services: Services, caller: Caller, plate: Plate) -> AsyncGenerator[ServerEvent | None]:
+    """`queued`, `progress` with every step, and `done` with the picture as a data URL."""
+    async with aclosing(stream_all(services, caller, [plate])) as told:
+        async for _, event in told:
+            match event:
+                case Queued():
+                    yield ServerEvent({"position": event.position, "eta_s": event.eta_s}, "queued")
+                case Step():
+                    yield ServerEvent({"step": event.step, "total": event.total}, "progress")
+                case Drawn():
+                    yield ServerEvent(_done(event), "done")
+
+
+def _done(drawn: Drawn) -> dict[str, object]:
+    picture = base64.b64encode(drawn.data).decode()
+    return {
+        "image": f"data:{CONTENT_TYPES[drawn.format]};base64,{picture}",
+        "seed": drawn.receipt["seed"],
+        "receipt": drawn.receipt,
+        "queue_ms": round(drawn.queue_s * 1000, 1),
+        "compute_ms": round(drawn.compute_s * 1000, 1),
+    }
 
 
 def _caching(plate: Plate, *, reproducible: bool) -> dict[str, str]:
     if not reproducible:
         return {"Cache-Control": NOT_REPRODUCIBLE}
-    return {"ETag": plate.etag, "Cache-Control": REPRODUCIBLE}
+    return {"ETag": plate.etag, "Cache-Control": REPRODUCIBLE, "Vary": "Accept"}
 
 
 def _has(request: Request, etag: str) -> bool:
     """Whether the client's `If-None-Match` names this picture (RFC 9110, 13.1.2: weak comparison)."""
     named = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     return etag.removeprefix("W/") in named or "*" in named
-
-
-def _facts(drawn: Drawn) -> dict[str, str]:
-    seed = str(drawn.receipt["seed"])
-    return {
-        "x-mezzotint-seed": seed,
-        "x-mezzotint-queue-ms": f"{drawn.queue_s * 1000:.1f}",
-        "x-mezzotint-compute-ms": f"{drawn.compute_s * 1000:.1f}",
-        "Content-Disposition": f'inline; filename="plate-{seed}.{drawn.format}"',
-        "X-Content-Type-Options": "nosniff",
-    }

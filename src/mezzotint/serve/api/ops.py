@@ -1,15 +1,38 @@
-"""For those who run the server: is the process alive, can it draw."""
+"""For those who run the server: does it live, can it draw; and for clients that adapt: what it draws."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
+from fastapi.responses import Response
 
-from mezzotint.serve.api.dependencies import gateway_of
-from mezzotint.serve.gateway import Gateway
+from mezzotint import __version__
+from mezzotint.backends.base import BackendInfo
+from mezzotint.core import MAX_DEADLINE_SECONDS, MAX_PROMPT_CHARACTERS, PRIORITIES
+from mezzotint.errors import PermissionDenied
+from mezzotint.imaging.formats import CONTENT_TYPES
+from mezzotint.samplers import SAMPLERS
+from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
+from mezzotint.serve.telemetry.exposition import CONTENT_TYPE
 
 __all__ = ["router"]
+
+FEATURES = {
+    "negative_prompt": True,
+    "edits": True,
+    "inpainting": True,
+    "variations": True,
+    "jobs": True,
+    "streaming": True,
+    "previews": True,
+    "loras": False,
+    "refiner": False,
+    "controlnet": False,
+    "upscaling": False,
+}
+SIZE_STEP = 8
 
 router = APIRouter()
 
@@ -23,6 +46,77 @@ async def healthz() -> dict[str, str]:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Whether a model is loaded and has drawn its warm-up image; 503 until then")
-async def readyz(gateway: Annotated[Gateway, Depends(gateway_of)]) -> dict[str, Any]:
-    info = await gateway.ready()
+async def readyz(services: ServicesOf) -> dict[str, Any]:
+    info = await services.gateway.ready()
     return {"status": "ready", "model": info.model, "revision": info.revision}
+
+
+@router.get("/metrics", summary="What the whole service has counted, for Prometheus", response_class=Response)
+async def metrics(caller: CallerOf, services: ServicesOf) -> Response:
+    """Tells of every key's use: on a server with keys, for keys made with `--admin`."""
+    if not caller.is_admin:
+        raise PermissionDenied("the metrics tell of every key; they take a key made with --admin")
+    return Response(await services.series.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/v1/capabilities", summary="What this server draws, and what the caller may ask for")
+async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]:
+    info, settings = await services.gateway.served(), services.settings
+    return {
+        "version": __version__,
+        "models": [
+            {"id": info.model, "revision": info.revision, "backend": info.backend, "dtype": info.dtype}
+        ],
+        **_drawing(info),
+        "formats": list(CONTENT_TYPES),
+        "priorities": PRIORITIES[: PRIORITIES.index(caller.max_priority) + 1],
+        "limits": {
+            "prompt_characters": MAX_PROMPT_CHARACTERS,
+            "images": MAX_IMAGES,
+            "steps": info.limits.max_steps,
+            "guidance_scale": info.limits.max_guidance_scale,
+            "body_mb": settings.max_body_mb,
+            "upload_bytes": MAX_UPLOAD_BYTES,
+            "upload_pixels": MAX_UPLOAD_PIXELS,
+            "deadline_s": settings.deadline_s,
+            "job_deadline_s": MAX_DEADLINE_SECONDS,
+            "job_ttl_s": settings.job_ttl_s,
+            "image_ttl_s": settings.image_ttl_s,
+        },
+        "features": FEATURES,
+        "caller": {
+            "name": caller.name,
+            "requests_per_minute": caller.requests_per_minute,
+            "concurrent_images": caller.concurrent_images,
+            "compute_s_per_day": caller.compute_s_per_day,
+            "models": caller.models,
+        },
+    }
+
+
+def _drawing(info: BackendInfo) -> dict[str, Any]:
+    limits = info.limits
+    return {
+        "sizes": {
+            "default": f"{limits.default_width}x{limits.default_height}",
+            "min": limits.min_size,
+            "max": limits.max_size,
+            "max_pixels": limits.max_pixels,
+            "multiple_of": SIZE_STEP,
+            # A backend whose shapes are compiled ahead would list them here.
+            "served": None,
+        },
+        "defaults": {
+            "steps": limits.default_steps,
+            "guidance_scale": limits.default_guidance_scale,
+            "scheduler": limits.default_scheduler,
+        },
+        "samplers": [
+            {
+                "name": each.name,
+                "aliases": [each.diffusers_class, *each.aliases],
+                "max_steps": min(each.max_steps, limits.max_steps),
+            }
+            for each in SAMPLERS
+        ],
+    }

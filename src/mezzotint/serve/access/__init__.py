@@ -1,0 +1,1 @@
+"""Who may, and how much: keys, rates, quotas. Knows the database, nothing of engines."""

@@ -1,0 +1,61 @@
+"""What keys have used, gathered in memory and written every second or so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.serve.access.limits import add_usage
+from mezzotint.serve.stores.database import Database
+
+__all__ = ["UsageLog"]
+
+
+@dataclass
+class Used:
+    requests: int = 0
+    images: int = 0
+    compute_s: float = 0.0
+    rejected: int = 0
+
+    def add(self, other: Used) -> None:
+        self.requests += other.requests
+        self.images += other.images
+        self.compute_s += other.compute_s
+        self.rejected += other.rejected
+
+
+class UsageLog:
+    """What is added is written by the next `flush`; what that cannot write, by a later one."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._used: dict[str, Used] = {}
+
+    def add(
+        self, key_id: str, *, requests: int = 0, images: int = 0, compute_s: float = 0.0, rejected: int = 0
+    ) -> None:
+        self._used.setdefault(key_id, Used()).add(Used(requests, images, compute_s, rejected))
+
+    async def flush(self) -> None:
+        """
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        if not self._used:
+            return
+        writing, self._used = self._used, {}
+
+        async def work(connection: AsyncConnection) -> None:
+            now = self._database.now()
+            # In one order, so that two gateways never wait for each other.
+            for key_id in sorted(writing):
+                await add_usage(self._database, connection, key_id, now, **asdict(writing[key_id]))
+
+        try:
+            await self._database.write(work)
+        except BaseException:
+            for key_id, used in writing.items():
+                self._used.setdefault(key_id, Used()).add(used)
+            raise

@@ -1,0 +1,213 @@
+"""A1111's API, for the many clients that were written for it. Shapes and names are its own."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+
+from mezzotint.backends.base import BackendInfo
+from mezzotint.core import GenerationRequest
+from mezzotint.errors import MezzotintError, ModelNotFound, NotSupported
+from mezzotint.imaging.uploads import decode_base64, read_mask, read_upload
+from mezzotint.samplers import SAMPLERS
+from mezzotint.serve.access.caller import Caller
+from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
+from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, check_neutral, seeds_of
+from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
+from mezzotint.serve.api.documented import PLAIN, ErrorBody, answers
+from mezzotint.serve.api.drawing import headers_of
+from mezzotint.serve.api.errors import as_invalid_request, error_response
+from mezzotint.serve.api.json_bodies import PictureJsonRoute
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.runs import Run
+from mezzotint.serve.services import Services
+
+__all__ = ["router"]
+
+
+class A1111Route(PictureJsonRoute):
+    """Errors in A1111's shape, those of the dependencies too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except MezzotintError as error:
+                return _error(error)
+            except RequestValidationError as error:
+                return _error(as_invalid_request(error.errors()[0]))
+
+        return handle
+
+
+# Before a route is found, and when it breaks, the application answers in its own shape.
+ERRORS = answers(*PLAIN, model=A1111Error | ErrorBody)
+DRAWING = {200: {"model": Answer}, **answers(404, 415, 504, model=A1111Error)}
+
+
+def _error(error: MezzotintError) -> JSONResponse:
+    usual = error_response(error)
+    message = json.loads(bytes(usual.body))["error"]["message"]
+    headers = {name: value for name, value in usual.headers.items() if not name.startswith("content-")}
+    told = A1111Error(error=type(error).__name__, detail=message, errors=message)
+    return JSONResponse(told.model_dump(), error.status, headers)
+
+
+router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=A1111Route, responses=ERRORS)
+
+
+@router.post("/txt2img", responses=DRAWING, summary="Draw pictures")
+async def txt2img(fields: Txt2Img, caller: CallerOf, services: ServicesOf) -> Response:
+    return await _answer(fields, fields.to_request(), caller, services)
+
+
+@router.post(
+    "/img2img", responses=DRAWING, summary="Draw pictures from a picture; with a mask, a part of it anew"
+)
+async def img2img(fields: Img2Img, caller: CallerOf, services: ServicesOf) -> Response:
+    wanted = await asyncio.to_thread(_with_uploads, fields, fields.to_request())
+    return await _answer(fields, wanted, caller, services)
+
+
+def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequest:
+    if len(fields.init_images) != 1:
+        raise NotSupported("init_images: one picture is served, not several", param="init_images")
+    data = decode_base64(fields.init_images[0], "init_images", MAX_UPLOAD_BYTES)
+    image = read_upload(data, param="init_images", max_pixels=MAX_UPLOAD_PIXELS)
+    mask = None
+    if fields.mask:
+        data = decode_base64(fields.mask, "mask", MAX_UPLOAD_BYTES)
+        mask = read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="white")
+    return fields.with_pictures(request, image, mask)
+
+
+async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services) -> Response:
+    plates = await _prepare(fields, wanted, caller, services)
+    # Before anything is drawn for an answer that cannot be written.
+    echo = echo_of(fields)
+    cost_s = services.gateway.cost_s(list(plates.values()))
+    async with services.access.admit(caller, images=len(plates), compute_s=cost_s):
+        run = Run(plates)
+        with services.runs.entered(caller.id, run):
+            drawn = await run.draw(services.gateway)
+    images = [base64.b64encode(each.data).decode() for each in drawn if fields.send_images]
+    info = json.dumps(info_of(fields, plates[0], drawn, run))
+    body = f'{{"images":{json.dumps(images)},"parameters":{echo},"info":{json.dumps(info)}}}'
+    return Response(body, headers=headers_of(plates[0], drawn), media_type="application/json")
+
+
+async def _prepare(
+    fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services
+) -> dict[int, Plate]:
+    async def prepare(wanted: GenerationRequest) -> Plate:
+        return await services.gateway.prepare(wanted, format=fields.format, model=fields.model, caller=caller)
+
+    first = await prepare(wanted)
+    drawn = first.request
+    if drawn.image is not None:
+        # Brought to size once for all of them.
+        wanted = replace(wanted, width=drawn.width, height=drawn.height, image=drawn.image, mask=drawn.mask)
+    seeds = seeds_of(drawn.seed, fields.images)
+    return {number: await prepare(replace(wanted, seed=seed)) for number, seed in enumerate(seeds)}
+
+
+@router.get("/progress", summary="How far this key's last request on this gateway is")
+async def progress(
+    caller: CallerOf, services: ServicesOf, skip_current_image: bool = False
+) -> dict[str, Any]:
+    run = services.runs.latest(caller.id)
+    preview = run.preview if run is not None and not skip_current_image else None
+    return {
+        "progress": 0.0 if run is None else run.progress,
+        "eta_relative": 0.0 if run is None else run.eta_s,
+        "state": state_of(run),
+        "current_image": None if preview is None else base64.b64encode(preview).decode(),
+        "textinfo": None,
+    }
+
+
+@router.post("/interrupt", summary="Stop this key's requests on this gateway; they answer what is finished")
+async def interrupt(caller: CallerOf, services: ServicesOf) -> dict[str, Any]:
+    services.runs.interrupt(caller.id)
+    return {}
+
+
+@router.get("/options", summary="The settings that clients read")
+async def options(_: CallerOf, services: ServicesOf) -> dict[str, Any]:
+    return _options(await services.gateway.served())
+
+
+@router.post(
+    "/options", responses=answers(404, model=A1111Error), summary="Accepted as long as it changes nothing"
+)
+async def set_options(changes: dict[str, Any], _: CallerOf, services: ServicesOf) -> None:
+    current = _options(await services.gateway.served())
+    checkpoint = changes.get("sd_model_checkpoint", current["sd_model_checkpoint"])
+    if checkpoint != current["sd_model_checkpoint"]:
+        served = current["sd_model_checkpoint"]
+        raise ModelNotFound(f"no model {checkpoint!r} here; {served} is served", param="sd_model_checkpoint")
+    # The settings are everybody's: what a picture needs comes in its override_settings.
+    check_neutral({name: value for name, value in changes.items() if current.get(name, ...) != value})
+
+
+def _options(info: BackendInfo) -> dict[str, Any]:
+    return {
+        "sd_model_checkpoint": info.model,
+        "sd_checkpoint_hash": info.revision,
+        "sd_vae": "Automatic",
+        "samples_format": "png",
+        "CLIP_stop_at_last_layers": 1,
+        "show_progress_every_n_steps": 0,
+        "img2img_fix_steps": False,
+        "return_grid": False,
+    }
+
+
+@router.get("/sd-models", summary="The served model")
+async def sd_models(_: CallerOf, services: ServicesOf) -> list[dict[str, Any]]:
+    info = await services.gateway.served()
+    model = {"title": info.model, "model_name": info.model, "filename": info.model}
+    return [{**model, "hash": info.revision[:10], "sha256": None, "config": None}]
+
+
+@router.get("/samplers", summary="The samplers")
+async def samplers(_: CallerOf) -> list[dict[str, Any]]:
+    return [
+        {"name": each.name, "aliases": [*each.aliases, each.diffusers_class], "options": {}}
+        for each in SAMPLERS
+    ]
+
+
+@router.get("/schedulers", summary="The noise schedules, which go with some samplers")
+async def schedulers(_: CallerOf) -> list[dict[str, Any]]:
+    names = {"automatic": "Automatic", "karras": "Karras"}
+    unused = {"aliases": None, "default_rho": -1.0, "need_inner_model": False}
+    return [{"name": name, "label": label, **unused} for name, label in names.items()]
+
+
+async def nothing(_: CallerOf) -> list[dict[str, Any]]:
+    """Clients ask on their start, and show an empty list."""
+    return []
+
+
+for name in (
+    "loras",
+    "upscalers",
+    "latent-upscale-modes",
+    "sd-vae",
+    "hypernetworks",
+    "prompt-styles",
+    "face-restorers",
+):
+    router.add_api_route(f"/{name}", nothing, methods=["GET"], name=name, summary="None are served")

@@ -1,0 +1,120 @@
+"""What A1111's clients read."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from pydantic import BaseModel
+
+from mezzotint import __version__
+from mezzotint.core import Receipt
+from mezzotint.errors import InvalidRequest
+from mezzotint.imaging.metadata import parameters_text
+from mezzotint.serve.api.a1111_schemas import Txt2Img, seeds_of
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.runs import Run
+from mezzotint.serve.wire import Drawn
+
+__all__ = ["A1111Error", "Answer", "echo_of", "info_of", "state_of"]
+
+
+class A1111Error(BaseModel):
+    """error: its kind. detail, errors: a sentence that names the field and says what is accepted."""
+
+    error: str
+    detail: str
+    body: str = ""
+    errors: str
+
+
+class Answer(BaseModel):
+    """images: files in base64. parameters: the request. info: JSON in a string."""
+
+    images: list[str]
+    parameters: dict[str, Any]
+    info: str
+
+
+def echo_of(fields: Txt2Img) -> str:
+    """The request, as JSON.
+
+    Raises:
+        InvalidRequest: a field that nobody looked at holds a number that JSON does not know.
+    """
+    echo = fields.model_dump()
+    if not echo.get("include_init_images"):
+        echo.update({name: None for name in ("init_images", "mask") if name in echo})
+    written = []
+    for name, value in echo.items():
+        # Of A1111's own defaults one is infinite.
+        told = None if value == math.inf else value
+        try:
+            written.append(f"{json.dumps(name)}:{json.dumps(told, allow_nan=False)}")
+        except (ValueError, RecursionError):
+            raise InvalidRequest(f"{name} holds what JSON cannot tell", param=name) from None
+    return f"{{{','.join(written)}}}"
+
+
+def info_of(fields: Txt2Img, plate: Plate, drawn: list[Drawn], run: Run) -> dict[str, Any]:
+    """What A1111 puts into the answer's `info`, which is JSON in a string."""
+    request, count = plate.request, fields.images
+    receipts = [Receipt(**each.receipt) for each in drawn]
+    seeds = list(seeds_of(request.seed, count))
+    return {
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt] * count,
+        "negative_prompt": request.negative_prompt or "",
+        "all_negative_prompts": [request.negative_prompt or ""] * count,
+        "seed": request.seed,
+        "all_seeds": seeds,
+        "subseed": request.seed,
+        "all_subseeds": seeds,
+        "subseed_strength": 0,
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": request.scheduler,
+        "cfg_scale": request.guidance_scale,
+        "steps": request.steps,
+        "batch_size": fields.batch_size or 1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": receipts[0].model if receipts else None,
+        "sd_model_hash": receipts[0].revision if receipts else None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": request.strength,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "infotexts": [parameters_text(receipt) for receipt in receipts],
+        "styles": [],
+        "job_timestamp": _timestamp(run),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": f"mezzotint {__version__}",
+        "interrupted": run.interrupted,
+    }
+
+
+def state_of(run: Run | None) -> dict[str, Any]:
+    """As A1111's `shared.state` tells it; without a run, that of a server with nothing to do."""
+    going = {} if run is None else {each: step for each, step in run.steps.items() if each not in run.drawn}
+    interrupted = run is not None and run.interrupted
+    return {
+        "skipped": False,
+        "interrupted": interrupted,
+        "stopping_generation": interrupted,
+        "job": "" if run is None else "draw",
+        "job_count": 0 if run is None else len(run.steps),
+        "job_timestamp": "0" if run is None else _timestamp(run),
+        "job_no": 0 if run is None else len(run.drawn),
+        "sampling_step": max(going.values(), default=0),
+        "sampling_steps": 0 if run is None else run.total,
+    }
+
+
+def _timestamp(run: Run) -> str:
+    return run.began.strftime("%Y%m%d%H%M%S")

@@ -1,0 +1,259 @@
+"""What A1111's clients send, and its translation.
+
+Those clients fill in dozens of fields that only A1111 knows. One rule decides: a field that is not served is
+accepted while it says "nothing" (null, false, zero, empty) or A1111's own default, and refused by its name
+when it would have changed the picture.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image as PilImage
+from PIL import ImageFilter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from mezzotint.core import MAX_SEED, GenerationRequest, Mask, Pixels
+from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
+from mezzotint.imaging.formats import CONTENT_TYPES
+from mezzotint.samplers import SAMPLERS, find_sampler
+from mezzotint.serve.api.bounds import MAX_IMAGES
+
+__all__ = ["Img2Img", "Txt2Img", "check_neutral", "sampler_of", "seeds_of"]
+
+# A1111's defaults that say something; what else a field may hold without changing the picture.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "seed_resize_from_h": (-1,),
+    "seed_resize_from_w": (-1,),
+    "s_noise": (1,),
+    "s_tmax": (math.inf,),
+    "initial_noise_multiplier": (1,),
+    "mask_round": (True,),
+    "inpainting_fill": (1,),
+    "CLIP_stop_at_last_layers": (1, 2),
+    "clip_skip": (1, 2),
+    "sd_vae": ("Automatic",),
+}
+# Bookkeeping, which no picture depends on.
+HARMLESS = frozenset(
+    {
+        "comments",
+        # Of the second, larger pass alone, where it is not a field of its own.
+        "denoising_strength",
+        "disable_extra_networks",
+        "do_not_save_grid",
+        "do_not_save_samples",
+        "force_task_id",
+        # Of pix2pix models alone.
+        "image_cfg_scale",
+        "inpaint_full_res_padding",
+        "override_settings_restore_afterwards",
+        # Of the refiner, which is refused.
+        "refiner_switch_at",
+        "return_grid",
+        "save_images",
+        "seed_enable_extras",
+        # Without a strength, which is refused, it says nothing.
+        "subseed",
+    }
+)
+# Said with enable_hr alone, which is refused.
+HIGH_RESOLUTION = ("hr_", "firstphase_")
+EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):", re.IGNORECASE)
+FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+
+
+def _no_truth_value(value: object) -> object:
+    # To pydantic true is 1, and to whoever sends it a mistake.
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+
+
+class Txt2Img(BaseModel):
+    """`POST /sdapi/v1/txt2img`. What is left out or null is the model's default, not A1111's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str = Field(
+        description="what to draw; no <lora:…>, and weights such as (word:1.2) are plain text"
+    )
+    negative_prompt: str | None = Field(None, description="what to steer away from; empty means none")
+    seed: Whole | None = Field(None, description="-1 draws one; picture i has seed + i")
+    steps: Whole | None = None
+    cfg_scale: Real | None = None
+    width: Whole | None = None
+    height: Whole | None = None
+    sampler_name: str | None = Field(None, description="a name of /sdapi/v1/samplers")
+    sampler_index: str | None = Field(None, description="the sampler's name, where sampler_name is left out")
+    scheduler: str | None = Field(None, description="a name or label of /sdapi/v1/schedulers")
+    batch_size: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
+    n_iter: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
+    send_images: bool | None = True
+    override_settings: dict[str, Any] | None = None
+
+    @property
+    def images(self) -> int:
+        """How many pictures."""
+        return (self.batch_size or 1) * (self.n_iter or 1)
+
+    @property
+    def format(self) -> str:
+        """The files' format: A1111's setting `samples_format`."""
+        name = (self.override_settings or {}).get("samples_format", "png")
+        if not isinstance(name, str) or name.lower() not in FORMATS:
+            accepted = ", ".join(CONTENT_TYPES)
+            raise InvalidRequest(f"samples_format must be one of {accepted}", param="samples_format")
+        return FORMATS[name.lower()]
+
+    @property
+    def model(self) -> str | None:
+        """The model asked for, if any: A1111's setting `sd_model_checkpoint`."""
+        name = (self.override_settings or {}).get("sd_model_checkpoint")
+        if name is not None and not isinstance(name, str):
+            raise InvalidRequest("sd_model_checkpoint must be a model's name", param="sd_model_checkpoint")
+        return name or None
+
+    @property
+    def preview_every(self) -> int:
+        """Steps between previews: A1111's setting `show_progress_every_n_steps`; none unless it is given."""
+        every = (self.override_settings or {}).get("show_progress_every_n_steps") or 0
+        if isinstance(every, bool) or not isinstance(every, int) or not -1 <= every <= 1000:
+            raise InvalidRequest(
+                "show_progress_every_n_steps must be a whole number to 1000", param="override_settings"
+            )
+        return max(every, 0)
+
+    def to_request(self) -> GenerationRequest:
+        """The first of the pictures.
+
+        Raises:
+            MezzotintError: a field is not accepted, or not served.
+        """
+        check_neutral(self.model_extra or {})
+        known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps")
+        settings = self.override_settings or {}
+        check_neutral({name: value for name, value in settings.items() if name not in known})
+        if EXTRA_NETWORK.search(self.prompt):
+            raise NotSupported("prompt: <lora:…> and other networks are not served here", param="prompt")
+        if self.images > MAX_IMAGES:
+            raise InvalidRequest(
+                f"batch_size times n_iter must be at most {MAX_IMAGES}, not {self.images}", param="batch_size"
+            )
+        return GenerationRequest(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt or None,
+            width=self.width,
+            height=self.height,
+            steps=self.steps,
+            guidance_scale=self.cfg_scale,
+            scheduler=sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
+            seed=None if self.seed == -1 else self.seed,
+            preview_every=self.preview_every,
+        )
+
+
+class Img2Img(Txt2Img):
+    """`POST /sdapi/v1/img2img`, with a mask: inpainting."""
+
+    init_images: list[str] = Field(min_length=1, description="one base64 file or data: URL")
+    mask: str | None = Field(None, description="base64 file or data: URL; white is redrawn")
+    denoising_strength: Real | None = 0.75
+    mask_blur: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
+    mask_blur_x: Whole | None = Field(None, ge=0, le=64)
+    mask_blur_y: Whole | None = Field(None, ge=0, le=64)
+    inpainting_mask_invert: Whole | None = Field(None, ge=0, le=1, description="1 redraws the black")
+    include_init_images: bool | None = False
+
+    def with_pictures(
+        self, request: GenerationRequest, image: Pixels, mask: Mask | None
+    ) -> GenerationRequest:
+        """The request with its pictures, the mask prepared as A1111 does. Computes: not on an event loop."""
+        strength = 0.75 if self.denoising_strength is None else self.denoising_strength
+        mask = None if mask is None else self._prepared(mask)
+        return replace(request, image=image, mask=mask, strength=strength)
+
+    def _prepared(self, mask: Mask) -> Mask:
+        inverted = 255 - mask if self.inpainting_mask_invert else mask
+        blur = 4 if self.mask_blur is None else self.mask_blur
+        radius = (
+            blur if self.mask_blur_x is None else self.mask_blur_x,
+            blur if self.mask_blur_y is None else self.mask_blur_y,
+        )
+        # The latents' mask is hard, so blurring it first rounds its outline: as in A1111 with mask_round.
+        return np.asarray(PilImage.fromarray(inverted).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def seeds_of(first: int, count: int) -> Iterator[int]:
+    """Picture i has seed + i.
+
+    Raises:
+        InvalidRequest: the last would be too large.
+    """
+    if first + count - 1 > MAX_SEED:
+        raise InvalidRequest(f"seed must leave room for {count} pictures below 2^63", param="seed")
+    yield from range(first, first + count)
+
+
+def check_neutral(fields: Mapping[str, object]) -> None:
+    """Refuse a field that would change the picture and is not served.
+
+    Raises:
+        NotSupported: names the first of them.
+    """
+    for name, value in fields.items():
+        if name in HARMLESS or name.startswith(HIGH_RESOLUTION) or _says_nothing(name, value):
+            continue
+        raise NotSupported(f"{name} is not served here; leave it out or empty", param=name)
+
+
+def _says_nothing(name: str, value: object) -> bool:
+    if value is None or value is False or value in ("", "None", "none", [], {}):
+        return True
+    # Zero turns off whatever a number sets, but for these three, where it chooses.
+    if value in (0, 0.0) and name not in ("inpainting_fill", "s_noise", "initial_noise_multiplier"):
+        return True
+    return value in NEUTRAL.get(name, ())
+
+
+def sampler_of(name: str | None, scheduler: str | None) -> str | None:
+    """One of our samplers from A1111's two fields: "DPM++ 2M" and "Karras" are "DPM++ 2M Karras".
+
+    Raises:
+        InvalidRequest: there is none of that name, or not with that schedule.
+    """
+    schedule = (scheduler or "automatic").strip().casefold()
+    if name is None or not name.strip():
+        if schedule == "automatic":
+            return None
+        raise InvalidRequest("scheduler needs a sampler_name beside it", param="scheduler")
+    sampler = _named(name)
+    if schedule == "automatic" or (schedule == "karras" and sampler.endswith(" Karras")):
+        return sampler
+    combined = f"{sampler} {schedule}".casefold()
+    for each in SAMPLERS:
+        if each.name.casefold() == combined:
+            return each.name
+    raise InvalidRequest(
+        f"{sampler} has no scheduler {scheduler!r} here; Automatic is, and Karras with the DPM++ ones",
+        param="scheduler",
+    )
+
+
+def _named(name: str) -> str:
+    try:
+        return find_sampler(name).name
+    except MezzotintError:
+        accepted = ", ".join(each.name for each in SAMPLERS)
+        raise InvalidRequest(
+            f"unknown sampler_name {name!r}; accepted are {accepted}", param="sampler_name"
+        ) from None

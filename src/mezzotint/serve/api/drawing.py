@@ -1,0 +1,72 @@
+"""The plates of one request drawn together, within what its key may use: at once, or as events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from mezzotint.core import Queued
+from mezzotint.serve.access.caller import Caller
+from mezzotint.serve.background import in_background
+from mezzotint.serve.batch import watch_all
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.services import Services
+from mezzotint.serve.wire import Drawn, Step
+
+__all__ = ["draw_all", "headers_of", "stream_all"]
+
+Told = tuple[int, Queued | Step | Drawn]
+
+
+async def draw_all(services: Services, caller: Caller, plates: Sequence[Plate]) -> list[Drawn]:
+    """The pictures in the plates' order. When one fails the others are cancelled.
+
+    Raises:
+        MezzotintError: why the first of them failed.
+    """
+    gateway = services.gateway
+    async with services.access.admit(caller, images=len(plates), compute_s=gateway.cost_s(plates)):
+        try:
+            async with asyncio.TaskGroup() as group:
+                drawing = [group.create_task(gateway.draw(plate)) for plate in plates]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+    return [task.result() for task in drawing]
+
+
+async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]) -> AsyncGenerator[Told]:
+    """Every plate's events with its number, as they come. Closing it cancels all of them.
+
+    Raises:
+        MezzotintError: why the first of them failed; the others were cancelled.
+    """
+    gateway = services.gateway
+    async with services.access.admit(caller, images=len(plates), compute_s=gateway.cost_s(plates)):
+        told: asyncio.Queue[Told | Exception | None] = asyncio.Queue(len(plates))
+
+        async def tell(number: int, event: Queued | Step | Drawn) -> None:
+            await told.put((number, event))
+
+        async def watch() -> None:
+            try:
+                await watch_all(gateway, dict(enumerate(plates)), tell)
+            except Exception as error:
+                await told.put(error)
+            else:
+                await told.put(None)
+
+        # In a task of its own, for a generator may be resumed from any.
+        async with in_background(watch()):
+            while (event := await told.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+
+
+def headers_of(plate: Plate, drawn: Sequence[Drawn] = ()) -> dict[str, str]:
+    """The first plate's seed, and of the pictures, once there are any, the longest times."""
+    headers = {"x-mezzotint-seed": str(plate.request.seed)}
+    if drawn:
+        headers["x-mezzotint-queue-ms"] = f"{max(each.queue_s for each in drawn) * 1000:.1f}"
+        headers["x-mezzotint-compute-ms"] = f"{max(each.compute_s for each in drawn) * 1000:.1f}"
+    return headers

@@ -1,0 +1,240 @@
+"""Jobs: pictures that nobody waits for. They outlive the connection, the gateway and the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from mezzotint.core import MAX_DEADLINE_SECONDS
+from mezzotint.errors import ImageNotFound, InvalidRequest
+from mezzotint.imaging.formats import CONTENT_TYPES
+from mezzotint.serve.access.caller import Caller
+from mezzotint.serve.access.limits import check_possible
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, one_value_each
+from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.job_schemas import (
+    JobAnswer,
+    JobFields,
+    JobList,
+    cursor_of,
+    read_cursor,
+    told,
+    told_images,
+)
+from mezzotint.serve.api.json_bodies import PictureJsonRoute
+from mezzotint.serve.api.openai import prepare_all
+from mezzotint.serve.api.pictures import link_to
+from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
+from mezzotint.serve.jobs.work import Work, keep_upload
+from mezzotint.serve.services import Services
+from mezzotint.serve.stores.job import FINAL, Job, JobEvent, JobState, NewJob
+from mezzotint.serve.stores.jobs import MAX_IDEMPOTENCY_KEY
+
+__all__ = ["router"]
+
+ROUTE = "/v1/images/jobs"
+MAX_PAGE = 100
+MAX_EVENT_ID = 2**63 - 1
+
+router = APIRouter(tags=["Jobs"], route_class=PictureJsonRoute)
+JobId = Annotated[str, Path(alias="id", max_length=100)]
+
+
+@router.post(
+    ROUTE,
+    status_code=202,
+    response_model=JobAnswer,
+    responses=answers(404, 409, 415),
+    summary="Ask for pictures without waiting for them",
+)
+async def create(
+    fields: JobFields,
+    request: Request,
+    services: ServicesOf,
+    caller: CallerOf,
+    idempotency_key: Annotated[str, Header(max_length=MAX_IDEMPOTENCY_KEY)] = "",
+) -> Response:
+    new = NewJob(
+        caller.id,
+        {},
+        n=fields.count,
+        priority=fields.priority or "normal",
+        deadline_s=_deadline(fields),
+        idempotency_key=idempotency_key,
+        fingerprint=await asyncio.to_thread(lambda: fields.fingerprint) if idempotency_key else "",
+    )
+    job = await services.jobs.replay(new) if idempotency_key else None
+    if job is None:
+        work = await _work(fields, services, caller)
+        job = await services.jobs.create(replace(new, request=work.to_json()))
+        services.runner.wake()
+    answer = await _whole(job, request, services)
+    headers = {"Location": f"{ROUTE}/{job.id}", "x-mezzotint-seed": str(answer.seeds[0])}
+    return JSONResponse(answer.model_dump(), 202, headers)
+
+
+def _deadline(fields: JobFields) -> float | None:
+    """Seconds from now, of the whole job; its pictures' own are checked where they are drawn."""
+    deadline_s = fields.deadline_s
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_SECONDS:
+        raise InvalidRequest(
+            f"deadline_s must be positive and at most {MAX_DEADLINE_SECONDS:,} seconds", param="deadline_s"
+        )
+    return deadline_s
+
+
+async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
+    """What is to be drawn, complete, and its pictures kept.
+
+    Raises:
+        MezzotintError: a field is not accepted, or the key may not.
+    """
+    image, mask = await asyncio.to_thread(fields.read_pictures)
+    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
+    cost_s = services.gateway.cost_s(plates)
+    check_possible(caller, len(plates), cost_s)
+    # Asking counts now, drawing when it is drawn.
+    async with services.access.admit(caller, images=0, compute_s=0.0):
+        first, ttl_s = plates[0].request, services.settings.job_ttl_s
+        return Work.of(
+            first,
+            model=(await services.gateway.served()).model,
+            format=fields.format,
+            compression=fields.output_compression,
+            cost_s=cost_s,
+            image=None if first.image is None else await keep_upload(services.images, first.image, ttl_s),
+            mask=None if first.mask is None else await keep_upload(services.images, first.mask, ttl_s),
+        )
+
+
+@router.get(
+    ROUTE,
+    response_model=JobList,
+    dependencies=[Depends(one_value_each)],
+    summary="The key's own jobs, newest first",
+)
+async def page(
+    services: ServicesOf,
+    caller: CallerOf,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+    cursor: Annotated[str | None, Query(max_length=100, description="a page's next_cursor")] = None,
+    state: JobState | None = None,
+) -> JobList:
+    before = read_cursor(cursor)
+    jobs = await services.jobs.page(caller.id, before=before, limit=limit + 1, state=state)
+    more = len(jobs) > limit
+    return JobList(
+        data=[told(job) for job in jobs[:limit]],
+        has_more=more,
+        next_cursor=cursor_of(jobs[limit - 1]) if more else None,
+    )
+
+
+@router.get(ROUTE + "/{id}", response_model=JobAnswer, responses=answers(404), summary="One job")
+async def get(id: JobId, request: Request, services: ServicesOf, caller: CallerOf) -> JobAnswer:
+    return await _whole(await services.jobs.get(id, caller.id), request, services)
+
+
+@router.delete(
+    ROUTE + "/{id}",
+    response_model=JobAnswer,
+    responses=answers(404),
+    summary="Stop a job, if it has not ended",
+)
+async def delete(id: JobId, request: Request, services: ServicesOf, caller: CallerOf) -> JobAnswer:
+    job = await services.jobs.cancel(id, caller.id)
+    services.runner.wake()
+    return await _whole(job, request, services)
+
+
+@router.head(ROUTE + "/{id}/images/{n}", include_in_schema=False)
+@router.get(
+    ROUTE + "/{id}/images/{n}",
+    response_class=Response,
+    responses={200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}, **answers(404)},
+    summary="One of its pictures, from 0",
+)
+async def picture(id: JobId, n: int, services: ServicesOf, caller: CallerOf) -> Response:
+    job = await services.jobs.get(id, caller.id)
+    names = {image.index: image.name for image in job.images}
+    if n not in names:
+        raise ImageNotFound(f"the job has no picture {n} yet; it is {job.state}", param="n")
+    data, content_type = await services.images.get(names[n])
+    return Response(data, 200, {"Cache-Control": "private, max-age=300"}, content_type)
+
+
+@router.get(
+    ROUTE + "/{id}/events",
+    response_class=Response,
+    responses={200: {"content": {"text/event-stream": {}}}, **answers(404)},
+    summary="What happens to it, from its beginning or from Last-Event-ID on, to its end",
+)
+async def events(
+    id: JobId,
+    request: Request,
+    services: ServicesOf,
+    caller: CallerOf,
+    last_event_id: Annotated[int, Header(ge=0, le=MAX_EVENT_ID)] = 0,
+) -> Response:
+    # Whether it is the caller's; what follows asks no more.
+    await services.jobs.get(id, caller.id)
+    return EventStream(await opened(_events(id, last_event_id, request, services)))
+
+
+async def _events(
+    id: str, after: int, request: Request, services: Services
+) -> AsyncGenerator[ServerEvent | None]:
+    ended = False
+    if after:
+        # Who comes back may have nothing to hear for long; the answer begins all the same.
+        yield None
+    async with aclosing(services.feed.follow(id, after)) as happenings:
+        async for event in happenings:
+            ended = event.kind in FINAL
+            yield await _as_sent(event, request, services)
+    if not ended:
+        job = await services.jobs.get(id)
+        yield ServerEvent((await _whole(job, request, services)).model_dump(), job.state)
+
+
+async def _as_sent(event: JobEvent, request: Request, services: Services) -> ServerEvent:
+    data: dict[str, Any] = dict(event.data)
+    if event.kind in FINAL:
+        data = (await _whole(await services.jobs.get(event.job_id), request, services)).model_dump()
+    elif "name" in data:
+        data["url"] = link_to(data.pop("name"), request, services)
+    return ServerEvent(data, event.kind, str(event.id))
+
+
+async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
+    """The job with its pictures, and how far it is."""
+    answer = told(job)
+    answer.images = told_images(job, request, services)
+    if job.state == "queued":
+        answer.progress = 0.0
+        answer.position = await services.jobs.position(job)
+        answer.eta_s = _eta_s(job, answer.position, services)
+    elif job.state == "running":
+        latest = await services.jobs.latest_event(job.id, "progress")
+        news = {} if latest is None else latest.data
+        answer.progress = news.get("progress", 0.0)
+        answer.position, answer.eta_s = news.get("position"), news.get("eta_s")
+    elif job.state == "done":
+        answer.progress = 1.0
+    return answer
+
+
+def _eta_s(job: Job, position: int, services: Services) -> float | None:
+    """As if every job ahead cost as much as this one, and all replicas shared the work."""
+    reports = services.gateway.reports
+    cost_s = Work.from_json(job.request).cost_s
+    if not reports or not cost_s:
+        return None
+    backlog_s = sum(sum(report.backlogs.values()) for report in reports)
+    return round((backlog_s + (position + 1) * cost_s) / len(reports), 2)

@@ -1,0 +1,195 @@
+"""OpenAI's Images API: generations, edits, variations and models, as its official clients call them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from mezzotint.core import Mask, Pixels
+from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
+from mezzotint.imaging.uploads import read_mask, read_upload
+from mezzotint.serve.access.caller import Caller
+from mezzotint.serve.api.bounds import MAX_UPLOAD_PIXELS
+from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
+from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.json_bodies import JsonRoute
+from mezzotint.serve.api.openai_answers import Answer, ImagesAnswer
+from mezzotint.serve.api.openai_schemas import (
+    ALIASES,
+    EditFields,
+    GenerationFields,
+    ImageFields,
+    VariationFields,
+    named_as_sent,
+)
+from mezzotint.serve.api.uploads import form_schema, read_form
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.services import Services
+
+__all__ = ["prepare_all", "router"]
+
+router = APIRouter(tags=["OpenAI"], route_class=KeyedRoute)
+
+DRAWING = {
+    200: {
+        "model": ImagesAnswer,
+        "description": "the pictures; with `stream`, events",
+        "content": {"text/event-stream": {}},
+    },
+    **answers(404, 504),
+}
+WITH_FILES = {**DRAWING, **answers(415)}
+
+_Read = TypeVar("_Read")
+
+
+async def generations(
+    fields: GenerationFields, request: Request, services: ServicesOf, caller: CallerOf
+) -> Response:
+    return await _answer("image_generation", fields, request, services, caller)
+
+
+router.add_api_route(
+    "/v1/images/generations",
+    generations,
+    methods=["POST"],
+    route_class_override=JsonRoute,
+    responses=DRAWING,
+    summary="Draw pictures from a prompt",
+)
+
+
+@router.post(
+    "/v1/images/edits",
+    responses=WITH_FILES,
+    openapi_extra=form_schema(EditFields, ["image"], ["mask"]),
+    summary="Draw a picture anew, or the part of it that a mask leaves open",
+)
+async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
+    fields, files = await read_form(request, EditFields, ("image", "mask"))
+    image = await _decoded(_only(files["image"], "image"), _image)
+    mask = None
+    if files["mask"]:
+        mask = await _decoded(_only(files["mask"], "mask"), _mask)
+    return await _answer("image_edit", fields, request, services, caller, image, mask)
+
+
+@router.post(
+    "/v1/images/variations",
+    responses=WITH_FILES,
+    openapi_extra=form_schema(VariationFields, ["image"]),
+    summary="Draw pictures that are like a picture",
+)
+async def variations(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
+    fields, files = await read_form(request, VariationFields, ("image",))
+    image = await _decoded(_only(files["image"], "image"), _image)
+    return await _answer("image_variation", fields, request, services, caller, image)
+
+
+def _only(files: list[bytes], param: str) -> bytes:
+    if not files:
+        raise InvalidRequest(f"{param} is required", param=param)
+    if len(files) > 1:
+        raise NotSupported(f"{param}: one picture at a time is supported", param=param)
+    return files[0]
+
+
+async def _decoded(data: bytes, read: Callable[[bytes], _Read]) -> _Read:
+    # A large picture takes a tenth of a second, which the loop has other uses for.
+    return await asyncio.to_thread(read, data)
+
+
+def _image(data: bytes) -> Pixels:
+    return read_upload(data, param="image", max_pixels=MAX_UPLOAD_PIXELS)
+
+
+def _mask(data: bytes) -> Mask:
+    return read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="transparent")
+
+
+async def _answer(
+    kind: str,
+    fields: ImageFields,
+    request: Request,
+    services: Services,
+    caller: Caller,
+    image: Pixels | None = None,
+    mask: Mask | None = None,
+) -> Response:
+    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
+    answer = Answer(kind, fields, plates, services, caller)
+    if fields.stream:
+        return await answer.streamed()
+    return await answer.whole(request)
+
+
+async def prepare_all(
+    fields: ImageFields,
+    services: Services,
+    caller: Caller,
+    *,
+    image: Pixels | None = None,
+    mask: Mask | None = None,
+) -> list[Plate]:
+    """A plate for each picture, checked against the served model.
+
+    Raises:
+        MezzotintError: as `Gateway.prepare`, in the names of the fields that were sent.
+    """
+    gateway = services.gateway
+    limits = (await gateway.served()).limits
+    plates: list[Plate] = []
+    for each in fields.to_requests(limits):
+        asked = replace(each, image=image, mask=mask)
+        if plates and image is not None:
+            # Brought to size once for all of them.
+            first = plates[0].request
+            asked = replace(asked, width=first.width, height=first.height, image=first.image, mask=first.mask)
+        with named_as_sent(asked, limits):
+            plate = await gateway.prepare(
+                asked,
+                format=fields.format,
+                compression=fields.output_compression,
+                model=fields.model_unless_alias(aliases=services.settings.model_aliases),
+                caller=caller,
+            )
+        plates.append(_with_previews(plate, fields.partial_images or 0))
+    return plates
+
+
+def _with_previews(plate: Plate, count: int) -> Plate:
+    """Previews at even distances, at least `count` of them where there are steps enough."""
+    if not count:
+        return plate
+    every = max(1, plate.request.evaluations // (count + 1))
+    return replace(plate, order=replace(plate.order, request=replace(plate.request, preview_every=every)))
+
+
+@router.get("/v1/models", responses=answers(404), summary="The served model, and its aliases")
+async def models(services: ServicesOf, caller: CallerOf) -> dict[str, Any]:
+    return {"object": "list", "data": [_model(name) for name in await _names(services, caller)]}
+
+
+# A model may be named by its folder, with slashes.
+@router.get("/v1/models/{name:path}", responses=answers(404), summary="One of them")
+async def model(name: str, services: ServicesOf, caller: CallerOf) -> dict[str, Any]:
+    if name not in await _names(services, caller):
+        raise ModelNotFound(f"no model {name!r} here", param="model")
+    return _model(name)
+
+
+async def _names(services: Services, caller: Caller) -> list[str]:
+    served = (await services.gateway.served()).model
+    if caller.models is not None and served not in caller.models:
+        return []
+    return [served, *(sorted(ALIASES - {served}) if services.settings.model_aliases else ())]
+
+
+def _model(name: str) -> dict[str, Any]:
+    # When a model was made is not known here.
+    return {"id": name, "object": "model", "created": 0, "owned_by": "mezzotint"}

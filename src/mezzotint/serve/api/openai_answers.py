@@ -1,0 +1,205 @@
+"""What OpenAI's clients read: the pictures in one answer, or event by event."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import BaseModel
+
+from mezzotint.errors import StoreUnavailable
+from mezzotint.serve.access.caller import Caller
+from mezzotint.serve.api.drawing import draw_all, headers_of, stream_all
+from mezzotint.serve.api.openai_schemas import ImageFields
+from mezzotint.serve.api.pictures import link_to
+from mezzotint.serve.api.sse import DONE, EventStream, ServerEvent, opened
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.services import Services
+from mezzotint.serve.wire import Drawn, Step
+
+__all__ = ["Answer", "ImagesAnswer", "Usage"]
+
+# The side in pixels of what counts as one token of a picture, and the bytes of one of text.
+TOKEN_PIXELS = 16
+TOKEN_BYTES = 4
+
+
+class TokenDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """An estimate of one rule: 4 bytes of prompt, or 16 × 16 pixels, are a token. Each picture counts its own
+    inputs."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: TokenDetails
+    output_tokens_details: TokenDetails
+
+
+class ImageItem(BaseModel):
+    """One picture: `b64_json` or `url`. `warning` says why there is no link where one was asked for."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str
+    seed: int
+    receipt: dict[str, Any]
+    warning: str | None = None
+
+
+class Facts(BaseModel):
+    """`size` and `usage` are those of the pictures as drawn."""
+
+    created: int
+    background: Literal["opaque"]
+    output_format: str
+    quality: str
+    size: str
+    usage: Usage
+
+
+class ImagesAnswer(Facts):
+    """The whole answer; written down picture by picture, in `Answer.whole`."""
+
+    data: list[ImageItem]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To one request of `kind`: image_generation, image_edit or image_variation."""
+
+    kind: str
+    fields: ImageFields
+    plates: Sequence[Plate]
+    services: Services
+    caller: Caller
+
+    async def whole(self, request: Request) -> Response:
+        """Every picture in one JSON object.
+
+        Raises:
+            MezzotintError: why the first that failed did; then there is none.
+        """
+        drawn = await draw_all(self.services, self.caller, self.plates)
+        facts = Facts(created=int(time.time()), usage=usage_of(self.plates), **self._facts())
+        items = []
+        for each in drawn:
+            items.append((await self._item(each, request)).model_dump_json(exclude_unset=True))
+            # A large picture takes ten milliseconds to write down; between two of them others are served.
+            await asyncio.sleep(0)
+        body = f'{facts.model_dump_json()[:-1]},"data":[{",".join(items)}]}}'
+        headers = {**headers_of(self.plates[0], drawn), "Cache-Control": "no-store"}
+        return Response(body, headers=headers, media_type="application/json")
+
+    async def streamed(self) -> Response:
+        """Partial and finished pictures as events.
+
+        Raises:
+            MezzotintError: a picture was refused before any of them was begun.
+        """
+        return EventStream(await opened(self._events()), headers=headers_of(self.plates[0]), end=DONE)
+
+    def _facts(self) -> dict[str, Any]:
+        request = self.plates[0].request
+        return {
+            "background": "opaque",
+            "output_format": self.fields.format,
+            "quality": self.fields.told_quality,
+            "size": f"{request.width}x{request.height}",
+        }
+
+    async def _item(self, drawn: Drawn, request: Request) -> ImageItem:
+        told = {
+            "revised_prompt": drawn.receipt["prompt"],
+            "seed": drawn.receipt["seed"],
+            "receipt": drawn.receipt,
+        }
+        if self.fields.response_format == "url":
+            try:
+                name = await self.services.images.put(drawn.data, drawn.format)
+                return ImageItem(url=link_to(name, request, self.services), **told)
+            except StoreUnavailable as error:
+                # The picture is drawn; losing it for want of a link would help nobody.
+                return ImageItem(b64_json=_base64(drawn.data), warning=error.message, **told)
+        return ImageItem(b64_json=_base64(drawn.data), **told)
+
+    async def _events(self) -> AsyncGenerator[ServerEvent | None]:
+        waiting = set(range(len(self.plates)))
+        partials: Counter[int] = Counter()
+        async with aclosing(stream_all(self.services, self.caller, self.plates)) as told:
+            async for number, event in told:
+                # Once every picture is queued none can be refused any more: the answer can begin.
+                if waiting:
+                    waiting.discard(number)
+                    if not waiting:
+                        yield None
+                if isinstance(event, Drawn):
+                    yield self._completed(number, event)
+                elif isinstance(event, Step) and event.preview is not None:
+                    index = partials[number]
+                    partials[number] += 1
+                    if index < (self.fields.partial_images or 0):
+                        yield self._partial(number, event.preview, index)
+
+    def _partial(self, number: int, preview: bytes, index: int) -> ServerEvent:
+        return self._event("partial_image", number, preview, {"partial_image_index": index})
+
+    def _completed(self, number: int, drawn: Drawn) -> ServerEvent:
+        usage = usage_of(self.plates[number : number + 1]).model_dump()
+        return self._event("completed", number, drawn.data, {"receipt": drawn.receipt, "usage": usage})
+
+    def _event(self, what: str, number: int, picture: bytes, more: dict[str, Any]) -> ServerEvent:
+        kind = f"{self.kind}.{what}"
+        data = {
+            "type": kind,
+            "b64_json": _base64(picture),
+            "created_at": int(time.time()),
+            **self._facts(),
+            "seed": self.plates[number].request.seed,
+            **more,
+        }
+        return ServerEvent(data, kind)
+
+
+def usage_of(plates: Sequence[Plate]) -> Usage:
+    """What the plates count as in tokens."""
+    text = sum(_text_tokens(plate) for plate in plates)
+    drawn = sum(_tiles(plate.request.width, plate.request.height) for plate in plates)
+    # A picture that is read is resized to the size that is drawn.
+    read = sum(
+        _tiles(plate.request.width, plate.request.height)
+        for plate in plates
+        if plate.request.image is not None
+    )
+    return Usage(
+        input_tokens=text + read,
+        output_tokens=drawn,
+        total_tokens=text + read + drawn,
+        input_tokens_details=TokenDetails(text_tokens=text, image_tokens=read),
+        output_tokens_details=TokenDetails(text_tokens=0, image_tokens=drawn),
+    )
+
+
+def _text_tokens(plate: Plate) -> int:
+    text = plate.request.prompt + (plate.request.negative_prompt or "")
+    return -(-len(text.encode()) // TOKEN_BYTES)
+
+
+def _tiles(width: int, height: int) -> int:
+    return -(-width // TOKEN_PIXELS) * -(-height // TOKEN_PIXELS)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,259 @@
+"""What OpenAI's clients send for a picture, and its translation.
+
+One model of fields for generations, edits and variations: as JSON it is checked strictly (a number in quotes
+is no number), as a form leniently, for there everything is text. Jobs take the same fields.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mezzotint.core import RANDOM_SEED_BITS, GenerationRequest, ModelLimits, Priority
+from mezzotint.errors import InvalidRequest, NotSupported
+from mezzotint.imaging.size import nearest_size, parse_size
+from mezzotint.serve.api.bounds import MAX_IMAGES
+from mezzotint.serve.api.styles import PRESETS, STYLES
+
+__all__ = [
+    "ALIASES",
+    "QUALITIES",
+    "EditFields",
+    "GenerationFields",
+    "ImageFields",
+    "VariationFields",
+    "named_as_sent",
+]
+
+ALIASES = frozenset({"dall-e-2", "dall-e-3", "gpt-image-1"})
+"""Models that clients ask for because their authors wrote it down; the served one is drawn."""
+
+QUALITIES: Mapping[str, float] = {
+    "auto": 1.0,
+    "low": 0.5,
+    "medium": 1.0,
+    "standard": 1.0,
+    "high": 1.5,
+    "hd": 1.5,
+}
+"""Each quality as a share of the model's default steps, rounded up."""
+# What the answer calls them.
+TOLD_AS = {"low": "low", "high": "high", "hd": "high"}
+
+# Core's names of the fields that OpenAI's clients know by another.
+SENT_AS = {"steps": "num_inference_steps", "width": "size", "height": "size", "format": "output_format"}
+
+NOT_SERVED = (
+    "complexity",
+    "frame_count",
+    "frame_duration_ms",
+    "input_fidelity",
+    "loras",
+    "markup",
+    "refiner",
+    "svg",
+)
+VARIATION_STRENGTH = 0.6
+
+
+class ImageFields(BaseModel):
+    """The fields that every route shares. `null` is as good as left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, description="the served model's name, or an alias of it")
+    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="pictures; the i-th has the seed `seed + i`")
+    size: str | None = Field(None, description="auto, or WIDTHxHEIGHT in pixels")
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = Field(
+        None, description="a preset of steps"
+    )
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="a JPEG's or WebP's quality, a PNG's effort"
+    )
+    background: Literal["auto", "opaque", "transparent"] | None = Field(
+        None, description="transparent is not supported"
+    )
+    moderation: Literal["auto", "low"] | None = Field(None, description="low is not supported")
+    style: Literal["vivid", "natural"] | None = Field(None, description="words added to the prompt")
+    stream: bool | None = Field(None, description="answer with server-sent events")
+    partial_images: int | None = Field(None, ge=0, le=3, description="previews while streaming")
+    user: str | None = Field(None, description="accepted, and neither used nor kept")
+    safety_identifier: str | None = Field(None, description="accepted, and neither used nor kept")
+
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = Field(None, description="denoising steps, instead of quality")
+    guidance_scale: float | None = None
+    seed: int | None = None
+    scheduler: str | None = None
+    strength: float | None = Field(None, description="how far from the image to go, above 0…1")
+    style_preset: str | None = Field(None, description="words added to both prompts")
+    deadline_s: float | None = None
+    priority: Priority | None = None
+    deterministic: bool | None = Field(None, description="true is not supported")
+
+    complexity: Any = Field(None, description="not supported")
+    frame_count: Any = Field(None, description="not supported")
+    frame_duration_ms: Any = Field(None, description="not supported")
+    input_fidelity: Any = Field(None, description="not supported")
+    loras: Any = Field(None, description="not supported")
+    markup: Any = Field(None, description="not supported")
+    refiner: Any = Field(None, description="not supported")
+    svg: Any = Field(None, description="not supported")
+
+    @property
+    def count(self) -> int:
+        return 1 if self.n is None else self.n
+
+    @property
+    def format(self) -> str:
+        return self.output_format or "png"
+
+    @property
+    def told_quality(self) -> str:
+        """The quality as the answer names it."""
+        if self.num_inference_steps is not None:
+            return "auto"
+        return TOLD_AS.get(self.quality or "auto", "medium")
+
+    def model_unless_alias(self, *, aliases: bool) -> str | None:
+        """The model that is asked for; `None` is the served one. `aliases`: the setting."""
+        return None if aliases and self.model in ALIASES else self.model
+
+    def to_requests(self, limits: ModelLimits) -> list[GenerationRequest]:
+        """One request for each picture. Their seeds are settled here.
+
+        Raises:
+            InvalidRequest: a value is not accepted, or two fields contradict each other.
+            NotSupported: a field that is not served, and would have changed the picture.
+        """
+        self._refuse_what_is_not_served()
+        self._check_streaming()
+        first = self._to_request(limits)
+        seed = secrets.randbits(RANDOM_SEED_BITS) if first.seed is None else first.seed
+        return [replace(first, seed=seed + number) for number in range(self.count)]
+
+    def _to_request(self, limits: ModelLimits) -> GenerationRequest:
+        width, height = (None, None) if self.size in (None, "", "auto") else parse_size(self.size or "")
+        request = GenerationRequest(
+            prompt=self._prompt(),
+            # A form that is left empty sends the empty string; the model's own "no text" is meant.
+            negative_prompt=self.negative_prompt or None,
+            width=width,
+            height=height,
+            steps=self._steps(limits),
+            guidance_scale=self.guidance_scale,
+            scheduler=self.scheduler,
+            seed=self.seed,
+            deadline_s=self.deadline_s,
+            strength=self.strength,
+            priority=self.priority or "normal",
+            preview_every=0,
+        )
+        return self._styled(request)
+
+    def _prompt(self) -> str:
+        return ""
+
+    def _steps(self, limits: ModelLimits) -> int | None:
+        share = QUALITIES[self.quality or "auto"]
+        if self.num_inference_steps is not None:
+            if self.quality not in (None, "auto"):
+                raise InvalidRequest("give either quality or num_inference_steps", param="quality")
+            return self.num_inference_steps
+        return None if share == 1.0 else min(ceil(limits.default_steps * share), limits.max_steps)
+
+    def _styled(self, request: GenerationRequest) -> GenerationRequest:
+        if self.style_preset is not None and self.style_preset not in PRESETS:
+            raise InvalidRequest(f"style_preset must be one of {', '.join(PRESETS)}", param="style_preset")
+        named = (STYLES.get(self.style or ""), PRESETS.get(self.style_preset or ""))
+        # An empty prompt stays empty, and is refused.
+        for style in filter(None, named) if request.prompt.strip() else ():
+            request = replace(
+                request,
+                prompt=style.prompt(request.prompt),
+                negative_prompt=style.negative_prompt(request.negative_prompt),
+            )
+        return request
+
+    def _refuse_what_is_not_served(self) -> None:
+        for name in NOT_SERVED:
+            if getattr(self, name) is not None:
+                raise NotSupported(f"{name} is not supported", param=name)
+        if self.background == "transparent":
+            raise NotSupported("background: transparent pictures are not supported", param="background")
+        if self.moderation == "low":
+            raise NotSupported("moderation is set by the server; leave it auto", param="moderation")
+        if self.deterministic:
+            raise NotSupported(
+                "deterministic: a picture may differ by 1/255 in a channel with what it was batched with",
+                param="deterministic",
+            )
+
+    def _check_streaming(self) -> None:
+        if self.stream and self.response_format == "url":
+            raise InvalidRequest("response_format must be b64_json with stream", param="response_format")
+        if self.partial_images and not self.stream:
+            raise InvalidRequest("partial_images needs stream", param="partial_images")
+
+
+class GenerationFields(ImageFields):
+    """The body of `POST /v1/images/generations`."""
+
+    prompt: str = Field(description="what to draw")
+
+    def _prompt(self) -> str:
+        return self.prompt
+
+
+class EditFields(GenerationFields):
+    """The text fields of `POST /v1/images/edits`, whose files are `image` and `mask`."""
+
+
+class VariationFields(ImageFields):
+    """The text fields of `POST /v1/images/variations`, whose file is `image`.
+
+    There is no prompt to be guided to, so guidance is off, and the picture is followed from `strength` 0.6.
+    """
+
+    def _to_request(self, limits: ModelLimits) -> GenerationRequest:
+        for name in ("style", "style_preset", "negative_prompt"):
+            if getattr(self, name) is not None:
+                raise NotSupported(f"{name} has no meaning without a prompt", param=name)
+        if self.stream:
+            raise NotSupported("variations are not streamed", param="stream")
+        request = super()._to_request(limits)
+        return replace(
+            request,
+            guidance_scale=1.0 if request.guidance_scale is None else request.guidance_scale,
+            strength=VARIATION_STRENGTH if request.strength is None else request.strength,
+        )
+
+
+@contextmanager
+def named_as_sent(request: GenerationRequest, limits: ModelLimits) -> Iterator[None]:
+    """What is refused within is told in the names that OpenAI's clients send."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param in ("size", "width", "height"):
+            raise _wrong_size(error, request, limits) from None
+        if error.param in SENT_AS:
+            sent = SENT_AS[error.param]
+            raise InvalidRequest(error.message.replace(error.param, sent, 1), param=sent) from None
+        raise
+
+
+def _wrong_size(error: InvalidRequest, request: GenerationRequest, limits: ModelLimits) -> InvalidRequest:
+    message = error.message
+    if request.width is not None and request.height is not None:
+        width, height = nearest_size(request.width, request.height, limits)
+        message = f"{message}; the nearest that is served is {width}x{height}"
+    return InvalidRequest(message, param="size")

@@ -1,0 +1,119 @@
+"""Multipart bodies: text fields checked by a model, files kept in memory, every bound held while reading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from mezzotint.errors import InvalidRequest, PayloadTooLarge
+from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
+from mezzotint.serve.api.errors import as_invalid_request
+
+__all__ = ["form_schema", "read_form"]
+
+_Fields = TypeVar("_Fields", bound=BaseModel)
+
+# OpenAI's clients send up to 16 pictures and a mask.
+MAX_FILES = 17
+MAX_TEXT_FIELDS = 64
+# A prompt at its longest takes 40,000.
+MAX_TEXT_BYTES = 64 * 1024
+
+
+class _Parser(MultiPartParser):
+    # No file of a stranger's is written to this machine's disk; 0 keeps all of it in memory.
+    spool_max_size = 0
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self._part_bytes = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._part_bytes += end - start
+        if self._part_bytes > MAX_UPLOAD_BYTES:
+            name = self._current_part.field_name
+            raise PayloadTooLarge(f"{name}: a file has at most {MAX_UPLOAD_BYTES:,} bytes", param=name)
+        super().on_part_data(data, start, end)
+
+
+async def read_form(
+    request: Request, kind: type[_Fields], files: Sequence[str]
+) -> tuple[_Fields, dict[str, list[bytes]]]:
+    """The text fields as `kind`, and the content of the files by the field's name.
+
+    `files` names the fields that take files; `name[]` is read as `name`.
+
+    Raises:
+        InvalidRequest: not such a form, an unknown field, text where a file is meant or the reverse.
+        PayloadTooLarge: a file of more than 50 MB.
+    """
+    form = await _parse(request)
+    try:
+        texts, contents = await _sorted(form, files)
+    finally:
+        await form.close()
+    return _check(kind, texts), contents
+
+
+async def _sorted(form: FormData, files: Sequence[str]) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+    texts: dict[str, str] = {}
+    contents: dict[str, list[bytes]] = {name: [] for name in files}
+    for sent, value in form.multi_items():
+        name = sent.removesuffix("[]")
+        if name in contents:
+            if not isinstance(value, UploadFile):
+                raise InvalidRequest(f"{name} must be a file, not text", param=name)
+            contents[name].append(await value.read())
+        elif isinstance(value, UploadFile):
+            raise InvalidRequest(f"{sent} takes no file", param=sent)
+        elif sent in texts:
+            raise InvalidRequest(f"{sent} is given more than once", param=sent)
+        else:
+            texts[sent] = value
+    return texts, contents
+
+
+async def _parse(request: Request) -> FormData:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise InvalidRequest("the body must be multipart/form-data", param="content-type")
+    parser = _Parser(
+        request.headers,
+        request.stream(),
+        max_files=MAX_FILES,
+        max_fields=MAX_TEXT_FIELDS,
+        max_part_size=MAX_TEXT_BYTES,
+    )
+    try:
+        return await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"the form cannot be read: {error.message}") from None
+    except ValueError:
+        # A character set that Python knows and that is none of text.
+        raise InvalidRequest("the form cannot be read: its character set is not known") from None
+
+
+def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
+    try:
+        # In a form everything is text, numbers too.
+        return kind.model_validate(dict(texts), strict=False)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise as_invalid_request({**first, "loc": ("body", *first["loc"])}) from None
+
+
+def form_schema(
+    kind: type[BaseModel], required: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The body of a route that calls `read_form`, for the OpenAPI document."""
+    schema = kind.model_json_schema()
+    file = {"type": "string", "format": "binary"}
+    properties = {**dict.fromkeys((*required, *optional), file), **schema["properties"]}
+    wanted = [*required, *schema.get("required", ())]
+    form = {**schema, "properties": properties, "required": wanted}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}

@@ -1,0 +1,47 @@
+"""Several plates drawn at once, for whoever asked for n pictures in one request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from mezzotint.core import Queued
+from mezzotint.serve.gateway import Gateway
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.wire import Drawn, Step
+
+__all__ = ["Listener", "together", "watch", "watch_all"]
+
+Listener = Callable[[int, Queued | Step | Drawn], Awaitable[None]]
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run all of it at once. The first failure cancels the rest, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+async def watch_all(gateway: Gateway, plates: Mapping[int, Plate], tell: Listener) -> None:
+    """Draw the plates, telling every event with its plate's number. Cancelling it cancels all of them.
+
+    Raises:
+        MezzotintError: why the first of them failed; the others were cancelled.
+    """
+    await together(*(watch(gateway, number, plate, tell) for number, plate in plates.items()))
+
+
+async def watch(gateway: Gateway, number: int, plate: Plate, tell: Listener) -> None:
+    """Draw one, telling its events.
+
+    Raises:
+        MezzotintError: why there is no picture.
+    """
+    async with aclosing(gateway.stream(plate)) as events:
+        async for event in events:
+            await tell(number, event)

@@ -1,0 +1,172 @@
+"""What one gateway knows of the engine replicas: who finishes first, and whether anyone has room.
+
+Reports are a moment old, so what this gateway has sent since is added to them. Other gateways' sendings are
+known with the next report. Pure but for its clock; the engines stay the authority on what they take.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mezzotint.core import ResolvedRequest
+from mezzotint.engine.admission import seconds_until_room
+from mezzotint.engine.scheduler import batch_key
+from mezzotint.errors import QueueFull
+from mezzotint.serve.wire import Report
+
+__all__ = ["Fleet"]
+
+# A replica that has not reported for so long is asked only when no other is known.
+STALE_SECONDS = 3.0
+# The official OpenAI clients give up instead of waiting longer.
+MAX_PROMISE_SECONDS = 120.0
+
+
+@dataclass(eq=False)
+class _Sent:
+    at: float
+    tenant: str
+    work_s: float
+
+
+@dataclass
+class _Known:
+    report: Report
+    asked: float
+    sent: list[_Sent] = field(default_factory=list)
+
+    def backlog_s(self, tenant: str | None = None) -> float:
+        told = self.report.backlogs
+        backlog = sum(told.values()) if tenant is None else told.get(tenant, 0.0)
+        return backlog + sum(each.work_s for each in self.sent if tenant in (None, each.tenant))
+
+
+class Fleet:
+    """`gateways` share the replicas, and what they refuse comes back to any of them."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, gateways: int = 1) -> None:
+        self._clock = clock
+        self._gateways = gateways
+        self._known: dict[str, _Known] = {}
+        # When each tenant's last refused request was told to come back.
+        self._promised: dict[str, float] = {}
+
+    def update(self, reports: Iterable[Report], asked: float) -> None:
+        """Take in `reports`, asked for at `asked` on the clock."""
+        for report in reports:
+            before = self._known.get(report.replica)
+            # What was sent before the question has been counted in the answer.
+            since = [] if before is None else [each for each in before.sent if each.at >= asked]
+            self._known[report.replica] = _Known(report, asked, since)
+        oldest = self._clock() - STALE_SECONDS
+        self._known = {name: known for name, known in self._known.items() if known.asked >= oldest}
+
+    def forget(self, replica: str) -> None:
+        """The replica is gone."""
+        self._known.pop(replica, None)
+
+    @property
+    def reports(self) -> list[Report]:
+        return [known.report for known in self._known.values()]
+
+    def cost_s(self, request: ResolvedRequest) -> float:
+        """Seconds of an engine that the request takes, the cheapest replica's; 0 while none is known."""
+        costs = [_work_s(known.report, request) for known in self._known.values()]
+        return min(costs, default=0.0)
+
+    def choose(self, request: ResolvedRequest, avoid: Collection[str] = ()) -> str:
+        """The replica that would have it done first; the empty name when none is known to be able to."""
+        able = self._able(request, avoid)
+        if not able:
+            return ""
+        # Gateways that know the same must not all choose the same.
+        return min(able, key=lambda name: (self._finish_s(name, request), random.random()))
+
+    def refusal(self, request: ResolvedRequest, avoid: Collection[str] = ()) -> QueueFull | None:
+        """Why no known replica takes the request now, with the time until the first has room."""
+        waits = [self._wait_s(name, request) for name in self._able(request, avoid)]
+        if not waits or None in waits:
+            return None
+        wait = min(wait for wait in waits if wait is not None)
+        queued = sum(report.queued for report in self.reports)
+        return QueueFull(
+            f"{queued} requests are waiting and there is no room for this one; try again in "
+            f"{math.ceil(wait)} s",
+            retry_after_s=wait,
+        )
+
+    def promise(self, refusal: QueueFull, request: ResolvedRequest) -> QueueFull:
+        """The refusal as the client is told it: in the order of asking, each when there is room for it too.
+
+        The other gateways are taken to refuse as many. At most `MAX_PROMISE_SECONDS` ahead.
+        """
+        now = self._clock()
+        self._promised = {tenant: at for tenant, at in self._promised.items() if at > now}
+        wait = refusal.retry_after_s or 0.0
+        drain_s = self.cost_s(request) * self._gateways / max(1, len(self._known))
+        at = max(now + wait, self._promised.get(request.tenant, 0.0) + drain_s)
+        at = self._promised[request.tenant] = min(at, now + max(wait, MAX_PROMISE_SECONDS))
+        return QueueFull(
+            f"there is no room for this request now; try again in {math.ceil(at - now)} s",
+            retry_after_s=at - now,
+        )
+
+    @contextmanager
+    def sending(self, replica: str, request: ResolvedRequest) -> Iterator[None]:
+        """Within, the request is on `replica`."""
+        known = self._known.get(replica)
+        if known is None:
+            yield
+            return
+        sent = _Sent(self._clock(), request.tenant, _work_s(known.report, request))
+        known.sent.append(sent)
+        try:
+            yield
+        finally:
+            now_known = self._known.get(replica)
+            if now_known is not None and sent in now_known.sent:
+                now_known.sent.remove(sent)
+
+    def _able(self, request: ResolvedRequest, avoid: Collection[str]) -> list[str]:
+        return [
+            name
+            for name, known in self._known.items()
+            if name not in avoid and known.report.healthy and _draws(known.report, request)
+        ]
+
+    def _finish_s(self, name: str, request: ResolvedRequest) -> float:
+        known = self._known[name]
+        return known.backlog_s() + _work_s(known.report, request)
+
+    def _wait_s(self, name: str, request: ResolvedRequest) -> float | None:
+        known, report = self._known[name], self._known[name].report
+        return seconds_until_room(
+            _work_s(report, request),
+            own_s=known.backlog_s(request.tenant),
+            backlog_s=known.backlog_s(),
+            queued=report.queued,
+            max_queue=report.max_queue,
+            max_backlog_s=report.max_backlog_s,
+        )
+
+
+def _draws(report: Report, request: ResolvedRequest) -> bool:
+    limits = report.info.limits
+    sides = (request.width, request.height)
+    fits = limits.min_size <= min(sides) and max(sides) <= limits.max_size
+    return fits and request.width * request.height <= limits.max_pixels
+
+
+def _work_s(report: Report, request: ResolvedRequest) -> float:
+    """As the replica's own engine expects it; for a shape that it has not run, in proportion to the area."""
+    key = batch_key(request)
+    cost = report.costs.get(key)
+    if cost is None:
+        nearest = min(report.costs, key=lambda other: abs(math.log(other.area / key.area)), default=key)
+        cost = report.costs.get(nearest, 0.0) * key.area / nearest.area
+    return request.evaluations * cost

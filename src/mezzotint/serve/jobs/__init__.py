@@ -1,0 +1,1 @@
+"""Detached work: claimed from the store, drawn through the gateway, told as events."""

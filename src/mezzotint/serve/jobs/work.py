@@ -1,0 +1,97 @@
+"""What a job is to draw, as the job store keeps it. Nothing is left open when the job is made, so whoever
+draws it, whenever and however often, draws the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image as PilImage
+
+from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
+from mezzotint.serve.stores.images import ImageStore
+
+__all__ = ["Work", "keep_upload"]
+
+# The pictures are in the image store; the others are the job's own, or the key's that it is drawn for.
+NOT_KEPT = ("image", "mask", "tenant", "deadline_s")
+
+
+@dataclass(frozen=True)
+class Work:
+    """request: the first picture's; picture i has seed + i.
+
+    cost_s: seconds of an engine that all of them take, as it was estimated when the job was made.
+    image, mask: names in the image store.
+    """
+
+    request: GenerationRequest
+    model: str
+    format: str = "png"
+    compression: int | None = None
+    cost_s: float = 0.0
+    image: str | None = None
+    mask: str | None = None
+
+    @classmethod
+    def of(cls, resolved: ResolvedRequest, **rest: Any) -> Work:
+        """From what the gateway resolved."""
+        kept = {field.name: getattr(resolved, field.name) for field in fields(resolved)}
+        return cls(GenerationRequest(**{name: kept[name] for name in kept if name not in NOT_KEPT}), **rest)
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Work:
+        """As `to_json` wrote it. What a later version knew besides is left out."""
+        request = _known(GenerationRequest, told["request"])
+        return cls(**{**_known(cls, told), "request": GenerationRequest(**request)})
+
+    def to_json(self) -> dict[str, Any]:
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        request = {field.name: getattr(self.request, field.name) for field in fields(self.request)}
+        return {**told, "request": {name: request[name] for name in request if name not in NOT_KEPT}}
+
+    @property
+    def first_seed(self) -> int:
+        assert self.request.seed is not None
+        return self.request.seed
+
+    async def to_request(self, images: ImageStore) -> GenerationRequest:
+        """The first picture's request, with the pictures it starts from.
+
+        Raises:
+            ImageNotFound, StoreUnavailable: they cannot be had.
+        """
+        image, mask = await _fetch(images, self.image), await _fetch(images, self.mask)
+        return replace(self.request, image=image, mask=mask)
+
+
+def _known(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: told[field.name] for field in fields(kind) if field.name in told}
+
+
+async def keep_upload(images: ImageStore, pixels: Pixels, ttl_s: float) -> str:
+    """Keep a picture that a job starts from, without loss; its name."""
+    return await images.put(await asyncio.to_thread(_encode, pixels), "png", ttl_s)
+
+
+async def _fetch(images: ImageStore, name: str | None) -> Pixels | None:
+    if name is None:
+        return None
+    data, _ = await images.get(name)
+    return await asyncio.to_thread(_decode, data)
+
+
+def _encode(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    PilImage.fromarray(pixels).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
+
+
+def _decode(data: bytes) -> Pixels:
+    with PilImage.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        return np.array(picture, dtype=np.uint8)

@@ -1,0 +1,117 @@
+"""The engine replicas as Ray Serve knows them: asked for their reports, sent to by name.
+
+The gateway's `Fleet` decides which replica draws an order; the router here, which Ray runs in the gateway's
+process, finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import Context
+from typing import Any
+
+from ray.exceptions import ObjectLostError, RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
+
+from mezzotint.backends.base import BackendInfo
+from mezzotint.errors import ModelLoading, QueueFull
+from mezzotint.serve.gateway import RETRY_AFTER_SECONDS, Replicas
+from mezzotint.serve.telemetry.exposition import Families
+from mezzotint.serve.wire import Order, Report, WireEvent
+
+__all__ = ["NamedReplicaRouter", "RayReplicas", "ask_all"]
+
+# A replica that takes longer to answer all of us counts as silent this time.
+ANSWER_SECONDS = 1.0
+
+
+class NamedReplicaRouter(RequestRouter):  # type: ignore[misc]
+    """To the replica that the order names, or else to one that it does not avoid."""
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        if pending_request is None:
+            return [candidate_replicas]
+        # Where none fits, Ray asks again, and without this at once.
+        pending_request.routing_context.should_backoff = True
+        order = next((each for each in pending_request.args if isinstance(each, Order)), None)
+        if order is None:
+            return [candidate_replicas]
+        by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
+        if order.replica in by_name:
+            return [[by_name[order.replica]]]
+        return [[replica for name, replica in by_name.items() if name not in order.avoid]]
+
+
+@contextmanager
+def _as_ours(*, lost: str) -> Iterator[None]:
+    """Ray's refusals as errors of the tree; `lost` is the message where there is no replica to answer."""
+    try:
+        yield
+    except BackPressureError:
+        raise QueueFull("the server is full", retry_after_s=RETRY_AFTER_SECONDS) from None
+    # A picture can be lost with the machine that drew it, on its way here.
+    except (RayActorError, ObjectLostError, DeploymentUnavailableError):
+        raise ModelLoading(lost, retry_after_s=RETRY_AFTER_SECONDS) from None
+
+
+class RayReplicas(Replicas):
+    """The engine replicas behind a deployment handle."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        self._stream = handle.options(stream=True)
+
+    async def info(self) -> BackendInfo:
+        with _as_ours(lost="no replica is ready"):
+            info: BackendInfo = await _alone(self._handle.info.remote)
+        return info
+
+    async def reports(self) -> list[Report]:
+        return await ask_all(self._handle, "report")
+
+    async def metrics(self) -> list[Families]:
+        return await ask_all(self._handle, "metrics")
+
+    async def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
+        response = _alone(self._stream.generate.remote, order)
+        try:
+            with _as_ours(lost="the replica was lost while drawing"):
+                async for event in response:
+                    yield event
+        finally:
+            # Nothing happens to a response that has ended. One that no replica has taken yet is cancelled
+            # too, although Ray then complains that it cannot wait for the outcome on an event loop.
+            with suppress(RuntimeError):
+                response.cancel()
+
+
+def _alone(remote: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a replica without the context of the HTTP request: Ray takes two calls of one request for the same
+    one, and routes only the first."""
+    return Context().run(remote, *arguments)
+
+
+async def ask_all(handle: DeploymentHandle, method: str, *arguments: Any) -> list[Any]:
+    """What `method` returns on each replica of a deployment that answers at once."""
+    # Not `results_async`, which has nothing to tell when one replica of many is silent.
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answers = await handle.broadcast(method, *arguments)._fetch_replica_results_async()
+    except (TimeoutError, DeploymentUnavailableError, RayError):
+        return []
+    found = await asyncio.gather(*(_answer(answer) for answer in answers))
+    return [each for each in found if each is not None]
+
+
+async def _answer(answer: Any) -> Any:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await answer.get_async()
+    except (TimeoutError, RayError):
+        return None

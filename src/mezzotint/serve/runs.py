@@ -1,0 +1,102 @@
+"""The requests that this gateway draws, by key: for a surface that shows and stops them from another call.
+
+Other gateways' are not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from mezzotint.core import Queued
+from mezzotint.serve.batch import watch_all
+from mezzotint.serve.gateway import Gateway
+from mezzotint.serve.plate import Plate
+from mezzotint.serve.wire import Drawn, Step
+
+__all__ = ["Run", "Runs"]
+
+
+class Run:
+    """One request's pictures. `steps` by picture, each of `total`; `preview` is the last file that came."""
+
+    def __init__(self, plates: Mapping[int, Plate]) -> None:
+        self._plates = plates
+        self._since = time.monotonic()
+        self._drawing: asyncio.Task[None] | None = None
+        self.began = datetime.now(UTC)
+        self.total = max(plate.request.steps_taken for plate in plates.values())
+        self.steps = dict.fromkeys(plates, 0)
+        self.drawn: dict[int, Drawn] = {}
+        self.preview: bytes | None = None
+        self.interrupted = False
+
+    async def draw(self, gateway: Gateway) -> list[Drawn]:
+        """The pictures in order; after an interruption, those that were finished.
+
+        Raises:
+            MezzotintError: why the first of them failed.
+        """
+        self._drawing = asyncio.create_task(watch_all(gateway, self._plates, self._take))
+        try:
+            await self._drawing
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            # Interrupted, and not left alone by the client.
+            if not self.interrupted or (task is not None and task.cancelling()):
+                raise
+        return [self.drawn[number] for number in sorted(self.drawn)]
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        if self._drawing is not None:
+            self._drawing.cancel()
+
+    async def _take(self, number: int, event: Queued | Step | Drawn) -> None:
+        if isinstance(event, Step):
+            self.steps[number] = event.step
+            self.preview = event.preview or self.preview
+        elif isinstance(event, Drawn):
+            self.steps[number] = self.total
+            self.drawn[number] = event
+
+    @property
+    def progress(self) -> float:
+        """0…1."""
+        return min(1.0, sum(self.steps.values()) / (self.total * len(self.steps)))
+
+    @property
+    def eta_s(self) -> float:
+        """Seconds that are left if it goes on as it went; 0 where nothing is known yet."""
+        elapsed = time.monotonic() - self._since
+        return elapsed / self.progress - elapsed if self.progress else 0.0
+
+
+class Runs:
+    """The running requests of each key, in the order they came."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, list[Run]] = {}
+
+    @contextmanager
+    def entered(self, caller_id: str, run: Run) -> Iterator[Run]:
+        """Within, the run is told of."""
+        runs = self._of.setdefault(caller_id, [])
+        runs.append(run)
+        try:
+            yield run
+        finally:
+            runs.remove(run)
+            if not runs:
+                del self._of[caller_id]
+
+    def latest(self, caller_id: str) -> Run | None:
+        runs = self._of.get(caller_id)
+        return runs[-1] if runs else None
+
+    def interrupt(self, caller_id: str) -> None:
+        for run in self._of.get(caller_id, []):
+            run.interrupt()

@@ -1,0 +1,1 @@
+"""What outlives a request: jobs, keys and usage in SQL, pictures in a folder or a bucket."""

@@ -1,0 +1,248 @@
+"""One database for all gateways: SQLite on one machine, PostgreSQL in a cluster, by the same statements.
+
+A statement that is not answered must not hold a request up: each piece of work runs in a task of its own,
+which whoever waits for it can leave. After a failure one caller at a time finds out whether the database is
+back; the others are refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table, event, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from mezzotint.errors import MezzotintError, SettingInvalid, StoreUnavailable
+from mezzotint.serve.stores import schema
+from mezzotint.serve.stores.clock import Clock, steady
+from mezzotint.serve.stores.database_url import SETTING, create_engine, describe_failure, read_url
+
+__all__ = ["Database", "open_database"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+# How long a statement may take before the database counts as not answering.
+ANSWER_SECONDS = 5.0
+# Another gateway may be migrating.
+OPEN_SECONDS = 30.0
+RETRY_SECONDS = 1.0
+CLOSE_SECONDS = 2.0
+READING = "mezzotint_reading"
+# What the statement got wrong, not the database.
+OUR_MISTAKES = (IntegrityError, ProgrammingError, DataError)
+
+
+class Database:
+    """Opened by `open_database`.
+
+    now: seconds since 1970, the same on every gateway.
+    failures: how often the database did not answer.
+    """
+
+    def __init__(self, engine: AsyncEngine, now: Callable[[], float]) -> None:
+        self.now = now
+        self.failures = 0
+        self._engine = engine
+        self.is_postgresql = engine.dialect.name == "postgresql"
+        # SQLite has one writer at a time, and waits for its turn by polling.
+        self._writer: AbstractAsyncContextManager[Any] = (
+            nullcontext() if self.is_postgresql else asyncio.Lock()
+        )
+        self._is_failing = False
+        self._ask_again_at = 0.0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def read(self, work: Work[T]) -> T:
+        """What `work` reads. Several statements may see the database at different moments.
+
+        Raises:
+            StoreUnavailable: the database did not answer.
+        """
+        return await self._run(self._reading(work))
+
+    async def write(self, work: Work[T]) -> T:
+        """Do `work` in one transaction, which is undone when it raises, and done even if the caller leaves.
+
+        Raises:
+            StoreUnavailable: the database did not answer; the work may have been done all the same.
+        """
+        return await self._run(self._writing(work))
+
+    def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
+        """An INSERT that knows ON CONFLICT, which both databases do, each with a class of its own."""
+        return postgresql.insert(table) if self.is_postgresql else sqlite.insert(table)
+
+    async def _reading(self, work: Work[T]) -> T:
+        async with self._engine.connect() as connection:
+            await connection.execution_options(**{READING: True})
+            return await work(connection)
+
+    async def _writing(self, work: Work[T]) -> T:
+        async with self._writer, self._engine.begin() as connection:
+            return await work(connection)
+
+    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            self._check_turn()
+        except StoreUnavailable:
+            work.close()
+            raise
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        done, _ = await asyncio.wait({task}, timeout=ANSWER_SECONDS)
+        if not done:
+            # Its driver may wait on for the server to confirm; nobody else does.
+            task.cancel()
+            raise self._failed("no answer in time")
+        try:
+            answer = task.result()
+        except (SQLAlchemyError, OSError) as error:
+            if isinstance(error, OUR_MISTAKES):
+                raise
+            raise self._failed(describe_failure(error)) from None
+        except MezzotintError:
+            # The work's own refusal: the database answered.
+            self._is_failing = False
+            raise
+        self._is_failing = False
+        return answer
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Looked at, so that what nobody waited for is not complained of.
+            task.exception()
+
+    def _check_turn(self) -> None:
+        if not self._is_failing:
+            return
+        now = time.monotonic()
+        if now < self._ask_again_at:
+            raise _unavailable()
+        self._ask_again_at = now + ANSWER_SECONDS
+
+    def _failed(self, reason: str) -> StoreUnavailable:
+        self.failures += 1
+        if not self._is_failing:
+            logger.error("the database does not answer: %s", reason)
+        self._is_failing = True
+        self._ask_again_at = time.monotonic() + RETRY_SECONDS
+        return _unavailable()
+
+    async def close(self) -> None:
+        """Let running work end, for a moment."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=CLOSE_SECONDS)
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._engine.dispose()
+        except (TimeoutError, SQLAlchemyError, OSError) as error:
+            logger.warning("the database did not close in order: %s", type(error).__name__)
+
+
+def _unavailable() -> StoreUnavailable:
+    return StoreUnavailable("the database does not answer just now", retry_after_s=2 * RETRY_SECONDS)
+
+
+@asynccontextmanager
+async def open_database(url: str) -> AsyncIterator[Database]:
+    """The database at `url`, with this version's tables; empty for a file below `MEZZOTINT_HOME`.
+
+    Raises:
+        SettingInvalid: the URL is not accepted, or the database cannot be reached, written or locked.
+    """
+    parsed = read_url(url)
+    engine = create_engine(parsed)
+    is_sqlite = engine.dialect.name == "sqlite"
+    if is_sqlite:
+        _set_up_sqlite(engine)
+    shown = parsed.set(query={}).render_as_string(hide_password=True)
+    try:
+        async with asyncio.timeout(OPEN_SECONDS):
+            if is_sqlite:
+                await _write_ahead(engine)
+            async with engine.begin() as connection:
+                await connection.run_sync(schema.upgrade)
+                clock = await _read_clock(connection)
+    except MezzotintError:
+        await engine.dispose()
+        raise
+    except (SQLAlchemyError, OSError) as error:
+        await engine.dispose()
+        reason = "no answer in time" if isinstance(error, TimeoutError) else describe_failure(error)
+        raise SettingInvalid(f"{SETTING}: cannot use {shown}: {reason}", param=SETTING) from None
+    database = Database(engine, clock)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def _read_clock(connection: AsyncConnection) -> Clock:
+    asked_at = steady()
+    if connection.dialect.name != "postgresql":
+        return Clock(time.time(), asked_at)
+    answer = await connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())"))
+    return Clock(float(answer or 0), (asked_at + steady()) / 2)
+
+
+async def _write_ahead(engine: AsyncEngine) -> None:
+    """Have the file keep a write-ahead log, which it remembers.
+
+    Of several that switch at once SQLite refuses all but one, without the wait that it grants elsewhere.
+    """
+    refused_until = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            async with engine.connect() as connection:
+                await connection.execution_options(**{READING: True})
+                await connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+                return
+        except OperationalError as error:
+            if "locked" not in str(error.orig) or time.monotonic() > refused_until:
+                raise
+        await asyncio.sleep(0.02)
+
+
+def _set_up_sqlite(engine: AsyncEngine) -> None:
+    """Many readers beside one writer, who waits for the lock from the start of its transaction.
+
+    A transaction that began as a reader's and then writes is refused at once, without waiting, if another
+    wrote in between. So what may write begins IMMEDIATE.
+    """
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _: object) -> None:
+        try:
+            _prepare(connection)
+        except BaseException:
+            # Nobody else would, and its thread would go on.
+            connection.close()
+            raise
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        if not connection.get_execution_options().get(READING):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _prepare(connection: Any) -> None:
+    # The driver begins no transaction of its own.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(ANSWER_SECONDS * 900)}")
+    # A power cut may lose the last transactions; it corrupts nothing.
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()

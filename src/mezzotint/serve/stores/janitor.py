@@ -1,0 +1,67 @@
+"""Forgets what is past its time. Every gateway has one; several at once do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import delete
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.errors import StoreUnavailable
+from mezzotint.serve.background import in_background
+from mezzotint.serve.stores.database import Database
+from mezzotint.serve.stores.images import ImageStore
+from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.stores.keys import HOUR_SECONDS
+from mezzotint.serve.stores.tables import leases, usage
+
+__all__ = ["keep_clean", "sweep"]
+
+logger = logging.getLogger(__name__)
+
+# Between two rounds of one gateway, on average.
+PERIOD_SECONDS = 60.0
+USAGE_SECONDS = 90 * 24 * 3_600.0
+
+
+@asynccontextmanager
+async def keep_clean(
+    database: Database, jobs: JobStore, images: ImageStore, job_ttl_s: float
+) -> AsyncIterator[None]:
+    """Within, the stores are swept about once a minute."""
+    async with in_background(_sweep_for_ever(database, jobs, images, job_ttl_s)):
+        yield
+
+
+async def _sweep_for_ever(database: Database, jobs: JobStore, images: ImageStore, job_ttl_s: float) -> None:
+    while True:
+        # Gateways that started together need not sweep together.
+        await asyncio.sleep(PERIOD_SECONDS * random.uniform(0.5, 1.5))
+        try:
+            await sweep(database, jobs, images, job_ttl_s)
+        except StoreUnavailable:
+            continue
+        except Exception:
+            logger.exception("the stores could not be swept")
+
+
+async def sweep(database: Database, jobs: JobStore, images: ImageStore, job_ttl_s: float) -> None:
+    """One round.
+
+    Raises:
+        StoreUnavailable: a store does not answer.
+    """
+    await jobs.sweep(job_ttl_s)
+    now = database.now()
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(delete(leases).where(leases.c.expires < now))
+        oldest = int((now - USAGE_SECONDS) // HOUR_SECONDS)
+        await connection.execute(delete(usage).where(usage.c.hour < oldest))
+
+    await database.write(work)
+    await images.sweep()

@@ -1,0 +1,157 @@
+"""Jobs as rows: the statements behind `JobStore`, on a connection whose transaction is the caller's.
+
+Whatever changes a state or tells an event takes the lock of events first, before any row's. PostgreSQL gives
+out ids before it commits, so without it a listener could see event 8 and never 7, which came later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, func, insert, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.core import PRIORITIES
+from mezzotint.errors import DeadlineExceeded, GenerationFailed, JobNotFound
+from mezzotint.serve.stores.job import FINAL, TRANSITIONS, Job, JobImage, JobState
+from mezzotint.serve.stores.tables import job_events, job_images, jobs
+
+__all__ = [
+    "as_job",
+    "get_job",
+    "has_work",
+    "held_by",
+    "lock_events",
+    "move",
+    "next_sequence",
+    "settle_overdue",
+    "tell",
+]
+
+# Any number, the same in every version.
+EVENTS_LOCK = 4_173_202
+# A job whose owners vanish again and again is what makes them.
+MAX_LOST = 3
+
+
+async def lock_events(connection: AsyncConnection) -> None:
+    # SQLite's writer is alone from the start.
+    if connection.dialect.name == "postgresql":
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": EVENTS_LOCK})
+
+
+async def tell(
+    connection: AsyncConnection, job_id: str, kind: str, data: Mapping[str, Any], now: float
+) -> int:
+    row = {"job_id": job_id, "kind": kind, "data": dict(data), "created": now}
+    return int(await connection.scalar(insert(job_events).values(row).returning(job_events.c.id)) or 0)
+
+
+async def move(
+    connection: AsyncConnection, state: JobState, which: ColumnElement[bool], now: float, **values: Any
+) -> list[str]:
+    """Bring those of the jobs that may come to `state` there, and tell of each; their ids."""
+    sources = [source for source, following in TRANSITIONS.items() if state in following]
+    if state != "running":
+        values |= {"owner": "", "lease_ends": None}
+    if state in FINAL:
+        values["finished"] = now
+    statement = update(jobs).where(jobs.c.state.in_(sources), which).values(state=state, **values)
+    moved = (await connection.execute(statement.returning(jobs.c.id, jobs.c.error))).all()
+    for row in moved:
+        await tell(connection, row.id, state, {"error": row.error} if row.error else {}, now)
+    return [row.id for row in moved]
+
+
+async def settle_overdue(connection: AsyncConnection, now: float) -> None:
+    """End what waits past its deadline; queue again what lost its owner, unless that was once too often."""
+    late = and_(jobs.c.state == "queued", jobs.c.deadline <= now)
+    too_late = DeadlineExceeded("the deadline passed before the job was begun")
+    await move(connection, "failed", late, now, error=too_late.to_dict())
+    lost = and_(jobs.c.state == "running", jobs.c.lease_ends < now)
+    await move(connection, "cancelled", and_(lost, jobs.c.cancel_requested), now)
+    broken = GenerationFailed("the servers that drew this job ended again and again")
+    often = and_(lost, jobs.c.lost >= MAX_LOST)
+    await move(connection, "failed", often, now, error=broken.to_dict())
+    await move(connection, "queued", lost, now, lost=jobs.c.lost + 1, not_before=now)
+
+
+def _ready(now: float, not_of: Collection[str]) -> ColumnElement[bool]:
+    return and_(jobs.c.state == "queued", jobs.c.not_before <= now, jobs.c.caller.not_in(not_of))
+
+
+def has_work(now: float, not_of: Collection[str]) -> Select[Any]:
+    """A row, when there may be something to claim: a look that needs no lock."""
+    ready = _ready(now, not_of)
+    lost = and_(jobs.c.state == "running", jobs.c.lease_ends < now)
+    return select(jobs.c.sequence).where(or_(ready, lost)).limit(1)
+
+
+def next_sequence(now: float, not_of: Collection[str]) -> Select[tuple[int]]:
+    """The job to draw next: the higher priority, then the caller with the fewest running, then the oldest."""
+    ready = _ready(now, not_of)
+    # Of each caller and priority, one job is enough to choose from.
+    oldest = (
+        select(jobs.c.priority, jobs.c.caller, func.min(jobs.c.sequence).label("sequence"))
+        .where(ready)
+        .group_by(jobs.c.priority, jobs.c.caller)
+        .subquery()
+    )
+    running = (
+        select(jobs.c.caller, func.count().label("count"))
+        .where(jobs.c.state == "running")
+        .group_by(jobs.c.caller)
+        .subquery()
+    )
+    busy = case((running.c.count.is_(None), 0), else_=running.c.count)
+    return (
+        select(oldest.c.sequence)
+        .outerjoin(running, running.c.caller == oldest.c.caller)
+        .order_by(oldest.c.priority.desc(), busy, oldest.c.sequence)
+        .limit(1)
+    )
+
+
+def held_by(id: str, owner: str) -> ColumnElement[bool]:
+    return and_(jobs.c.id == id, jobs.c.state == "running", jobs.c.owner == owner)
+
+
+async def get_job(connection: AsyncConnection, id: str, caller: str | None = None) -> Job:
+    """
+    Raises:
+        JobNotFound: there is none, or it is another's.
+    """
+    # PostgreSQL takes no NUL even to compare.
+    if "\0" in id:
+        raise JobNotFound("no such job")
+    statement = select(jobs).where(jobs.c.id == id)
+    if caller is not None:
+        statement = statement.where(jobs.c.caller == caller)
+    row = (await connection.execute(statement)).mappings().first()
+    if row is None:
+        raise JobNotFound("no such job")
+    pictures = select(job_images).where(job_images.c.job_id == id).order_by(job_images.c.number)
+    found = (await connection.execute(pictures)).all()
+    return as_job(row, tuple(JobImage(each.number, each.name, each.receipt) for each in found))
+
+
+def as_job(row: RowMapping, images: tuple[JobImage, ...] = ()) -> Job:
+    return Job(
+        id=row["id"],
+        sequence=row["sequence"],
+        caller=row["caller"],
+        state=row["state"],
+        request=row["request"],
+        n=row["n"],
+        priority=PRIORITIES[row["priority"]],
+        created=row["created"],
+        started=row["started"],
+        finished=row["finished"],
+        deadline=row["deadline"],
+        error=row["error"],
+        cancel_requested=row["cancel_requested"],
+        owner=row["owner"],
+        lost=row["lost"],
+        images=images,
+    )

@@ -1,0 +1,331 @@
+"""Jobs in the database: made by any gateway, drawn by whichever claims them, told to all."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+from sqlalchemy import and_, delete, func, insert, not_, or_, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.core import PRIORITIES
+from mezzotint.errors import IdempotencyConflict, InvalidRequest, JobNotFound, QueueFull
+from mezzotint.serve.stores.database import Database
+from mezzotint.serve.stores.job import FINAL, STATES, Job, JobEvent, JobState, NewJob
+from mezzotint.serve.stores.job_rows import (
+    as_job,
+    get_job,
+    has_work,
+    held_by,
+    lock_events,
+    move,
+    next_sequence,
+    settle_overdue,
+    tell,
+)
+from mezzotint.serve.stores.tables import job_events, job_images, jobs
+
+__all__ = ["MAX_IDEMPOTENCY_KEY", "JobStore"]
+
+T = TypeVar("T")
+
+QUEUE_FULL_SECONDS = 30.0
+MAX_IDEMPOTENCY_KEY = 255
+# Of a job that has ended, whoever comes later is told only how.
+EVENTS_SECONDS = 3_600.0
+SWEEP_BATCH = 500
+
+
+class JobStore:
+    """Every method raises `StoreUnavailable` when the database does not answer.
+
+    A runner names itself `owner`, anything unique to it. What it claims is its own until the lease ends; then
+    another may claim it, and from there on nothing that the first says about the job is heard.
+    Every change of state appends an event whose kind is the new state, in the same transaction; that of a
+    failed job holds its error.
+    """
+
+    def __init__(self, database: Database, max_jobs: int) -> None:
+        self._database = database
+        self._max_jobs = max_jobs
+
+    async def create(self, job: NewJob) -> Job:
+        """Queue a job; with an idempotency key that was used before, the job of that time.
+
+        Raises:
+            IdempotencyConflict: the key was used with another fingerprint.
+            InvalidRequest: the key is too long.
+            QueueFull: `max_jobs` wait or run.
+        """
+        now = self._database.now()
+        row = {
+            "id": f"job_{secrets.token_hex(16)}",
+            "caller": job.caller,
+            "state": "queued",
+            "priority": PRIORITIES.index(job.priority),
+            "request": dict(job.request),
+            "n": job.n,
+            "created": now,
+            "not_before": now,
+            "deadline": None if job.deadline_s is None else now + job.deadline_s,
+            "idempotency_key": job.idempotency_key or None,
+            "fingerprint": job.fingerprint,
+        }
+        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.not_in(FINAL))
+
+        async def work(connection: AsyncConnection) -> Job:
+            same = await _same_job(connection, job)
+            if same is not None:
+                return same
+            if (await connection.scalar(unfinished) or 0) >= self._max_jobs:
+                raise QueueFull(
+                    f"{self._max_jobs} jobs wait or run already", retry_after_s=QUEUE_FULL_SECONDS
+                )
+            created = await connection.execute(insert(jobs).values(row).returning(jobs))
+            made = as_job(created.mappings().one())
+            await tell(connection, made.id, "queued", {}, now)
+            return made
+
+        return await self._change(work)
+
+    async def replay(self, job: NewJob) -> Job | None:
+        """The job that `create` would answer with instead of making one, before anything is charged for it.
+
+        Raises:
+            IdempotencyConflict: the key was used with another fingerprint.
+            InvalidRequest: the key is too long.
+        """
+        return await self._database.read(lambda connection: _same_job(connection, job))
+
+    async def get(self, id: str, caller: str | None = None) -> Job:
+        """The job with its pictures; of `caller` alone, unless that is `None`.
+
+        Raises:
+            JobNotFound: there is none, or it is another's.
+        """
+        return await self._database.read(lambda connection: get_job(connection, id, caller))
+
+    async def page(
+        self, caller: str, *, before: int | None = None, limit: int = 20, state: JobState | None = None
+    ) -> list[Job]:
+        """The caller's jobs, newest first, without pictures. `before`: the last page's last `sequence`."""
+        statement = select(jobs).where(jobs.c.caller == caller).order_by(jobs.c.sequence.desc()).limit(limit)
+        if before is not None:
+            statement = statement.where(jobs.c.sequence < before)
+        if state is not None:
+            statement = statement.where(jobs.c.state == state)
+
+        async def work(connection: AsyncConnection) -> list[Job]:
+            return [as_job(row) for row in (await connection.execute(statement)).mappings()]
+
+        return await self._database.read(work)
+
+    async def position(self, job: Job) -> int:
+        """How many queued jobs come before this one by priority and age."""
+        priority = PRIORITIES.index(job.priority)
+        older = and_(jobs.c.priority == priority, jobs.c.sequence < job.sequence)
+        before = or_(jobs.c.priority > priority, older)
+        statement = select(func.count()).select_from(jobs).where(jobs.c.state == "queued", before)
+
+        async def work(connection: AsyncConnection) -> int:
+            return await connection.scalar(statement) or 0
+
+        return await self._database.read(work)
+
+    async def claim(self, owner: str, lease_s: float, *, not_of: Collection[str] = ()) -> Job | None:
+        """The next job to draw, now running and `owner`'s for `lease_s`; `None` when there is none, but of
+        these callers.
+
+        The higher priority goes first, then the caller with the fewest running, then the oldest. A job whose
+        lease has ended is queued again. The pictures are those that an owner before finished.
+        """
+        now = self._database.now()
+
+        async def look(connection: AsyncConnection) -> bool:
+            return await connection.scalar(has_work(now, not_of)) is not None
+
+        async def work(connection: AsyncConnection) -> Job | None:
+            await settle_overdue(connection, now)
+            sequence = await connection.scalar(next_sequence(now, not_of))
+            if sequence is None:
+                return None
+            values = {"owner": owner, "lease_ends": now + lease_s, "started": now}
+            claimed = await move(connection, "running", jobs.c.sequence == sequence, now, **values)
+            return await get_job(connection, claimed[0])
+
+        # Runners ask all the time; only when there is something need they wait for each other.
+        return await self._change(work) if await self._database.read(look) else None
+
+    async def renew(self, ids: Collection[str], owner: str, lease_s: float) -> dict[str, bool]:
+        """Of the jobs, those that `owner` still holds, for `lease_s` from now; whether each is to stop."""
+        held = and_(jobs.c.id.in_(ids), jobs.c.state == "running", jobs.c.owner == owner)
+        statement = update(jobs).where(held).values(lease_ends=self._database.now() + lease_s)
+
+        async def work(connection: AsyncConnection) -> dict[str, bool]:
+            rows = await connection.execute(statement.returning(jobs.c.id, jobs.c.cancel_requested))
+            return {row.id: row.cancel_requested for row in rows}
+
+        return await self._database.write(work) if ids else {}
+
+    async def release(self, id: str, owner: str, retry_after_s: float) -> bool:
+        """Give a job back to the queue, not to be claimed before `retry_after_s`. False: it was not held."""
+        now = self._database.now()
+        held = held_by(id, owner)
+
+        async def work(connection: AsyncConnection) -> bool:
+            cancelled = await move(connection, "cancelled", and_(held, jobs.c.cancel_requested), now)
+            queued = await move(connection, "queued", held, now, not_before=now + retry_after_s)
+            return bool(cancelled or queued)
+
+        return await self._change(work)
+
+    async def set_image(self, id: str, owner: str, index: int, name: str, receipt: Mapping[str, Any]) -> bool:
+        """Note a finished picture. False: the job is not held, and nothing was noted."""
+        held = select(jobs.c.id).where(held_by(id, owner)).with_for_update()
+        values = {"name": name, "receipt": dict(receipt)}
+        new = self._database.insert(job_images).values(job_id=id, number=index, **values)
+        noted = new.on_conflict_do_update(index_elements=["job_id", "number"], set_=values)
+
+        async def work(connection: AsyncConnection) -> bool:
+            if await connection.scalar(held) is None:
+                return False
+            await connection.execute(noted)
+            return True
+
+        return await self._database.write(work)
+
+    async def finish(
+        self, id: str, owner: str, state: JobState, error: Mapping[str, Any] | None = None
+    ) -> bool:
+        """End a running job as done, failed or cancelled. False: it is not held, and nothing changed."""
+        if state not in FINAL:
+            raise ValueError(f"{state} ends no job")
+        values = {"error": None if error is None else dict(error)}
+
+        async def work(connection: AsyncConnection) -> bool:
+            return bool(await move(connection, state, held_by(id, owner), self._database.now(), **values))
+
+        return await self._change(work)
+
+    async def cancel(self, id: str, caller: str | None = None) -> Job:
+        """Cancel a queued job at once; ask the owner of a running one to. One that has ended stays as it is.
+
+        Raises:
+            JobNotFound: there is none, or it is another's.
+        """
+
+        async def work(connection: AsyncConnection) -> Job:
+            await get_job(connection, id, caller)
+            queued = and_(jobs.c.id == id, jobs.c.state == "queued")
+            await move(connection, "cancelled", queued, self._database.now())
+            running = and_(jobs.c.id == id, jobs.c.state == "running")
+            await connection.execute(update(jobs).where(running).values(cancel_requested=True))
+            return await get_job(connection, id)
+
+        return await self._change(work)
+
+    async def append_event(self, id: str, kind: str, data: Mapping[str, Any]) -> int:
+        """Tell of something; the event's id. Events become visible in the order of their ids.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+
+        async def work(connection: AsyncConnection) -> int:
+            if self._database.is_postgresql:
+                # Everyone who tells waits for this commit. A crash of the database may forget progress.
+                await connection.execute(text("SET LOCAL synchronous_commit TO off"))
+            return await tell(connection, id, kind, data, self._database.now())
+
+        try:
+            return await self._change(work)
+        except IntegrityError:
+            raise JobNotFound("no such job") from None
+
+    async def last_event_id(self) -> int:
+        """The newest event's id; 0 when there is none."""
+
+        async def work(connection: AsyncConnection) -> int:
+            return await connection.scalar(select(func.max(job_events.c.id))) or 0
+
+        return await self._database.read(work)
+
+    async def events_after(
+        self, last_id: int, ids: Collection[str] | None = None, limit: int = 1000
+    ) -> list[JobEvent]:
+        """Events with a higher id, in order; of these jobs, or of all."""
+        statement = select(job_events).where(job_events.c.id > last_id)
+        if ids is not None:
+            statement = statement.where(job_events.c.job_id.in_(ids))
+        statement = statement.order_by(job_events.c.id).limit(limit)
+
+        async def work(connection: AsyncConnection) -> list[JobEvent]:
+            rows = await connection.execute(statement)
+            return [JobEvent(row.id, row.job_id, row.kind, row.data, row.created) for row in rows]
+
+        return await self._database.read(work)
+
+    async def latest_event(self, id: str, kind: str) -> JobEvent | None:
+        """The job's newest event of this kind."""
+        of_kind = select(job_events).where(job_events.c.job_id == id, job_events.c.kind == kind)
+
+        async def work(connection: AsyncConnection) -> JobEvent | None:
+            row = (await connection.execute(of_kind.order_by(job_events.c.id.desc()).limit(1))).first()
+            return None if row is None else JobEvent(row.id, row.job_id, row.kind, row.data, row.created)
+
+        return await self._database.read(work)
+
+    async def sweep(self, ttl_s: float) -> int:
+        """Fail what is past its deadline, forget what ended `ttl_s` ago; how many were forgotten."""
+        now = self._database.now()
+        await self._change(lambda connection: settle_overdue(connection, now))
+        ended = select(jobs.c.id).where(jobs.c.finished < now - EVENTS_SECONDS)
+        told = delete(job_events).where(job_events.c.job_id.in_(ended), not_(job_events.c.kind.in_(STATES)))
+
+        async def forget_events(connection: AsyncConnection) -> None:
+            await connection.execute(told)
+
+        await self._database.write(forget_events)
+        old = select(jobs.c.id).where(jobs.c.finished < now - ttl_s).limit(SWEEP_BATCH)
+
+        async def forget_jobs(connection: AsyncConnection) -> int:
+            # Their events and pictures go with them.
+            return (await connection.execute(delete(jobs).where(jobs.c.id.in_(old)))).rowcount
+
+        forgotten = 0
+        while (count := await self._database.write(forget_jobs)) > 0:
+            forgotten += count
+        return forgotten
+
+    async def _change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """A transaction that changes states or tells events."""
+
+        async def locked(connection: AsyncConnection) -> T:
+            await lock_events(connection)
+            return await work(connection)
+
+        return await self._database.write(locked)
+
+
+async def _same_job(connection: AsyncConnection, job: NewJob) -> Job | None:
+    key = job.idempotency_key
+    if not key:
+        return None
+    if len(key) > MAX_IDEMPOTENCY_KEY or not key.isprintable():
+        raise InvalidRequest(
+            f"Idempotency-Key takes 1 to {MAX_IDEMPOTENCY_KEY} printable characters", param="Idempotency-Key"
+        )
+    statement = select(jobs.c.id, jobs.c.fingerprint).where(
+        jobs.c.caller == job.caller, jobs.c.idempotency_key == key
+    )
+    found = (await connection.execute(statement)).first()
+    if found is None:
+        return None
+    if found.fingerprint != job.fingerprint:
+        raise IdempotencyConflict(
+            "this Idempotency-Key was used with another body; send the same body, or another key",
+            param="Idempotency-Key",
+        )
+    return await get_job(connection, found.id)

@@ -1,0 +1,40 @@
+"""Brings a database's tables up to this version's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from mezzotint.errors import SettingInvalid
+
+__all__ = ["MIGRATION_LOCK", "upgrade"]
+
+# Any number, the same in every version: PostgreSQL's advisory locks have no names.
+MIGRATION_LOCK = 4_173_201
+
+
+def upgrade(connection: Connection) -> None:
+    """Run the migrations that are missing, in the connection's transaction. Of several at once, one does.
+
+    Raises:
+        SettingInvalid: the database is of a later version.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        raise SettingInvalid(
+            f"MEZZOTINT_DATABASE_URL: the database is of a later Mezzotint (schema {current})",
+            param="MEZZOTINT_DATABASE_URL",
+        )
+    if current != scripts.get_current_head():
+        command.upgrade(config, "head")

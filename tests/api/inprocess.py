@@ -1,0 +1,71 @@
+"""The HTTP application without a server: an engine with the fake backend, SQLite and a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.config import Settings
+from mezzotint.engine.engine import Engine
+from mezzotint.serve.http import build_http
+from mezzotint.serve.inprocess import InProcessReplicas
+from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.services import Services, open_services
+
+__all__ = ["Gate", "gate", "until"]
+
+WAIT_SECONDS = 30.0
+
+
+@dataclass
+class Gate:
+    """One gateway: its services, and a client of its application."""
+
+    services: Services
+    client: httpx.AsyncClient
+
+    async def json(self, method: str, path: str, **fields: Any) -> Any:
+        """The answer's body; anything but a 2xx fails the test."""
+        response = await self.client.request(method, path, **fields)
+        assert response.is_success, response.text
+        return response.json()
+
+
+def settings_of(folder: Path, **changes: Any) -> Settings:
+    stores = {
+        "database_url": f"sqlite+aiosqlite:///{folder / 'mezzotint.db'}",
+        "image_store": str(folder / "images"),
+    }
+    return Settings(**{**stores, "deadline_s": 60.0, **changes})
+
+
+@asynccontextmanager
+async def gate(settings: Settings, replica: EngineReplica) -> AsyncIterator[Gate]:
+    """A gateway in front of `replica`; several of the same settings are gateways of one service."""
+    async with open_services(settings, InProcessReplicas(replica)) as services:
+        transport = httpx.ASGITransport(build_http(services))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
+            yield Gate(services, client)
+
+
+def replica_of(settings: Settings, backend: FakeBackend) -> EngineReplica:
+    """An engine's replica; closing it is the test's."""
+    return EngineReplica(settings, Engine(backend, max_queue=settings.max_queue))
+
+
+async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
+    """Ask until the answer is true; that answer."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if answer := await condition():
+            return answer
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not within {WAIT_SECONDS} s: {what}")

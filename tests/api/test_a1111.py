@@ -1,0 +1,255 @@
+"""A1111's API over the application: what its clients send, and what they read."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.imaging.metadata import read_receipt
+from mezzotint.serve.replica import EngineReplica
+from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+
+SMALL = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineReplica]:
+    replica = replica_of(settings_of(tmp_path_factory.mktemp("stores")), FakeBackend(pass_seconds=0.005))
+    yield replica
+    replica.close()
+
+
+@pytest.fixture
+async def server(tmp_path: Path, replica: EngineReplica) -> AsyncIterator[Gate]:
+    async with gate(settings_of(tmp_path), replica) as server:
+        yield server
+
+
+def picture(size: tuple[int, int] = (64, 64), mode: str = "RGB", color: Any = 90) -> str:
+    buffer = io.BytesIO()
+    Image.new(mode, size, color if mode == "L" else (color, 20, 200)).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def decoded(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert set(body) == {"error", "detail", "body", "errors"}
+    assert "Traceback" not in response.text
+    return dict(body)
+
+
+async def send(server: Gate, **fields: Any) -> httpx.Response:
+    """As JSON of Python's own kind: with NaN, Infinity and halves of characters."""
+    headers = {"content-type": "application/json"}
+    body = json.dumps({**SMALL, "send_images": False, **fields})
+    return await server.client.post("/sdapi/v1/txt2img", content=body, headers=headers)
+
+
+async def test_whatever_a_field_that_nobody_reads_holds_is_told_back_or_refused(server: Gate) -> None:
+    told = (await send(server, s_tmax=math.inf, comments={"note": "\ud800"})).json()["parameters"]
+    assert (told["s_tmax"], told["comments"]) == (None, {"note": "\ud800"})
+    for name, value in {"refiner_switch_at": math.nan, "comments": {"note": [-math.inf]}}.items():
+        response = await send(server, **{name: value})
+        assert response.status_code == 400
+        assert name in error_of(response)["detail"]
+
+
+async def test_open_webui_gets_what_it_reads(server: Gate) -> None:
+    """Its engine "automatic1111": the requests and the fields it reads, in its order."""
+    # Without a password it still sends the header.
+    headers = {"authorization": ""}
+    options = await server.json("GET", "/sdapi/v1/options", headers=headers)
+    models = await server.json("GET", "/sdapi/v1/sd-models", headers=headers)
+    assert options["sd_model_checkpoint"] in [model["title"] for model in models]
+    assert all(model["model_name"] for model in models)
+    # Choosing the model sends all of the options back.
+    await server.json("POST", "/sdapi/v1/options", json=options, headers=headers)
+    wanted = {
+        "prompt": "a boat",
+        "batch_size": 2,
+        "width": 64,
+        "height": 64,
+        "steps": 2,
+        "negative_prompt": "",
+    }
+    answer = await server.json("POST", "/sdapi/v1/txt2img", json=wanted, headers=headers)
+    assert [decoded(image).size for image in answer["images"]] == [(64, 64), (64, 64)]
+    assert isinstance(answer["info"], str)
+
+
+async def test_txt2img_answers_pictures_parameters_and_info(server: Gate) -> None:
+    wanted = {
+        **SMALL,
+        "seed": 11,
+        "batch_size": 2,
+        "n_iter": 2,
+        "sampler_name": "DPM++ 2M",
+        "scheduler": "Karras",
+    }
+    answer = await server.json("POST", "/sdapi/v1/txt2img", json={**wanted, "cfg_scale": 3.5})
+    assert set(answer) == {"images", "parameters", "info"}
+    assert answer["parameters"]["prompt"] == "a lighthouse"
+    info = json.loads(answer["info"])
+    assert (info["seed"], info["all_seeds"]) == (11, [11, 12, 13, 14])
+    assert (info["sampler_name"], info["cfg_scale"], info["steps"]) == ("DPM++ 2M Karras", 3.5, 2)
+    assert info["infotexts"][1].startswith("a lighthouse\nSteps: 2, Sampler: DPM++ 2M Karras")
+    receipts = [read_receipt(base64.b64decode(image)) for image in answer["images"]]
+    assert [receipt.seed for receipt in receipts] == [11, 12, 13, 14]
+
+
+async def test_the_same_seed_is_the_same_picture_and_none_is_a_new_one(server: Gate) -> None:
+    one, two, three = [
+        await server.json("POST", "/sdapi/v1/txt2img", json={**SMALL, "seed": seed}) for seed in (5, 5, -1)
+    ]
+    assert one["images"] == two["images"] != three["images"]
+
+
+async def test_the_format_is_a_setting_and_pictures_can_be_left_out(server: Gate) -> None:
+    answer = await server.json(
+        "POST", "/sdapi/v1/txt2img", json={**SMALL, "override_settings": {"samples_format": "webp"}}
+    )
+    assert decoded(answer["images"][0]).format == "WEBP"
+    assert (await server.json("POST", "/sdapi/v1/txt2img", json={**SMALL, "send_images": False}))[
+        "images"
+    ] == []
+
+
+async def test_img2img_starts_from_the_picture(server: Gate) -> None:
+    wanted = {**SMALL, "seed": 3, "steps": 4, "denoising_strength": 0.5}
+    first, second = [
+        await server.json("POST", "/sdapi/v1/img2img", json={**wanted, "init_images": [picture(color=color)]})
+        for color in (10, 200)
+    ]
+    assert first["images"] != second["images"]
+    assert first["parameters"]["init_images"] is None
+    assert json.loads(first["info"])["denoising_strength"] == 0.5
+    assert read_receipt(base64.b64decode(first["images"][0])).strength == 0.5
+
+
+async def test_a_mask_keeps_what_is_black(server: Gate) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "png")
+    asked = {
+        **SMALL,
+        "seed": 3,
+        "init_images": ["data:image/png;base64," + picture()],
+        "mask": base64.b64encode(buffer.getvalue()).decode(),
+        "mask_blur": 0,
+        "inpainting_fill": 1,
+        "inpaint_full_res": False,
+    }
+    plain, inverted = [
+        await server.json("POST", "/sdapi/v1/img2img", json={**asked, "inpainting_mask_invert": invert})
+        for invert in (0, 1)
+    ]
+    receipts = [read_receipt(base64.b64decode(answer["images"][0])) for answer in (plain, inverted)]
+    assert None not in [receipt.mask_sha256 for receipt in receipts]
+    assert receipts[0].mask_sha256 != receipts[1].mask_sha256
+    assert receipts[0].image_sha256 == receipts[1].image_sha256
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status", "named"),
+    [
+        ("txt2img", {}, 400, "prompt"),
+        ("txt2img", {"prompt": "  "}, 400, "prompt"),
+        ("txt2img", {**SMALL, "width": 65}, 400, "width"),
+        ("txt2img", {**SMALL, "steps": 0}, 400, "steps"),
+        ("txt2img", {**SMALL, "sampler_name": "Fast"}, 400, "sampler_name"),
+        ("txt2img", {**SMALL, "enable_hr": True}, 400, "enable_hr"),
+        ("txt2img", {**SMALL, "batch_size": 11}, 400, "batch_size"),
+        ("txt2img", {**SMALL, "batch_size": 5, "n_iter": 5}, 400, "batch_size"),
+        ("txt2img", {**SMALL, "override_settings": {"sd_model_checkpoint": "v1-5"}}, 404, "v1-5"),
+        ("img2img", SMALL, 400, "init_images"),
+        ("img2img", {**SMALL, "init_images": []}, 400, "init_images"),
+        ("img2img", {**SMALL, "init_images": ["~"]}, 400, "init_images"),
+        ("img2img", {**SMALL, "init_images": ["http://a.example/b.png"]}, 400, "init_images"),
+        ("img2img", {**SMALL, "init_images": ["aGVsbG8gd29ybGQ="]}, 415, "init_images"),
+        ("options", {"sd_model_checkpoint": "v1-5"}, 404, "v1-5"),
+        ("options", {"samples_format": "jpg"}, 400, "samples_format"),
+    ],
+)
+async def test_a_refusal_has_a1111s_shape_and_names_the_field(
+    server: Gate, path: str, fields: dict[str, Any], status: int, named: str
+) -> None:
+    response = await server.client.post(f"/sdapi/v1/{path}", json=fields)
+    assert response.status_code == status
+    assert named in error_of(response)["detail"]
+
+
+async def test_a_body_that_is_no_json_is_refused_in_a1111s_shape(server: Gate) -> None:
+    response = await server.client.post(
+        "/sdapi/v1/txt2img", content=b"{", headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+    error_of(response)
+
+
+@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/images/jobs"])
+async def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(server: Gate, path: str) -> None:
+    response = await server.client.post(path, json={"prompt": "a", "styles": [0] * 60_000})
+    assert response.status_code == 413
+    assert "50,000" in response.text
+
+
+async def test_progress_tells_of_the_running_request_and_interrupt_ends_it(server: Gate) -> None:
+    idle = await server.json("GET", "/sdapi/v1/progress")
+    assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0.0, 0, None)
+
+    long = {**SMALL, "steps": 150, "batch_size": 2, "override_settings": {"show_progress_every_n_steps": 1}}
+    drawing = asyncio.create_task(server.client.post("/sdapi/v1/txt2img", json={**long}))
+
+    async def begun() -> Any:
+        told = await server.json("GET", "/sdapi/v1/progress")
+        return told if told["current_image"] else None
+
+    told = await until(begun, "progress with a preview")
+    assert 0 < told["progress"] < 1
+    assert told["eta_relative"] > 0
+    assert (told["state"]["job_count"], told["state"]["sampling_steps"]) == (2, 150)
+    assert decoded(told["current_image"]).size == (64, 64)
+    unseen = await server.json("GET", "/sdapi/v1/progress", params={"skip_current_image": "true"})
+    assert unseen["current_image"] is None
+
+    assert await server.json("POST", "/sdapi/v1/interrupt") == {}
+    answer = (await drawing).json()
+    assert answer["images"] == []
+    assert json.loads(answer["info"])["interrupted"] is True
+    assert (await server.json("GET", "/sdapi/v1/progress"))["state"]["job_count"] == 0
+
+
+async def test_the_lists_that_clients_ask_for_on_their_start_are_there(server: Gate) -> None:
+    names = [each["name"] for each in await server.json("GET", "/sdapi/v1/samplers")]
+    assert "Euler a" in names
+    labels = [each["label"] for each in await server.json("GET", "/sdapi/v1/schedulers")]
+    assert labels == ["Automatic", "Karras"]
+    for path in ("loras", "upscalers", "latent-upscale-modes", "sd-vae", "hypernetworks", "prompt-styles"):
+        assert await server.json("GET", f"/sdapi/v1/{path}") == []
+
+
+async def test_capabilities_tell_what_is_drawn_and_for_whom(server: Gate) -> None:
+    told = await server.json("GET", "/v1/capabilities")
+    assert [model["id"] for model in told["models"]] == ["fake"]
+    assert told["sizes"]["default"] == "128x128"
+    assert {"png", "jpeg", "webp"} == set(told["formats"])
+    assert "DPM++ 2M Karras" in [each["name"] for each in told["samplers"]]
+    assert (told["features"]["edits"], told["features"]["loras"]) == (True, False)
+    assert told["caller"]["concurrent_images"] is None

@@ -1,0 +1,143 @@
+"""News of jobs: for each listener every event once and in order, whenever it comes, for one look a tick."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Collection
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from mezzotint.serve.jobs import feed as feeds
+from mezzotint.serve.jobs.feed import Feed
+from mezzotint.serve.stores.database import open_database
+from mezzotint.serve.stores.job import Job, JobEvent, NewJob
+from mezzotint.serve.stores.jobs import JobStore
+
+OWNER = "runner"
+LEASE_SECONDS = 60.0
+
+
+class CountingStore(JobStore):
+    """Counts what is asked of it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.asked: Counter[str] = Counter()
+
+    async def last_event_id(self) -> int:
+        self.asked["last_event_id"] += 1
+        return await super().last_event_id()
+
+    async def events_after(
+        self, last_id: int, ids: Collection[str] | None = None, limit: int = 1000
+    ) -> list[JobEvent]:
+        self.asked["events_after"] += 1
+        return await super().events_after(last_id, ids, limit)
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[CountingStore]:
+    async with open_database(database_url) as database:
+        yield CountingStore(database, 10_000)
+
+
+async def started(store: JobStore, count: int) -> list[Job]:
+    for _ in range(count):
+        await store.create(NewJob("", {}))
+    claimed = [await store.claim(OWNER, LEASE_SECONDS) for _ in range(count)]
+    return [job for job in claimed if job is not None]
+
+
+async def heard(feed: Feed, job: Job, after: int = 0) -> list[JobEvent]:
+    async with aclosing(feed.follow(job.id, after)) as events:
+        return [event async for event in events]
+
+
+async def test_nothing_is_lost_and_nothing_told_twice_however_writers_and_listeners_mix(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So many looks that some fall between any two writes, and pages that end anywhere.
+    monkeypatch.setattr(feeds, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(feeds, "PAGE", 7)
+    chance = random.Random(4)
+    jobs = await started(store, 6)
+    written: dict[str, list[int]] = {job.id: [] for job in jobs}
+
+    async def write(job: Job) -> None:
+        for number in range(25):
+            written[job.id].append(await store.append_event(job.id, "progress", {"number": number}))
+            await asyncio.sleep(chance.uniform(0, 0.01))
+        await store.finish(job.id, OWNER, "done")
+
+    async def listen(feed: Feed, job: Job) -> tuple[Job, int, list[JobEvent]]:
+        await asyncio.sleep(chance.uniform(0, 0.4))
+        after = chance.choice([0, *written[job.id]])
+        return job, after, await heard(feed, job, after)
+
+    async with Feed(store) as feed:
+        listening = [asyncio.create_task(listen(feed, chance.choice(jobs))) for _ in range(60)]
+        await asyncio.gather(*(write(job) for job in jobs))
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*listening)
+    for job, after, events in outcomes:
+        assert [event.id for event in events if event.kind == "progress"] == [
+            number for number in written[job.id] if number > after
+        ]
+        assert events[-1].kind == "done"
+        assert [event.kind for event in events].count("done") == 1
+
+
+async def test_a_look_that_breaks_is_not_the_last(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "POLL_SECONDS", 0.01)
+    [job] = await started(store, 1)
+    async with Feed(store) as feed, asyncio.timeout(10):
+        listening = asyncio.create_task(heard(feed, job))
+        # It has looked back twice by itself, and one look a tick follows.
+        while store.asked["last_event_id"] < 2:
+            await asyncio.sleep(0.01)
+        broken = asyncio.Event()
+
+        async def fail(*_: Any) -> int:
+            broken.set()
+            raise RuntimeError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "last_event_id", fail)
+            await broken.wait()
+        await store.finish(job.id, OWNER, "done")
+        assert (await listening)[-1].kind == "done"
+
+
+async def test_many_listeners_cost_what_one_costs(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "POLL_SECONDS", 0.05)
+    jobs = await started(store, 10)
+
+    async def looks(feed: Feed, listeners: int) -> Counter[str]:
+        listening = [asyncio.create_task(heard(feed, jobs[n % 10])) for n in range(listeners)]
+        # Each looks back for itself; when that is over, and nothing new is written, nobody reads events.
+        before = -1
+        while before < store.asked["events_after"]:
+            before = store.asked["events_after"]
+            await asyncio.sleep(0.3)
+        store.asked.clear()
+        for _ in range(10):
+            await store.append_event(jobs[0].id, "progress", {})
+            await asyncio.sleep(0.05)
+        asked = store.asked.copy()
+        for task in listening:
+            task.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)
+        return asked
+
+    async with Feed(store) as feed:
+        many = await looks(feed, 300)
+        one = await looks(feed, 1)
+    assert 0 < sum(many.values()) <= sum(one.values()) + 4

@@ -1,0 +1,156 @@
+"""Whose a job is: each key sees and stops its own, within its limits, as long as it is good."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.stores.keys import KeyStore, NewKey
+from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+
+JOBS = "/v1/images/jobs"
+SMALL = {"prompt": "a lighthouse", "size": "64x64", "num_inference_steps": 4, "seed": 11}
+LONG = {**SMALL, "num_inference_steps": 150}
+MakeKey = Callable[..., Awaitable[dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def replica(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineReplica]:
+    replica = replica_of(settings_of(tmp_path_factory.mktemp("stores")), FakeBackend(pass_seconds=0.01))
+    yield replica
+    replica.close()
+
+
+@pytest.fixture
+async def server(tmp_path: Path, replica: EngineReplica) -> AsyncIterator[Gate]:
+    async with gate(settings_of(tmp_path, auth="on"), replica) as server:
+        yield server
+
+
+@pytest.fixture
+def make_key(server: Gate) -> MakeKey:
+    """Headers with a new key."""
+
+    async def make(name: str, **limits: Any) -> dict[str, str]:
+        _, text = await KeyStore(server.services.database).create(NewKey(name, **limits))
+        return {"authorization": f"Bearer {text}"}
+
+    return make
+
+
+async def create(server: Gate, key: dict[str, str], **fields: Any) -> dict[str, Any]:
+    return dict(await server.json("POST", JOBS, json={**SMALL, **fields}, headers=key))
+
+
+async def reached(server: Gate, key: dict[str, str], job: dict[str, Any], *states: str) -> dict[str, Any]:
+    async def there() -> Any:
+        told = await server.json("GET", f"{JOBS}/{job['id']}", headers=key)
+        return told if told["state"] in states else None
+
+    return dict(await until(there, f"{job['id']} to be {states}"))
+
+
+async def test_a_job_is_there_for_its_own_key_alone(server: Gate, make_key: MakeKey) -> None:
+    mine, other = await make_key("mine"), await make_key("other")
+    job = await create(server, mine)
+    await reached(server, mine, job, "done")
+    path = f"{JOBS}/{job['id']}"
+    for method, address in (
+        ("GET", path),
+        ("GET", path + "/events"),
+        ("GET", path + "/images/0"),
+        ("DELETE", path),
+    ):
+        response = await server.client.request(method, address, headers=other)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "job_not_found"), address
+        response = await server.client.request(method, address)
+        assert response.status_code == 401, address
+    assert (await server.json("GET", JOBS, headers=other))["data"] == []
+    assert [each["id"] for each in (await server.json("GET", JOBS, headers=mine))["data"]] == [job["id"]]
+
+
+async def test_two_keys_may_use_one_idempotency_key(server: Gate, make_key: MakeKey) -> None:
+    ids = set()
+    for name in ("one", "two"):
+        headers = {**await make_key(name), "idempotency-key": "once"}
+        ids.add((await server.json("POST", JOBS, json=SMALL, headers=headers))["id"])
+    assert len(ids) == 2
+
+
+async def test_a_waiting_job_of_a_revoked_key_is_not_drawn(server: Gate, make_key: MakeKey) -> None:
+    mine = await make_key("mine", concurrent_images=1)
+    await create(server, mine, **LONG)
+    waiting = await create(server, mine)
+    keys = KeyStore(server.services.database)
+    key = next(key for key in await keys.list() if key.caller.name == "mine")
+    assert await keys.revoke(key.caller.id)
+
+    async def failed() -> Any:
+        job = await server.services.jobs.get(waiting["id"])
+        return job if job.state == "failed" else None
+
+    job = await until(failed, "the job to fail")
+    assert job.error["code"] == "invalid_api_key"
+
+
+async def test_jobs_beyond_a_keys_concurrency_wait_for_it(server: Gate, make_key: MakeKey) -> None:
+    mine = await make_key("mine", concurrent_images=1)
+    jobs = [await create(server, mine, num_inference_steps=50) for _ in range(6)]
+    begun = 0
+    for job in jobs:
+        assert (await reached(server, mine, job, "done", "failed"))["state"] == "done"
+        events = (await server.client.get(f"{JOBS}/{job['id']}/events", headers=mine)).text
+        begun += events.count("event: running")
+    # They wait for each other, instead of being begun and refused again and again.
+    assert begun <= 2 * len(jobs)
+    response = await server.client.post(JOBS, json={**SMALL, "n": 2}, headers=mine)
+    assert (response.status_code, response.json()["error"]["param"]) == (403, "n")
+
+
+async def test_asking_for_jobs_is_within_the_keys_rate(server: Gate, make_key: MakeKey) -> None:
+    mine = await make_key("mine", requests_per_minute=2)
+    jobs = [await create(server, mine) for _ in range(2)]
+    response = await server.client.post(JOBS, json=SMALL, headers=mine)
+    assert (response.status_code, response.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert float(response.headers["retry-after"]) > 0
+    for job in jobs:
+        await reached(server, mine, job, "done")
+
+
+async def test_a1111s_clients_log_in_with_a_password_and_are_refused_in_its_shape(
+    server: Gate, make_key: MakeKey
+) -> None:
+    key = (await make_key("mine"))["authorization"].removeprefix("Bearer ")
+    basic = base64.b64encode(f"any:{key}".encode()).decode()
+    options = await server.json("GET", "/sdapi/v1/options", headers={"authorization": f"Basic {basic}"})
+    assert options["sd_model_checkpoint"] == "fake"
+    for headers in ({}, {"authorization": ""}, {"authorization": "Basic " + basic[:-4]}):
+        response = await server.client.get("/sdapi/v1/options", headers=headers)
+        assert response.status_code == 401
+        assert set(response.json()) == {"error", "detail", "body", "errors"}
+        assert "www-authenticate" in response.headers
+
+
+async def test_progress_and_interrupt_are_of_ones_own_key(server: Gate, make_key: MakeKey) -> None:
+    mine, other = await make_key("mine"), await make_key("other")
+    wanted = {"prompt": "a", "width": 64, "height": 64, "steps": 150}
+    drawing = asyncio.create_task(server.client.post("/sdapi/v1/txt2img", json=wanted, headers=mine))
+
+    async def begun() -> Any:
+        return (await server.json("GET", "/sdapi/v1/progress", headers=mine))["progress"]
+
+    await until(begun, "progress")
+    assert (await server.json("GET", "/sdapi/v1/progress", headers=other))["state"]["job_count"] == 0
+    await server.json("POST", "/sdapi/v1/interrupt", headers=other)
+    assert (await begun()) > 0
+    await server.json("POST", "/sdapi/v1/interrupt", headers=mine)
+    answer: httpx.Response = await drawing
+    assert answer.json()["images"] == []

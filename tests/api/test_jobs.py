@@ -1,0 +1,438 @@
+"""Jobs over the application: made, drawn, told, stopped, and carried on after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import math
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import Request
+from PIL import Image
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.core import ResolvedRequest
+from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.imaging.metadata import read_receipt
+from mezzotint.serve.access.caller import ANYONE
+from mezzotint.serve.api.jobs import events as follow
+from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.stores.database import open_database
+from mezzotint.serve.stores.job import FINAL
+from mezzotint.serve.stores.jobs import JobStore
+from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+
+JOBS = "/v1/images/jobs"
+SMALL = {"prompt": "a lighthouse", "size": "64x64", "num_inference_steps": 4, "seed": 11}
+LONG = {**SMALL, "num_inference_steps": 150}
+
+
+def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+    return GenerationFailed("the device is lost") if request.prompt == "break" and where == "step" else None
+
+
+@pytest.fixture(scope="module")
+def backend() -> FakeBackend:
+    return FakeBackend(pass_seconds=0.01, fault=fault)
+
+
+@pytest.fixture(scope="module")
+def replica(backend: FakeBackend, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineReplica]:
+    replica = replica_of(settings_of(tmp_path_factory.mktemp("stores")), backend)
+    yield replica
+    replica.close()
+
+
+@pytest.fixture
+async def server(tmp_path: Path, replica: EngineReplica) -> AsyncIterator[Gate]:
+    async with gate(settings_of(tmp_path), replica) as server:
+        yield server
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, database_url: str, replica: EngineReplica) -> AsyncIterator[tuple[Gate, Gate]]:
+    """Two gateways of one service, on either database."""
+    settings = settings_of(tmp_path, gateways=2, database_url=database_url)
+    async with AsyncExitStack() as stack:
+        yield (
+            await stack.enter_async_context(gate(settings, replica)),
+            await stack.enter_async_context(gate(settings, replica)),
+        )
+
+
+async def create(server: Gate, **fields: Any) -> dict[str, Any]:
+    response = await server.client.post(JOBS, json={**SMALL, **fields})
+    assert response.status_code == 202, response.text
+    return dict(response.json())
+
+
+async def ended(server: Gate, job: dict[str, Any]) -> dict[str, Any]:
+    async def final() -> Any:
+        told = await server.json("GET", f"{JOBS}/{job['id']}")
+        return told if told["state"] in FINAL else None
+
+    return dict(await until(final, f"the end of {job['id']}"))
+
+
+async def running(server: Gate, job: dict[str, Any]) -> dict[str, Any]:
+    async def begun() -> Any:
+        told = await server.json("GET", f"{JOBS}/{job['id']}")
+        return told if told["state"] == "running" and told["progress"] else None
+
+    return dict(await until(begun, f"a step of {job['id']}"))
+
+
+def read_events(text: str) -> list[tuple[int | None, str, dict[str, Any]]]:
+    """Id, kind and data of server-sent events."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if lines:
+            number = int(lines["id"]) if "id" in lines else None
+            found.append((number, lines["event"], json.loads(lines["data"])))
+    return found
+
+
+async def events(server: Gate, job: dict[str, Any], **headers: str) -> list[tuple[int | None, str, Any]]:
+    response = await server.client.get(f"{JOBS}/{job['id']}/events", headers=headers)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return read_events(response.text)
+
+
+async def picture(server: Gate, job: dict[str, Any], number: int = 0) -> bytes:
+    response = await server.client.get(f"{JOBS}/{job['id']}/images/{number}")
+    assert response.status_code == 200, response.text
+    return response.content
+
+
+def png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+async def test_a_job_is_accepted_drawn_and_fetched(server: Gate) -> None:
+    response = await server.client.post(JOBS, json={**SMALL, "n": 2, "output_format": "webp"})
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == f"{JOBS}/{job['id']}"
+    assert (job["state"], job["seeds"], job["size"], job["n"]) == ("queued", [11, 12], "64x64", 2)
+    done = await ended(server, job)
+    assert (done["state"], done["progress"], done["error"]) == ("done", 1.0, None)
+    assert [(image["index"], image["seed"]) for image in done["images"]] == [(0, 11), (1, 12)]
+    for number in range(2):
+        receipt = read_receipt(await picture(server, job, number))
+        assert (receipt.prompt, receipt.seed, receipt.steps) == ("a lighthouse", 11 + number, 4)
+    answer = await server.client.get(f"{JOBS}/{job['id']}/images/1")
+    assert answer.headers["content-type"] == "image/webp"
+    assert (await server.client.get(f"{JOBS}/{job['id']}/images/2")).status_code == 404
+    # The link needs no key.
+    assert (await server.client.get(done["images"][1]["url"])).content == answer.content
+
+
+async def test_a_job_draws_what_generations_draws(server: Gate) -> None:
+    job = await create(server, n=1)
+    now = await server.json("POST", "/v1/images/generations", json={**SMALL, "n": 1})
+    assert (await ended(server, job))["state"] == "done"
+    assert base64.b64decode(now["data"][0]["b64_json"]) == await picture(server, job)
+
+
+async def test_an_edit_starts_from_its_pictures(server: Gate) -> None:
+    image = np.full((64, 64, 3), 90, np.uint8)
+    mask = np.full((64, 64, 4), 255, np.uint8)
+    mask[:, 32:, 3] = 0
+    job = await create(server, image=png(image), mask=png(mask), strength=0.5)
+    assert (await ended(server, job))["state"] == "done"
+    receipt = read_receipt(await picture(server, job))
+    assert receipt.strength == 0.5
+    assert receipt.image_sha256
+    assert receipt.mask_sha256
+
+
+async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
+    async def post(**fields: Any) -> httpx.Response:
+        return await server.client.post(
+            JOBS, json={"prompt": "a", "size": "64x64", **fields}, headers={"idempotency-key": "once"}
+        )
+
+    first, second, other = await post(), await post(), await post(n=2)
+    assert first.json()["id"] == second.json()["id"]
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+
+
+async def test_events_tell_everything_once_and_end(server: Gate) -> None:
+    job = await create(server, n=2, num_inference_steps=100)
+    told = await events(server, job)
+    numbers, kinds = [number for number, _, _ in told], [kind for _, kind, _ in told]
+    assert numbers == sorted(set(numbers))
+    assert (kinds[0], kinds[1], kinds[-1]) == ("queued", "running", "done")
+    assert sorted(data["index"] for _, kind, data in told if kind == "image") == [0, 1]
+    progress = [data["progress"] for _, kind, data in told if kind == "progress"]
+    assert progress == sorted(progress)
+    assert len(progress) >= 2
+    final = told[-1][2]
+    assert [image["seed"] for image in final["images"]] == [11, 12]
+    # Later, from the middle, and from the end.
+    assert await events(server, job) == told
+    middle = len(told) // 2
+    assert await events(server, job, **{"last-event-id": str(numbers[middle])}) == told[middle + 1 :]
+    past = await events(server, job, **{"last-event-id": str(numbers[-1])})
+    assert [kind for _, kind, _ in past] == ["done"]
+
+
+async def test_a_listener_that_comes_back_is_answered_at_once_however_long_nothing_happens(
+    server: Gate,
+) -> None:
+    server.services.runner._full_until = math.inf
+    job = await create(server)
+    last = await server.services.jobs.last_event_id()
+    request = Request({"type": "http", "headers": []})
+    async with asyncio.timeout(10):
+        answer = await follow(job["id"], request, server.services, ANYONE, last)
+    assert answer.status_code == 200
+
+
+async def test_many_listeners_get_the_same_whenever_they_come(server: Gate) -> None:
+    job = await create(server, num_inference_steps=60)
+
+    async def listen(delay: float) -> list[Any]:
+        await asyncio.sleep(delay)
+        return await events(server, job)
+
+    heard = await asyncio.gather(*(listen(number * 0.02) for number in range(40)))
+    assert all(each == heard[0] for each in heard)
+    assert heard[0][-1][1] == "done"
+
+
+async def test_previews_are_events_with_links(server: Gate) -> None:
+    job = await create(server, num_inference_steps=8, partial_images=3)
+    previews = [data for _, kind, data in await events(server, job) if kind == "preview"]
+    assert [data["step"] for data in previews] == [2, 4, 6]
+    shown = await server.client.get(previews[0]["url"])
+    assert Image.open(io.BytesIO(shown.content)).size == (64, 64)
+
+
+async def test_a_running_job_tells_its_progress_and_a_delete_stops_it(
+    server: Gate, backend: FakeBackend
+) -> None:
+    job = await create(server, **LONG)
+    told = await running(server, job)
+    assert 0 < told["progress"] < 1
+    assert told["eta_s"] > 0
+    assert (await server.client.delete(f"{JOBS}/{job['id']}")).status_code == 200
+    assert (await ended(server, job))["state"] == "cancelled"
+
+    async def idle() -> bool:
+        return backend.held == 0
+
+    await until(idle, "the engine to forget it")
+    # Ended is ended.
+    again = await server.json("DELETE", f"{JOBS}/{job['id']}")
+    assert again["state"] == "cancelled"
+
+
+async def test_a_delete_on_another_gateway_stops_it(pair: tuple[Gate, Gate], backend: FakeBackend) -> None:
+    one, other = pair
+    jobs = [await create(one, **{**LONG, "seed": seed}) for seed in (1, 2, 3)]
+    for job in jobs:
+        await running(other, job)
+        await other.json("DELETE", f"{JOBS}/{job['id']}")
+    assert {(await ended(one, job))["state"] for job in jobs} == {"cancelled"}
+
+
+async def test_either_gateway_lists_and_shows_every_job(pair: tuple[Gate, Gate]) -> None:
+    one, other = pair
+    made = [(await create(each))["id"] for each in (one, other, one)]
+    listed = [(await each.json("GET", JOBS))["data"] for each in pair]
+    assert [[job["id"] for job in jobs] for jobs in listed] == [made[::-1], made[::-1]]
+    assert [kind for _, kind, _ in await events(other, {"id": made[0]})][-1] == "done"
+
+
+async def test_pages_go_on_where_the_last_ended(server: Gate) -> None:
+    made = [(await create(server))["id"] for _ in range(5)]
+    found, cursor = [], None
+    while True:
+        asked = {"limit": 2, **({"cursor": cursor} if cursor else {})}
+        page = await server.json("GET", JOBS, params=asked)
+        found += [job["id"] for job in page["data"]]
+        assert page["has_more"] == (page["next_cursor"] is not None)
+        if not page["has_more"]:
+            break
+        cursor = page["next_cursor"]
+    assert found == made[::-1]
+    for id in made:
+        await ended(server, {"id": id})
+    assert (await server.json("GET", JOBS, params={"state": "queued"}))["data"] == []
+    assert len((await server.json("GET", JOBS, params={"state": "done"}))["data"]) == 5
+
+
+async def test_a_job_whose_model_fails_tells_why(server: Gate) -> None:
+    done = await ended(server, await create(server, prompt="break"))
+    assert (done["state"], done["error"]["code"]) == ("failed", "generation_failed")
+    assert done["error"]["message"] == "the device is lost"
+
+
+async def test_the_deadline_counts_from_creation(server: Gate) -> None:
+    done = await ended(server, await create(server, **LONG, deadline_s=0.3))
+    assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+async def test_a_full_engine_makes_jobs_wait_and_fails_none(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, max_queue=1)
+    replica = replica_of(settings, FakeBackend(pass_seconds=0.005, max_width=1))
+    try:
+        async with gate(settings, replica) as server:
+            jobs = [await create(server, n=3) for _ in range(3)]
+            assert {(await ended(server, job))["state"] for job in jobs} == {"done"}
+    finally:
+        replica.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param"),
+    [
+        ({"prompt": ""}, 400, "prompt"),
+        ({"n": 11}, 400, "n"),
+        ({"size": "65x64"}, 400, "size"),
+        ({"stream": True}, 400, "stream"),
+        ({"response_format": "url"}, 400, "response_format"),
+        ({"deadline_s": 0}, 400, "deadline_s"),
+        ({"colour": "red"}, 400, "colour"),
+        ({"mask": "aGVsbG8="}, 415, "mask"),
+        ({"image": "aGVsbG8="}, 415, "image"),
+        ({"image": "http://a.example/b.png"}, 400, "image"),
+        ({"strength": 0.5}, 400, "strength"),
+        ({"model": "dall-e-9"}, 404, "model"),
+        ({"seed": 2**63 - 1, "n": 2}, 400, "seed"),
+    ],
+)
+async def test_a_bad_field_is_refused_and_named(
+    server: Gate, fields: dict[str, Any], status: int, param: str
+) -> None:
+    response = await server.client.post(JOBS, json={**SMALL, **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"{JOBS}/job_nothing", 404),
+        (f"{JOBS}/job_nothing/events", 404),
+        (f"{JOBS}/job_nothing/images/0", 404),
+        (f"{JOBS}/{'x' * 200}", 400),
+        (f"{JOBS}?limit=0", 400),
+        (f"{JOBS}?limit=x", 400),
+        (f"{JOBS}?cursor=!!", 400),
+        (f"{JOBS}?cursor=LTE", 400),
+        (f"{JOBS}?state=lost", 400),
+    ],
+)
+async def test_a_bad_address_is_refused(server: Gate, path: str, status: int) -> None:
+    response = await server.client.get(path)
+    assert (response.status_code, set(response.json())) == (status, {"error"})
+
+
+async def test_a_job_whose_gateway_was_lost_is_drawn_by_another_as_it_would_have_been(
+    tmp_path: Path, database_url: str, replica: EngineReplica
+) -> None:
+    settings = settings_of(tmp_path, database_url=database_url)
+    async with gate(settings, replica) as server:
+        expected = await create(server)
+        await ended(server, expected)
+        wanted = await picture(server, expected)
+    # Another runner claims the job and is never heard of again.
+    async with gate(settings, replica) as server:
+        await server.services.runner.__aexit__(None, None, None)
+        job = await create(server)
+        claimed = await server.services.jobs.claim("lost", lease_s=0.5)
+        assert claimed is not None
+        assert claimed.id == job["id"]
+    async with gate(settings, replica) as server:
+        assert (await ended(server, job))["state"] == "done"
+        assert await picture(server, job) == wanted
+
+
+async def test_a_gateway_that_stops_while_it_claims_a_job_gives_it_back(
+    tmp_path: Path, replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed, go_on = asyncio.Event(), asyncio.Event()
+    claim = JobStore.claim
+
+    async def slow(self: JobStore, *arguments: Any, **more: Any) -> Any:
+        job = await claim(self, *arguments, **more)
+        if job is not None:
+            claimed.set()
+            await go_on.wait()
+        return job
+
+    settings = settings_of(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(JobStore, "claim", slow)
+        async with gate(settings, replica) as server:
+            job = await create(server)
+            await claimed.wait()
+            asyncio.get_running_loop().call_later(0.1, go_on.set)
+    async with open_database(settings.database_url) as database:
+        left = await JobStore(database, 10).get(job["id"])
+    assert (left.state, left.lost) == ("queued", 0)
+
+
+async def test_a_gateway_that_stops_gives_its_jobs_back(tmp_path: Path, replica: EngineReplica) -> None:
+    settings = settings_of(tmp_path)
+    async with gate(settings, replica) as server:
+        job = await create(server, **LONG)
+        await running(server, job)
+    async with gate(settings, replica) as server:
+        # Long before its lease would have ended.
+        async with asyncio.timeout(8):
+            told = await events(server, job)
+        assert [kind for _, kind, _ in told if kind in ("queued", "running", "done")] == [
+            "queued",
+            "running",
+            "queued",
+            "running",
+            "done",
+        ]
+
+
+async def test_a_job_outlasts_an_image_store_that_is_gone_for_a_while(server: Gate, tmp_path: Path) -> None:
+    job = await create(server, num_inference_steps=60)
+    await running(server, job)
+    (tmp_path / "images").rename(tmp_path / "away")
+    (tmp_path / "images").write_text("in the way")
+    assert (await server.client.post("/v1/images/generations", json=SMALL)).status_code == 200
+
+    async def drawn() -> bool:
+        told = await server.json("GET", f"{JOBS}/{job['id']}")
+        return told["progress"] == 1.0 and told["state"] == "running"
+
+    await until(drawn, "its picture to be drawn and not stored")
+    (tmp_path / "images").unlink()
+    (tmp_path / "away").rename(tmp_path / "images")
+    assert (await ended(server, job))["state"] == "done"
+    assert read_receipt(await picture(server, job)).steps == 60
+
+
+async def test_a_job_outlasts_a_database_that_is_locked_for_a_while(server: Gate, tmp_path: Path) -> None:
+    job = await create(server, num_inference_steps=60)
+    await running(server, job)
+    with closing(sqlite3.connect(tmp_path / "mezzotint.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        response = await server.client.delete(f"{JOBS}/{job['id']}")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+        other.execute("ROLLBACK")
+
+    async def answers() -> bool:
+        return (await server.client.get(f"{JOBS}/{job['id']}")).is_success
+
+    await until(answers, "the database to be asked again")
+    assert (await ended(server, job))["state"] == "done"

@@ -1,0 +1,126 @@
+"""The application as Ray Serve builds it from a config, on a Ray of the test's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from mezzotint.config import Settings
+from mezzotint.errors import SettingInvalid
+
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+CONFIG = """
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+  - name: mezzotint
+    route_prefix: /
+    import_path: mezzotint.serve.app:build_app
+    args: {{model: "fake:pass_seconds=0.01", replicas: 2, deadline_s: 30}}
+"""
+
+
+@contextmanager
+def serve_run(config: Path, home: Path) -> Iterator[psutil.Popen]:
+    """Within, `serve run` of Ray serves `config`, listening on loopback alone."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "MEZZOTINT_HOME": str(home),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_OBJECT_STORE_MEMORY": str(100 * 1024 * 1024),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": os.urandom(32).hex(),
+    }
+    command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", str(config)]
+    with (home / "out.txt").open("wb") as out:
+        process = psutil.Popen(
+            command, stdout=out, stderr=out, env=environment, start_new_session=True, cwd=home
+        )
+    helpers: list[psutil.Process] = []
+    try:
+        yield process
+    finally:
+        helpers = process.children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+        for helper in helpers:
+            with suppress(psutil.NoSuchProcess):
+                helper.kill()
+
+
+@pytest.mark.slow
+def test_a_serve_config_that_names_the_builder_serves_with_its_settings(tmp_path: Path) -> None:
+    from mezzotint.serve.local import choose_port
+
+    port = choose_port("127.0.0.1", 0)
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(port=port))
+    with serve_run(config, tmp_path) as process:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert process.poll() is None, (tmp_path / "out.txt").read_text()
+            try:
+                response = httpx.get(f"http://127.0.0.1:{port}/imagine?prompt=a&steps=2&seed=1", timeout=30)
+            except httpx.TransportError:
+                response = None
+            if response is not None and response.status_code == 200:
+                break
+            time.sleep(0.3)
+        else:
+            raise AssertionError((tmp_path / "out.txt").read_text())
+        assert response.headers["x-mezzotint-seed"] == "1"
+        model = httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).json()["model"]
+        assert model == "fake"
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray's own, when it is imported
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [({"modle": "demo"}, "modle"), ({"replicas": "many"}, "replicas"), ({"port": -1}, "port")],
+)
+def test_an_argument_that_is_not_accepted_is_named(args: dict[str, object], named: str) -> None:
+    from mezzotint.serve.app import build_app
+
+    with pytest.raises(SettingInvalid, match=named):
+        build_app(args)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_can_be_built_where_no_ray_runs() -> None:
+    from mezzotint.serve.app import build_app
+
+    assert build_app({"model": "fake", "replicas": "2"}) is not None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("settings", "gpus", "cores", "expected"),
+    [
+        (Settings(), 0, 8, {"num_cpus": 8, "num_gpus": 0}),
+        (Settings(replicas=2), 0, 8, {"num_cpus": 4, "num_gpus": 0}),
+        (Settings(replicas=2, max_replicas=4), 0, 8, {"num_cpus": 2, "num_gpus": 0}),
+        (Settings(replicas=2), 2, 8, {"num_cpus": 4, "num_gpus": 1.0}),
+        (Settings(replicas=2), 1, 8, {"num_cpus": 4, "num_gpus": 0.5}),
+        (Settings(device="cpu"), 1, 8, {"num_cpus": 8, "num_gpus": 0}),
+        (Settings(threads=3), 0, 8, {"num_cpus": 3, "num_gpus": 0}),
+    ],
+)
+def test_a_replica_reserves_its_share_of_the_machine(
+    settings: Settings, gpus: int, cores: int, expected: dict[str, float]
+) -> None:
+    from mezzotint.serve.app import replica_resources
+
+    assert replica_resources(settings, gpus, cores) == expected

@@ -1,0 +1,301 @@
+"""What the gateway makes of its replicas: which one, when another, when none. Real engines, no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.config import Settings
+from mezzotint.core import GenerationRequest, ResolvedRequest
+from mezzotint.engine.engine import Engine
+from mezzotint.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    MezzotintError,
+    ModelLoading,
+    QueueFull,
+    ShuttingDown,
+)
+from mezzotint.serve.gateway import Gateway, Replicas, open_gateway
+from mezzotint.serve.health import FAILURES_IN_A_ROW
+from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
+
+LIMIT_SECONDS = 20.0
+SICK = "sick"
+
+
+class Several(Replicas):
+    """Replicas of this process by name, each order to the one it asks for."""
+
+    def __init__(self, replicas: dict[str, EngineReplica]) -> None:
+        self.replicas = replicas
+        self.asked: list[str] = []
+        self.faults: dict[str, MezzotintError] = {}
+        self.hanging: set[str] = set()
+        self.cancelled = 0
+
+    async def info(self) -> BackendInfo:
+        return await next(iter(self.replicas.values())).info()
+
+    async def reports(self) -> list[Report]:
+        return [await replica.report() for replica in self.replicas.values()]
+
+    async def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
+        name = order.replica or next(each for each in self.replicas if each not in order.avoid)
+        self.asked.append(name)
+        if name in self.hanging:
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                self.cancelled += 1
+        if name in self.faults:
+            raise self.faults[name]
+        async for event in self.replicas[name].generate(order):
+            yield event
+
+
+@asynccontextmanager
+async def gateway_over(
+    backends: dict[str, FakeBackend], deadline_s: float = LIMIT_SECONDS, **engine: Any
+) -> AsyncIterator[tuple[Gateway, Several]]:
+    replicas = {
+        name: EngineReplica(Settings(), Engine(backend, **engine), name=name)
+        for name, backend in backends.items()
+    }
+    try:
+        several = Several(replicas)
+        async with open_gateway(several, deadline_s) as gateway:
+            yield gateway, several
+    finally:
+        for replica in replicas.values():
+            await asyncio.to_thread(replica.close)
+
+
+async def draw(gateway: Gateway, **fields: Any) -> Drawn:
+    return await gateway.draw(await gateway.prepare(GenerationRequest("a", **{"steps": 1, **fields})))
+
+
+def two(**options: Any) -> dict[str, FakeBackend]:
+    return {"a": FakeBackend(**options), "b": FakeBackend(**options)}
+
+
+@pytest.mark.parametrize(
+    "fault", [ModelLoading("lost"), ShuttingDown("closing"), QueueFull("full", retry_after_s=1.0)]
+)
+async def test_what_one_replica_cannot_take_is_drawn_by_another_and_the_same(fault: MezzotintError) -> None:
+    async with gateway_over(two()) as (gateway, several):
+        plate = await gateway.prepare(GenerationRequest("a", steps=2))
+        undisturbed = await gateway.draw(plate)
+        first = several.asked[-1]
+        other = "b" if first == "a" else "a"
+        several.asked.clear()
+        several.faults[first] = fault
+        # Which of two idle replicas is asked first is chance; both orders come up soon.
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while several.asked[-2:] != [first, other]:
+                assert (await gateway.draw(plate)).data == undisturbed.data
+
+
+async def test_a_second_loss_is_told_and_not_a_third_attempt_made() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        several.faults = {"a": ModelLoading("lost"), "b": ModelLoading("lost")}
+        with pytest.raises(ModelLoading):
+            await draw(gateway)
+        assert sorted(several.asked) == ["a", "b"]
+
+
+async def test_what_a_lost_replica_had_waits_for_room_on_another() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        plate = await gateway.prepare(GenerationRequest("a", steps=1))
+        asked: list[str] = []
+        original = several.generate
+
+        async def lose_then_fill(order: Order) -> AsyncGenerator[WireEvent]:
+            asked.append(order.replica)
+            if len(asked) == 1:
+                raise ModelLoading("lost")
+            if len(asked) < 4:
+                raise QueueFull("full", retry_after_s=0.05)
+            async for event in original(order):
+                yield event
+
+        several.generate = lose_then_fill  # type: ignore[method-assign]
+        await gateway.draw(plate)
+        assert asked[0] not in asked[1:]
+        assert len(asked) == 4
+
+
+async def test_a_request_that_fails_by_itself_is_not_drawn_again() -> None:
+    def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+        return GenerationFailed("no usable picture") if where == "decode" else None
+
+    async with gateway_over(two(fault=fault)) as (gateway, several):
+        with pytest.raises(GenerationFailed):
+            await draw(gateway)
+        assert len(several.asked) == 1
+
+
+async def test_an_engine_whose_loop_dies_has_its_requests_drawn_by_another() -> None:
+    class Dying(FakeBackend):
+        def release(self, request_id: str) -> None:
+            raise OSError("the device is gone")
+
+    async with gateway_over({"a": Dying(), "b": FakeBackend()}) as (gateway, several):
+        # The first picture's release ends the loop of a; whatever it still has is drawn by b.
+        pictures = await asyncio.gather(*(draw(gateway, seed=seed, steps=20) for seed in range(8)))
+        assert len(pictures) == 8
+        with pytest.raises(RuntimeError, match="loop has ended"):
+            await several.replicas["a"].check_health()
+
+
+async def test_at_the_deadline_it_ends_whatever_the_replica_does() -> None:
+    async with gateway_over(two(), deadline_s=0.5) as (gateway, several):
+        several.hanging = {"a", "b"}
+        plate = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=3600))
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await gateway.draw(plate)
+        assert 0.4 <= time.monotonic() - began < 5
+        assert several.cancelled == 1
+        # What is left of the deadline is nothing: no replica is asked again.
+        with pytest.raises(DeadlineExceeded):
+            await gateway.draw(plate)
+        assert len(several.asked) == 1
+
+
+async def test_a_second_attempt_has_what_is_left_of_the_deadline() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        seen: list[float] = []
+        plate = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=5))
+        original = several.generate
+
+        async def slow_loss(order: Order) -> AsyncGenerator[WireEvent]:
+            seen.append(order.request.deadline_s or 0)
+            if len(seen) == 1:
+                await asyncio.sleep(0.3)
+                raise ModelLoading("lost")
+            async for event in original(order):
+                yield event
+
+        several.generate = slow_loss  # type: ignore[method-assign]
+        await gateway.draw(plate)
+        assert seen[0] - seen[1] >= 0.3
+
+
+async def test_requests_spread_over_replicas_by_the_work_that_each_has() -> None:
+    async with gateway_over(two(pass_seconds=0.02, max_width=1)) as (gateway, several):
+        long = asyncio.create_task(draw(gateway, steps=100))
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while not several.asked:
+                await asyncio.sleep(0.01)
+        busy = several.asked[0]
+        for seed in range(10):
+            await draw(gateway, seed=seed)
+        assert busy not in several.asked[1:]
+        long.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await long
+
+
+async def test_where_none_has_room_the_refusal_asks_no_replica() -> None:
+    backends = two(pass_seconds=0.05, max_width=1)
+    async with gateway_over(backends, max_backlog_s=5.0) as (gateway, several):
+        held = [asyncio.create_task(draw(gateway, steps=90, seed=seed)) for seed in range(2)]
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while not all(sum(report.backlogs.values()) > 2.5 for report in gateway.reports):
+                await asyncio.sleep(0.05)
+        asked = len(several.asked)
+        began = time.monotonic()
+        with pytest.raises(QueueFull) as refused:
+            await draw(gateway, steps=90)
+        assert time.monotonic() - began < 0.1
+        assert len(several.asked) == asked
+        assert refused.value.retry_after_s
+        assert refused.value.retry_after_s >= 1
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+
+
+async def test_the_cost_of_plates_is_their_seconds_of_an_engine() -> None:
+    async with gateway_over({"a": FakeBackend(pass_seconds=0.05, max_width=1)}) as (gateway, _):
+        for seed in range(3):
+            await draw(gateway, seed=seed, steps=5)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            plates = [await gateway.prepare(GenerationRequest("a", steps=10))] * 2
+            while not 0.8 <= gateway.cost_s(plates) <= 2.0:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_model_that_draws_one_colour_is_never_a_picture_and_its_replica_is_replaced() -> None:
+    class Blank(FakeBackend):
+        def decode(self, request_id: str) -> Any:
+            return super().decode(request_id) * 0
+
+    async with gateway_over({"a": Blank()}) as (gateway, several):
+        replica = several.replicas["a"]
+        for seed in range(FAILURES_IN_A_ROW):
+            await replica.check_health()
+            with pytest.raises(GenerationFailed):
+                await draw(gateway, seed=seed)
+        assert not (await replica.report()).healthy
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while any(report.healthy for report in gateway.reports):
+                await asyncio.sleep(0.02)
+        with pytest.raises(ModelLoading):
+            await gateway.ready()
+        with pytest.raises(RuntimeError, match="draws nothing"):
+            await replica.check_health()
+
+
+async def test_requests_that_no_model_can_draw_do_not_cost_a_sound_replica_its_place() -> None:
+    def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+        return GenerationFailed("no usable picture") if request.prompt == SICK else None
+
+    async with gateway_over({"a": FakeBackend(fault=fault)}) as (gateway, several):
+        replica = several.replicas["a"]
+        for seed in range(2 * FAILURES_IN_A_ROW):
+            plate = await gateway.prepare(GenerationRequest(SICK, steps=1, seed=seed))
+            with pytest.raises(GenerationFailed):
+                await gateway.draw(plate)
+        assert not (await replica.report()).healthy
+        await replica.check_health()
+        assert (await replica.report()).healthy
+
+
+async def test_an_engine_that_hangs_in_a_pass_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mezzotint.serve.health.MAX_PASS_SECONDS", 0.2)
+    async with gateway_over({"a": FakeBackend(pass_seconds=1.0)}) as (gateway, several):
+        replica = several.replicas["a"]
+        await replica.check_health()
+        drawing = asyncio.create_task(draw(gateway))
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while (await replica.report()).healthy:
+                await asyncio.sleep(0.02)
+        with pytest.raises(RuntimeError, match="hangs"):
+            await replica.check_health()
+        await drawing
+        await replica.check_health()
+
+
+async def test_a_refusal_of_the_request_itself_is_told_at_once() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        refused = Refused.from_error(GenerationFailed("no"))
+
+        async def refuse(order: Order) -> AsyncGenerator[WireEvent]:
+            several.asked.append(order.replica)
+            yield refused
+
+        several.generate = refuse  # type: ignore[method-assign]
+        with pytest.raises(GenerationFailed):
+            await draw(gateway)
+        assert len(several.asked) == 1

@@ -1,0 +1,156 @@
+"""Metrics, logs and top of a service of several processes on a real Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mezzotint.cli.main import run
+from mezzotint.cli.top import Look, read
+from mezzotint.serve.local import choose_port
+from tests.servers import Server
+
+PROMPT = "a prompt that nobody else may read"
+LIMIT_SECONDS = 30.0
+QUERY = 'count by (replica) ({__name__=~"mezzotint_.+_total"})'
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two gateways before two engines."""
+    folder = tmp_path_factory.mktemp("observed")
+    environment = {"MEZZOTINT_GATEWAYS": "2", "MEZZOTINT_REPLICAS": "2", "MEZZOTINT_HOME": str(folder)}
+    with Server(folder, "--model", "fake:pass_seconds=0.01", environment=environment) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def drawn(served: Server) -> int:
+    """So many pictures were asked for, with ids r0, r1 and so on."""
+    number = 12
+    with httpx.Client(base_url=served.address, timeout=60) as client:
+        for count in range(number):
+            fields = {"prompt": PROMPT, "steps": "3"}
+            response = client.get("/imagine", params=fields, headers={"x-request-id": f"r{count}"})
+            assert response.status_code == 200
+            assert response.headers["x-request-id"] == f"r{count}"
+    return number
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    end = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {LIMIT_SECONDS} s: {what}")
+
+
+def scrape(served: Server) -> Look:
+    response = httpx.get(f"{served.address}/metrics", timeout=30)
+    assert response.status_code == 200
+    assert PROMPT not in response.text
+    return read(response.text)
+
+
+def test_any_gateway_tells_the_series_of_every_process(served: Server, drawn: int) -> None:
+    seen: set[str] = set()
+    # A new connection each: both gateways come to answer.
+    for _ in range(6):
+        look = scrape(served)
+        gateways = look.values_of("mezzotint_event_loop_lag_seconds_count", "replica", process="gateway")
+        engines = look.values_of("mezzotint_backlog_seconds", "replica", process="engine")
+        assert (len(gateways), len(engines)) == (2, 2)
+        seen |= {*gateways, *engines}
+        assert look.total("mezzotint_requests_total", surface="imagine", outcome="ok") == drawn
+        # Each engine has drawn one more to warm up.
+        assert look.total("mezzotint_images_total") >= drawn
+    assert len(seen) == 4
+
+
+def test_a_scrape_is_quick_and_well_formed(served: Server, drawn: int) -> None:
+    began = time.monotonic()
+    text = httpx.get(f"{served.address}/metrics", timeout=30).text
+    assert time.monotonic() - began < 2.0
+    names = [family.name for family in text_string_to_metric_families(text)]
+    assert len(names) == len(set(names)) > 20
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_a_real_prometheus_scrapes_the_whole_service_from_one_target(
+    served: Server, drawn: int, tmp_path: Path
+) -> None:
+    target = served.address.removeprefix("http://")
+    (tmp_path / "prometheus.yml").write_text(
+        "global: {scrape_interval: 1s}\n"
+        f"scrape_configs: [{{job_name: mezzotint, static_configs: [{{targets: ['{target}']}}]}}]\n"
+    )
+    own = f"127.0.0.1:{choose_port('127.0.0.1', 0)}"
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--web.listen-address={own}"]
+    with (tmp_path / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, f"--storage.tsdb.path={tmp_path}/data"],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+
+        def found() -> set[str]:
+            try:
+                answer = httpx.get(f"http://{own}/api/v1/query", params={"query": QUERY}, timeout=5).json()
+            except httpx.TransportError:
+                return set()
+            return {each["metric"]["replica"] for each in answer.get("data", {}).get("result", [])}
+
+        assert wait_for(lambda: len(replicas := found()) == 4 and replicas, "series of four processes")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_every_request_is_one_json_line_on_the_servers_stderr(served: Server, drawn: int) -> None:
+    def access() -> dict[str, Any]:
+        lines = [line for line in served.err.read_text().splitlines() if line.startswith("{")]
+        told = [json.loads(line) for line in lines]
+        return {line["request_id"]: line for line in told if line["logger"] == "mezzotint.access"}
+
+    asked = {f"r{count}" for count in range(drawn)}
+    lines = wait_for(lambda: (found := access()) and asked <= set(found) and found, "a line for each")
+    assert all(lines[each]["status"] == 200 and lines[each]["images"] == 1 for each in asked)
+    assert len({lines[each]["replica"] for each in asked}) >= 1
+    assert PROMPT not in served.err.read_text()
+
+
+def test_top_looks_once(served: Server, drawn: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["top", "--api", served.address, "--every", "0.2", "--json"]) == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert (len(seen["engines"]), len(seen["gateways"])) == (2, 2)
+    assert run(["top", "--api", served.address, "--every", "0.2", "--once"]) == 0
+    assert "engine" in capsys.readouterr().out
+    assert run(["top", "--api", "http://127.0.0.1:9", "--once"]) == 2
+    assert "no server answers" in capsys.readouterr().err
+
+
+def test_nothing_in_rays_own_logs_holds_a_prompt(served: Server, drawn: int) -> None:
+    folders = {
+        Path(argument.split("=", 1)[1])
+        for helper in served.helpers
+        for argument in helper.cmdline()
+        if argument.startswith(("--log-dir=", "--logs-dir=", "--log_dir="))
+    }
+    assert folders
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert PROMPT.encode() not in path.read_bytes(), path
+        assert PROMPT.replace(" ", "+").encode() not in path.read_bytes(), path

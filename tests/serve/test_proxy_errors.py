@@ -1,0 +1,58 @@
+"""What Ray Serve's proxy answers by itself reaches the client in the shape of every other error."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mezzotint.serve.middleware import SecureHeaders
+from mezzotint.serve.proxy import TellErrors
+
+
+async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """As the proxy leaves a request whose gateway was lost."""
+
+
+async def ask(app: ASGIApp) -> httpx.Response:
+    transport = httpx.ASGITransport(TellErrors(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+        return await client.get("/imagine?prompt=a")
+
+
+@pytest.mark.parametrize(
+    "app",
+    [
+        PlainTextResponse("Path '/imagine' not found.", 404),
+        PlainTextResponse("unavailable", 503),
+        PlainTextResponse("timeout", 408),
+        nothing,
+    ],
+)
+async def test_when_no_gateway_answers_the_client_is_told_to_come_back(app: ASGIApp) -> None:
+    response = await ask(app)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "model_loading"
+    assert int(response.headers["retry-after"]) > 0
+    assert response.headers["x-should-retry"] == "true"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [JSONResponse({"error": {"code": "job_not_found"}}, 404), PlainTextResponse("mezzotint_up 1", 200)],
+)
+async def test_what_the_application_answers_is_left_alone(answer: JSONResponse | PlainTextResponse) -> None:
+    response = await ask(answer)
+    assert (response.status_code, response.content) == (answer.status_code, answer.body)
+
+
+async def test_a_page_that_may_not_ask_is_told_so() -> None:
+    """In plain text, by Starlette itself."""
+    app = SecureHeaders(CORSMiddleware(nothing, allow_origins=["https://a.example"], allow_methods=["POST"]))
+    transport = httpx.ASGITransport(TellErrors(app))
+    headers = {"origin": "https://b.example", "access-control-request-method": "POST"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+        response = await client.options("/imagine", headers=headers)
+    assert (response.status_code, response.text) == (400, "Disallowed CORS origin")

@@ -1,0 +1,231 @@
+"""The database: its start, its tables, and what happens when it does not answer."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, insert, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.errors import QueueFull, SettingInvalid, StoreUnavailable
+from mezzotint.serve.stores import database as module
+from mezzotint.serve.stores.database import Database, open_database
+from mezzotint.serve.stores.tables import metadata, rates
+from tests.stores.postgres import PostgresServer
+
+
+async def put_row(database: Database, key_id: str) -> None:
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(insert(rates).values(key_id=key_id, paid_until=1.0))
+
+    await database.write(work)
+
+
+async def rows(database: Database) -> list[str]:
+    async def work(connection: AsyncConnection) -> list[str]:
+        return list(await connection.scalars(select(rates.c.key_id).order_by(rates.c.key_id)))
+
+    return await database.read(work)
+
+
+async def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+
+    async with open_database(database_url) as database:
+        assert await database.read(lambda connection: connection.run_sync(differences)) == []
+
+
+async def test_gateways_that_start_together_migrate_once_and_all_work(database_url: str) -> None:
+    async def start(number: int) -> None:
+        async with open_database(database_url) as database:
+            await put_row(database, f"key{number}")
+
+    await asyncio.gather(*(start(number) for number in range(4)))
+    async with open_database(database_url) as database:
+        assert await rows(database) == ["key0", "key1", "key2", "key3"]
+
+
+async def test_a_new_file_that_another_reads_is_waited_for(tmp_path: Path) -> None:
+    holder = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+    holder.execute("CREATE TABLE before (x)")
+    holder.execute("BEGIN")
+    holder.execute("SELECT * FROM before").fetchall()
+    opening = asyncio.create_task(put_in_a_row(f"sqlite:///{tmp_path}/test.db"))
+    done, _ = await asyncio.wait({opening}, timeout=0.3)
+    assert not done
+    holder.execute("COMMIT")
+    await asyncio.wait_for(opening, 5)
+    holder.close()
+
+
+async def put_in_a_row(url: str) -> None:
+    async with open_database(url) as database:
+        await put_row(database, "key")
+
+
+async def test_work_that_raises_is_undone(database_url: str) -> None:
+    async with open_database(database_url) as database:
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(insert(rates).values(key_id="undone", paid_until=1.0))
+            raise QueueFull("no room")
+
+        with pytest.raises(QueueFull):
+            await database.write(work)
+        assert await rows(database) == []
+
+
+async def test_work_whose_caller_leaves_is_done_whole(database_url: str) -> None:
+    async with open_database(database_url) as database:
+        half_done = asyncio.Event()
+        go_on = asyncio.Event()
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(insert(rates).values(key_id="first", paid_until=1.0))
+            half_done.set()
+            await go_on.wait()
+            await connection.execute(insert(rates).values(key_id="second", paid_until=1.0))
+
+        caller = asyncio.create_task(database.write(work))
+        await half_done.wait()
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        go_on.set()
+        async with asyncio.timeout(5):
+            while len(await rows(database)) < 2:
+                await asyncio.sleep(0.01)
+
+
+async def test_many_writers_at_once_all_get_their_turn(database_url: str) -> None:
+    async with open_database(database_url) as one, open_database(database_url) as other:
+        await asyncio.gather(*(put_row((one, other)[i % 2], f"key{i:02}") for i in range(60)))
+        assert len(await rows(one)) == 60
+
+
+async def test_a_database_of_a_later_version_is_refused(database_url: str) -> None:
+    async with open_database(database_url) as database:
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+        await database.write(work)
+    with pytest.raises(SettingInvalid, match="later Mezzotint"):
+        async with open_database(database_url):
+            pass
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "mysql://user:hidden@host/name",
+        "sqlite://",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite:////no/such/folder/x.db",
+        "sqlite:////proc/x.db",
+        "postgresql://user:hidden@127.0.0.1:1/name",
+        "postgresql+asyncpg://user:hidden@127.0.0.1/name",
+        "postgresql://user@127.0.0.1:1/name?password=hidden",
+    ],
+)
+async def test_a_wrong_url_names_its_setting_in_one_line_without_the_password(url: str) -> None:
+    with pytest.raises(SettingInvalid, match="MEZZOTINT_DATABASE_URL") as caught:
+        async with open_database(url):
+            pass
+    assert "\n" not in caught.value.message
+    assert "hidden" not in caught.value.message
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database, but long enough to be looked at " * 50)
+    with pytest.raises(SettingInvalid, match="not a database"):
+        async with open_database(f"sqlite:///{tmp_path}/text"):
+            pass
+
+
+async def test_a_locked_file_is_named_at_the_start_and_unavailable_in_flight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+    url = f"sqlite:///{tmp_path}/test.db"
+    async with open_database(url) as database:
+        holder = sqlite3.connect(tmp_path / "test.db", isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable):
+            await put_row(database, "locked")
+        with pytest.raises(SettingInvalid, match="locked"):
+            async with open_database(url):
+                pass
+        holder.execute("ROLLBACK")
+        holder.close()
+        await until_it_answers(database)
+        assert "locked" not in await rows(database)
+
+
+async def until_it_answers(database: Database) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await rows(database)
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_server_that_restarts_is_unavailable_and_then_used_again(
+    postgres: PostgresServer,
+) -> None:
+    async with open_database(postgres.new_database()) as database:
+        await put_row(database, "before")
+        await asyncio.to_thread(postgres.stop)
+        with pytest.raises(StoreUnavailable) as caught:
+            await rows(database)
+        assert caught.value.retry_after_s
+        await asyncio.to_thread(postgres.start)
+        await until_it_answers(database)
+        assert await rows(database) == ["before"]
+
+
+async def test_a_server_that_hangs_holds_nobody_up_for_long(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.5)
+    async with open_database(postgres.new_database()) as database:
+        await put_row(database, "before")
+        assert postgres.process is not None
+        main = psutil.Process(postgres.process.pid)
+        processes = [main, *main.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            began = time.monotonic()
+            answers = await asyncio.gather(*(rows(database) for _ in range(40)), return_exceptions=True)
+            assert all(isinstance(answer, StoreUnavailable) for answer in answers)
+            # Whoever comes once it is known does not wait at all.
+            with pytest.raises(StoreUnavailable):
+                await rows(database)
+            assert time.monotonic() - began < 3.0
+        finally:
+            for process in processes:
+                process.resume()
+        await until_it_answers(database)
+        assert await rows(database) == ["before"]
+
+
+async def test_the_time_goes_on_evenly_whatever_the_machines_clock_says(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_database(database_url) as database:
+        before = database.now()
+        real = time.time()
+        monkeypatch.setattr(time, "time", lambda: real + 86_400)
+        assert 0 <= database.now() - before < 60
+        assert abs(before - real) < 60

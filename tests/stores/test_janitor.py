@@ -1,0 +1,71 @@
+"""What is past its time is forgotten, in every store, by any number of gateways at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.errors import ImageNotFound, JobNotFound
+from mezzotint.serve.stores import janitor
+from mezzotint.serve.stores.database import open_database
+from mezzotint.serve.stores.images import open_images
+from mezzotint.serve.stores.job import NewJob
+from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.stores.keys import HOUR_SECONDS
+from mezzotint.serve.stores.tables import leases, usage
+
+
+async def test_every_store_is_swept_while_the_service_runs(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(janitor, "PERIOD_SECONDS", 0.02)
+    async with open_database(database_url) as database:
+        now = database.now
+        async with open_images(str(tmp_path / "images"), 60.0, lambda: database.now()) as images:
+            jobs = JobStore(database, max_jobs=10)
+            old = await jobs.create(NewJob("alice", {}))
+            await jobs.cancel(old.id)
+            picture = await images.put(b"picture", "png")
+            rows = {"requests": 1, "images": 1, "compute_s": 1.0, "rejected": 0}
+            lease = {"id": "x", "key_id": "k", "images": 1, "expected_end": 0.0, "expires": now() + 30}
+
+            async def fill(connection: AsyncConnection) -> None:
+                hours = [int(now() // HOUR_SECONDS) - age for age in (0, 24 * 89, 24 * 91)]
+                await connection.execute(
+                    insert(usage), [{"key_id": "k", "hour": hour, **rows} for hour in hours]
+                )
+                await connection.execute(insert(leases).values(lease))
+
+            async def count(connection: AsyncConnection) -> tuple[int, int]:
+                return (
+                    await connection.scalar(select(func.count()).select_from(usage)) or 0,
+                    await connection.scalar(select(func.count()).select_from(leases)) or 0,
+                )
+
+            await database.write(fill)
+            ahead = 0.0
+            database.now = lambda: now() + ahead
+            async with (
+                janitor.keep_clean(database, jobs, images, 1_000.0),
+                janitor.keep_clean(database, jobs, images, 1_000.0),
+                asyncio.timeout(20),
+            ):
+                while await database.read(count) != (2, 1):
+                    await asyncio.sleep(0.01)
+                await jobs.get(old.id)
+                assert await images.get(picture)
+                ahead = 1_001.0
+                while await database.read(count) != (2, 0):
+                    await asyncio.sleep(0.01)
+                while list((tmp_path / "images").iterdir()):
+                    await asyncio.sleep(0.01)
+                while await jobs.page("alice"):
+                    await asyncio.sleep(0.01)
+            with pytest.raises(JobNotFound):
+                await jobs.get(old.id)
+            with pytest.raises(ImageNotFound):
+                await images.get(picture)

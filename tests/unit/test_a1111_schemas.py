@@ -1,0 +1,178 @@
+"""What A1111's clients send: what is taken, what is let pass, what is refused and by which name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from mezzotint.core import MAX_SEED
+from mezzotint.errors import InvalidRequest, NotSupported
+from mezzotint.samplers import SAMPLERS
+from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, sampler_of, seeds_of
+
+# SillyTavern's request, with A1111's own defaults for the rest.
+CHATTY = {
+    "prompt": "a lighthouse",
+    "negative_prompt": "",
+    "seed": -1,
+    "subseed": 5,
+    "subseed_strength": 0,
+    "seed_resize_from_h": -1,
+    "seed_resize_from_w": 0,
+    "sampler_name": "Euler a",
+    "scheduler": "Automatic",
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 20,
+    "cfg_scale": 7,
+    "width": 512,
+    "height": 512,
+    "restore_faces": False,
+    "tiling": False,
+    "enable_hr": False,
+    "hr_upscaler": "Latent",
+    "hr_scale": 1.5,
+    "hr_second_pass_steps": 10,
+    "denoising_strength": 0.7,
+    "styles": [],
+    "eta": None,
+    "s_churn": 0,
+    "s_tmax": math.inf,
+    "s_noise": 1.0,
+    "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"},
+    "override_settings_restore_afterwards": True,
+    "script_name": None,
+    "script_args": [],
+    "alwayson_scripts": {},
+    "send_images": True,
+    "save_images": True,
+    "do_not_save_grid": False,
+    "do_not_save_samples": False,
+    "refiner_checkpoint": "",
+    "refiner_switch_at": 0.8,
+    "clip_skip": 1,
+}
+
+
+def test_what_says_nothing_is_let_pass() -> None:
+    request = Txt2Img.model_validate(CHATTY).to_request()
+    assert (request.prompt, request.scheduler, request.steps) == ("a lighthouse", "Euler a", 20)
+    assert (request.width, request.height, request.guidance_scale) == (512, 512, 7.0)
+    assert (request.seed, request.negative_prompt) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"enable_hr": True},
+        {"styles": ["noir"]},
+        {"alwayson_scripts": {"controlnet": {"args": []}}},
+        {"script_name": "X/Y/Z plot"},
+        {"restore_faces": True},
+        {"tiling": True},
+        {"subseed_strength": 0.2},
+        {"refiner_checkpoint": "refiner"},
+        {"eta": 0.5},
+        {"distilled_cfg_scale": 3.5},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_what_would_change_the_picture_is_refused_by_name(field: dict[str, Any]) -> None:
+    name = next(iter(field))
+    with pytest.raises(NotSupported, match=name) as refused:
+        Txt2Img.model_validate({"prompt": "a", **field}).to_request()
+    assert refused.value.param == name
+
+
+def test_a_setting_that_would_change_the_picture_is_refused() -> None:
+    with pytest.raises(NotSupported, match="CLIP_stop_at_last_layers"):
+        Txt2Img(prompt="a", override_settings={"CLIP_stop_at_last_layers": 4}).to_request()
+
+
+def test_a_network_in_the_prompt_is_refused() -> None:
+    with pytest.raises(NotSupported, match="lora"):
+        Txt2Img(prompt="a cat <lora:pixel:0.8>").to_request()
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", True), ("seed", "many"), ("batch_size", 0)])
+def test_a_number_must_be_one(name: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Txt2Img.model_validate({"prompt": "a", name: value})
+
+
+def test_the_files_format_and_the_model_are_settings() -> None:
+    fields = Txt2Img(prompt="a", override_settings={"samples_format": "jpg", "sd_model_checkpoint": "demo"})
+    assert (fields.format, fields.model) == ("jpeg", "demo")
+    with pytest.raises(InvalidRequest, match="samples_format"):
+        _ = Txt2Img(prompt="a", override_settings={"samples_format": "avif"}).format
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "expected"),
+    [
+        (None, None, None),
+        ("", "Automatic", None),
+        ("Euler a", None, "Euler a"),
+        ("euler A", "Automatic", "Euler a"),
+        ("DPM++ 2M", "Karras", "DPM++ 2M Karras"),
+        ("DPM++ 2M", "karras", "DPM++ 2M Karras"),
+        ("DPM++ 2M Karras", "Karras", "DPM++ 2M Karras"),
+        ("DPM++ 2M Karras", "Automatic", "DPM++ 2M Karras"),
+        ("PLMS", None, "PNDM"),
+    ],
+)
+def test_a_sampler_and_a_schedule_combine(name: str, schedule: str, expected: str) -> None:
+    assert sampler_of(name, schedule) == expected
+
+
+def test_every_sampler_is_found_by_its_own_name() -> None:
+    assert [sampler_of(each.name, "Automatic") for each in SAMPLERS] == [each.name for each in SAMPLERS]
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "param"),
+    [("Fast", None, "sampler_name"), ("Euler", "Karras", "scheduler"), (None, "Karras", "scheduler")],
+)
+def test_a_sampler_that_there_is_not_is_refused(name: str, schedule: str, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        sampler_of(name, schedule)
+    assert refused.value.param == param
+
+
+def test_picture_i_has_seed_plus_i_as_long_as_there_are_seeds() -> None:
+    assert list(seeds_of(7, 3)) == [7, 8, 9]
+    with pytest.raises(InvalidRequest, match="seed"):
+        list(seeds_of(MAX_SEED, 2))
+
+
+def test_the_mask_is_blurred_and_inverted_as_asked() -> None:
+    image, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 255
+    plain = {"prompt": "a", "init_images": ["…"]}
+
+    def prepared(**fields: Any) -> np.ndarray:
+        asked = Img2Img.model_validate({**plain, **fields})
+        found = asked.with_pictures(asked.to_request(), image, mask).mask
+        assert found is not None
+        return found
+
+    assert (prepared(mask_blur=0) == mask).all()
+    assert (prepared(mask_blur=0, inpainting_mask_invert=1) == 255 - mask).all()
+    blurred = prepared()
+    assert 0 < blurred[16, 14] < blurred[16, 17] < 255
+    # The edge is upright, so blurring sideways is all there is.
+    assert (prepared(mask_blur=0, mask_blur_x=4) == blurred).all()
+
+
+def test_only_the_original_content_is_kept_under_a_mask() -> None:
+    plain = {"prompt": "a", "init_images": ["…"], "mask": "…"}
+    for fill in (0, 2, 3):
+        with pytest.raises(NotSupported, match="inpainting_fill"):
+            Img2Img.model_validate({**plain, "inpainting_fill": fill}).to_request()
+    assert Img2Img.model_validate({**plain, "inpainting_fill": 1}).to_request()
+    with pytest.raises(NotSupported, match="inpaint_full_res"):
+        Img2Img.model_validate({**plain, "inpaint_full_res": True}).to_request()

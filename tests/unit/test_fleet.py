@@ -1,0 +1,159 @@
+"""What a gateway decides from reports. No replica runs; the clock is the test's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
+from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
+from mezzotint.engine.scheduler import BatchKey
+from mezzotint.serve.fleet import MAX_PROMISE_SECONDS, STALE_SECONDS, Fleet
+from mezzotint.serve.wire import Report
+
+KEY = BatchKey(128, 128, True)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def report(replica: str, backlog: float = 0.0, **changes: Any) -> Report:
+    told = {
+        "replica": replica,
+        "info": FakeBackend().info,
+        "healthy": True,
+        "queued": 0,
+        "max_queue": 10,
+        "max_backlog_s": 60.0,
+        "backlogs": {"other": backlog} if backlog else {},
+        "costs": {KEY: 0.1},
+    }
+    return Report(**{**told, **changes})
+
+
+def request(steps: int = 10, **fields: Any) -> ResolvedRequest:
+    return resolve(GenerationRequest("a", steps=steps, **fields), FAKE_LIMITS)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fleet(clock: Clock) -> Fleet:
+    return Fleet(clock)
+
+
+def test_the_replica_that_would_have_it_done_first_is_chosen(fleet: Fleet) -> None:
+    fleet.update([report("a", 5.0), report("b", 4.0), report("c", 6.0)], 0.0)
+    assert fleet.choose(request()) == "b"
+    # With less behind it, a slow engine is not the first to finish.
+    fleet.update([report("b", 4.0, costs={KEY: 1.0})], 0.0)
+    assert fleet.choose(request()) == "a"
+
+
+def test_what_was_sent_since_the_report_counts_and_ends(fleet: Fleet) -> None:
+    fleet.update([report("a", 1.0), report("b", 1.5)], 0.0)
+    with fleet.sending("a", request()):
+        assert fleet.choose(request()) == "b"
+    assert fleet.choose(request()) == "a"
+
+
+def test_a_later_report_has_counted_what_was_sent_before(fleet: Fleet, clock: Clock) -> None:
+    fleet.update([report("a"), report("b", 1.5)], 0.0)
+    with fleet.sending("a", request()):
+        clock.now = 1.0
+        fleet.update([report("a", 1.0)], 0.5)
+        assert fleet.choose(request()) == "a"
+
+
+def test_what_was_sent_after_a_report_was_asked_for_is_kept(fleet: Fleet, clock: Clock) -> None:
+    fleet.update([report("a"), report("b", 0.5)], 0.0)
+    clock.now = 1.0
+    with fleet.sending("a", request()):
+        fleet.update([report("a")], 0.9)
+        assert fleet.choose(request()) == "b"
+
+
+def test_a_sick_an_avoided_a_forgotten_and_a_silent_replica_are_not_chosen(
+    fleet: Fleet, clock: Clock
+) -> None:
+    fleet.update([report("sick", healthy=False), report("a", 9.0)], 0.0)
+    assert fleet.choose(request()) == "a"
+    assert fleet.choose(request(), avoid=("a",)) == ""
+    fleet.forget("a")
+    assert fleet.choose(request()) == ""
+    fleet.update([report("a", 9.0)], 0.0)
+    clock.now = STALE_SECONDS + 1
+    fleet.update([report("b", 50.0)], clock.now)
+    assert fleet.choose(request()) == "b"
+
+
+def test_a_replica_whose_model_does_not_draw_the_size_is_not_chosen(fleet: Fleet) -> None:
+    small = FakeBackend().info
+    object.__setattr__(small, "limits", FAKE_LIMITS.__class__(**{**vars(FAKE_LIMITS), "max_size": 256}))
+    fleet.update([report("small", info=small), report("large", 9.0)], 0.0)
+    assert fleet.choose(request(width=512, height=512)) == "large"
+    assert fleet.choose(request(width=256, height=256)) == "small"
+
+
+def test_a_shape_that_was_never_run_costs_as_its_area(fleet: Fleet) -> None:
+    fleet.update([report("a")], 0.0)
+    assert fleet.cost_s(request(steps=10)) == pytest.approx(1.0)
+    assert fleet.cost_s(request(steps=10, width=256)) == pytest.approx(2.0)
+    assert fleet.cost_s(request(steps=10, guidance_scale=0.0)) == pytest.approx(0.5)
+    assert Fleet().cost_s(request()) == 0.0
+
+
+def test_only_when_no_replica_has_room_is_the_request_refused(fleet: Fleet) -> None:
+    fleet.update([report("a", 59.5), report("b", 58.0)], 0.0)
+    assert fleet.refusal(request(steps=10)) is None
+    refusal = fleet.refusal(request(steps=40))
+    assert refusal is not None
+    # The first to have room for four seconds is b, in two.
+    assert refusal.retry_after_s == pytest.approx(2.0)
+    assert fleet.refusal(request(steps=40), avoid=("b",)).retry_after_s == pytest.approx(3.5)
+
+
+def test_a_tenant_that_holds_half_is_refused_and_another_is_not(fleet: Fleet) -> None:
+    fleet.update([report("a", backlogs={"flood": 30.0})], 0.0)
+    assert fleet.refusal(request(tenant="flood")) is not None
+    assert fleet.refusal(request(tenant="other")) is None
+
+
+def test_a_queue_at_its_bound_is_no_room(fleet: Fleet) -> None:
+    fleet.update([report("a", 20.0, queued=10)], 0.0)
+    assert fleet.refusal(request()).retry_after_s == pytest.approx(2.0)
+
+
+def test_nothing_is_refused_while_nothing_is_known(fleet: Fleet) -> None:
+    assert fleet.refusal(request()) is None
+    assert fleet.choose(request()) == ""
+
+
+def test_the_refused_are_told_to_come_back_one_after_the_other(fleet: Fleet, clock: Clock) -> None:
+    fleet.update([report("a", 60.0), report("b", 60.0)], 0.0)
+    wanted = request(steps=20)
+
+    def told(tenant: str) -> float:
+        refusal = fleet.refusal(wanted)
+        assert refusal is not None
+        promise = fleet.promise(refusal, replace(wanted, tenant=tenant))
+        assert promise.retry_after_s is not None
+        return promise.retry_after_s
+
+    # Two engines take two seconds of work each: one request a second.
+    assert [told("x") for _ in range(4)] == pytest.approx([2.0, 3.0, 4.0, 5.0])
+    assert told("y") == pytest.approx(2.0)
+    clock.now += 4.0
+    fleet.update([report("a", 60.0), report("b", 60.0)], clock.now)
+    assert told("x") == pytest.approx(2.0)
+    assert max(told("x") for _ in range(500)) <= MAX_PROMISE_SECONDS
