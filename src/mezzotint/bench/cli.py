@@ -17,11 +17,6 @@ __all__ = ["app"]
 app = typer.Typer(help="Measure, always both sides in one run.", no_args_is_help=True)
 
 
-@app.callback()
-def bench() -> None:
-    """Keeps `engine` a command of its own while it is the only one."""
-
-
 @app.command()
 def engine(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "demo",
@@ -71,3 +66,59 @@ def engine(
     console.print(f"wrote {output / 'engine.json'}" + (f" and {output / 'engine.png'}" if plotted else ""))
     if not quick and not all(result.met for result in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def service(
+    model: Annotated[str, typer.Option(help="Model name or folder.")] = "demo",
+    trials: Annotated[int, typer.Option(min=2, help="Pictures a side, one at a time.")] = 24,
+    output: Annotated[Path, typer.Option(help="Folder for service.json.")] = Path("out/bench"),
+) -> None:
+    """The whole service, HTTP and Ray, against the bare engine."""
+    prepare_threads()
+    from mezzotint.bench.report import describe_run, results_table, write_json
+    from mezzotint.bench.service import measure_service, served
+    from mezzotint.engine.engine import Engine
+
+    console = Console(stderr=True)
+    output.mkdir(parents=True, exist_ok=True)
+    with console.status("starting…"), Engine.load(model) as engine, served(model) as address:
+        results = measure_service(engine, address, trials)
+        write_json(output / "service.json", describe_run(engine.info), results)
+    Console().print(results_table(results))
+
+
+@app.command()
+def scheduler() -> None:
+    """The scheduler's constants against others, on a virtual clock; about a minute."""
+    from mezzotint.bench.scheduling import compare_rules, rules_table
+
+    console = Console(stderr=True)
+    with console.status("simulating…"):
+        comparisons = compare_rules()
+    Console().print(rules_table(comparisons))
+
+
+@app.command()
+def png(
+    trials: Annotated[int, typer.Option(min=1, help="Files a side and picture, in turn.")] = 15,
+    output: Annotated[Path, typer.Option(help="Folder for png.json.")] = Path("out/bench"),
+) -> None:
+    """PNG files against Pillow's: time and size, over pictures of each kind."""
+    prepare_threads()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    from mezzotint.bench.pictures import draw_demo, measure_png, synthetic
+    from mezzotint.bench.report import describe_run, results_table, write_json
+    from mezzotint.engine.engine import Engine
+
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with console.status("drawing…"), Engine.load("demo", warm_up=False) as engine:
+        pictures = {**synthetic(), "demo": draw_demo(engine)}
+        run = describe_run(engine.info)
+    with console.status("measuring…"):
+        results = measure_png(pictures, trials)
+    write_json(output / "png.json", run, results)
+    Console().print(results_table(results))

@@ -185,24 +185,26 @@ class Bench:
     def loop(self) -> list[Result]:
         """Seconds of bare UNet passes over the engine's seconds a pass, at the same width and shape.
 
-        Each round times bare passes, the engine, and bare passes again, so that a drift of the machine
-        between them cancels; the figure is the median over rounds.
+        The two alternate pass by pass on the loop's own thread, so that whatever slows the machine slows
+        both. The engine's seconds are from the beginning of one pass to that of the next, less the bare one.
         """
         results = []
         width = 1
         knee = self.engine.cost.knee(self._key())
         while width <= knee:
             bare = self.reference.unet_pass(width, self.width, self.height, guided=True)
-            ratios, engine_s, bare_s = [], [], []
-            for _ in range(max(3, 3 * self.effort.rounds)):
-                around = _timed(bare, 13)
-                engine_s.append(statistics.median(self._pass_periods(width)))
-                bare_s.append(statistics.median(around + _timed(bare, 13)))
-                ratios.append(bare_s[-1] / engine_s[-1])
+            bare()
+            self.recorder.beside = bare
+            bare_s, engine_s = [], []
+            for _ in range(max(2, self.effort.rounds)):
+                for beside, period in self._pass_periods(width):
+                    bare_s.append(beside)
+                    engine_s.append(period - beside)
+            self.recorder.beside = None
+            # The worst tenth on either side is the machine's doing, not the loop's.
+            ratio = _trimmed_mean(bare_s) / _trimmed_mean(engine_s)
             name = f"bare UNet ÷ engine loop, width {width}"
-            results.append(
-                at_least("loop", name, statistics.median(ratios), 0.95, engine=engine_s, bare=bare_s)
-            )
+            results.append(at_least("loop", name, ratio, 0.95, engine=engine_s, bare=bare_s))
             width *= 2
         return results
 
@@ -266,18 +268,20 @@ class Bench:
     def _keep_running(self, count: int) -> _Background:
         return _Background(self, count)
 
-    def _pass_periods(self, width: int) -> list[float]:
-        """Seconds from one pass of `width` images to the next, while nothing comes or goes."""
+    def _pass_periods(self, width: int) -> list[tuple[float, float]]:
+        """For passes of `width` images while nothing comes or goes: (seconds beside, begin to next begin)."""
         first = len(self.recorder.passes)
-        tickets = [self.engine.submit(self._request(steps=30)) for _ in range(width)]
+        tickets = [self.engine.submit(self._request(steps=50)) for _ in range(width)]
         for ticket in tickets:
             ticket.result()
         passes = [p for p in self.recorder.passes[first:] if len(p.request_ids) == width]
-        pairs = pairwise(passes)
-        # The last few may share the device with a decode.
-        return [
-            after.began - before.began for before, after in pairs if before.request_ids == after.request_ids
-        ][:25]
+        periods = [
+            (before.beside_s, after.began - before.began)
+            for before, after in pairwise(passes)
+            if before.request_ids == after.request_ids
+        ]
+        # The first is cold; the last few may share the device with a decode.
+        return periods[1:45]
 
 
 class _Background:
@@ -313,13 +317,9 @@ PARTS: dict[str, Callable[[Bench], list[Result]]] = {
 }
 
 
-def _timed(run: Callable[[], None], times: int) -> list[float]:
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return seconds[1:]
+def _trimmed_mean(values: Sequence[float]) -> float:
+    """The mean without the highest tenth."""
+    return statistics.fmean(sorted(values)[: max(1, len(values) - len(values) // 10)])
 
 
 def _percentile(values: Sequence[float], share: float) -> float:

@@ -17,19 +17,14 @@ from rich.table import Table
 from mezzotint.backends.base import BackendInfo
 from mezzotint.bench.engine import Result
 
-__all__ = ["describe_run", "plot_latency", "results_table", "write_json"]
+__all__ = ["describe_machine", "describe_run", "plot_latency", "results_table", "write_json"]
 
 
 def describe_run(info: BackendInfo) -> dict[str, Any]:
     """Hardware, commit, command and versions: what a figure is worth nothing without."""
     return {
         "command": " ".join(["mezzotint", *sys.argv[1:]]),
-        "commit": _commit(),
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "python": platform.python_version(),
+        **describe_machine(),
         "model": info.model,
         "revision": info.revision,
         "device": info.device,
@@ -38,8 +33,20 @@ def describe_run(info: BackendInfo) -> dict[str, Any]:
     }
 
 
+def describe_machine() -> dict[str, Any]:
+    """The commit, the day, and the hardware; of a virtual machine, what it claims to be."""
+    return {
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "python": platform.python_version(),
+    }
+
+
 def results_table(results: Sequence[Result]) -> Table:
-    table = Table("part", "figure", "found", "bar", "", title="mezzotint bench engine")
+    table = Table("part", "figure", "found", "bar", "", title="mezzotint bench")
     for result in results:
         verdict = "[green]met[/]" if result.met else "[red]missed[/]"
         table.add_row(result.part, result.name, f"{result.value:.3f}", result.bar, verdict)

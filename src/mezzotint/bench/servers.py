@@ -132,23 +132,29 @@ def _parameters(request: GenerationRequest) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass as it happened, on `time.perf_counter`'s clock."""
+    """One pass as it happened, on `time.perf_counter`'s clock; `beside_s` went to something else after it."""
 
     began: float
     ended: float
     request_ids: tuple[str, ...]
+    beside_s: float = 0.0
 
 
 @dataclass(eq=False)
 class RecordingBackend:
-    """A backend that notes each pass of the one it wraps."""
+    """A backend that notes each pass of the one it wraps, and runs `beside`, when set, after each."""
 
     inner: Backend
     passes: list[Pass] = field(default_factory=list)
+    beside: Callable[[], None] | None = None
 
     @property
     def info(self) -> BackendInfo:
         return self.inner.info
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        return self.inner.counters
 
     def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
         return self.inner.start(request_id, request)
@@ -156,7 +162,10 @@ class RecordingBackend:
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         began = time.perf_counter()
         failed = self.inner.step(request_ids)
-        self.passes.append(Pass(began, time.perf_counter(), tuple(request_ids)))
+        ended = time.perf_counter()
+        if self.beside is not None:
+            self.beside()
+        self.passes.append(Pass(began, ended, tuple(request_ids), time.perf_counter() - ended))
         return failed
 
     def preview(self, request_id: str) -> Pixels:
