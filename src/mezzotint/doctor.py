@@ -57,6 +57,7 @@ def examine() -> list[Finding]:
         _python,
         _packages,
         _torch,
+        _neuron,
         _processor,
         _memory,
         _disk,
@@ -127,6 +128,15 @@ def _torch() -> Iterator[Finding]:
         )
     elif not devices:
         yield Finding("ok", "GPU", "none: the CPU draws")
+
+
+def _neuron() -> Iterator[Finding]:
+    from mezzotint.neuron_versions import explain, find_versions
+
+    versions = find_versions()
+    if versions is not None:
+        for state, part, found, fix in explain(versions):
+            yield Finding(state, part, found, fix)
 
 
 def _processor() -> Iterator[Finding]:

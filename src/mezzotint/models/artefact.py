@@ -1,10 +1,11 @@
 """Compiled models on disk: what a folder of graphs holds, read from its JSON files, and whether to trust it.
 
 Two kinds are read. A *set*, written by `mezzotint compile`, has a `mezzotint.json` and one folder for each
-size; each of those is laid out as optimum-neuron lays a pipeline out, so that it could be served by that, too.
-An *adopted* folder is one such layout alone, as `optimum-cli export neuron` writes it; its shapes are read from
-the `neuron` table of each component's `config.json`. Either has a `manifest.json` over every file, and is
-verified before any graph is deserialised: a graph is a TorchScript archive, and reading one runs its code.
+size; each of those is laid out as optimum-neuron lays a pipeline out, so that it could be served by that,
+too. An *adopted* folder is one such layout alone, as `optimum-cli export neuron` writes it; its shapes are
+read from the `neuron` table of each component's `config.json`. Either has a `manifest.json` over every file,
+and is verified before any graph is deserialised: a graph is a TorchScript archive, and reading one runs its
+code.
 
 No torch here: limits and shapes must be known at once.
 """
@@ -20,16 +21,25 @@ from typing import Any
 
 from mezzotint.backends.neuron.shapes import COMPONENTS, Configuration, Input, inputs_of, whole
 from mezzotint.core import ModelLimits
-from mezzotint.errors import ModelInvalid
+from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound
 from mezzotint.models.catalogue import limits_of_size
-from mezzotint.models.manifest import check_file_kinds, check_manifest, read_manifest
+from mezzotint.models.manifest import (
+    MANIFEST_NAME,
+    check_file_kinds,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
 from mezzotint.samplers import find_sampler
 
 __all__ = [
     "DESCRIPTION_NAME",
+    "FORMAT",
     "GRAPH_NAME",
     "Artefact",
     "Bucket",
+    "adopt",
+    "described_limits",
     "holds_graphs",
     "read_artefact",
     "verify_artefact",
@@ -86,13 +96,14 @@ def verify_artefact(path: Path) -> None:
     """Hold every file to the manifest. Reads no graph.
 
     Raises:
-        ModelInvalid: there is no manifest, or a file is missing, extra, changed or of a kind that is never read.
+        ModelInvalid: there is no manifest, or a file is missing, extra, changed or of a kind that is never
+        read.
     """
     check_file_kinds(path)
     if read_manifest(path) is None:
         raise ModelInvalid(
-            f"{path.name} has no manifest.json, so its graphs are not trusted; if you know where they are from, "
-            f"accept them as they are now: mezzotint compile --adopt {path.name}"
+            f"{path.name} has no {MANIFEST_NAME}, so its graphs are not trusted; if you know where they are "
+            f"from, accept them as they are now: mezzotint compile --adopt {path.name}"
         )
     check_manifest(path)
 
@@ -110,7 +121,8 @@ def _read_set(path: Path) -> Artefact:
     told = _read_json(path / DESCRIPTION_NAME)
     if told.get("format") != FORMAT:
         raise ModelInvalid(
-            f"{DESCRIPTION_NAME}: format {told.get('format')!r}; this version reads {FORMAT}, compile the model anew"
+            f"{DESCRIPTION_NAME}: format {told.get('format')!r}, and this version reads {FORMAT}; "
+            "compile the model anew"
         )
     try:
         buckets = tuple(_read_bucket(path / str(folder)) for folder in told["buckets"])
@@ -136,7 +148,7 @@ def _read_adopted(path: Path) -> Artefact:
     scheduler = str(_read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
     try:
         sampler = find_sampler(scheduler).name
-    except Exception:
+    except InvalidRequest:
         # A scheduler outside the table: Euler draws from any epsilon or v model.
         sampler = "Euler"
     return Artefact(
@@ -146,7 +158,9 @@ def _read_adopted(path: Path) -> Artefact:
         target="neuron",
         batch=_same_batch((bucket,)),
         cores=ADOPTED_CORES,
-        toolchain={str(neuron.get("compiler_type", "neuronx-cc")): str(neuron.get("compiler_version", "unknown"))},
+        toolchain={
+            str(neuron.get("compiler_type", "neuronx-cc")): str(neuron.get("compiler_version", "unknown"))
+        },
         limits=_served(limits_of_size(bucket.width, bucket.height, sampler), (bucket,)),
         buckets=(bucket,),
     )
@@ -179,9 +193,25 @@ def _check_sizes(bucket: Bucket) -> None:
     for component, (shape, expected) in found.items():
         if shape != expected:
             raise ModelInvalid(
-                f"{_shown(bucket.folder / component)} was compiled for {_by(shape)}, the UNet beside it needs "
-                f"{_by(expected)}"
+                f"{_shown(bucket.folder / component)} was compiled for {_by(shape)}, and the UNet beside it "
+                f"needs {_by(expected)}"
             )
+
+
+def adopt(folder: str) -> Path:
+    """Accept a folder that `optimum-cli export neuron` wrote, as it is now: write the manifest it lacks.
+
+    Raises:
+        ModelNotFound: there is no such folder of graphs.
+        ModelInvalid: it is not laid out as one, holds a file of a kind that is never read, or has a manifest.
+    """
+    path = Path(folder).expanduser()
+    if not holds_graphs(path):
+        raise ModelNotFound(f"{folder} is no folder of compiled graphs: it has no unet/{GRAPH_NAME}")
+    if (path / MANIFEST_NAME).exists():
+        raise ModelInvalid(f"{folder} has its {MANIFEST_NAME}; to check it: mezzotint models check {folder}")
+    read_artefact(path)
+    return write_manifest(path)
 
 
 def described_limits(limits: ModelLimits) -> dict[str, Any]:
@@ -195,7 +225,8 @@ def _known_limits(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _served(limits: ModelLimits, buckets: tuple[Bucket, ...]) -> ModelLimits:
-    """The limits of a model of which these sizes alone are compiled; its own default, if it is one of them."""
+    """The limits of a model of which these sizes alone are compiled; its own default, if it is one of them.
+    """
     sizes = tuple((bucket.width, bucket.height) for bucket in buckets)
     default = (limits.default_width, limits.default_height)
     width, height = default if default in sizes else sizes[0]

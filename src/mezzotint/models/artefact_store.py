@@ -1,13 +1,14 @@
 """A set of compiled graphs in an S3 bucket: up from where it was compiled, down to where it is served.
 
-Credentials, region and endpoint come from the AWS_* variables of the environment. The manifest goes up last and
-comes down first: a set without one is not whole.
+Credentials, region and endpoint come from the AWS_* variables of the environment. The manifest goes up last
+and comes down first: a set without one is not whole.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,14 +18,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from mezzotint.errors import ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
+from mezzotint.models.catalogue import CATALOGUE
+from mezzotint.models.locations import models_home
 from mezzotint.models.manifest import MANIFEST_NAME, check_manifest, read_manifest
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
-__all__ = ["download", "is_remote", "upload"]
+__all__ = ["download", "is_remote", "pull_artefact", "upload"]
 
 PREFIX = "s3://"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def is_remote(place: str) -> bool:
@@ -35,7 +39,8 @@ def upload(folder: Path, url: str) -> None:
     """Every file of `folder`, which has its manifest.
 
     Raises:
-        SettingInvalid: no bucket, or the [serve] extra is missing. OutputUnwritable: the bucket does not take it.
+        SettingInvalid: no bucket, or the [serve] extra is missing. OutputUnwritable: the bucket does not take
+        it.
     """
     store = _open(url)
     names = [*(read_manifest(folder) or {}), MANIFEST_NAME]
@@ -69,6 +74,21 @@ def download(url: str, folder: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def pull_artefact(url: str) -> Path:
+    """The set at `url`, beside the pulled models, under the last part of its name.
+
+    Raises:
+        SettingInvalid: the URL has no such part, or it is the name of a model.
+        ModelNotFound, ModelInvalid: as `download`.
+    """
+    name = url.removeprefix(PREFIX).strip("/").rpartition("/")[2]
+    if not NAME.fullmatch(name) or name in CATALOGUE or "/" not in url.removeprefix(PREFIX).strip("/"):
+        raise SettingInvalid(
+            f"{url!r} ends in no name for a folder of graphs, such as s3://bucket/sdxl-inf2", param="name"
+        )
+    return download(url, models_home() / name)
 
 
 def _fetch(store: S3Store, name: str, path: Path) -> None:

@@ -1,8 +1,9 @@
 """`mezzotint compile`: a model to a set of compiled graphs, a component at a time.
 
-Each graph is kept under `$MEZZOTINT_HOME/compiled`, by the hash of all that it follows from: the model's files, the
-shapes, the compiler's versions and flags. So a run that was broken off goes on where it stopped, and the same graph
-is never compiled twice. The set is put together from those, and is there as a whole or not at all.
+Each graph is kept under `$MEZZOTINT_HOME/compiled`, by the hash of all that it follows from: the model's
+files, the shapes, the compiler's versions and flags. So a run that was broken off goes on where it stopped,
+and the same graph is never compiled twice. The set is put together from those, and is there as a whole or not
+at all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.neuron.shapes import COMPONENTS
 from mezzotint.core import GenerationRequest, ModelLimits, resolve
 from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid
-from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits, holds_graphs
+from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits
 from mezzotint.models.artefact_store import is_remote, upload
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import compiled_home, find_model, limits_of, verify
-from mezzotint.models.manifest import MANIFEST_NAME, check_manifest, files_hash, write_manifest
+from mezzotint.models.manifest import check_manifest, files_hash, write_manifest
 from mezzotint.models.reading import load_parts, tokenizer_home
 from mezzotint.models.tracing import (
     Shape,
@@ -129,7 +130,9 @@ def _check(order: Order) -> ModelLimits:
         if not 1 <= value <= most:
             raise SettingInvalid(f"--{name} takes 1…{most}; not {value}", param=name)
     if not order.sizes or len(set(order.sizes)) != len(order.sizes):
-        raise SettingInvalid("--size takes one or more different sizes, such as 1024x1024,832x1216", param="size")
+        raise SettingInvalid(
+            "--size takes one or more different sizes, such as 1024x1024,832x1216", param="size"
+        )
     limits = limits_of(order.model)
     for width, height in order.sizes:
         resolve(GenerationRequest("a size", width=width, height=height), limits)
@@ -248,7 +251,9 @@ def _staging(output: str) -> Iterator[Path]:
         home.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(dir=home, prefix=".partial-")
     except OSError as error:
-        raise OutputUnwritable(f"{output} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise OutputUnwritable(
+            f"{output} cannot be written: {(error.strerror or str(error)).lower()}"
+        ) from None
     try:
         yield Path(folder)
     finally:
@@ -266,22 +271,3 @@ def _publish(staging: Path, output: str) -> str:
     staging.chmod(0o755)
     staging.rename(path)
     return str(path)
-
-
-def adopt(folder: str) -> Path:
-    """Accept a folder that `optimum-cli export neuron` wrote, as it is now: write the manifest it lacks.
-
-    Raises:
-        ModelNotFound: there is no such folder of graphs.
-        ModelInvalid: it is not laid out as one, holds a file of a kind that is never read, or has a manifest.
-    """
-    from mezzotint.errors import ModelNotFound
-    from mezzotint.models.artefact import read_artefact
-
-    path = Path(folder).expanduser()
-    if not path.is_dir() or not holds_graphs(path):
-        raise ModelNotFound(f"{folder} is no folder of compiled graphs: it has no unet/{GRAPH_NAME}")
-    if (path / MANIFEST_NAME).exists():
-        raise ModelInvalid(f"{folder} has a {MANIFEST_NAME} already; check it with: mezzotint models check {folder}")
-    read_artefact(path)
-    return write_manifest(path)

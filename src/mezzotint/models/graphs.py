@@ -57,8 +57,8 @@ def load_graphs(
         limits=artefact.limits,
         max_width=_widest(artefact, cores),
         versions={
-            **(versions or {}),
             **artefact.toolchain,
+            **(versions or {}),
             "artefact": hashlib.sha256((path / MANIFEST_NAME).read_bytes()).hexdigest()[:16],
         },
     )
@@ -78,8 +78,12 @@ def _choose_runtime(artefact: Artefact, stand_in: bool | StandIn) -> Runtime:
     """What runs the artefact, if this machine's versions are those it was compiled with."""
     for_cpu = artefact.target == "cpu"
     if for_cpu != bool(stand_in):
-        hint = "run it with --stand-in" if for_cpu else "a CPU cannot stand in for it; compile with --target cpu"
-        raise SettingInvalid(f"{artefact.path.name} was compiled for {artefact.target}: {hint}", param="stand_in")
+        hint = (
+            "run it with --stand-in" if for_cpu else "a CPU cannot stand in for it; compile with --target cpu"
+        )
+        raise SettingInvalid(
+            f"{artefact.path.name} was compiled for {artefact.target}: {hint}", param="stand_in"
+        )
     for name, compiled_by in artefact.toolchain.items():
         found = _version(name)
         if found is None and name in NEEDED_TO_COMPILE_ALONE:
@@ -116,17 +120,25 @@ class _Loader:
         # A lone piece of the UNet goes to the first core; what is decoded meanwhile, to the last.
         last = self._cores[-1:]
         with quiet():
-            tokenizers = (read_tokenizer(first.folder, "tokenizer"), read_tokenizer(first.folder, "tokenizer_2"))
+            tokenizers = (
+                read_tokenizer(first.folder, "tokenizer"),
+                read_tokenizer(first.folder, "tokenizer_2"),
+            )
         _check_windows(first, [tokenizer.model_max_length for tokenizer in tokenizers])
         return PipelineParts(
-            unet=GraphUNet(self._by_size("unet", self._cores, PIXELS_PER_LATENT), first.configurations["unet"]),
+            unet=GraphUNet(
+                self._by_size("unet", self._cores, PIXELS_PER_LATENT), first.configurations["unet"]
+            ),
             vae=GraphVae(
                 self._by_size("vae_encoder", last, 1),
                 self._by_size("vae_decoder", last, PIXELS_PER_LATENT),
                 first.configurations["vae_decoder"],
             ),
             tokenizers=tokenizers,
-            text_encoders=(self._text_encoder("text_encoder", last), self._text_encoder("text_encoder_2", last)),
+            text_encoders=(
+                self._text_encoder("text_encoder", last),
+                self._text_encoder("text_encoder_2", last),
+            ),
             scheduler_config=read_json(first.folder / "scheduler/scheduler_config.json"),
             force_zeros_for_empty_prompt=bool(
                 read_json(first.folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
@@ -158,4 +170,6 @@ def _check_windows(bucket: Bucket, windows: list[int]) -> None:
     for component, window in zip(("text_encoder", "text_encoder_2"), windows, strict=True):
         compiled = bucket.inputs(component)[0].shape[1]
         if window != compiled:
-            raise ModelInvalid(f"{component} was compiled for {compiled} tokens, and its tokenizer gives {window}")
+            raise ModelInvalid(
+                f"{component} was compiled for {compiled} tokens, and its tokenizer gives {window}"
+            )

@@ -97,7 +97,9 @@ def _load_graphs(model: str, *, dtype: str, compile: bool, stand_in: bool) -> Ba
     from mezzotint.models.graphs import load_graphs
 
     if dtype not in ("auto", "fp32"):
-        raise SettingInvalid("dtype: graphs take and give fp32; what they compute in was compiled in", param="dtype")
+        raise SettingInvalid(
+            "dtype: graphs take and give fp32; what they compute in was compiled in", param="dtype"
+        )
     if compile:
         raise SettingInvalid("--compile is for modules; graphs are compiled already", param="compile")
     path = find_model(model)

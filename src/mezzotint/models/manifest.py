@@ -16,7 +16,14 @@ from typing import Any
 
 from mezzotint.errors import ModelInvalid
 
-__all__ = ["MANIFEST_NAME", "check_file_kinds", "check_manifest", "files_hash", "read_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_NAME",
+    "check_file_kinds",
+    "check_manifest",
+    "files_hash",
+    "read_manifest",
+    "write_manifest",
+]
 
 MANIFEST_NAME = "manifest.json"
 # What runs code when it is read, or is code. A model folder has no use for them.

@@ -1,7 +1,7 @@
-"""One module of a model, traced into a graph of fixed shapes: for a NeuronCore, or for the CPU that stands in.
+"""One module of a model, traced into a graph of fixed shapes: for a NeuronCore, or for a CPU in its place.
 
-`torch_neuronx` is imported only when a chip's graph is wanted; it comes with AWS's image. Its flags and its calls
-are written to its documented behaviour and were not run (docs/neuron.md).
+`torch_neuronx` is imported only when a chip's graph is wanted; it comes with AWS's image. Its flags and its
+calls are written to its documented behaviour and were not run (docs/neuron.md).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def check_target(target: str) -> None:
 
 
 def toolchain_of(target: str) -> dict[str, str]:
-    """The versions, without local suffixes, of what compiles for `target` here; of those that are installed."""
+    """The versions, without local suffixes, of what compiles for `target` here; of those that are
+    installed.
+    """
     names = PACKAGES["cpu" if target == "cpu" else "inf2"]
     return {name: found for name in names if (found := _installed(name)) is not None}
 
@@ -113,7 +115,9 @@ def _static_shape(component: str, parts: PipelineParts, shape: Shape) -> dict[st
     if component.startswith("text_encoder"):
         # Prompts are encoded and pictures decoded one by one, as requests come and end.
         return {"static_batch_size": 1, "static_sequence_length": window}
-    channels = int(parts.vae.config.in_channels if component == "vae_encoder" else parts.unet.config.in_channels)
+    channels = int(
+        parts.vae.config.in_channels if component == "vae_encoder" else parts.unet.config.in_channels
+    )
     scale = 1 if component == "vae_encoder" else PIXELS_PER_LATENT
     picture = {
         "static_batch_size": shape.batch if component == "unet" else 1,
@@ -124,25 +128,31 @@ def _static_shape(component: str, parts: PipelineParts, shape: Shape) -> dict[st
     return {**picture, "static_sequence_length": window} if component == "unet" else picture
 
 
-def trace(component: str, parts: PipelineParts, configuration: Mapping[str, Any], target: str, path: Path) -> None:
+def trace(
+    component: str, parts: PipelineParts, configuration: Mapping[str, Any], target: str, path: Path
+) -> None:
     """Trace one component for the shapes of its configuration, into a TorchScript archive at `path`.
 
     Raises:
         ModelInvalid: the model cannot be traced, or reads what the graphs have no input for.
     """
     if parts.unet.config.time_cond_proj_dim is not None:
-        raise ModelInvalid("a model that reads its guidance scale is not compiled: the graphs have no input for it")
+        raise ModelInvalid(
+            "a model that reads its guidance scale is not compiled: the graphs have no input for it"
+        )
     module = _WRAPPERS[component](_module(component, parts)).eval()
     examples = tuple(_example(each) for each in inputs_of(component, configuration))
     with torch.no_grad(), warnings.catch_warnings():
         # Shapes are meant to be constants here, and torch tells of a successor that Neuron does not read.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        # torch's tracer looks at every attribute of a module, transformers' retired ones too.
+        warnings.filterwarnings("ignore", message=".*is deprecated", category=FutureWarning)
         if target == "cpu":
             graph = torch.jit.trace(module, examples, strict=False, check_trace=False)  # type: ignore[no-untyped-call]
         else:
             graph = _trace_for_neuron(module, examples, flags_of(component, target))
-        torch.jit.save(graph, str(path))  # type: ignore[no-untyped-call]
+        torch.jit.save(graph, str(path))
 
 
 def _trace_for_neuron(module: nn.Module, examples: tuple[torch.Tensor, ...], flags: tuple[str, ...]) -> Any:

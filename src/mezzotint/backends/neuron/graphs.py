@@ -1,8 +1,8 @@
 """Compiled graphs behind the calls that diffusers' modules answer.
 
-A graph takes one shape. So rows are cut into pieces of the compiled batch, the last one is filled up with zeros,
-each piece goes to a core, and what comes back is cut to the rows that were asked for. A graph mixes nothing
-across its batch, so the zeros change nothing. Each class here has as much of its module's surface as
+A graph takes one shape. So rows are cut into pieces of the compiled batch, the last one is filled up with
+zeros, each piece goes to a core, and what comes back is cut to the rows that were asked for. A graph mixes
+nothing across its batch, so the zeros change nothing. Each class here has as much of its module's surface as
 `backends.diffusers`, `pictures` and `prompts` use, and no arithmetic of its own.
 """
 
@@ -79,11 +79,13 @@ def _cut(tensor: torch.Tensor, batch: int, dtype: torch.dtype) -> list[torch.Ten
     missing = -len(tensor) % batch
     if missing:
         tensor = torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))])
-    return list(tensor.contiguous().split(batch))
+    return list(torch.split(tensor.contiguous(), batch))
 
 
 def _joined(outputs: Sequence[Any], rows: int) -> Any:
-    """The pieces' outputs one below the other, without the rows that were filled in; in whatever they are nested."""
+    """The pieces' outputs one below the other, without the rows that were filled in; in whatever they are
+    nested.
+    """
     first = outputs[0]
     if isinstance(first, torch.Tensor):
         return (first if len(outputs) == 1 else torch.cat(list(outputs)))[:rows]
@@ -108,7 +110,9 @@ class GraphUNet:
         """`graphs`: by latent height and width."""
         self._graphs = graphs
         # What a distilled model reads has no input in the graphs; such models are not compiled.
-        self.config = SimpleNamespace(**{"addition_embed_type": None, **configuration, "time_cond_proj_dim": None})
+        self.config = SimpleNamespace(
+            **{"addition_embed_type": None, **configuration, "time_cond_proj_dim": None}
+        )
 
     def __call__(
         self,

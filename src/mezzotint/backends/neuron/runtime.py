@@ -1,7 +1,7 @@
 """What loads a graph: Neuron's runtime, or whatever stands in for it.
 
-`torch_neuronx` is imported here and nowhere else at run time, when the first graph is loaded: it fixes the visible
-cores and wants the chip. Written to its documented behaviour; not run on a chip (docs/neuron.md).
+`torch_neuronx` is imported here and nowhere else at run time, when the first graph is loaded: it fixes the
+visible cores and wants the chip. Written to its documented behaviour; not run on a chip (docs/neuron.md).
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ Graph = Callable[..., Any]
 
 
 class Runtime(Protocol):
-    """Two methods. `load` may be called for any number of graphs; `name` goes into receipts and capabilities."""
+    """Two methods. `load` may be called for any number of graphs; `name` goes into receipts and
+    capabilities.
+    """
 
     name: str
     device: str

@@ -1,7 +1,7 @@
 """What each graph of a Stable Diffusion XL takes, from the configuration beside it.
 
-optimum-neuron's layout: a `neuron` table in each component's `config.json`, sizes of UNet and decoder in latents,
-of the encoder in pixels. No torch.
+optimum-neuron's layout: a `neuron` table in each component's `config.json`, sizes of UNet and decoder in
+latents, of the encoder in pixels. No torch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A CPU in the chip's place, as strict as the chip.
 
 A plain TorchScript module takes any shape that its operations allow; a compiled graph takes the one it was
-compiled for. This runs the former and refuses whatever the latter would: another number of inputs, shape, rank,
-dtype, device, or a tensor that is not contiguous; cores that are not ascending neighbours, or are not there.
-It counts the calls, can take as long as a measured profile says, and can fail as the runtime fails.
+compiled for. This runs the former and refuses whatever the latter would: another number of inputs, shape,
+rank, dtype, device, or a tensor that is not contiguous; cores that are not ascending neighbours, or are not
+there. It counts the calls, can take as long as a measured profile says, and can fail as the runtime fails.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ class StandIn:
         if len(tensors) != len(inputs):
             self._refuse(component, f"{len(tensors)} inputs; it was compiled for {len(inputs)}")
         for tensor, expected in zip(tensors, inputs, strict=True):
-            found, wanted = f"{_shape(tensor.shape)} {tensor.dtype}", f"{_shape(expected.shape)} torch.{expected.dtype}"
+            found, wanted = (
+                f"{_shape(tensor.shape)} {tensor.dtype}",
+                f"{_shape(expected.shape)} torch.{expected.dtype}",
+            )
             if found != wanted:
                 self._refuse(component, f"{expected.name} is {found}; it was compiled for {wanted}")
             if tensor.device.type != "cpu" or not tensor.is_contiguous():
@@ -131,5 +134,7 @@ def _shape(shape: Sequence[int]) -> str:
 def _checked(seconds: Mapping[str, float]) -> dict[str, float]:
     for name, value in seconds.items():
         if not 0 <= value <= MAX_SECONDS:
-            raise SettingInvalid(f"a stand-in's call takes 0…{MAX_SECONDS:g} seconds, not {value!r} for {name}")
+            raise SettingInvalid(
+                f"a stand-in's call takes 0…{MAX_SECONDS:g} seconds, not {value!r} for {name}"
+            )
     return dict(seconds)
