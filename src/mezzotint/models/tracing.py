@@ -156,7 +156,13 @@ def trace(
 
 
 def _trace_for_neuron(module: nn.Module, examples: tuple[torch.Tensor, ...], flags: tuple[str, ...]) -> Any:
-    torch_neuronx = importlib.import_module("torch_neuronx")
+    try:
+        torch_neuronx = importlib.import_module("torch_neuronx")
+    except ImportError as error:
+        # The packages of these names on PyPI are placeholders.
+        raise SettingInvalid(
+            f"torch-neuronx is installed and cannot be imported: {error}", param="target"
+        ) from None
     # Without a chip the compiler alone is at work, so a plain CPU machine can compile.
     return torch_neuronx.trace(
         module, examples, compiler_args=list(flags), cpu_backend=True, inline_weights_to_neff=True
