@@ -187,6 +187,16 @@ def tiny_graphs(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory, home:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_graphs(tiny_graphs: Path, tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of `tiny_graphs` the first size alone, from what was kept: quick to load, for those who load many."""
+    from mezzotint.models.compiling import Order, compile_model
+
+    folder = tmp_path_factory.mktemp("graphs") / "tiny"
+    compile_model(Order(str(tiny_sdxl), "cpu", GRAPH_SIZES[:1], GRAPH_BATCH, cores=2), str(folder))
+    return folder
+
+
 @pytest.fixture
 def build_tiny() -> Callable[..., Path]:
     """`build_tiny_sdxl`, for models that differ from `tiny_sdxl`."""

@@ -17,7 +17,11 @@ def for_a_chip(graphs: Path, folder: Path, *, sizes: int) -> Path:
     buckets = description["buckets"][:sizes]
     for bucket in buckets:
         shutil.copytree(graphs / bucket, folder / bucket)
-    told = {"target": "inf2", "toolchain": {"torch-neuronx": "2.8.0.2.10", "neuronx-cc": "2.21"}, "buckets": buckets}
+    told = {
+        "target": "inf2",
+        "toolchain": {"torch-neuronx": "2.8.0.2.10", "neuronx-cc": "2.21"},
+        "buckets": buckets,
+    }
     (folder / "mezzotint.json").write_text(json.dumps(description | told))
     write_manifest(folder)
     return folder

@@ -78,7 +78,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: flip_a_bit(f / "64x64/unet/config.json"),
         "unet/config.json is not the file",
     ),
-    "an extra file": (lambda f: (f / "64x64/unet/more.neuron").write_text("x"), "more.neuron, which its manifest"),
+    "an extra file": (
+        lambda f: (f / "64x64/unet/more.neuron").write_text("x"),
+        "more.neuron, which its manifest",
+    ),
     "a lost file": (lambda f: (f / GRAPH).unlink(), f"lacks {GRAPH}"),
     "a lost part that no manifest misses": (lose_a_part, "lacks 64x64/vae_encoder/model.neuron"),
     "a lost manifest": (lambda f: (f / "manifest.json").unlink(), "--adopt"),
@@ -92,12 +95,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "compiled by torch-neuronx 2.8.0.2.10, and here is none",
     ),
     "another format": (lambda f: describe_as(f, format=2), "format 2"),
-    "a description that is none": (lambda f: describe_as(f, buckets=None), "mezzotint.json is not a description"),
+    "a description that is none": (
+        lambda f: describe_as(f, buckets=None),
+        "mezzotint.json is not a description",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGE))
-def test_a_folder_that_is_not_as_it_was_compiled_is_refused_with_the_reason(graphs: Path, damage: str) -> None:
+def test_a_folder_that_is_not_as_it_was_compiled_is_refused_with_the_reason(
+    graphs: Path, damage: str
+) -> None:
     change, reason = DAMAGE[damage]
     change(graphs)
     with pytest.raises(ModelInvalid) as refused:

@@ -1,4 +1,6 @@
-"""The cores of a process: sorted and one by one before Ray or the runtime sees them, or refused with a sentence."""
+"""The cores of a process: sorted and one by one before Ray or the runtime sees them, or refused with a
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,18 @@ def no_cores_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("given", "prepared"),
-    [("1,0", "0,1"), ("0-1", "0,1"), ("5, 4", "4,5"), ("2-3,0-1", "0,1,2,3"), ("7", "7"), ("10,9,11", "9,10,11")],
+    [
+        ("1,0", "0,1"),
+        ("0-1", "0,1"),
+        ("5, 4", "4,5"),
+        ("2-3,0-1", "0,1,2,3"),
+        ("7", "7"),
+        ("10,9,11", "9,10,11"),
+    ],
 )
-def test_cores_are_sorted_and_named_one_by_one(given: str, prepared: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_sorted_and_named_one_by_one(
+    given: str, prepared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VISIBLE_CORES, given)
     assert prepare_cores(2) == len(prepared.split(","))
     assert os.environ[VISIBLE_CORES] == prepared
@@ -117,7 +128,8 @@ def test_on_a_chip_the_unet_goes_to_each_core_and_the_rest_to_the_last(
     backend = load_graphs(folder)
     placement = sys.modules["torch_neuronx.experimental"]
     assert placement.at_import == "2,3", "the cores were sorted too late"
-    # Two sizes: a UNet each on both cores; encoder and decoder each, and one of either text encoder, on the last.
+    # Two sizes: a UNet each on both cores; encoder and decoder each, and one of either text encoder, on the
+    # last.
     assert sorted(placement.placed) == [(0, 1)] * 2 + [(1, 1)] * (2 + 4 + 2)
     assert (backend.info.backend, backend.info.dtype) == ("neuron", "bf16")
     backend.close()

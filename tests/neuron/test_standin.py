@@ -90,12 +90,12 @@ def test_a_plain_graph_would_take_what_the_stand_in_refuses(tiny_graphs: Path) -
 
 
 @pytest.fixture
-def engine_with(tiny_graphs: Path) -> Iterator[Callable[..., tuple[Engine, StandIn]]]:
+def engine_with(small_graphs: Path) -> Iterator[Callable[..., tuple[Engine, StandIn]]]:
     made: list[Engine] = []
 
     def make(**options: Any) -> tuple[Engine, StandIn]:
         stand_in = StandIn(**options)
-        made.append(Engine(load_graphs(tiny_graphs, stand_in=stand_in)))
+        made.append(Engine(load_graphs(small_graphs, stand_in=stand_in)))
         return made[-1], stand_in
 
     yield make
@@ -174,7 +174,9 @@ def test_a_fault_on_one_core_fails_the_pass_after_the_other_core_has_ended(tiny_
 
 
 def test_guided_rows_are_on_both_cores_at_once(engine_with: Callable[..., tuple[Engine, StandIn]]) -> None:
-    """Four guided pictures are eight rows, two pieces of four: each waits until the other has begun as well."""
+    """Four guided pictures are eight rows, two pieces of four: each waits until the other has begun as
+    well.
+    """
     together = threading.Barrier(2)
 
     def meet(component: str, number: int) -> None:
@@ -192,7 +194,9 @@ def test_guided_rows_are_on_both_cores_at_once(engine_with: Callable[..., tuple[
 
 
 def test_rows_that_fit_one_piece_take_one_call(engine_with: Callable[..., tuple[Engine, StandIn]]) -> None:
-    """Two guided pictures, or four unguided ones: a second call would take as long and compute nothing more."""
+    """Two guided pictures, or four unguided ones: a second call would take as long and compute nothing
+    more.
+    """
     engine, stand_in = engine_with()
     engine.generate(ask(steps=3))
     assert stand_in.calls["unet"] == 3
@@ -235,7 +239,11 @@ def test_any_number_of_rows_comes_back_in_order_from_any_number_of_cores(rows: i
 def test_the_graphs_of_a_text_encoder_are_read_in_each_form_that_exporters_give() -> None:
     from mezzotint.backends.neuron.graphs import GraphTextEncoder
 
-    pooled, last, states = torch.zeros(1, 3), torch.ones(1, 2, 3), (torch.ones(1), torch.zeros(1), torch.ones(2))
+    pooled, last, states = (
+        torch.zeros(1, 3),
+        torch.ones(1, 2, 3),
+        (torch.ones(1), torch.zeros(1), torch.ones(2)),
+    )
     for outputs in ((pooled, last, states), (pooled, last, *states)):
         output = GraphTextEncoder(lambda _, outputs=outputs: outputs, {})(torch.zeros(1, 2))
         assert output[0] is pooled

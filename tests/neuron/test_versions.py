@@ -22,7 +22,9 @@ FITTING: dict[str, Any] = {
 
 
 def found(**changes: Any) -> dict[str, tuple[str, str, str]]:
-    return {part: (state, told, fix) for state, part, told, fix in explain(NeuronVersions(**FITTING | changes))}
+    return {
+        part: (state, told, fix) for state, part, told, fix in explain(NeuronVersions(**FITTING | changes))
+    }
 
 
 def test_the_set_this_was_written_against_fits() -> None:

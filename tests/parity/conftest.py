@@ -163,7 +163,7 @@ def fresh_backend(request: pytest.FixtureRequest) -> Iterator[Callable[..., Diff
     if request.param == "modules":
         yield from making(str(request.getfixturevalue("tiny_sdxl")), device="cpu")
     else:
-        yield from making(str(request.getfixturevalue("tiny_graphs")), device="neuron", stand_in=True)
+        yield from making(str(request.getfixturevalue("small_graphs")), device="neuron", stand_in=True)
 
 
 def making(model: str, **load: Any) -> Iterator[Callable[..., DiffusersBackend]]:
