@@ -225,7 +225,7 @@ def _known_limits(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _served(limits: ModelLimits, buckets: tuple[Bucket, ...]) -> ModelLimits:
-    """The limits of a model of which these sizes alone are compiled; its own default, if it is one of them."""
+    """The limits of a model of which these sizes alone are compiled; its own default, if it is among them."""
     sizes = tuple((bucket.width, bucket.height) for bucket in buckets)
     default = (limits.default_width, limits.default_height)
     width, height = default if default in sizes else sizes[0]

@@ -108,7 +108,10 @@ def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
     verify(base, required=True)
     with _reading(path.name):
         pipeline = diffusers.StableDiffusionXLPipeline.from_single_file(
-            str(path), config=str(base), local_files_only=True, dtype=dtype
+            str(path),
+            config=str(base),
+            local_files_only=True,
+            **_options_for(diffusers.StableDiffusionXLPipeline, dtype),
         )
     return PipelineParts(
         unet=pipeline.unet,
@@ -135,7 +138,7 @@ def _read_module(kind: Any, path: Path, name: str, dtype: torch.dtype, variant: 
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            dtype=dtype,
+            **_options_for(kind, dtype),
         )
     problems = [*report["missing_keys"], *report["mismatched_keys"]]
     if issubclass(kind, diffusers.ModelMixin):
@@ -145,6 +148,23 @@ def _read_module(kind: Any, path: Path, name: str, dtype: torch.dtype, variant: 
         first = problems[0] if isinstance(problems[0], str) else problems[0][0]
         raise ModelInvalid(f"{name}: its weights do not fit its configuration, {first} first of all")
     return module
+
+
+def _options_for(kind: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The dtype by the name that the library knows, and weights by the names that it gives them.
+
+    Neuron's image has the older diffusers and transformers (docs/neuron.md); there, CLIP's text model has its
+    weights one level deeper than the newer writes them.
+    """
+    if kind.__module__.partition(".")[0] == "diffusers":
+        old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 42)
+        return {"torch_dtype" if old else "dtype": dtype}
+    if kind is transformers.CLIPTextModel and int(transformers.__version__.split(".")[0]) < 5:
+        return {
+            "dtype": dtype,
+            "key_mapping": {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."},
+        }
+    return {"dtype": dtype}
 
 
 def read_tokenizer(path: Path, name: str) -> Any:
