@@ -87,8 +87,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a lost manifest": (lambda f: (f / "manifest.json").unlink(), "--adopt"),
     "a pickle": (lambda f: (f / "weights.pkl").write_text("x"), "weights.pkl; only safetensors"),
     "another version of the compiler": (
-        lambda f: describe_as(f, toolchain={"torch": "2.8.0"}),
-        "compiled by torch 2.8.0, and here is",
+        lambda f: describe_as(f, toolchain={"torch": "1.13.1"}),
+        "compiled by torch 1.13.1, and here is",
     ),
     "a compiler that is not here": (
         lambda f: describe_as(f, toolchain={"torch-neuronx": "2.8.0.2.10"}),
