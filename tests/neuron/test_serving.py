@@ -35,7 +35,13 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("server")
     options = ("--model", str(graphs), "--device", "neuron", "--stand-in")
-    with Server(folder, *options) as running, httpx.Client(base_url=running.address, timeout=60) as client:
+    # A range as a person would write it; Ray's own processes end on it unless it is spelled out before they
+    # start.
+    cores = {"NEURON_RT_VISIBLE_CORES": "0-1"}
+    with (
+        Server(folder, *options, environment=cores) as running,
+        httpx.Client(base_url=running.address, timeout=60) as client,
+    ):
         yield client
 
 
