@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         2, ge=1, le=32, description="NeuronCores of a replica with the device neuron, 1…32; a chip has 2"
     )
     stand_in: bool = Field(
-        False, description="true or false: with the device neuron, a CPU in the chip's place"
+        False, description="true or false; true with the device neuron alone: a CPU in the chip's place"
     )
     warm_up_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
         (), description="sizes to draw before the first request, such as 1024x1024,832x1216"
@@ -158,6 +158,13 @@ class Settings(BaseSettings):
         if url and not _is_url(url):
             raise ValueError("no URL")
         return url
+
+    @field_validator("stand_in")
+    @classmethod
+    def _check_stand_in(cls, wanted: bool, info: ValidationInfo) -> bool:
+        if wanted and info.data.get("device") != "neuron":
+            raise ValueError("for another device")
+        return wanted
 
     @field_validator("max_replicas")
     @classmethod

@@ -15,7 +15,7 @@ import pytest
 
 from mezzotint.cli.main import run
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
-from mezzotint.models import compiling, write_manifest
+from mezzotint.models import compiling, graphs, write_manifest
 from mezzotint.models import tracing as tracing_module
 from mezzotint.models.artefact import read_artefact, verify_artefact
 from mezzotint.models.artefact_store import download
@@ -26,7 +26,7 @@ SIZES = ((64, 64), (64, 32))
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of this test's own: nothing is kept there yet."""
     monkeypatch.setenv("MEZZOTINT_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
@@ -99,13 +99,11 @@ def test_a_run_that_was_broken_off_goes_on_where_it_stopped(
 
 
 def test_what_was_kept_and_is_no_longer_whole_is_compiled_anew(
-    tiny_sdxl: Path, tmp_path: Path, traced: list[str], home: Path
+    tiny_sdxl: Path, tmp_path: Path, traced: list[str], own_home: Path
 ) -> None:
     compile_model(order(tiny_sdxl), str(tmp_path / "first"))
-    kept = next(
-        path for path in (home / "compiled").iterdir() if b"vae_dec" in (path / "model.neuron").read_bytes()
-    )
-    (kept / "model.neuron").write_bytes(b"something else")
+    graphs_kept = sorted(own_home.glob("compiled/*/model.neuron"))
+    next(path for path in graphs_kept if b"vae_dec" in path.read_bytes()).write_bytes(b"something else")
     traced.clear()
     compile_model(order(tiny_sdxl), str(tmp_path / "second"))
     assert traced == ["vae_decoder"]
@@ -179,6 +177,11 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
         compile_model(order(tiny_sdxl), str(tmp_path / "letters"))
     assert (tmp_path / "letters/dear.txt").read_text() == "dear"
     assert traced == []
+
+
+def test_graphs_are_not_compiled_again(tiny_graphs: Path, tmp_path: Path, traced: list[str]) -> None:
+    with pytest.raises(ModelInvalid, match="compiled graphs already"):
+        compile_model(order(tiny_graphs), str(tmp_path / "out"))
 
 
 def test_a_model_that_reads_its_guidance_scale_is_not_compiled(build_tiny: Any, tmp_path: Path) -> None:
@@ -282,6 +285,7 @@ def test_for_a_chip_each_component_gets_its_flags_and_the_unet_a_timestep_a_row(
     neuron = artefact.buckets[0].configurations["unet"]["neuron"]
     assert (neuron["compiler_type"], neuron["compiler_version"]) == ("neuronx-cc", "2.21.33363")
     assert (neuron["auto_cast"], neuron["auto_cast_type"]) == ("matmul", "bf16")
+    assert graphs._dtype(artefact.buckets[0]) == "bf16"
 
 
 def test_a_placeholder_of_the_compiler_is_told_from_the_real_one(

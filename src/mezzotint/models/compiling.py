@@ -26,7 +26,7 @@ from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.neuron.shapes import COMPONENTS
 from mezzotint.core import GenerationRequest, ModelLimits, resolve
 from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid
-from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits
+from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits, holds_graphs
 from mezzotint.models.artefact_store import is_remote, upload
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import compiled_home, find_model, limits_of, verify
@@ -93,6 +93,8 @@ def compile_model(order: Order, output: str, tell: Tell = lambda name, state: No
     """
     limits = _check(order)
     path = find_model(order.model)
+    if holds_graphs(path):
+        raise ModelInvalid(f"{order.model} holds compiled graphs already; name the model that they are from")
     entry = CATALOGUE.get(order.model)
     _check_output(output)
     verified = verify(path, required=entry is not None)

@@ -53,7 +53,7 @@ def load_graphs(
         revision=artefact.revision,
         backend=runtime.name,
         device=runtime.device,
-        dtype="fp32" if artefact.target == "cpu" else "bf16",
+        dtype=_dtype(artefact.buckets[0]),
         limits=artefact.limits,
         max_width=_widest(artefact, cores),
         versions={
@@ -72,6 +72,12 @@ def _widest(artefact: Artefact, cores: int) -> int:
     """
     guided = artefact.limits.default_guidance_scale > 1.0
     return artefact.batch if guided else artefact.batch * cores
+
+
+def _dtype(bucket: Bucket) -> str:
+    """What the graphs compute in; their inputs and outputs are fp32."""
+    neuron = bucket.configurations["unet"]["neuron"]
+    return str(neuron.get("auto_cast_type", "bf16")) if neuron.get("auto_cast") else "fp32"
 
 
 def _choose_runtime(artefact: Artefact, stand_in: bool | StandIn) -> Runtime:
