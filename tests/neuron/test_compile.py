@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.cli.main import run
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
 from mezzotint.models import compiling, graphs, write_manifest
@@ -21,6 +23,7 @@ from mezzotint.models.artefact import read_artefact, verify_artefact
 from mezzotint.models.artefact_store import download
 from mezzotint.models.compiling import Order, compile_model
 from mezzotint.models.manifest import read_manifest
+from mezzotint.models.reading import load_parts
 
 SIZES = ((64, 64), (64, 32))
 
@@ -32,12 +35,18 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module")
+def parts(tiny_sdxl: Path) -> PipelineParts:
+    return load_parts(tiny_sdxl, dtype=torch.float32, device=torch.device("cpu"))
+
+
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The components that were traced, in order. What they become is a few bytes: nothing here reads a
-    graph.
+def traced(parts: PipelineParts, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The components that were traced, in order. What they become is a few bytes: nothing here reads a graph,
+    and the model is read once for all.
     """
     names: list[str] = []
+    monkeypatch.setattr(compiling, "load_parts", lambda *_, **__: parts)
 
     def trace(component: str, parts: Any, configuration: Any, target: str, path: Path) -> None:
         names.append(component)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,11 @@ from PIL import Image as PilImage
 
 from mezzotint.backends.base import Backend
 from mezzotint.cli.main import run
+from mezzotint.config import Settings
 from mezzotint.core import GenerationRequest, Pixels, resolve
+from mezzotint.errors import SettingInvalid
 from mezzotint.models.loading import load_backend
+from mezzotint.serve.local import check_neuron
 from tests.servers import Server
 
 SIZES = ((128, 128), (96, 160))
@@ -123,12 +125,19 @@ def test_the_command_draws_the_same(graphs: Path, modules: Backend, tmp_path: Pa
     assert np.abs(read(output.read_bytes()).astype(int) - expected).max() <= 1
 
 
-def test_serving_on_a_chip_that_is_not_here_says_so(
-    graphs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    running = Server(tmp_path, "--model", str(graphs), "--device", "neuron")
-    try:
-        assert running.wait_until_ended() == 2
-        assert re.search(r"error: .*2 NeuronCores are wanted and Ray finds 0 here", running.err.read_text())
-    finally:
-        running.clean_up()
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (Settings(device="neuron"), 2),
+        (Settings(device="neuron", replicas=2), 4),
+        (Settings(device="neuron", stand_in=True), 0),
+        (Settings(), 0),
+    ],
+)
+def test_a_server_starts_where_ray_finds_the_cores_it_wants(settings: Settings, found: int) -> None:
+    check_neuron(settings, found)
+
+
+def test_serving_on_chips_that_are_not_here_says_so() -> None:
+    with pytest.raises(SettingInvalid, match="4 NeuronCores are wanted and Ray finds 2 here"):
+        check_neuron(Settings(device="neuron", replicas=2), 2)

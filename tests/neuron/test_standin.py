@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +16,14 @@ import torch
 from mezzotint.backends.neuron.graphs import Placed
 from mezzotint.backends.neuron.shapes import Input, inputs_of
 from mezzotint.backends.neuron.standin import ALLOCATION_FAILURE, DEVICE_LOST, HungCall, StandIn
-from mezzotint.core import GenerationRequest
+from mezzotint.core import GenerationRequest, resolve
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, SettingInvalid
+from mezzotint.models import write_manifest
 from mezzotint.models.artefact import read_artefact
 from mezzotint.models.graphs import load_graphs
 from mezzotint.serve.health import Health
+from tests.conftest import GRAPH_BATCH
 
 LIMIT_SECONDS = 20.0
 Tensors = list[torch.Tensor]
@@ -185,8 +189,6 @@ def test_guided_rows_are_on_both_cores_at_once(engine_with: Callable[..., tuple[
 
     engine, stand_in = engine_with(fault=meet)
     backend = engine._backend
-    from mezzotint.core import resolve
-
     for index in range(4):
         backend.start(str(index), resolve(ask(seed=index), backend.info.limits))
     assert backend.step(["0", "1", "2", "3"]) == {}
@@ -202,6 +204,25 @@ def test_rows_that_fit_one_piece_take_one_call(engine_with: Callable[..., tuple[
     assert stand_in.calls["unet"] == 3
     engine.generate(ask(steps=3, guidance_scale=0.0))
     assert stand_in.calls["unet"] == 6
+
+
+def test_a_model_that_is_unguided_by_default_fills_both_cores_in_a_step(
+    small_graphs: Path, tmp_path: Path
+) -> None:
+    """As turbo and lightning are: one row a picture, so twice as many pictures."""
+    folder = Path(shutil.copytree(small_graphs, tmp_path / "turbo"))
+    description = json.loads((folder / "mezzotint.json").read_text())
+    description["limits"]["default_guidance_scale"] = 0.0
+    (folder / "mezzotint.json").write_text(json.dumps(description))
+    write_manifest(folder)
+    stand_in = StandIn()
+    backend = load_graphs(folder, stand_in=stand_in)
+    assert backend.info.max_width == 2 * GRAPH_BATCH
+    names = [str(index) for index in range(backend.info.max_width)]
+    for name in names:
+        backend.start(name, resolve(ask(seed=int(name)), backend.info.limits))
+    assert backend.step(names) == {}
+    assert stand_in.calls["unet"] == 2
 
 
 def test_a_profile_makes_a_call_take_as_long_as_was_measured(

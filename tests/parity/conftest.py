@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image as PilImage
 
+from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest, resolve
 from mezzotint.models.loading import load_backend
@@ -114,10 +115,10 @@ def _pipeline_for(request: ResolvedRequest) -> Any:
     return diffusers.StableDiffusionXLInpaintPipeline
 
 
-def open_studio(model: str) -> Studio:
+def open_studio(model: str, backend: Backend | None = None) -> Studio:
     from mezzotint.models.locations import find_model
 
-    backend = load_backend(model, device="cpu", threads=1)
+    backend = backend or load_backend(model, device="cpu", threads=1)
     assert isinstance(backend, DiffusersBackend)
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
         find_model(model), dtype=torch.float32, local_files_only=True, add_watermarker=False
@@ -129,15 +130,14 @@ KINDS = ("modules", "graphs")
 
 
 @pytest.fixture(scope="session")
-def modules_studio(tiny_sdxl: Path) -> Studio:
-    return open_studio(str(tiny_sdxl))
+def modules_studio(tiny_sdxl: Path, tiny_modules_backend: Backend) -> Studio:
+    return open_studio(str(tiny_sdxl), tiny_modules_backend)
 
 
 @pytest.fixture(scope="session")
-def graphs_studio(modules_studio: Studio, tiny_graphs: Path) -> Studio:
-    backend = load_backend(str(tiny_graphs), device="neuron", stand_in=True, threads=1)
-    assert isinstance(backend, DiffusersBackend)
-    return replace(modules_studio, backend=backend)
+def graphs_studio(modules_studio: Studio, tiny_graphs_backend: Backend) -> Studio:
+    assert isinstance(tiny_graphs_backend, DiffusersBackend)
+    return replace(modules_studio, backend=tiny_graphs_backend)
 
 
 @pytest.fixture(params=KINDS)
