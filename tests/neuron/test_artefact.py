@@ -226,3 +226,19 @@ def test_the_unet_of_sdxl_takes_what_optimum_neuron_compiled_it_for() -> None:
         Input("text_embeds", (4, 1280)),
         Input("time_ids", (4, 6)),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("time_cond_proj_dim", 256, "guidance scale"),
+        ("encoder_hid_dim_type", "ip_image_proj", "image prompt"),
+    ],
+)
+def test_a_graph_with_an_input_that_nobody_would_fill_is_refused(
+    adopted: Path, name: str, value: object, what: str
+) -> None:
+    path = adopted / "unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ModelInvalid, match=f"also reads .*{what}"):
+        adopt(str(adopted))

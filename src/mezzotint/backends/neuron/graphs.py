@@ -83,9 +83,7 @@ def _cut(tensor: torch.Tensor, batch: int, dtype: torch.dtype) -> list[torch.Ten
 
 
 def _joined(outputs: Sequence[Any], rows: int) -> Any:
-    """The pieces' outputs one below the other, without the rows that were filled in; in whatever they are
-    nested.
-    """
+    """The pieces' outputs one below the other without the rows that were filled in, nested as they are."""
     first = outputs[0]
     if isinstance(first, torch.Tensor):
         return (first if len(outputs) == 1 else torch.cat(list(outputs)))[:rows]
@@ -109,10 +107,9 @@ class GraphUNet:
     def __init__(self, graphs: Mapping[Size, Placed], configuration: Mapping[str, Any]) -> None:
         """`graphs`: by latent height and width."""
         self._graphs = graphs
-        # What a distilled model reads has no input in the graphs; such models are not compiled.
-        self.config = SimpleNamespace(
-            **{"addition_embed_type": None, **configuration, "time_cond_proj_dim": None}
-        )
+        # Old configurations lack what later became an option.
+        missing = {"addition_embed_type": None, "time_cond_proj_dim": None}
+        self.config = SimpleNamespace(**{**missing, **configuration})
 
     def __call__(
         self,

@@ -25,9 +25,7 @@ Graph = Callable[..., Any]
 
 
 class Runtime(Protocol):
-    """Two methods. `load` may be called for any number of graphs; `name` goes into receipts and
-    capabilities.
-    """
+    """`name` and `device` go into receipts and capabilities."""
 
     name: str
     device: str

@@ -16,6 +16,8 @@ __all__ = ["COMPONENTS", "Configuration", "Input", "inputs_of", "whole"]
 
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder")
 TIME_IDS = 6
+# Of a UNet's configuration: what adds an input to its graph.
+UNSERVED_INPUTS = {"time_cond_proj_dim": "its guidance scale", "encoder_hid_dim_type": "an image prompt"}
 # SDXL's is 77, its latents' sides 128; whatever is far beyond is a mistake.
 MAX_NUMBER = 2**20
 
@@ -42,6 +44,9 @@ def inputs_of(component: str, configuration: Configuration) -> tuple[Input, ...]
         raise ModelInvalid(f"{component}/config.json has no neuron table, so its shapes are not known")
     if neuron.get("tensor_parallel_size") not in (None, 1):
         raise ModelInvalid(f"{component}/config.json: a graph that is split over several cores is not served")
+    for name, what in UNSERVED_INPUTS.items():
+        if configuration.get(name) is not None:
+            raise ModelInvalid(f"{component}/config.json: a graph that also reads {what} is not served")
     try:
         batch = whole(neuron["static_batch_size"])
         if component.startswith("text_encoder"):
