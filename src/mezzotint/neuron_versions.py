@@ -43,9 +43,7 @@ class NeuronVersions:
 
 
 def find_versions() -> NeuronVersions | None:
-    """What of Neuron is on this machine; `None` where there is nothing of it. Reads, and asks package
-    managers.
-    """
+    """What of Neuron is on this machine; `None` where there is nothing of it."""
     found = NeuronVersions(
         driver=_read(DRIVER_FILE),
         runtime=_system_package("aws-neuronx-runtime-lib"),

@@ -1,6 +1,4 @@
-"""What optimum-neuron's own exporter writes is what is read here, and draws the same. `make contract` runs
-it.
-"""
+"""What optimum-neuron's own exporter writes is what is read here, and draws the same (`make contract`)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The cores of a process: sorted and one by one before Ray or the runtime sees them, or refused with a
-sentence.
-"""
+"""The cores of a process: sorted and one by one before Ray or the runtime sees them, or refused in words."""
 
 from __future__ import annotations
 

@@ -178,9 +178,7 @@ def test_a_fault_on_one_core_fails_the_pass_after_the_other_core_has_ended(tiny_
 
 
 def test_guided_rows_are_on_both_cores_at_once(engine_with: Callable[..., tuple[Engine, StandIn]]) -> None:
-    """Four guided pictures are eight rows, two pieces of four: each waits until the other has begun as
-    well.
-    """
+    """Four guided pictures are eight rows, two pieces of four: each waits until the other has begun too."""
     together = threading.Barrier(2)
 
     def meet(component: str, number: int) -> None:
@@ -196,9 +194,7 @@ def test_guided_rows_are_on_both_cores_at_once(engine_with: Callable[..., tuple[
 
 
 def test_rows_that_fit_one_piece_take_one_call(engine_with: Callable[..., tuple[Engine, StandIn]]) -> None:
-    """Two guided pictures, or four unguided ones: a second call would take as long and compute nothing
-    more.
-    """
+    """Two guided pictures, or four unguided ones: a second call would take as long and bring nothing."""
     engine, stand_in = engine_with()
     engine.generate(ask(steps=3))
     assert stand_in.calls["unet"] == 3

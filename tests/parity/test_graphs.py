@@ -1,6 +1,4 @@
-"""Compiled graphs: at every occupancy the picture of diffusers' modules, no slot touching another, no call
-refused.
-"""
+"""Compiled graphs: at every occupancy the modules' picture, no slot touching another, no call refused."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ SIZE = {"width": 64, "height": 64}
 
 
 def mixed(studio: Any, count: int, guidance_scale: float) -> list[tuple[int, ResolvedRequest]]:
-    """Requests of different steps, samplers, scales and prompts, each joining a pass later than the one
-    before.
-    """
+    """Requests of different steps, samplers, scales and prompts, each joining a pass later than the last."""
     return [
         (
             index,

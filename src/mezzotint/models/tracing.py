@@ -66,9 +66,7 @@ def check_target(target: str) -> None:
 
 
 def toolchain_of(target: str) -> dict[str, str]:
-    """The versions, without local suffixes, of what compiles for `target` here; of those that are
-    installed.
-    """
+    """The versions of what compiles for `target`, of those that are installed, without local suffixes."""
     names = PACKAGES["cpu" if target == "cpu" else "inf2"]
     return {name: found for name in names if (found := _installed(name)) is not None}
 
