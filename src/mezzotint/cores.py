@@ -55,7 +55,7 @@ def check_cores(cores: Sequence[int]) -> None:
 def prepare_cores(wanted: int | None = None) -> int | None:
     """Before Ray starts and before torch_neuronx is imported: the visible cores, sorted, one by one.
 
-    Ray's raylet ends on a range such as `0-1`, and hands cores out in the order of a set; the runtime takes
+    Ray does not start with a range such as `0-1`, and hands cores out in any order; the runtime takes
     ascending neighbours alone. Where nothing says which cores to use, any `wanted` free ones are asked for.
     Returns how many cores the process has, or `None` where that is not said.
 

@@ -37,8 +37,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("server")
     options = ("--model", str(graphs), "--device", "neuron", "--stand-in")
-    # A range as a person would write it; Ray's own processes end on it unless it is spelled out before they
-    # start.
+    # A range, as a person would write it; the replica finds it spelled out.
     cores = {"NEURON_RT_VISIBLE_CORES": "0-1"}
     with (
         Server(folder, *options, environment=cores) as running,
@@ -98,12 +97,13 @@ def test_another_size_is_refused_naming_those_that_are_compiled(server: httpx.Cl
     assert "the nearest that is served is 128x128" in error["message"]
 
 
-def test_capabilities_list_the_compiled_sizes(server: httpx.Client) -> None:
+def test_capabilities_list_the_compiled_sizes(server: httpx.Client, modules: Backend) -> None:
     told = server.get("/v1/capabilities").json()
     assert told["sizes"]["served"] == ["128x128", "96x160"]
     assert told["sizes"]["default"] == "128x128"
-    assert told["models"][0]["id"] == "demo"
-    assert told["models"][0]["backend"] == "neuron-stand-in"
+    model = told["models"][0]
+    assert (model["id"], model["backend"]) == ("demo", "neuron-stand-in")
+    assert model["revision"] == modules.info.revision
 
 
 def test_an_image_without_a_size_is_drawn_at_the_nearest_compiled_one(server: httpx.Client) -> None:

@@ -29,6 +29,7 @@ from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid
 from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits, holds_graphs
 from mezzotint.models.artefact_store import is_remote, upload
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
+from mezzotint.models.loading import revision_of
 from mezzotint.models.locations import compiled_home, find_model, limits_of, verify
 from mezzotint.models.manifest import check_manifest, files_hash, write_manifest
 from mezzotint.models.reading import load_parts, tokenizer_home
@@ -103,11 +104,10 @@ def compile_model(order: Order, output: str, tell: Tell = lambda name, state: No
     jobs = _plan(order, parts, source)
     for job in {job.key: job for each in jobs.values() for job in each}.values():
         _make(job, parts, order.target, tell)
-    pinned = entry.source.revision if entry and entry.source else None
     description = {
         "format": FORMAT,
         "model": order.model if entry else path.stem,
-        "revision": pinned or (source[:16] if verified else "unverified"),
+        "revision": revision_of(path, entry, verified),
         "source_sha256": source,
         "limits": described_limits(limits),
         **_described(order, jobs),

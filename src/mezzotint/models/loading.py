@@ -31,7 +31,7 @@ from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.manifest import MANIFEST_NAME
 from mezzotint.models.reading import load_parts
 
-__all__ = ["DTYPES", "load_backend", "load_parts"]
+__all__ = ["DTYPES", "load_backend", "load_parts", "revision_of"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_WIDTH, CUDA_WIDTH = 8, 16
@@ -82,7 +82,7 @@ def load_backend(
     parts = load_parts(path, entry, dtype=DTYPES[chosen_dtype], device=chosen_device)
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
-        revision=_revision(path, entry, verified),
+        revision=revision_of(path, entry, verified),
         backend="diffusers",
         device=_describe_device(chosen_device),
         dtype=chosen_dtype,
@@ -122,7 +122,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _revision(path: Path, entry: CatalogueEntry | None, verified: bool) -> str:
+def revision_of(path: Path, entry: CatalogueEntry | None, verified: bool) -> str:
     """The pinned commit, or else what the manifest's own hash begins with, or else that nothing is known."""
     if entry is not None and entry.source is not None:
         return entry.source.revision

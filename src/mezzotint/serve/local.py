@@ -106,7 +106,7 @@ def running(settings: Settings) -> Iterator[None]:
         MezzotintError: a replica could not be started, and why.
     """
     address = os.environ.get("RAY_ADDRESS")
-    # Ray ends on a range of cores such as 0-1.
+    # Ray does not start with a range of cores such as 0-1.
     prepare_cores()
     if not address:
         _prepare_environment()
