@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mezzotint.core import GenerationRequest, Queued
-from mezzotint.errors import MezzotintError, RequestCancelled, StoreUnavailable
+from mezzotint.core import MAX_DEADLINE_SECONDS, GenerationRequest, Queued
+from mezzotint.errors import MezzotintError, ReplicaLost, RequestCancelled, StoreUnavailable
 from mezzotint.serve.access.access import Access
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.background import in_background
@@ -101,17 +101,20 @@ class Drawing:
             model=self._work.model,
             caller=caller,
             request_id=self._job.id,
+            # Nobody waits for it: the service's own deadline is not its.
+            longest_s=MAX_DEADLINE_SECONDS,
         )
 
     async def _draw(self, number: int, request: GenerationRequest, caller: Caller) -> None:
-        """One picture. While others of the job go on, it waits for room instead of ending them."""
+        """One picture. While others of the job go on, it waits for room instead of ending them; not after a
+        loss, which it may have made."""
         while True:
             try:
                 plate = await self._plate(number, request, caller)
                 await watch(self._gateway, number, plate, self._take)
                 return
             except MezzotintError as error:
-                if not error.retryable or not self._going - {number}:
+                if not error.retryable or isinstance(error, ReplicaLost) or not self._going - {number}:
                     raise
             finally:
                 self._going.discard(number)

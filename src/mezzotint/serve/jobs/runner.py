@@ -20,6 +20,7 @@ from mezzotint.errors import (
     DeadlineUnreachable,
     MezzotintError,
     RateLimited,
+    ReplicaLost,
     StoreUnavailable,
 )
 from mezzotint.serve.access.access import Access
@@ -232,7 +233,9 @@ class JobRunner:
             wait_s = 0.0
         elif not isinstance(error, DeadlineUnreachable):
             self._full_until = time.monotonic() + PAUSE_SECONDS
-        await insist(lambda: self._store.release(job.id, self._owner, wait_s))
+        # What ends every replica that draws it must not go on for ever.
+        lost = isinstance(error, ReplicaLost)
+        await insist(lambda: self._store.release(job.id, self._owner, wait_s, lost=lost))
 
     async def _finish(self, job: Job, state: JobState, error: MezzotintError | None = None) -> None:
         told = None if error is None else error.to_dict()
