@@ -383,6 +383,36 @@ async def test_only_what_was_drawn_is_charged(
     assert key.rejected == (0 if charged else 1)
 
 
+@pytest.mark.parametrize(
+    ("error", "drawn", "goes_on", "charged"),
+    [
+        (QueueFull("full"), 3, False, 6.0),
+        (RuntimeError("a bug"), 0, False, 0.0),
+        (RuntimeError("a bug"), 1, False, 2.0),
+        (DeadlineExceeded("late"), 3, False, 8.0),
+        (asyncio.CancelledError(), 3, False, 8.0),
+        (asyncio.CancelledError(), 3, True, 6.0),
+        (asyncio.CancelledError(), 0, True, 0.0),
+    ],
+)
+async def test_of_several_pictures_those_that_were_drawn_are_charged(
+    gateways: Gateways, error: BaseException, drawn: int, goes_on: bool, charged: float
+) -> None:
+    caller = await gateways.caller(compute_s_per_day=100.0)
+
+    async def draw() -> None:
+        async with gateways.one.admit(caller, images=4, compute_s=8.0) as admission:
+            admission.drawn, admission.goes_on = drawn, goes_on
+            raise error
+
+    with pytest.raises(type(error)):
+        await draw()
+    await gateways.one.close()
+    [key] = await gateways.keys.list()
+    assert (key.used_compute_s, key.used_images) == (charged, charged / 2)
+    assert key.rejected == (0 if charged or goes_on else 1)
+
+
 async def test_what_no_waiting_would_let_in_is_denied_rather_than_delayed(gateways: Gateways) -> None:
     caller = await gateways.caller(concurrent_images=2, compute_s_per_day=10.0)
     for images, compute_s in ((3, 1.0), (1, 11.0)):

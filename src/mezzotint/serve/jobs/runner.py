@@ -56,7 +56,7 @@ class _Held:
     job: Job
     task: asyncio.Task[None] = field(init=False)
     admitted: asyncio.Event = field(default_factory=asyncio.Event)
-    stopped: Literal["", "cancelled", "lost"] = ""
+    stopped: Literal["", "cancelled", "lost", "closing"] = ""
 
 
 class JobRunner:
@@ -90,6 +90,8 @@ class JobRunner:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._main is not None
+        for held in self._held.values():
+            held.stopped = held.stopped or "closing"
         tasks = [self._main, *(held.task for held in self._held.values())]
         for task in tasks:
             task.cancel()
@@ -208,6 +210,7 @@ class JobRunner:
             job,
             self._owner,
             admitted=held.admitted,
+            is_given_up=lambda: held.stopped in ("lost", "closing"),
             gateway=self._gateway,
             access=self._access,
             store=self._store,
