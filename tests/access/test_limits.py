@@ -27,6 +27,7 @@ from mezzotint.errors import (
 from mezzotint.serve.access import access as module
 from mezzotint.serve.access import cache
 from mezzotint.serve.access.access import Access, is_loopback, open_access, requires_keys
+from mezzotint.serve.access.cache import KeyCache
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.access.limits import LEASE_SECONDS
 from mezzotint.serve.stores.database import open_database
@@ -180,6 +181,110 @@ async def test_strangers_keys_do_not_take_the_database_from_known_ones(
     go_on.set()
     await asyncio.gather(*strangers)
     assert 0 < most <= cache.UNKNOWN_AT_ONCE
+
+
+async def test_a_key_revoked_while_it_was_idle_does_not_come_back_when_the_database_goes(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, text = await gateways.keys.create(NEW)
+    good, good_text = await gateways.keys.create(NEW)
+    for each in (text, good_text):
+        await gateways.other.authenticate(f"Bearer {each}")
+    await gateways.keys.revoke(key.caller.id)
+    # The time in which a revocation is to hold everywhere; nobody uses either key.
+    await asyncio.sleep(1.0)
+
+    async def no_answer(work: object) -> object:
+        raise StoreUnavailable("the database does not answer", retry_after_s=1.0)
+
+    monkeypatch.setattr(gateways.other._limits._database, "read", no_answer)
+    monkeypatch.setattr(cache, "FRESH_SECONDS", 0.0)
+    await refusal(gateways.other, f"Bearer {text}")
+    assert await gateways.other.authenticate(f"Bearer {good_text}") == good.caller
+
+
+async def test_a_key_that_was_not_looked_at_while_the_database_answered_does_not_go_on_without(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, text = await gateways.keys.create(NEW)
+    known = KeyCache(gateways.keys)
+    await known.find(read_key(text) or "")
+    monkeypatch.setattr(cache, "CONFIRMED_SECONDS", 0.0)
+    other, _ = await gateways.keys.create(NEW)
+    assert await known.find(other.caller.id) == other
+
+    async def no_answer(work: object) -> object:
+        raise StoreUnavailable("the database does not answer", retry_after_s=1.0)
+
+    monkeypatch.setattr(gateways.keys._database, "read", no_answer)
+    monkeypatch.setattr(cache, "FRESH_SECONDS", 0.0)
+    with pytest.raises(StoreUnavailable):
+        await known.find(read_key(text) or "")
+    assert await known.find(other.caller.id) == other
+
+
+async def test_no_more_keys_are_kept_in_sight_than_one_query_takes(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "MAX_KNOWN", 3)
+    made = [(await gateways.keys.create(NEW))[0] for _ in range(5)]
+    known = KeyCache(gateways.keys)
+    for key in made:
+        assert await known.find(key.caller.id) == key
+    assert list(known._known) == [key.caller.id for key in made[2:]]
+
+
+async def test_beyond_a_number_of_unknown_keys_more_are_told_to_come_back_at_once(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = asyncio.Event()
+    find = KeyStore.find
+
+    async def slow(self: KeyStore, id: str) -> object:
+        await go_on.wait()
+        return await find(self, id)
+
+    monkeypatch.setattr(KeyStore, "find", slow)
+    wrong = [f"Bearer mk-{number:08}-{'A' * 43}" for number in range(200)]
+    strangers = [asyncio.create_task(gateways.one.authenticate(each)) for each in wrong]
+    done, waiting = await asyncio.wait(strangers, timeout=1.0)
+    assert len(waiting) == cache.MAX_UNKNOWN
+    for each in done:
+        error = each.exception()
+        assert isinstance(error, StoreUnavailable)
+        assert error.retry_after_s
+    # Those whose clients leave make room.
+    _, text = await gateways.keys.create(NEW)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert len(gateways.one._keys._asking_unknown) == cache.UNKNOWN_AT_ONCE
+    go_on.set()
+    assert await gateways.one.authenticate(f"Bearer {text}")
+    async with asyncio.timeout(10):
+        while gateways.one._keys._asking_unknown:
+            await asyncio.sleep(0)
+
+
+async def test_an_unknown_key_is_not_waited_for_without_end(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "UNKNOWN_SECONDS", 0.1)
+    hanging = asyncio.Event()
+
+    async def hang(self: KeyStore, id: str) -> object:
+        return await hanging.wait()
+
+    monkeypatch.setattr(KeyStore, "find", hang)
+    wrong = [f"Bearer mk-{number:08}-{'A' * 43}" for number in range(cache.UNKNOWN_AT_ONCE)]
+    strangers = [asyncio.create_task(gateways.one.authenticate(each)) for each in wrong]
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable):
+        async with asyncio.timeout(10):
+            await gateways.one.authenticate(f"Bearer mk-stranger-{'A' * 43}")
+    for each in strangers:
+        each.cancel()
+    await asyncio.gather(*strangers, return_exceptions=True)
 
 
 async def test_requests_with_one_key_ask_the_database_once(

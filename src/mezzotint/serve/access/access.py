@@ -61,7 +61,8 @@ class Access:
 
         Raises:
             Unauthenticated: no key, or one that is wrong, revoked or expired.
-            StoreUnavailable: the key is not known here yet, and the database does not answer.
+            StoreUnavailable: the key is not known here yet, and the database does not answer, or too many
+                such keys are being looked for.
         """
         if not self.requires_keys:
             return ANYONE
@@ -175,6 +176,10 @@ class Access:
             return
         self._to_release -= releasing
 
+    async def watch_keys(self) -> None:
+        """Hear of what becomes of known keys, until cancelled."""
+        await self._keys.watch()
+
     async def run(self) -> None:
         """Write usage and keep leases, until cancelled."""
         renew_in = RENEW_SECONDS
@@ -210,7 +215,7 @@ async def open_access(database: Database, *, requires_keys: bool) -> AsyncIterat
     """Within, usage is written and leases are kept."""
     access = Access(database, requires_keys=requires_keys)
     try:
-        async with in_background(access.run()):
+        async with in_background(access.run()), in_background(access.watch_keys()):
             yield access
     finally:
         await access.close()
