@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +25,13 @@ from mezzotint.errors import (
     Unauthenticated,
 )
 from mezzotint.serve.access import access as module
-from mezzotint.serve.access import cache
+from mezzotint.serve.access import cache, usage
 from mezzotint.serve.access.access import Access, is_loopback, open_access, requires_keys
 from mezzotint.serve.access.cache import KeyCache
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.access.limits import LEASE_SECONDS
+from mezzotint.serve.access.usage import UsageLog
+from mezzotint.serve.stores import database
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.keys import HOUR_SECONDS, KeyStore, NewKey, read_key
 
@@ -548,6 +550,67 @@ async def test_usage_of_all_gateways_is_added_up_and_shown(gateways: Gateways) -
     assert (shown[limited.id].used_images, shown[limited.id].used_compute_s) == (1, 1.0)
 
 
+@pytest.mark.parametrize("how", ["the writer is stopped", "the database is slow"])
+async def test_usage_that_is_written_though_nobody_waits_for_it_is_counted_once(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    caller = await gateways.caller()
+    log = UsageLog(gateways.keys._database)
+    writing, go_on, add = asyncio.Event(), asyncio.Event(), usage.add_usage
+
+    async def slow(*arguments: Any, **values: Any) -> None:
+        await add(*arguments, **values)
+        writing.set()
+        while not go_on.is_set():
+            # As a driver that waits on for the server, whoever has left.
+            with suppress(asyncio.CancelledError):
+                await go_on.wait()
+
+    monkeypatch.setattr(usage, "add_usage", slow)
+    if how == "the database is slow":
+        monkeypatch.setattr(database, "ANSWER_SECONDS", 0.05)
+    log.add(caller.id, images=1)
+    flushing = asyncio.create_task(log.flush())
+    await writing.wait()
+    if how == "the writer is stopped":
+        flushing.cancel()
+    [left] = await asyncio.gather(flushing, return_exceptions=True)
+    assert isinstance(left, asyncio.CancelledError | StoreUnavailable)
+    monkeypatch.undo()
+    go_on.set()
+    store = gateways.keys._database
+    async with asyncio.timeout(20):
+        while store._tasks:
+            await asyncio.sleep(0.01)
+    store._is_failing = False
+    await log.flush()
+    [key] = await gateways.keys.list()
+    assert key.used_images == 1
+
+
+async def test_usage_that_could_not_be_written_is_written_later(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = await gateways.caller()
+    log = UsageLog(gateways.keys._database)
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise OSError("gone")
+
+    log.add(caller.id, images=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(usage, "add_usage", fail)
+        with pytest.raises(StoreUnavailable):
+            await log.flush()
+    # Refused at once, for the database is not asked again so soon.
+    with pytest.raises(StoreUnavailable):
+        await log.flush()
+    gateways.keys._database._is_failing = False
+    await log.flush()
+    [key] = await gateways.keys.list()
+    assert key.used_images == 1
+
+
 async def test_without_its_database_known_keys_go_on_and_unknown_ones_are_unavailable(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,7 +620,9 @@ async def test_without_its_database_known_keys_go_on_and_unknown_ones_are_unavai
     await access.authenticate(f"Bearer {text}")
     database = access._limits._database
 
-    async def no_answer(work: object) -> object:
+    async def no_answer(work: object, settled: Callable[[bool], None] | None = None) -> object:
+        if settled is not None:
+            settled(False)
         raise StoreUnavailable("the database does not answer", retry_after_s=1.0)
 
     monkeypatch.setattr(database, "read", no_answer)
