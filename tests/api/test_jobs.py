@@ -8,7 +8,7 @@ import io
 import json
 import math
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,17 @@ from PIL import Image
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
-from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
+from mezzotint.serve.jobs import runner
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.job import FINAL
+from mezzotint.serve.stores.job_rows import MAX_LOST
 from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.wire import Order, WireEvent
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
 
 JOBS = "/v1/images/jobs"
@@ -284,6 +287,39 @@ async def test_a_job_whose_model_fails_tells_why(server: Gate) -> None:
 async def test_the_deadline_counts_from_creation(server: Gate) -> None:
     done = await ended(server, await create(server, **LONG, deadline_s=0.3))
     assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+async def test_a_job_that_ends_every_replica_fails_and_another_is_drawn(
+    server: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MIN_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    replicas = server.services.gateway._replicas
+    original, ended_replicas = replicas.generate, 0
+
+    async def lose(order: Order) -> AsyncGenerator[WireEvent]:
+        nonlocal ended_replicas
+        if order.request.prompt == "end":
+            ended_replicas += 1
+            raise ReplicaLost("lost")
+        async for event in original(order):
+            yield event
+
+    monkeypatch.setattr(replicas, "generate", lose)
+    broken, sound = await create(server, prompt="end", n=2), await create(server)
+    told = await ended(server, broken)
+    assert (told["state"], told["error"]["code"]) == ("failed", "generation_failed")
+    # Each time its pictures were sent once, and once more.
+    assert ended_replicas <= 2 * 2 * (MAX_LOST + 1)
+    assert (await ended(server, sound))["state"] == "done"
+
+
+async def test_a_job_without_a_deadline_takes_longer_than_a_request_may(
+    tmp_path: Path, replica: EngineReplica
+) -> None:
+    async with gate(settings_of(tmp_path, deadline_s=0.3), replica) as server:
+        job = await create(server, num_inference_steps=100)
+        assert (await ended(server, job))["state"] == "done"
 
 
 async def test_a_full_engine_makes_jobs_wait_and_fails_none(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mezzotint.errors import IdempotencyConflict, InvalidRequest, JobNotFound, QueueFull
 from mezzotint.serve.stores.database import Database, open_database
 from mezzotint.serve.stores.job import FINAL, STATES, TRANSITIONS, NewJob
+from mezzotint.serve.stores.job_rows import MAX_LOST
 from mezzotint.serve.stores.jobs import JobStore
 
 LEASE = 30.0
@@ -72,6 +73,24 @@ async def test_a_job_is_drawn_from_creation_to_its_pictures(stores: Stores) -> N
     ]
     assert done.finished is not None
     assert await kinds(stores.one, made.id) == ["queued", "running", "done"]
+
+
+async def test_a_job_over_which_replicas_are_lost_again_and_again_fails(stores: Stores) -> None:
+    job = await stores.one.create(NEW)
+    for lost in range(1, MAX_LOST + 1):
+        assert await stores.one.claim("runner", LEASE)
+        assert await stores.one.release(job.id, "runner", 0.0, lost=True)
+        left = await stores.other.get(job.id)
+        assert (left.state, left.lost) == ("queued", lost)
+    assert await stores.one.claim("runner", LEASE)
+    # To find no room is no loss.
+    assert await stores.one.release(job.id, "runner", 0.0)
+    assert await stores.one.claim("runner", LEASE)
+    assert await stores.one.release(job.id, "runner", 0.0, lost=True)
+    failed = await stores.other.get(job.id)
+    assert failed.error is not None
+    assert (failed.state, failed.error["code"]) == ("failed", "generation_failed")
+    assert (await kinds(stores.one, job.id))[-1] == "failed"
 
 
 async def test_a_failed_jobs_error_is_kept_and_told(stores: Stores) -> None:

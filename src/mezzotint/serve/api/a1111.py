@@ -97,10 +97,11 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
     cost_s = services.gateway.cost_s(list(plates.values()))
-    async with services.access.admit(caller, images=len(plates), compute_s=cost_s):
-        run = Run(plates)
-        with services.runs.entered(caller.id, run):
-            drawn = await run.draw(services.gateway)
+    run = Run(plates)
+    # Told of before it is let in, so that an interruption in between is not lost.
+    with services.runs.entered(caller.id, run):
+        async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
+            drawn = await run.draw(services.gateway, admission)
     images = [base64.b64encode(each.data).decode() for each in drawn if fields.send_images]
     info = json.dumps(info_of(fields, plates[0], drawn, run))
     body = f'{{"images":{json.dumps(images)},"parameters":{echo},"info":{json.dumps(info)}}}'

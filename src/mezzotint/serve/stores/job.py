@@ -68,7 +68,7 @@ class Job:
     error: a failed job's error, as `{"message", "type", "param", "code"}`.
     cancel_requested: its owner is to stop drawing and finish it as cancelled.
     owner: the runner that holds it; empty unless it is running.
-    lost: how often its owner vanished.
+    lost: how often its owner, or the replica that drew it, vanished.
     """
 
     id: str

@@ -18,6 +18,8 @@ from mezzotint.serve.stores.job import FINAL, TRANSITIONS, Job, JobImage, JobSta
 from mezzotint.serve.stores.tables import job_events, job_images, jobs
 
 __all__ = [
+    "BROKEN",
+    "MAX_LOST",
     "as_job",
     "get_job",
     "has_work",
@@ -31,8 +33,9 @@ __all__ = [
 
 # Any number, the same in every version.
 EVENTS_LOCK = 4_173_202
-# A job whose owners vanish again and again is what makes them.
+# A job whose owners or replicas vanish again and again is what makes them.
 MAX_LOST = 3
+BROKEN = GenerationFailed("the servers that drew this job ended again and again")
 
 
 async def lock_events(connection: AsyncConnection) -> None:
@@ -71,9 +74,8 @@ async def settle_overdue(connection: AsyncConnection, now: float) -> None:
     await move(connection, "failed", late, now, error=too_late.to_dict())
     lost = and_(jobs.c.state == "running", jobs.c.lease_ends < now)
     await move(connection, "cancelled", and_(lost, jobs.c.cancel_requested), now)
-    broken = GenerationFailed("the servers that drew this job ended again and again")
     often = and_(lost, jobs.c.lost >= MAX_LOST)
-    await move(connection, "failed", often, now, error=broken.to_dict())
+    await move(connection, "failed", often, now, error=BROKEN.to_dict())
     await move(connection, "queued", lost, now, lost=jobs.c.lost + 1, not_before=now)
 
 

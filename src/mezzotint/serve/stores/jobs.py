@@ -15,6 +15,8 @@ from mezzotint.errors import IdempotencyConflict, InvalidRequest, JobNotFound, Q
 from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.job import FINAL, STATES, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.job_rows import (
+    BROKEN,
+    MAX_LOST,
     as_job,
     get_job,
     has_work,
@@ -169,15 +171,21 @@ class JobStore:
 
         return await self._database.write(work) if ids else {}
 
-    async def release(self, id: str, owner: str, retry_after_s: float) -> bool:
-        """Give a job back to the queue, not to be claimed before `retry_after_s`. False: it was not held."""
+    async def release(self, id: str, owner: str, retry_after_s: float, *, lost: bool = False) -> bool:
+        """Give a job back to the queue, not to be claimed before `retry_after_s`. False: it was not held.
+
+        lost: drawing it lost a replica, which counts as a lost owner; one too many fails it.
+        """
         now = self._database.now()
         held = held_by(id, owner)
 
         async def work(connection: AsyncConnection) -> bool:
-            cancelled = await move(connection, "cancelled", and_(held, jobs.c.cancel_requested), now)
-            queued = await move(connection, "queued", held, now, not_before=now + retry_after_s)
-            return bool(cancelled or queued)
+            ended = await move(connection, "cancelled", and_(held, jobs.c.cancel_requested), now)
+            if lost:
+                often = and_(held, jobs.c.lost >= MAX_LOST)
+                ended += await move(connection, "failed", often, now, error=BROKEN.to_dict())
+            values = {"not_before": now + retry_after_s, "lost": jobs.c.lost + int(lost)}
+            return bool(ended + await move(connection, "queued", held, now, **values))
 
         return await self._change(work)
 
