@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from inspect import iscoroutinefunction
 from typing import Any
@@ -19,12 +19,14 @@ from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, QueueFull, ShuttingDown
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.http import build_http
 from mezzotint.serve.inprocess import InProcessReplicas
+from mezzotint.serve.plate import Plate, draw_the_same
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import open_services
-from mezzotint.serve.wire import Drawn, Order, Refused, WireEvent
+from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
 
 FAULT_PROMPT = "break the device"
 SETTINGS = Settings(deadline_s=60.0)
@@ -40,6 +42,11 @@ class OneReplica(InProcessReplicas):
         self.full = False
         self.closing = 0
         self.requests: list[ResolvedRequest] = []
+        self.others: list[EngineReplica] = []
+        self.drawing: EngineReplica | None = None
+
+    async def reports(self) -> list[Report]:
+        return [await each.report() for each in (self.replica, *self.others)]
 
     async def info(self) -> BackendInfo:
         if self.loading:
@@ -57,7 +64,7 @@ class OneReplica(InProcessReplicas):
             self.closing -= 1
             yield Refused.from_error(ShuttingDown("the engine is closing"))
             return
-        async for event in super().generate(order):
+        async for event in (self.drawing or self.replica).generate(order):
             yield event
 
 
@@ -316,6 +323,88 @@ async def test_another_picture_has_another_etag(client: httpx.AsyncClient, chang
     first = await client.get("/imagine", params=fields)
     other = await client.get("/imagine", params=fields | change)
     assert first.headers["etag"] != other.headers["etag"]
+
+
+PLATE = Plate(Order(resolve(GenerationRequest("a", seed=1), FAKE_LIMITS)), ANYONE, FakeBackend().info, 0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"revision": "2"},
+        {"backend": "other"},
+        {"device": "cuda:0"},
+        {"dtype": "bf16"},
+        {"versions": {"torch": "99"}},
+    ],
+)
+def test_whatever_makes_another_picture_makes_another_etag(change: dict[str, Any]) -> None:
+    other = replace(PLATE, info=replace(PLATE.info, **change))
+    assert other.etag != PLATE.etag
+    assert not draw_the_same(other.info, PLATE.info)
+
+
+@pytest.mark.parametrize("change", [{"compression": 5}, {"format": "webp"}])
+def test_the_same_picture_in_another_file_has_another_etag(change: dict[str, Any]) -> None:
+    assert replace(PLATE, order=replace(PLATE.order, **change)).etag != PLATE.etag
+
+
+@pytest.mark.parametrize("change", [{"limits": replace(FAKE_LIMITS, max_steps=9)}, {"max_width": 1}])
+def test_what_makes_the_same_picture_makes_the_same_etag(change: dict[str, Any]) -> None:
+    other = replace(PLATE, info=replace(PLATE.info, **change))
+    assert other.etag == PLATE.etag
+    assert draw_the_same(other.info, PLATE.info)
+
+
+@pytest.fixture
+def next_replica() -> Iterator[EngineReplica]:
+    """Another revision of the model."""
+    backend = FakeBackend()
+    backend._info = replace(backend.info, revision="2")
+    replica = EngineReplica(Settings(), Engine(backend), name="next")
+    yield replica
+    replica.close()
+
+
+async def test_once_the_replicas_are_of_another_model_the_old_etag_is_drawn_anew(
+    replicas: OneReplica, next_replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mezzotint.serve.gateway.REPORT_SECONDS", 3600)
+    fields = {"prompt": "a", "seed": "5", "steps": "2"}
+    async with open_services(SETTINGS, replicas) as services:
+        transport = httpx.ASGITransport(build_http(services))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            first = await client.get("/imagine", params=fields)
+            old = {"If-None-Match": first.headers["etag"]}
+            assert (await client.get("/imagine", params=fields, headers=old)).status_code == 304
+
+            # Both are there: whose picture it would be is not known.
+            replicas.others = [next_replica]
+            await services.gateway.look()
+            mixed = await client.get("/imagine", params=fields, headers=old)
+            assert mixed.status_code == 200
+            revision = read_receipt(mixed.content).revision
+            assert (mixed.headers["etag"] == first.headers["etag"]) == (revision == "1")
+
+            replicas.replica, replicas.others = next_replica, []
+            services.gateway._fleet.forget("here")
+            await services.gateway.look()
+            anew = await client.get("/imagine", params=fields, headers=old)
+            assert (anew.status_code, read_receipt(anew.content).revision) == (200, "2")
+            new = {"If-None-Match": anew.headers["etag"]}
+            assert (await client.get("/imagine", params=fields, headers=new)).status_code == 304
+
+
+async def test_an_etag_names_what_was_drawn_and_not_what_was_expected(
+    client: httpx.AsyncClient, replicas: OneReplica, next_replica: EngineReplica
+) -> None:
+    fields = {"prompt": "a", "seed": "5", "steps": "2"}
+    first = await client.get("/imagine", params=fields)
+    # Before the gateway has heard of it.
+    replicas.drawing = next_replica
+    second = await client.get("/imagine", params=fields)
+    assert first.headers["etag"] != second.headers["etag"]
 
 
 async def test_without_a_seed_nothing_is_kept(client: httpx.AsyncClient) -> None:

@@ -98,13 +98,13 @@ async def imagine(
     if EVENTS in request.headers.get("accept", ""):
         events = await opened(_events(services, caller, plate))
         return EventStream(events, headers=headers_of(plate))
-    caching = _caching(plate, reproducible=query.seed is not None)
-    if query.seed is not None and _has(request, plate.etag):
-        return Response(status_code=304, headers=caching)
+    reproducible = query.seed is not None
+    if reproducible and services.gateway.foresees(plate) and _has(request, plate.etag):
+        return Response(status_code=304, headers=_cached(plate.etag))
     (drawn,) = await draw_all(services, caller, [plate])
     headers = {
         **headers_of(plate, [drawn]),
-        **caching,
+        **(_cached(plate.etag_of(drawn)) if reproducible else {"Cache-Control": NOT_REPRODUCIBLE}),
         "Content-Disposition": f'inline; filename="plate-{plate.request.seed}.{drawn.format}"',
     }
     return Response(drawn.data, 200, headers, CONTENT_TYPES[drawn.format])
@@ -134,10 +134,8 @@ def _done(drawn: Drawn) -> dict[str, object]:
     }
 
 
-def _caching(plate: Plate, *, reproducible: bool) -> dict[str, str]:
-    if not reproducible:
-        return {"Cache-Control": NOT_REPRODUCIBLE}
-    return {"ETag": plate.etag, "Cache-Control": REPRODUCIBLE, "Vary": "Accept"}
+def _cached(etag: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": REPRODUCIBLE, "Vary": "Accept"}
 
 
 def _has(request: Request, etag: str) -> bool:
