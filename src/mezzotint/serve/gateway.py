@@ -171,6 +171,7 @@ class Gateway:
         else:
             # The image is brought to size, which the loop need not wait for.
             resolved = await asyncio.to_thread(resolve, request, info.limits)
+        current().note_seed(resolved.seed)
         caller.check(info.model, resolved.priority)
         deadline_s = min(resolved.deadline_s or self._deadline_s, self._deadline_s)
         order = Order(

@@ -24,7 +24,6 @@ from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, check_neutral, s
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import PLAIN, ErrorBody, answers
-from mezzotint.serve.api.drawing import headers_of
 from mezzotint.serve.api.errors import as_invalid_request, error_response
 from mezzotint.serve.api.json_bodies import PictureJsonRoute
 from mezzotint.serve.plate import Plate
@@ -104,7 +103,7 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
     images = [base64.b64encode(each.data).decode() for each in drawn if fields.send_images]
     info = json.dumps(info_of(fields, plates[0], drawn, run))
     body = f'{{"images":{json.dumps(images)},"parameters":{echo},"info":{json.dumps(info)}}}'
-    return Response(body, headers=headers_of(plates[0], drawn), media_type="application/json")
+    return Response(body, media_type="application/json")
 
 
 async def _prepare(

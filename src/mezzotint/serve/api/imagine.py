@@ -18,7 +18,7 @@ from mezzotint.imaging.size import parse_size
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, one_value_each
 from mezzotint.serve.api.documented import answers
-from mezzotint.serve.api.drawing import draw_all, headers_of, stream_all
+from mezzotint.serve.api.drawing import draw_all, stream_all
 from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.services import Services
@@ -96,14 +96,12 @@ async def imagine(
         caller=caller,
     )
     if EVENTS in request.headers.get("accept", ""):
-        events = await opened(_events(services, caller, plate))
-        return EventStream(events, headers=headers_of(plate))
+        return EventStream(await opened(_events(services, caller, plate)))
     reproducible = query.seed is not None
     if reproducible and services.gateway.foresees(plate) and _has(request, plate.etag):
         return Response(status_code=304, headers=_cached(plate.etag))
     (drawn,) = await draw_all(services, caller, [plate])
     headers = {
-        **headers_of(plate, [drawn]),
         **(_cached(plate.etag_of(drawn)) if reproducible else {"Cache-Control": NOT_REPRODUCIBLE}),
         "Content-Disposition": f'inline; filename="plate-{plate.request.seed}.{drawn.format}"',
     }

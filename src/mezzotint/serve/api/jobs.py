@@ -35,6 +35,7 @@ from mezzotint.serve.jobs.work import Work, keep_upload
 from mezzotint.serve.services import Services
 from mezzotint.serve.stores.job import FINAL, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.jobs import MAX_IDEMPOTENCY_KEY
+from mezzotint.serve.telemetry.record import current
 
 __all__ = ["router"]
 
@@ -75,8 +76,7 @@ async def create(
         job = await services.jobs.create(replace(new, request=work.to_json()))
         services.runner.wake()
     answer = await _whole(job, request, services)
-    headers = {"Location": f"{ROUTE}/{job.id}", "x-mezzotint-seed": str(answer.seeds[0])}
-    return JSONResponse(answer.model_dump(), 202, headers)
+    return JSONResponse(answer.model_dump(), 202, {"Location": f"{ROUTE}/{job.id}"})
 
 
 def _deadline(fields: JobFields) -> float | None:
@@ -162,10 +162,11 @@ async def delete(id: JobId, request: Request, services: ServicesOf, caller: Call
 )
 async def picture(id: JobId, n: int, services: ServicesOf, caller: CallerOf) -> Response:
     job = await services.jobs.get(id, caller.id)
-    names = {image.index: image.name for image in job.images}
-    if n not in names:
+    images = {image.index: image for image in job.images}
+    if n not in images:
         raise ImageNotFound(f"the job has no picture {n} yet; it is {job.state}", param="n")
-    data, content_type = await services.images.get(names[n])
+    current().note_seed(images[n].receipt["seed"])
+    data, content_type = await services.images.get(images[n].name)
     return Response(data, 200, {"Cache-Control": "private, max-age=300"}, content_type)
 
 
@@ -183,7 +184,7 @@ async def events(
     last_event_id: Annotated[int, Header(ge=0, le=MAX_EVENT_ID)] = 0,
 ) -> Response:
     # Whether it is the caller's; what follows asks no more.
-    await services.jobs.get(id, caller.id)
+    current().note_seed(Work.from_json((await services.jobs.get(id, caller.id)).request).first_seed)
     return EventStream(await opened(_events(id, last_event_id, request, services)))
 
 
@@ -215,6 +216,7 @@ async def _as_sent(event: JobEvent, request: Request, services: Services) -> Ser
 async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
     """The job with its pictures, and how far it is."""
     answer = told(job)
+    current().note_seed(answer.seeds[0])
     answer.images = told_images(job, request, services)
     if job.state == "queued":
         answer.progress = 0.0
