@@ -144,7 +144,10 @@ REFUSALS = {
     "an unknown field": ({"prompt": "a", "stepz": "3"}, "stepz"),
     "a width off the grid": ({"prompt": "a", "width": "100"}, "width"),
     "a width in words": ({"prompt": "a", "width": "wide"}, "width"),
-    "too large": ({"prompt": "a", "size": "8192x8192"}, "width"),
+    "too large": ({"prompt": "a", "size": "8192x8192"}, "size"),
+    "too many pixels by the sides": ({"prompt": "a", "width": "2048", "height": "2048"}, "width"),
+    "a size off the grid": ({"prompt": "a", "size": "100x100"}, "size"),
+    "a width of hundreds of digits": ({"prompt": "a", "width": "9" * 400, "height": "64"}, "width"),
     "no size": ({"prompt": "a", "size": "big"}, "size"),
     "two ways to say the size": ({"prompt": "a", "size": "64x64", "width": "64"}, "size"),
     "no steps": ({"prompt": "a", "steps": "0"}, "steps"),
@@ -170,6 +173,14 @@ async def test_a_bad_field_is_400_and_named(client: httpx.AsyncClient, case: str
     assert param in error["message"]
 
 
+@pytest.mark.parametrize("fields", [{"size": "100x60"}, {"width": "100", "height": "60"}])
+async def test_a_size_that_is_not_served_is_answered_with_the_nearest_that_is(
+    client: httpx.AsyncClient, fields: dict[str, str]
+) -> None:
+    error = error_of(await client.get("/imagine", params={"prompt": "a", **fields}))
+    assert error["message"].endswith("the nearest that is served is 96x64")
+
+
 async def test_another_model_than_the_served_one_is_404(client: httpx.AsyncClient) -> None:
     assert (await client.get("/imagine", params={"prompt": "a", "model": "fake"})).status_code == 200
     response = await client.get("/imagine", params={"prompt": "a", "model": "sdxl"})
@@ -177,9 +188,61 @@ async def test_another_model_than_the_served_one_is_404(client: httpx.AsyncClien
     assert (error_of(response)["code"], error_of(response)["param"]) == ("model_not_found", "model")
 
 
-async def test_a_field_given_twice_is_refused(client: httpx.AsyncClient) -> None:
-    response = await client.get("/imagine?prompt=a&seed=1&seed=2")
-    assert (response.status_code, error_of(response)["param"]) == (400, "seed")
+@pytest.mark.parametrize(
+    ("method", "path", "param"),
+    [
+        ("GET", "/imagine?prompt=a&seed=1&seed=2", "seed"),
+        ("GET", "/imagine?prompt=a&api-version=1", "api-version"),
+        ("POST", "/v1/images/generations?seed=1", "seed"),
+        ("POST", "/v1/images/edits?n=2", "n"),
+        ("GET", "/v1/models?limit=2", "limit"),
+        ("GET", "/v1/models?api-version=1&api-version=2", "api-version"),
+        ("GET", "/v1/images/jobs?stat=done", "stat"),
+        ("GET", "/v1/images/jobs?limit=2&limit=3", "limit"),
+        ("POST", "/v1/images/jobs?n=2", "n"),
+        ("GET", "/v1/images/jobs/a/images/0?format=png", "format"),
+        ("GET", "/v1/images/files/a.png?format=png", "format"),
+        ("GET", "/v1/capabilities?model=a", "model"),
+        ("GET", "/metrics?name=a", "name"),
+        ("GET", "/openapi.json?v=1", "v"),
+    ],
+)
+async def test_a_field_of_a_query_that_is_not_known_or_given_twice_is_refused(
+    client: httpx.AsyncClient, method: str, path: str, param: str
+) -> None:
+    body = {"json": {"prompt": "a"}} if method == "POST" else {}
+    response = await client.request(method, path, **body)
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+async def test_a1111s_routes_refuse_an_unknown_field_of_a_query_in_their_own_shape(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.get("/sdapi/v1/progress?skip_image=1")
+    assert (response.status_code, response.json()["detail"]) == (400, "unknown field 'skip_image'")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models?api-version=2025-04-01",
+        "/v1/images/jobs?limit=2&state=done",
+        "/sdapi/v1/progress?skip_current_image=true",
+        "/healthz?probe=1",
+        "/readyz?probe=1",
+    ],
+)
+async def test_a_known_field_of_a_query_and_whatever_a_probe_adds_are_let_pass(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    assert (await client.get(path)).status_code == 200
+
+
+async def test_open_web_ui_may_add_its_version_to_an_edit(client: httpx.AsyncClient) -> None:
+    response = await client.post(
+        "/v1/images/edits?api-version=2025-04-01", data={"prompt": "a"}, files={"image": b"no picture"}
+    )
+    assert response.status_code == 415
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,9 +16,10 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.imaging.size import parse_size
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, one_value_each
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import answers
 from mezzotint.serve.api.drawing import draw_all, stream_all
+from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.services import Services
@@ -50,6 +51,11 @@ class ImagineQuery(BaseModel):
     format: Literal["png", "jpeg", "jpg", "webp"] = "png"
     model: str | None = Field(None, description="the served model's name, to be sure of it")
 
+    @property
+    def sent_as(self) -> dict[str, str]:
+        """By which of its fields the size was said."""
+        return {"size": "width"} if self.size is None else {"width": "size", "height": "size"}
+
     def to_request(self) -> GenerationRequest:
         width, height = self.width, self.height
         if self.size is not None:
@@ -74,7 +80,6 @@ router = APIRouter()
 
 @router.get(
     "/imagine",
-    dependencies=[Depends(one_value_each)],
     response_class=Response,
     responses={
         200: {"content": {kind: {} for kind in (*CONTENT_TYPES.values(), EVENTS)}},
@@ -89,16 +94,18 @@ async def imagine(
     services: ServicesOf,
     caller: CallerOf,
 ) -> Response:
-    plate = await services.gateway.prepare(
-        query.to_request(),
-        format="jpeg" if query.format == "jpg" else query.format,
-        model=query.model,
-        caller=caller,
-    )
+    asked, gateway = query.to_request(), services.gateway
+    with named_as_sent(asked, (await gateway.served()).limits, query.sent_as):
+        plate = await gateway.prepare(
+            asked,
+            format="jpeg" if query.format == "jpg" else query.format,
+            model=query.model,
+            caller=caller,
+        )
     if EVENTS in request.headers.get("accept", ""):
         return EventStream(await opened(_events(services, caller, plate)))
     reproducible = query.seed is not None
-    if reproducible and services.gateway.foresees(plate) and _has(request, plate.etag):
+    if reproducible and gateway.foresees(plate) and _has(request, plate.etag):
         return Response(status_code=304, headers=_cached(plate.etag))
     (drawn,) = await draw_all(services, caller, [plate])
     headers = {

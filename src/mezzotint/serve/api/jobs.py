@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from mezzotint.core import MAX_DEADLINE_SECONDS
@@ -16,7 +16,7 @@ from mezzotint.errors import ImageNotFound, InvalidRequest
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.access.limits import check_possible
-from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, one_value_each
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import answers
 from mezzotint.serve.api.job_schemas import (
     JobAnswer,
@@ -116,7 +116,6 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
 @router.get(
     ROUTE,
     response_model=JobList,
-    dependencies=[Depends(one_value_each)],
     summary="The key's own jobs, newest first",
 )
 async def page(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.formats import CONTENT_TYPES
-from mezzotint.serve.api.dependencies import ServicesOf
+from mezzotint.serve.api.dependencies import ServicesOf, check_query
 from mezzotint.serve.api.documented import answers
 from mezzotint.serve.services import Services
 
@@ -21,7 +21,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(check_query)])
 
 
 def link_to(name: str, request: Request, services: Services) -> str:
