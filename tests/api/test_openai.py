@@ -353,9 +353,12 @@ async def test_a_file_that_is_no_picture_is_415(client: httpx.AsyncClient) -> No
 
 
 async def test_a_mask_has_the_pictures_size(client: httpx.AsyncClient) -> None:
-    files = {"image": png(), "mask": png(64, 64)}
+    buffer = io.BytesIO()
+    PilImage.new("RGBA", (64, 64)).save(buffer, "PNG")
+    files = {"image": png(), "mask": buffer.getvalue()}
     answer = await client.post(EDITS, data={"prompt": "a"}, files=files)
     assert (answer.status_code, error_of(answer)["param"]) == (400, "mask")
+    assert error_of(answer)["message"] == "mask must have the picture's size, 128x128 pixels, not 64x64"
 
 
 async def test_a_file_that_is_too_long_is_413_before_it_has_been_read(services: Services) -> None:

@@ -24,7 +24,7 @@ from mezzotint.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-__all__ = ["decode_base64", "read_mask", "read_upload"]
+__all__ = ["check_mask_size", "decode_base64", "read_mask", "read_upload"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,20 @@ def read_mask(
             f"{param} has no transparency; make transparent what is to be redrawn", param=param
         )
     return mask
+
+
+def check_mask_size(mask: Mask, image: Pixels, *, param: str = "mask") -> None:
+    """Refuse a mask that is not as wide and as high as its picture, in pixels of the files.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
+    if mask.shape != image.shape[:2]:
+        (height, width), (own_height, own_width) = image.shape[:2], mask.shape
+        raise InvalidRequest(
+            f"{param} must have the picture's size, {width}x{height} pixels, not {own_width}x{own_height}",
+            param=param,
+        )
 
 
 def decode_base64(text: str, param: str, max_bytes: int) -> bytes:

@@ -16,16 +16,17 @@ from fastapi.responses import JSONResponse, Response
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest
 from mezzotint.errors import MezzotintError, ModelNotFound, NotSupported
-from mezzotint.imaging.uploads import decode_base64, read_mask, read_upload
+from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask, read_upload
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
-from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, check_neutral, seeds_of
+from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral, seeds_of
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import PLAIN, ErrorBody, answers
 from mezzotint.serve.api.errors import as_invalid_request, error_response
 from mezzotint.serve.api.json_bodies import PictureJsonRoute
+from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.runs import Run
 from mezzotint.serve.services import Services
@@ -88,6 +89,7 @@ def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequ
     if fields.mask:
         data = decode_base64(fields.mask, "mask", MAX_UPLOAD_BYTES)
         mask = read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="white")
+        check_mask_size(mask, image)
     return fields.with_pictures(request, image, mask)
 
 
@@ -109,8 +111,16 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
 async def _prepare(
     fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services
 ) -> dict[int, Plate]:
+    limits = (await services.gateway.served()).limits
+
     async def prepare(wanted: GenerationRequest) -> Plate:
-        return await services.gateway.prepare(wanted, format=fields.format, model=fields.model, caller=caller)
+        with named_as_sent(wanted, limits, SENT_AS):
+            plate = await services.gateway.prepare(
+                wanted, format=fields.format, model=fields.model, caller=caller
+            )
+        # A setting of the client's, and not of this request: it may be more than there are steps.
+        every = min(fields.preview_every, plate.request.steps)
+        return replace(plate, order=replace(plate.order, request=replace(plate.request, preview_every=every)))
 
     first = await prepare(wanted)
     drawn = first.request

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
-from mezzotint.imaging.uploads import read_mask, read_upload
+from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.bounds import MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
@@ -151,6 +151,8 @@ async def prepare_all(
     Raises:
         MezzotintError: as `Gateway.prepare`, in the names of the fields that were sent.
     """
+    if image is not None and mask is not None:
+        check_mask_size(mask, image)
     gateway = services.gateway
     limits = (await gateway.served()).limits
     plates: list[Plate] = []
