@@ -377,7 +377,29 @@ async def test_a_given_seed_makes_the_answer_cacheable_and_304_without_drawing(
     for named in (etag, f'"x", {etag}', etag.removeprefix("W/"), "*"):
         known = await client.get("/imagine", params=fields, headers={"If-None-Match": named})
         assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", etag)
+    several = [("If-None-Match", '"x"'), ("If-None-Match", etag)]
+    assert (await client.get("/imagine", params=fields, headers=several)).status_code == 304
     assert len(replicas.requests) == drawn
+
+
+@pytest.mark.parametrize(
+    ("accept", "events"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream; q=0.5, image/png", True),
+        ("image/*;q=0.8,text/event-stream;q=1.0", True),
+        ("text/event-stream;q=0, image/png", False),
+        ("text/event-stream; Q=0.000", False),
+        ("text/event-streams", False),
+        ("*/*", False),
+    ],
+)
+async def test_events_are_answered_where_accept_names_them_and_wants_them(
+    client: httpx.AsyncClient, accept: str, events: bool
+) -> None:
+    fields = {"prompt": "a", "steps": "1"}
+    response = await client.get("/imagine", params=fields, headers={"Accept": accept})
+    assert response.headers["content-type"].startswith("text/event-stream" if events else "image/png")
 
 
 @pytest.mark.parametrize("change", [{"seed": "6"}, {"steps": "3"}, {"format": "webp"}, {"prompt": "b"}])

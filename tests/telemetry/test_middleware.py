@@ -166,6 +166,8 @@ async def test_only_the_listed_origins_may_call_from_a_browser(client: httpx.Asy
     assert allowed.headers["x-request-id"]
     other = await client.options("/v1/images/generations", headers={"origin": "https://b.example", **ask})
     assert "access-control-allow-origin" not in other.headers
+    assert (other.status_code, code_of(other)) == (400, "invalid_value")
+    assert other.json()["error"]["message"] == "disallowed cors origin"
     # A page must be able to read why it was refused.
     refused = await client.post("/v1/images/generations", content=b"x" * 100_001, headers={"origin": ORIGIN})
     assert refused.headers["access-control-allow-origin"] == ORIGIN

@@ -23,7 +23,7 @@ from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_
 from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral, seeds_of
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
-from mezzotint.serve.api.documented import PLAIN, ErrorBody, answers
+from mezzotint.serve.api.documented import DRAWN, PLAIN, ErrorBody, answers, headers
 from mezzotint.serve.api.errors import as_invalid_request, error_response
 from mezzotint.serve.api.json_bodies import PictureJsonRoute
 from mezzotint.serve.api.naming import named_as_sent
@@ -53,15 +53,15 @@ class A1111Route(PictureJsonRoute):
 
 # Before a route is found, and when it breaks, the application answers in its own shape.
 ERRORS = answers(*PLAIN, model=A1111Error | ErrorBody)
-DRAWING = {200: {"model": Answer}, **answers(404, 415, 504, model=A1111Error)}
+DRAWING = {200: {"model": Answer, **headers(*DRAWN)}, **answers(404, 415, 504, model=A1111Error)}
 
 
 def _error(error: MezzotintError) -> JSONResponse:
     usual = error_response(error)
     message = json.loads(bytes(usual.body))["error"]["message"]
-    headers = {name: value for name, value in usual.headers.items() if not name.startswith("content-")}
+    kept = {name: value for name, value in usual.headers.items() if not name.startswith("content-")}
     told = A1111Error(error=type(error).__name__, detail=message, errors=message)
-    return JSONResponse(told.model_dump(), error.status, headers)
+    return JSONResponse(told.model_dump(), error.status, kept)
 
 
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=A1111Route, responses=ERRORS)

@@ -17,7 +17,7 @@ from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.access.limits import check_possible
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
-from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.job_schemas import (
     JobAnswer,
     JobFields,
@@ -44,6 +44,7 @@ MAX_PAGE = 100
 MAX_EVENT_ID = 2**63 - 1
 
 router = APIRouter(tags=["Jobs"], route_class=PictureJsonRoute)
+ONE_JOB = {200: headers(*DRAWN), **answers(404)}
 JobId = Annotated[str, Path(alias="id", max_length=100)]
 
 
@@ -51,7 +52,7 @@ JobId = Annotated[str, Path(alias="id", max_length=100)]
     ROUTE,
     status_code=202,
     response_model=JobAnswer,
-    responses=answers(404, 409, 415),
+    responses={202: headers("Location", *DRAWN), **answers(404, 409, 415)},
     summary="Ask for pictures without waiting for them",
 )
 async def create(
@@ -135,7 +136,7 @@ async def page(
     )
 
 
-@router.get(ROUTE + "/{id}", response_model=JobAnswer, responses=answers(404), summary="One job")
+@router.get(ROUTE + "/{id}", response_model=JobAnswer, responses=ONE_JOB, summary="One job")
 async def get(id: JobId, request: Request, services: ServicesOf, caller: CallerOf) -> JobAnswer:
     return await _whole(await services.jobs.get(id, caller.id), request, services)
 
@@ -143,7 +144,7 @@ async def get(id: JobId, request: Request, services: ServicesOf, caller: CallerO
 @router.delete(
     ROUTE + "/{id}",
     response_model=JobAnswer,
-    responses=answers(404),
+    responses=ONE_JOB,
     summary="Stop a job, if it has not ended",
 )
 async def delete(id: JobId, request: Request, services: ServicesOf, caller: CallerOf) -> JobAnswer:
@@ -156,7 +157,10 @@ async def delete(id: JobId, request: Request, services: ServicesOf, caller: Call
 @router.get(
     ROUTE + "/{id}/images/{n}",
     response_class=Response,
-    responses={200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}, **answers(404)},
+    responses={
+        200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}, **headers(*DRAWN)},
+        **answers(404),
+    },
     summary="One of its pictures, from 0",
 )
 async def picture(id: JobId, n: int, services: ServicesOf, caller: CallerOf) -> Response:
@@ -172,7 +176,10 @@ async def picture(id: JobId, n: int, services: ServicesOf, caller: CallerOf) -> 
 @router.get(
     ROUTE + "/{id}/events",
     response_class=Response,
-    responses={200: {"content": {"text/event-stream": {}}}, **answers(404)},
+    responses={
+        200: {"content": {"text/event-stream": {}}, **headers("x-mezzotint-seed")},
+        **answers(404),
+    },
     summary="What happens to it, from its beginning or from Last-Event-ID on, to its end",
 )
 async def events(

@@ -16,7 +16,7 @@ from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.bounds import MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
-from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.openai_answers import Answer, ImagesAnswer
@@ -50,6 +50,7 @@ DRAWING = {
         "model": ImagesAnswer,
         "description": "the pictures; with `stream`, events",
         "content": {"text/event-stream": {}},
+        **headers(*DRAWN),
     },
     **answers(404, 504),
 }

@@ -15,6 +15,7 @@ from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, caller_of, check_query
+from mezzotint.serve.api.documented import OPEN
 from mezzotint.serve.telemetry.exposition import CONTENT_TYPE
 
 __all__ = ["router"]
@@ -41,13 +42,17 @@ CHECKED = [Depends(caller_of), Depends(check_query)]
 
 # Load balancers ask with HEAD as well.
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Whether the process is alive")
+@router.get("/healthz", openapi_extra=OPEN, summary="Whether the process is alive")
 async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Whether a model is loaded and has drawn its warm-up image; 503 until then")
+@router.get(
+    "/readyz",
+    openapi_extra=OPEN,
+    summary="Whether a model is loaded and has drawn its warm-up image; 503 until then",
+)
 async def readyz(services: ServicesOf) -> dict[str, Any]:
     info = await services.gateway.ready()
     return {"status": "ready", "model": info.model, "revision": info.revision}
