@@ -289,6 +289,8 @@ class BodyTooSlow(MezzotintError):
     status = 408
     type = "invalid_request_error"
     code = "body_too_slow"
+    # Nothing was begun, and a connection that stalled once may not the next time.
+    retryable = True
 
 
 class HeadersTooLarge(MezzotintError):

@@ -170,6 +170,8 @@ async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
     first, second, other = await post(), await post(), await post(n=2)
     assert first.json()["id"] == second.json()["id"]
     assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+    # The official client would send it again otherwise.
+    assert other.headers["x-should-retry"] == "false"
 
 
 async def test_events_tell_everything_once_and_end(server: Gate) -> None:

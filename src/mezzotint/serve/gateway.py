@@ -30,7 +30,7 @@ from mezzotint.errors import (
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.background import in_background
 from mezzotint.serve.fleet import Fleet
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.plate import Plate, draw_the_same
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.telemetry.record import current
 from mezzotint.serve.telemetry.tracing import OFF, Tracing, headers_of
@@ -93,12 +93,22 @@ class Gateway:
     async def look(self) -> None:
         """Ask them once."""
         asked = time.monotonic()
-        self._fleet.update(await self._replicas.reports(), asked)
+        reports = await self._replicas.reports()
+        self._fleet.update(reports, asked)
+        for report in reports:
+            # Replicas may be replaced by those of another model while the gateway stays.
+            if report.healthy:
+                self._info = report.info
 
     @property
     def reports(self) -> list[Report]:
         """How the replicas stand, as last heard."""
         return self._fleet.reports
+
+    def foresees(self, plate: Plate) -> bool:
+        """Whether each replica that may get the plate draws what it was prepared for: not while replicas of
+        one model are being replaced by those of another."""
+        return all(draw_the_same(each.info, plate.info) for each in self.reports if each.healthy)
 
     def cost_s(self, plates: Iterable[Plate]) -> float:
         """Seconds of an engine that the plates take, as the engines have measured; 0 before they have."""
@@ -166,6 +176,7 @@ class Gateway:
         else:
             # The image is brought to size, which the loop need not wait for.
             resolved = await asyncio.to_thread(resolve, request, info.limits)
+        current().note_seed(resolved.seed)
         caller.check(info.model, resolved.priority)
         longest_s = self._deadline_s if longest_s is None else longest_s
         deadline_s = min(resolved.deadline_s or longest_s, longest_s)

@@ -13,7 +13,7 @@ from mezzotint.serve.plate import Plate
 from mezzotint.serve.services import Services
 from mezzotint.serve.wire import Drawn, Step
 
-__all__ = ["draw_all", "headers_of", "stream_all"]
+__all__ = ["draw_all", "stream_all"]
 
 Told = tuple[int, Queued | Step | Drawn]
 
@@ -70,12 +70,3 @@ async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]
                 if isinstance(event, Exception):
                     raise event
                 yield event
-
-
-def headers_of(plate: Plate, drawn: Sequence[Drawn] = ()) -> dict[str, str]:
-    """The first plate's seed, and of the pictures, once there are any, the longest times."""
-    headers = {"x-mezzotint-seed": str(plate.request.seed)}
-    if drawn:
-        headers["x-mezzotint-queue-ms"] = f"{max(each.queue_s for each in drawn) * 1000:.1f}"
-        headers["x-mezzotint-compute-ms"] = f"{max(each.compute_s for each in drawn) * 1000:.1f}"
-    return headers

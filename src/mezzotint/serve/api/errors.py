@@ -39,7 +39,8 @@ def _headers(error: MezzotintError) -> dict[str, str]:
     if error.status == 401:
         # Of HTTP, not for browsers: `Basic` would have them ask, and then send the key along everywhere.
         return {"WWW-Authenticate": "Bearer"}
-    if error.status < 429:
+    # The official clients send these again unless they are told not to.
+    if error.status not in (408, 409) and error.status < 429:
         return {}
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after_s is not None:
