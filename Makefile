@@ -46,6 +46,14 @@ chaos: $(STAMP)  ## Kill, overload and abuse a real server; writes its figures t
 fuzz: $(STAMP)  ## Send a real server 20,000 generated requests
 	$(BIN)/python -m tests.api.fuzz --cases 20000
 
+CONTRACT := .venv-contract
+
+.PHONY: contract
+contract: $(STAMP)  ## Hold what optimum-neuron exports to what is read here, in an environment of its own
+	test -x $(CONTRACT)/bin/python || $(PYTHON) -m venv $(CONTRACT)
+	$(CONTRACT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/contract/requirements.txt
+	CONTRACT_PYTHON=$(CONTRACT)/bin/python $(BIN)/python -m pytest tests/contract
+
 .PHONY: check
 check: $(STAMP)  ## Lint, formatting and types
 	$(BIN)/ruff check .
@@ -58,5 +66,5 @@ settings: $(STAMP)  ## Write docs/settings.md from the settings themselves
 
 .PHONY: clean
 clean:  ## Remove what was made here, the environment too
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out
+	rm -rf $(VENV) $(CONTRACT) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out
 	find src tests training -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from mezzotint.backends.base import Backend
 from tests.stores.postgres import PostgresServer, find_binary, postgres_server
 
 # How long an example takes says how busy the machine is, not whether the claim holds.
@@ -151,6 +152,49 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to read only; a test that changes files copies it first."""
     return build_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_modules_backend(tiny_sdxl: Path) -> Backend:
+    """The tiny SDXL by diffusers' modules, shared; a test leaves no request in it."""
+    from mezzotint.models.loading import load_backend
+
+    return load_backend(str(tiny_sdxl), device="cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs_backend(tiny_graphs: Path) -> Backend:
+    """The same by compiled graphs on the stand-in for Neuron."""
+    from mezzotint.models.loading import load_backend
+
+    return load_backend(str(tiny_graphs), device="neuron", stand_in=True, threads=1)
+
+
+# Every size that a test of pictures asks for; a graph takes no other.
+GRAPH_SIZES = ((64, 64), (64, 32), (32, 64), (56, 72), (128, 64), (96, 64))
+GRAPH_BATCH = 4
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """`tiny_sdxl` compiled for the stand-in: a folder to read only; a test that changes files copies it
+    first.
+    """
+    from mezzotint.models.compiling import Order, compile_model
+
+    folder = tmp_path_factory.mktemp("graphs") / "tiny"
+    compile_model(Order(str(tiny_sdxl), "cpu", GRAPH_SIZES, GRAPH_BATCH, cores=2), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_graphs(tiny_graphs: Path, tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of `tiny_graphs` the first size alone, from what was kept: quick to load, for those who load many."""
+    from mezzotint.models.compiling import Order, compile_model
+
+    folder = tmp_path_factory.mktemp("graphs") / "tiny"
+    compile_model(Order(str(tiny_sdxl), "cpu", GRAPH_SIZES[:1], GRAPH_BATCH, cores=2), str(folder))
+    return folder
 
 
 @pytest.fixture

@@ -66,10 +66,16 @@ class Settings(BaseSettings):
         300.0, ge=0, le=86_400, description="seconds without it before replicas are taken away, 0…86400"
     )
     gateways: int = Field(1, ge=1, le=64, description="gateway replicas, 1…64")
-    device: str = Field("auto", min_length=1, description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", min_length=1, description="auto, cpu, cuda, cuda:N or neuron")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto, fp32, bf16 or fp16")
     compile: bool = Field(False, description="true or false")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of a replica, 1…1024")
+    neuron_cores: int = Field(
+        2, ge=1, le=32, description="NeuronCores of a replica with the device neuron, 1…32; a chip has 2"
+    )
+    stand_in: bool = Field(
+        False, description="true or false; true with the device neuron alone: a CPU in the chip's place"
+    )
     warm_up_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
         (), description="sizes to draw before the first request, such as 1024x1024,832x1216"
     )
@@ -153,6 +159,13 @@ class Settings(BaseSettings):
         if url and not _is_url(url):
             raise ValueError("no URL")
         return url
+
+    @field_validator("stand_in")
+    @classmethod
+    def _check_stand_in(cls, wanted: bool, info: ValidationInfo) -> bool:
+        if wanted and info.data.get("device") != "neuron":
+            raise ValueError("for another device")
+        return wanted
 
     @field_validator("max_replicas")
     @classmethod

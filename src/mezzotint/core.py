@@ -108,7 +108,11 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What a loaded model draws by default and at most. Sizes in pixels."""
+    """What a loaded model draws by default and at most. Sizes in pixels.
+
+    served: the only sizes (width, height) there are, of a backend whose shapes are compiled ahead; `None`
+        where any size within the other limits is drawn.
+    """
 
     default_width: int
     default_height: int
@@ -120,6 +124,7 @@ class ModelLimits:
     max_pixels: int
     max_steps: int = 150
     max_guidance_scale: float = 50.0
+    served: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -425,11 +430,12 @@ def _shown(value: object) -> str:
 
 
 def _check_size(width: int, height: int, limits: ModelLimits) -> None:
+    compiled = "" if limits.served is None else f"; compiled are {_sizes(limits.served)}"
     for name, value in (("width", width), ("height", height)):
         if value % 8 or not limits.min_size <= value <= limits.max_size:
             raise InvalidRequest(
                 f"{name} must be a multiple of 8 from {limits.min_size} to {limits.max_size}, "
-                f"not {_shown(value)}",
+                f"not {_shown(value)}{compiled}",
                 param=name,
             )
     if width * height > limits.max_pixels:
@@ -437,3 +443,11 @@ def _check_size(width: int, height: int, limits: ModelLimits) -> None:
             f"{width}x{height} is {width * height:,} pixels; at most {limits.max_pixels:,} are accepted",
             param="size",
         )
+    if limits.served is not None and (width, height) not in limits.served:
+        raise InvalidRequest(
+            f"{width}x{height} is not compiled; this server draws {_sizes(limits.served)}", param="size"
+        )
+
+
+def _sizes(sizes: tuple[tuple[int, int], ...]) -> str:
+    return ", ".join(f"{width}x{height}" for width, height in sizes)

@@ -20,7 +20,7 @@ from typing import Literal
 
 from mezzotint.errors import MezzotintError
 
-__all__ = ["FLOORS", "SERVE_FLOORS", "Finding", "examine"]
+__all__ = ["FLOORS", "NEURON_FLOORS", "SERVE_FLOORS", "Finding", "examine"]
 
 GIBIBYTE = 2**30
 # The demo model draws in less; an SDXL model in half precision does not fit in less.
@@ -37,6 +37,16 @@ FLOORS = {
     "safetensors": (0, 5),
 }
 """The oldest versions that are tested, and without known holes, of what drawing needs."""
+
+NEURON_FLOORS = {
+    **FLOORS,
+    "torch": (2, 8),
+    "diffusers": (0, 35, 2),
+    "transformers": (4, 57),
+}
+"""The same for AWS's Neuron image, whose compiler holds torch and all that goes with it back
+(docs/neuron.md).
+"""
 
 SERVE_FLOORS = {"ray": (2, 60), "fastapi": (0, 130), "starlette": (1, 3)}
 """The same for the [serve] extra."""
@@ -57,6 +67,7 @@ def examine() -> list[Finding]:
         _python,
         _packages,
         _torch,
+        _neuron,
         _processor,
         _memory,
         _disk,
@@ -82,7 +93,11 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for name, floor in FLOORS.items():
+    from mezzotint.neuron_versions import find_versions
+
+    neuron = find_versions()
+    floors = FLOORS if neuron is None or neuron.torch_neuronx is None else NEURON_FLOORS
+    for name, floor in floors.items():
         yield _package(name, floor, missing="wrong", install="pip install -U mezzotint")
 
 
@@ -127,6 +142,15 @@ def _torch() -> Iterator[Finding]:
         )
     elif not devices:
         yield Finding("ok", "GPU", "none: the CPU draws")
+
+
+def _neuron() -> Iterator[Finding]:
+    from mezzotint.neuron_versions import explain, find_versions
+
+    versions = find_versions()
+    if versions is not None:
+        for state, part, found, fix in explain(versions):
+            yield Finding(state, part, found, fix)
 
 
 def _processor() -> Iterator[Finding]:

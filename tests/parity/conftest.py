@@ -1,9 +1,13 @@
-"""A backend on the tiny SDXL, diffusers' own pipeline on the same modules, and the ways to draw with each."""
+"""A backend on the tiny SDXL, diffusers' own pipeline on the same modules, and the ways to draw with each.
+
+What is shown of one kind of backend is shown of both: of diffusers' modules, and of compiled graphs on the
+strict stand-in for Neuron.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 import torch
 from PIL import Image as PilImage
 
+from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest, resolve
 from mezzotint.models.loading import load_backend
@@ -21,11 +26,15 @@ from mezzotint.samplers import find_sampler
 
 @dataclass
 class Studio:
-    """One model, loaded twice: as our backend and as diffusers' pipeline."""
+    """One model, loaded twice: as our backend and as diffusers' pipeline.
+
+    references: what the pipeline has drawn, for whoever asks again.
+    """
 
     backend: DiffusersBackend
     pipeline: Any
     scheduler_config: dict[str, Any]
+    references: dict[Any, Pixels] = field(default_factory=dict)
 
     def request(self, **fields: Any) -> ResolvedRequest:
         return resolve(
@@ -64,6 +73,13 @@ class Studio:
 
     def reference(self, request: ResolvedRequest) -> Pixels:
         """The request drawn alone by diffusers' own pipeline."""
+        inputs = (request.image, request.mask)
+        key = (request, *(None if each is None else each.tobytes() for each in inputs))
+        if key not in self.references:
+            self.references[key] = self._draw_reference(request)
+        return self.references[key]
+
+    def _draw_reference(self, request: ResolvedRequest) -> Pixels:
         sampler = find_sampler(request.scheduler)
         changes = dict(sampler.overrides)
         if sampler.seeded_noise:
@@ -99,10 +115,10 @@ def _pipeline_for(request: ResolvedRequest) -> Any:
     return diffusers.StableDiffusionXLInpaintPipeline
 
 
-def open_studio(model: str) -> Studio:
+def open_studio(model: str, backend: Backend | None = None) -> Studio:
     from mezzotint.models.locations import find_model
 
-    backend = load_backend(model, device="cpu", threads=1)
+    backend = backend or load_backend(model, device="cpu", threads=1)
     assert isinstance(backend, DiffusersBackend)
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
         find_model(model), dtype=torch.float32, local_files_only=True, add_watermarker=False
@@ -110,9 +126,24 @@ def open_studio(model: str) -> Studio:
     return Studio(backend, pipeline, dict(pipeline.scheduler.config))
 
 
+KINDS = ("modules", "graphs")
+
+
 @pytest.fixture(scope="session")
-def tiny_studio(tiny_sdxl: Path) -> Studio:
-    return open_studio(str(tiny_sdxl))
+def modules_studio(tiny_sdxl: Path, tiny_modules_backend: Backend) -> Studio:
+    return open_studio(str(tiny_sdxl), tiny_modules_backend)
+
+
+@pytest.fixture(scope="session")
+def graphs_studio(modules_studio: Studio, tiny_graphs_backend: Backend) -> Studio:
+    assert isinstance(tiny_graphs_backend, DiffusersBackend)
+    return replace(modules_studio, backend=tiny_graphs_backend)
+
+
+@pytest.fixture(params=KINDS)
+def tiny_studio(request: pytest.FixtureRequest) -> Studio:
+    studio: Studio = request.getfixturevalue(f"{request.param}_studio")
+    return studio
 
 
 @pytest.fixture(scope="session")
@@ -121,12 +152,25 @@ def demo_studio() -> Studio:
 
 
 @pytest.fixture
-def fresh_backend(tiny_sdxl: Path) -> Iterator[Callable[..., DiffusersBackend]]:
+def fresh_modules(tiny_sdxl: Path) -> Iterator[Callable[..., DiffusersBackend]]:
     """Makes backends of their own for tests that look into one or break one."""
+    yield from making(str(tiny_sdxl), device="cpu")
+
+
+@pytest.fixture(params=KINDS)
+def fresh_backend(request: pytest.FixtureRequest) -> Iterator[Callable[..., DiffusersBackend]]:
+    """The same, of each kind."""
+    if request.param == "modules":
+        yield from making(str(request.getfixturevalue("tiny_sdxl")), device="cpu")
+    else:
+        yield from making(str(request.getfixturevalue("small_graphs")), device="neuron", stand_in=True)
+
+
+def making(model: str, **load: Any) -> Iterator[Callable[..., DiffusersBackend]]:
     made: list[DiffusersBackend] = []
 
     def make(**options: Any) -> DiffusersBackend:
-        backend = load_backend(str(tiny_sdxl), **{"device": "cpu", "threads": 1, **options})
+        backend = load_backend(model, **{**load, "threads": 1, **options})
         assert isinstance(backend, DiffusersBackend)
         made.append(backend)
         return backend

@@ -1,4 +1,6 @@
-"""The diffusers backend, apart from its pictures: whose failure it is, prompts, previews, dtypes."""
+"""The backend, with modules and with graphs, apart from its pictures: whose failure it is, prompts,
+previews, dtypes.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +76,7 @@ def test_an_exception_of_one_sampler_fails_its_row_alone(
     [
         (RuntimeError("shape mismatch"), "failed"),
         (torch.OutOfMemoryError("CUDA out of memory"), "ran out of memory"),
+        (RuntimeError('nrt_tensor_allocate status=4 message="Allocation Failure"'), "ran out of memory"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), "ran out of memory"),
     ],
 )
@@ -89,7 +92,7 @@ def test_a_failing_pass_raises_and_moves_no_row(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(backend._unet, "forward", fail)
+        patched.setattr(backend, "_unet", fail)
         with pytest.raises(GenerationFailed, match=words):
             backend.step(["a"])
     for _ in range(request.evaluations):
@@ -245,8 +248,8 @@ def test_the_guidance_embedding_is_the_one_of_diffusers(tiny_studio: Any) -> Non
     torch.testing.assert_close(guidance_embedding(7.5, 32), expected)
 
 
-def test_bf16_draws_a_picture(fresh_backend: Make) -> None:
-    backend = fresh_backend(dtype="bf16")
+def test_bf16_draws_a_picture(fresh_modules: Make) -> None:
+    backend = fresh_modules(dtype="bf16")
     assert backend.info.dtype == "bf16"
     assert len(finish(backend, "a", request_for(backend))) == 64 * 64 * 3
 
@@ -257,8 +260,8 @@ def test_bf16_draws_a_picture(fresh_backend: Make) -> None:
 )
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of many kinds
-def test_compiled_blocks_draw_the_same_picture(fresh_backend: Make) -> None:
-    plain, compiled = fresh_backend(), fresh_backend(compile=True)
+def test_compiled_blocks_draw_the_same_picture(fresh_modules: Make) -> None:
+    plain, compiled = fresh_modules(), fresh_modules(compile=True)
     request = request_for(plain, steps=2)
     drawn = [np.frombuffer(finish(each, "a", request), np.uint8).astype(int) for each in (plain, compiled)]
     assert np.abs(drawn[0] - drawn[1]).max() <= 2

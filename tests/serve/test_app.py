@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -118,10 +119,23 @@ def test_a_config_can_be_built_where_no_ray_runs() -> None:
         (Settings(replicas=6), 4, 12, {"num_cpus": 2, "num_gpus": 0.5}),
         (Settings(device="cpu"), 1, 8, {"num_cpus": 8, "num_gpus": 0}),
         (Settings(threads=3), 0, 8, {"num_cpus": 3, "num_gpus": 0}),
+        (
+            Settings(device="neuron"),
+            0,
+            8,
+            {"num_cpus": 8, "num_gpus": 0, "resources": {"neuron_cores": 2}},
+        ),
+        (
+            Settings(device="neuron", neuron_cores=4, replicas=2),
+            0,
+            8,
+            {"num_cpus": 4, "num_gpus": 0, "resources": {"neuron_cores": 4}},
+        ),
+        (Settings(device="neuron", stand_in=True), 0, 8, {"num_cpus": 8, "num_gpus": 0}),
     ],
 )
 def test_a_replica_reserves_its_share_of_the_machine(
-    settings: Settings, gpus: int, cores: int, expected: dict[str, float]
+    settings: Settings, gpus: int, cores: int, expected: dict[str, Any]
 ) -> None:
     from mezzotint.serve.app import replica_resources
 

@@ -19,16 +19,19 @@ MAY_IMPORT = {
     "errors": set(),
     "samplers": {"errors"},
     "threads": set(),
+    "cores": {"errors"},
+    "neuron_versions": set(),
     "core": {"errors", "samplers", "imaging"},
     "config": {"errors", "config_file"},
     "config_file": {"errors"},
-    "backends": {"core", "errors", "samplers", "backends", "imaging.inputs"},
+    "backends": {"core", "cores", "errors", "samplers", "backends", "imaging.inputs"},
     # `Engine.load` asks the models for a backend; the rest of the engine knows only the protocol.
     "engine": {"core", "errors", "engine", "backends.base", "models.loading"},
-    "models": {"core", "errors", "samplers", "backends", "models", "threads"},
+    "models": {"core", "cores", "errors", "samplers", "backends", "models", "threads"},
     "imaging": {"core", "errors", "imaging"},
     "serve": {
         "core",
+        "cores",
         "errors",
         "samplers",
         "config",
@@ -53,6 +56,8 @@ WITHOUT = {
     "serve": {"torch", "diffusers"},
     "imaging": {"torch", "diffusers", "ray"},
 }
+# What must be known of a model at once, before torch is there.
+WITHOUT_TORCH = {"models/artefact.py", "models/locations.py", "backends/neuron/shapes.py", "cores.py"}
 PURE = {"engine/scheduler.py", "engine/cost.py"}
 
 
@@ -90,6 +95,12 @@ def test_a_room_stays_clear_of_what_it_must_not_know(room: str) -> None:
     for path in modules(room):
         roots = {name.partition(".")[0] for name in imports_of(path)}
         assert not roots & WITHOUT[room], f"{path.relative_to(PACKAGE)} imports {roots & WITHOUT[room]}"
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_TORCH))
+def test_what_is_known_of_a_model_before_it_is_loaded_needs_no_torch(name: str) -> None:
+    roots = {module.partition(".")[0] for module in imports_of(PACKAGE / name)}
+    assert not roots & {"torch", "diffusers", "transformers", "torch_neuronx"}
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

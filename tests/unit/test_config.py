@@ -46,6 +46,8 @@ def test_a_flag_goes_before_a_variable_and_a_variable_before_the_default(
         ("MEZZOTINT_DRAIN_S", "inf", "0…3600"),
         ("MEZZOTINT_MODEL", "", "name"),
         ("MEZZOTINT_COMPILE", "perhaps", "true or false"),
+        ("MEZZOTINT_NEURON_CORES", "0", "1…32"),
+        ("MEZZOTINT_STAND_IN", "true", "the device neuron alone"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_is_accepted(

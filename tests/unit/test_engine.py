@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import psutil
@@ -38,8 +39,10 @@ from mezzotint.errors import (
     SettingInvalid,
     ShuttingDown,
 )
+from tests.backends import Instrumented
 
 LIMIT_SECONDS = 20.0
+MakeBackend = Callable[..., FakeBackend | Instrumented]
 
 
 def ask(prompt: str = "a fox", **fields: object) -> GenerationRequest:
@@ -51,6 +54,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "the condition never came true"
         time.sleep(0.001)
+
+
+@pytest.fixture(params=["fake", "modules", "graphs"])
+def make_backend(request: pytest.FixtureRequest) -> MakeBackend:
+    """Makes a backend of each kind, with `FakeBackend`'s options; the real ones draw with the tiny SDXL."""
+    if request.param == "fake":
+        return FakeBackend
+    return partial(Instrumented, request.getfixturevalue(f"tiny_{request.param}_backend"))
 
 
 @pytest.fixture
@@ -134,8 +145,8 @@ def test_a_bad_request_is_refused_before_it_is_queued(engine: Engine) -> None:
     assert engine.status().queued == 0
 
 
-def test_cancelling_stops_within_a_step() -> None:
-    backend = FakeBackend(pass_seconds=0.02)
+def test_cancelling_stops_within_a_step(make_backend: MakeBackend) -> None:
+    backend = make_backend(pass_seconds=0.02)
     with Engine(backend) as engine:
         ticket = engine.submit(ask(steps=150))
         wait_until(lambda: backend.passes >= 3)
@@ -148,8 +159,8 @@ def test_cancelling_stops_within_a_step() -> None:
         wait_until(lambda: backend.held == 0)
 
 
-async def test_leaving_a_stream_cancels_its_request() -> None:
-    backend = FakeBackend(pass_seconds=0.05)
+async def test_leaving_a_stream_cancels_its_request(make_backend: MakeBackend) -> None:
+    backend = make_backend(pass_seconds=0.05)
     with Engine(backend) as engine:
         stream = engine.stream(ask(steps=150))
         async for event in stream:
@@ -162,14 +173,14 @@ async def test_leaving_a_stream_cancels_its_request() -> None:
         assert backend.passes <= passes + 1
 
 
-def test_cancelling_while_decoding_ends_it_once_and_frees_it() -> None:
+def test_cancelling_while_decoding_ends_it_once_and_frees_it(make_backend: MakeBackend) -> None:
     go_on = threading.Event()
 
     def hold(where: str, request: ResolvedRequest, _: int) -> MezzotintError | None:
         assert where != "decode" or go_on.wait(LIMIT_SECONDS)
         return None
 
-    backend = FakeBackend(fault=hold)
+    backend = make_backend(fault=hold)
     with Engine(backend) as engine:
         ticket = engine.submit(ask(steps=1))
         wait_until(lambda: engine.status().decoding == 1)
@@ -183,7 +194,7 @@ def test_cancelling_while_decoding_ends_it_once_and_frees_it() -> None:
         engine.generate(ask(steps=1))
 
 
-def test_decoding_does_not_stall_the_steps_of_others() -> None:
+def test_decoding_does_not_stall_the_steps_of_others(make_backend: MakeBackend) -> None:
     decoding, go_on = threading.Event(), threading.Event()
 
     def hold(where: str, request: ResolvedRequest, _: int) -> MezzotintError | None:
@@ -192,7 +203,7 @@ def test_decoding_does_not_stall_the_steps_of_others() -> None:
             assert go_on.wait(LIMIT_SECONDS)
         return None
 
-    backend = FakeBackend(fault=hold)
+    backend = make_backend(fault=hold)
     with Engine(backend) as engine:
         held = engine.submit(ask("held", steps=1))
         assert decoding.wait(LIMIT_SECONDS)
@@ -232,11 +243,11 @@ def test_a_fault_in_one_row_fails_that_request_alone() -> None:
 
 
 @pytest.mark.parametrize("where", ["start", "decode"])
-def test_a_fault_at_start_or_decode_fails_that_request_alone(where: str) -> None:
+def test_a_fault_at_start_or_decode_fails_that_request_alone(where: str, make_backend: MakeBackend) -> None:
     def fault(place: str, request: ResolvedRequest, _: int) -> MezzotintError | None:
         return GenerationFailed("no") if place == where and request.prompt == "bad" else None
 
-    with Engine(FakeBackend(fault=fault)) as engine:
+    with Engine(make_backend(fault=fault)) as engine:
         good, bad = engine.submit(ask(steps=4)), engine.submit(ask("bad", steps=4))
         with pytest.raises(GenerationFailed):
             bad.result(LIMIT_SECONDS)
@@ -296,8 +307,8 @@ def test_a_failing_preview_costs_the_preview_and_nothing_else(caplog: pytest.Log
     assert "no preview" in caplog.text
 
 
-def test_a_deadline_ends_the_request() -> None:
-    with Engine(FakeBackend(pass_seconds=0.02)) as engine, pytest.raises(DeadlineExceeded):
+def test_a_deadline_ends_the_request(make_backend: MakeBackend) -> None:
+    with Engine(make_backend(pass_seconds=0.02)) as engine, pytest.raises(DeadlineExceeded):
         engine.generate(ask(steps=150, deadline_s=0.1))
 
 
@@ -348,8 +359,8 @@ def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str) -> None
         Engine(FakeBackend(), **{setting: 0})
 
 
-def test_a_full_queue_refuses_with_the_seconds_to_wait() -> None:
-    with Engine(FakeBackend(pass_seconds=0.05, max_width=1), max_queue=3) as engine:
+def test_a_full_queue_refuses_with_the_seconds_to_wait(make_backend: MakeBackend) -> None:
+    with Engine(make_backend(pass_seconds=0.05, max_width=1), max_queue=3) as engine:
         first = engine.submit(ask(steps=50))
         wait_until(lambda: engine.status().running == 1)
         for _ in range(3):
@@ -361,8 +372,8 @@ def test_a_full_queue_refuses_with_the_seconds_to_wait() -> None:
         first.cancel()
 
 
-def test_closing_ends_every_request_and_refuses_new_ones() -> None:
-    engine = Engine(FakeBackend(pass_seconds=0.01))
+def test_closing_ends_every_request_and_refuses_new_ones(make_backend: MakeBackend) -> None:
+    engine = Engine(make_backend(pass_seconds=0.01))
     tickets = [engine.submit(ask(steps=150)) for _ in range(20)]
     engine.close()
     for ticket in tickets:
@@ -373,16 +384,16 @@ def test_closing_ends_every_request_and_refuses_new_ones() -> None:
     assert not engine.alive
 
 
-def test_draining_finishes_what_is_here_first() -> None:
-    engine = Engine(FakeBackend(pass_seconds=0.005))
+def test_draining_finishes_what_is_here_first(make_backend: MakeBackend) -> None:
+    engine = Engine(make_backend(pass_seconds=0.005))
     tickets = [engine.submit(ask(steps=10)) for _ in range(6)]
     engine.close(drain=True)
     for ticket in tickets:
-        assert ticket.result(LIMIT_SECONDS).width == 128
+        assert ticket.result(LIMIT_SECONDS).receipt.steps == 10
 
 
-def test_draining_waits_for_no_request_that_was_cancelled() -> None:
-    engine = Engine(FakeBackend(pass_seconds=0.01))
+def test_draining_waits_for_no_request_that_was_cancelled(make_backend: MakeBackend) -> None:
+    engine = Engine(make_backend(pass_seconds=0.01))
     ticket = engine.submit(ask(steps=150))
     ticket.cancel()
     engine.close(drain=True, timeout=LIMIT_SECONDS)
@@ -449,11 +460,11 @@ def test_warm_up_draws_at_each_size_it_is_given_with_and_without_guidance() -> N
     assert {(64, 96, True), (64, 96, False), (256, 128, True), (256, 128, False)} <= seen
 
 
-def test_a_model_that_cannot_draw_fails_its_warm_up() -> None:
+def test_a_model_that_cannot_draw_fails_its_warm_up(make_backend: MakeBackend) -> None:
     def fault(where: str, _: ResolvedRequest, done: int) -> MezzotintError | None:
         return GenerationFailed("latents are not finite") if where == "step" else None
 
-    with Engine(FakeBackend(fault=fault)) as engine, pytest.raises(GenerationFailed):
+    with Engine(make_backend(fault=fault)) as engine, pytest.raises(GenerationFailed):
         engine.warm_up()
 
 
@@ -471,7 +482,7 @@ def test_waiting_requests_hear_where_they_stand() -> None:
         second.cancel()
 
 
-def test_every_request_ends_exactly_once_under_random_cancels_and_failures() -> None:
+def test_every_request_ends_exactly_once_under_random_cancels_and_failures(make_backend: MakeBackend) -> None:
     rng = random.Random(3)
 
     def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
@@ -483,7 +494,7 @@ def test_every_request_ends_exactly_once_under_random_cancels_and_failures() -> 
     def listen(events: Iterator[Event], into: list[Event]) -> None:
         into.extend(event for event in events if not isinstance(event, Queued | Progress))
 
-    backend = FakeBackend(pass_seconds=0.0005, fault=fault)
+    backend = make_backend(pass_seconds=0.0005, fault=fault)
     with Engine(backend) as engine:
         threads, tickets = [], []
         for seed in range(200):

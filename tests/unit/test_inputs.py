@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from mezzotint.engine.engine import Engine
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.inputs import pixels_sha256
 from mezzotint.imaging.metadata import parameters_text, read_receipt
+from mezzotint.imaging.size import nearest_size
 from mezzotint.samplers import SAMPLERS
 
 IMAGE = np.zeros((64, 96, 3), np.uint8)
@@ -92,6 +94,36 @@ def test_every_image_has_a_size_that_the_model_draws(width: int, height: int) ->
         ),
         FAKE_LIMITS,
     )
+
+
+COMPILED = replace(FAKE_LIMITS, served=((128, 128), (96, 160), (192, 320), (160, 96)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((128, 128), (128, 128)),
+        ((1000, 1001), (128, 128)),
+        ((300, 500), (192, 320)),
+        ((90, 150), (96, 160)),
+        ((10, 6000), (192, 320)),
+        ((2000, 1), (160, 96)),
+    ],
+)
+def test_where_sizes_are_compiled_an_image_gets_the_nearest_in_proportion_then_in_area(
+    shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    image = np.zeros((shape[1], shape[0], 3), np.uint8)
+    request = resolve(GenerationRequest("a", image=image), COMPILED)
+    assert (request.width, request.height) == size
+    assert nearest_size(*shape, COMPILED) == size
+
+
+@pytest.mark.parametrize("size", [(128, 96), (320, 192), (8, 128), (2048, 128), (100, 100)])
+def test_a_size_that_is_not_compiled_is_refused_with_those_that_are(size: tuple[int, int]) -> None:
+    with pytest.raises(InvalidRequest, match="128x128, 96x160, 192x320, 160x96") as refused:
+        resolve(GenerationRequest("a", width=size[0], height=size[1]), COMPILED)
+    assert refused.value.param in ("size", "width", "height")
 
 
 def test_the_default_strength_is_diffusers_and_takes_at_least_one_step() -> None:

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL by diffusers' modules, on a CPU or a CUDA device, many requests to a pass.
+"""Stable Diffusion XL by diffusers' modules, or by graphs in their place, many requests to a pass.
 
 The arithmetic is `StableDiffusionXLPipeline.__call__`'s, turned inside out: there one call walks one batch
 through all its steps; here each row has its own sampler, timestep, guidance scale and generator, and a pass
@@ -31,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PipelineParts:
-    """The modules of one SDXL model, in evaluation mode on one device, and what configures them."""
+    """The modules of one SDXL model, in evaluation mode on one device, and what configures them.
+
+    A module is diffusers' or transformers' own, or one that is called alike (`mezzotint.backends.neuron`).
+    """
 
     unet: Any
     vae: Any
@@ -39,6 +42,8 @@ class PipelineParts:
     text_encoders: tuple[Any, Any]
     scheduler_config: Mapping[str, Any]
     force_zeros_for_empty_prompt: bool
+    # The only sizes, width and height in pixels, that VAE and UNet take; `None` where they take any.
+    sizes: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +99,7 @@ class DiffusersBackend:
             parts.text_encoders,
             zeros_without_negative=parts.force_zeros_for_empty_prompt,
         )
-        self._pictures = PictureCodec(parts.vae)
+        self._pictures = PictureCodec(parts.vae, parts.sizes)
         self._scale_factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._samplings = SamplingFactory(parts.scheduler_config)
         self._rows: dict[str, _Row] = {}
@@ -290,9 +295,13 @@ def _failures_of(what: str) -> Iterator[None]:
 
 def _failure(what: str, error: Exception) -> GenerationFailed:
     logger.error("%s failed", what, exc_info=error)
-    # torch's CPU allocator reports by message alone.
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "not enough memory" in str(error):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _tells_of_memory(str(error)):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return GenerationFailed(f"{what} ran out of memory; try a smaller size")
     return GenerationFailed(f"{what} failed ({type(error).__name__})")
+
+
+def _tells_of_memory(message: str) -> bool:
+    # torch's CPU allocator and Neuron's runtime report by message alone.
+    return any(words in message for words in ("not enough memory", "Allocation Failure", "NRT_RESOURCE"))

@@ -6,6 +6,7 @@ and `VaeImageProcessor`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,14 @@ TEST_CARD_SIZE = 192
 class PictureCodec:
     """A VAE in evaluation mode. `decode` may run in one thread while another encodes or previews."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, sizes: Sequence[tuple[int, int]] | None = None) -> None:
+        """`sizes`: the only ones (width, height) that the VAE takes, where it does not take any."""
         # fp16 overflows in SDXL's own VAE. diffusers casts it up for each picture; once is enough.
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)
         self._vae = vae
+        width, height = sizes[0] if sizes else (TEST_CARD_SIZE, TEST_CARD_SIZE)
+        self._card_size = (height, width)
         self._scaling = float(vae.config.scaling_factor)
         self._mean = self._constant("latents_mean")
         self._std = self._constant("latents_std")
@@ -79,7 +83,7 @@ class PictureCodec:
         The card is soft random colour, always the same, so a preview never depends on what came before.
         """
         coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        card = F.interpolate(coarse, size=(TEST_CARD_SIZE, TEST_CARD_SIZE), mode="bicubic").clamp(-1, 1)
+        card = F.interpolate(coarse, size=self._card_size, mode="bicubic").clamp(-1, 1)
         card = card.to(device=self._vae.device, dtype=self._vae.dtype)
         latents = self._normalised(self._vae.encode(card).latent_dist.mode())
         height, width = latents.shape[-2:]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mezzotint.cli.known import limits_of_installed
-from mezzotint.cli.options import Device, Dtype, Json, Model
+from mezzotint.cli.options import Device, Dtype, Json, Model, StandIn
 from mezzotint.cli.outputs import output_paths
 from mezzotint.core import Done, Failed, GenerationRequest, Image, ModelLimits, Progress, Queued, resolve
 from mezzotint.errors import GenerationFailed, InvalidRequest
@@ -61,6 +61,7 @@ def draw(
     device: Device = "auto",
     dtype: Dtype = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Compile the model first.")] = False,
+    stand_in: StandIn = False,
 ) -> None:
     """Draw pictures on this machine."""
     width, height = (None, None) if size is None else parse_size(size)
@@ -78,7 +79,7 @@ def draw(
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
     for path in paths:
         check_output(path)
-    images = _draw_all(requests, model=model, device=device, dtype=dtype, compile=compile)
+    images = _draw_all(requests, model=model, device=device, dtype=dtype, compile=compile, stand_in=stand_in)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)

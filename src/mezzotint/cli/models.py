@@ -78,12 +78,16 @@ def path(name: Name) -> None:
 
 @app.command("pull")
 def pull(name: Name) -> None:
-    """Fetch a model's pinned revision, and check every file of it."""
+    """Fetch a model's pinned revision, or compiled graphs from s3://…, and check every file of it."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+    from mezzotint.models.artefact_store import is_remote, pull_artefact
     from mezzotint.models.pulling import pull as pull_model
 
+    if is_remote(name):
+        print(pull_artefact(name))
+        return
     console = Console(stderr=True)
     columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

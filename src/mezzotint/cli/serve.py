@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mezzotint.cli.known import limits_of_installed
+from mezzotint.cli.options import StandIn
 from mezzotint.errors import SettingInvalid
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ def serve(
         int | None, typer.Option(help="Engines, each with the model in memory. [default: 1]")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or neuron. [default: auto]")
     ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(metavar="DTYPE", help="auto, fp32, bf16 or fp16. [default: auto]"),
     ] = None,
+    stand_in: StandIn = False,
     config: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="A settings file, TOML or YAML. [default: $MEZZOTINT_CONFIG]"),
@@ -55,7 +57,15 @@ def serve(
     from mezzotint.config import load_settings
 
     settings = load_settings(
-        config, model=model, host=host, port=port, replicas=replicas, device=device, dtype=dtype
+        config,
+        model=model,
+        host=host,
+        port=port,
+        replicas=replicas,
+        device=device,
+        dtype=dtype,
+        # Not given, it leaves the variable's and the file's alone.
+        stand_in=stand_in or None,
     )
     _check_installed()
     from mezzotint.serve.local import StopServing, choose_port, running, stop_signals

@@ -117,6 +117,7 @@ class Engine:
         dtype: str = "auto",
         compile: bool = False,
         threads: int | None = None,
+        stand_in: bool = False,
         max_width: int | None = None,
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_backlog_s: float = math.inf,
@@ -127,6 +128,7 @@ class Engine:
 
         compile: compile the UNet's repeated blocks, each of `warm_up_sizes` (width, height) before the first
             request wants it.
+        stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
@@ -136,7 +138,9 @@ class Engine:
         from mezzotint.models.loading import load_backend
 
         began = time.monotonic()
-        backend = load_backend(model, device=device, dtype=dtype, compile=compile, threads=threads)
+        backend = load_backend(
+            model, device=device, dtype=dtype, compile=compile, threads=threads, stand_in=stand_in
+        )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
         if warm_up:
@@ -222,7 +226,7 @@ class Engine:
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
         """Measure what a pass costs by width, draw once at each of `sizes` with and without guidance, then
-        one image as a request would.
+        one image as a request would. Where sizes are compiled ahead, by default at each of those.
 
         Raises:
             MezzotintError: the model cannot draw.
@@ -234,7 +238,7 @@ class Engine:
             self._jobs.append((self._calibrate, done))
             self._changed.notify_all()
         done.result()
-        for width, height in sizes:
+        for width, height in sizes or self.info.limits.served or ():
             for guidance_scale in (0.0, 5.0):
                 self.generate(
                     GenerationRequest(

@@ -56,9 +56,14 @@ def check_mask(mask: object, image: Pixels) -> Mask:
 def fitting_size(image: Pixels, limits: ModelLimits) -> tuple[int, int]:
     """The width and height to draw an image at when nobody said: its own, rounded down to multiples of 8.
 
-    What the model does not draw is scaled to what it does, in proportion as far as its limits let it.
+    What the model does not draw is scaled to what it does, in proportion as far as its limits let it; where
+    sizes are compiled ahead, the nearest of them is taken.
     """
     height, width = image.shape[:2]
+    if limits.served is not None:
+        from mezzotint.imaging.size import nearest_of
+
+        return nearest_of(width, height, limits.served)
     scale = max(1.0, limits.min_size / min(width, height))
     scale = min(scale, limits.max_size / max(width, height), math.sqrt(limits.max_pixels / (width * height)))
     return (_side(width * scale, limits), _side(height * scale, limits))

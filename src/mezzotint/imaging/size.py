@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 from mezzotint.core import ModelLimits
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["nearest_size", "parse_size"]
+__all__ = ["nearest_of", "nearest_size", "parse_size"]
 
 _SIZE = re.compile(r"([0-9]{1,6})\s*[xX×]\s*([0-9]{1,6})")
 
@@ -29,8 +30,22 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def nearest_size(width: int, height: int, limits: ModelLimits) -> tuple[int, int]:
     """A size the model draws, about as wide and as high, in pixels."""
+    if limits.served is not None:
+        return nearest_of(width, height, limits.served)
     shrink = min(1.0, math.sqrt(limits.max_pixels / max(1, width * height)))
     return _served(width * shrink, limits), _served(height * shrink, limits)
+
+
+def nearest_of(width: int, height: int, sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Of `sizes`, the one nearest in proportion; of those alike, the one nearest in area."""
+
+    def distance(size: tuple[int, int]) -> tuple[float, float]:
+        proportion = math.log(size[0] * max(1, height) / (size[1] * max(1, width)))
+        area = math.log(size[0] * size[1] / max(1, width * height))
+        # Rounded, for equal proportions of other numbers differ in the last bit.
+        return round(abs(proportion), 6), abs(area)
+
+    return min(sizes, key=distance)
 
 
 def _served(length: float, limits: ModelLimits) -> int:

@@ -25,6 +25,7 @@ import mezzotint
 from mezzotint.backends.base import Backend, BackendInfo
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.errors import SettingInvalid
+from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
@@ -34,6 +35,7 @@ __all__ = ["DTYPES", "load_backend", "load_parts"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_WIDTH, CUDA_WIDTH = 8, 16
+NEURON = "neuron"
 
 
 def load_backend(
@@ -43,12 +45,15 @@ def load_backend(
     dtype: str = "auto",
     compile: bool = False,
     threads: int | None = None,
+    stand_in: bool = False,
 ) -> Backend:
-    """A backend that draws with `model`: a name of the catalogue, a diffusers folder, a `.safetensors` file.
+    """A backend that draws with `model`: a name of the catalogue, a diffusers folder, a `.safetensors` file;
+    on `neuron`, a folder of compiled graphs.
 
-    device: `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:1`.
+    device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1` or `neuron`.
     dtype: `auto` (fp32 on a CPU, bf16 on CUDA), `fp32`, `bf16` or `fp16`.
     threads: for the CPU; by default the physical cores this process may use.
+    stand_in: with `neuron`, this CPU in the chip's place, for graphs that were compiled for it.
 
     Raises:
         ModelNotFound: there is no such model on this machine.
@@ -59,11 +64,19 @@ def load_backend(
         from mezzotint.backends.fake import FakeBackend
 
         return FakeBackend.from_name(model)
+    if device == NEURON:
+        _set_threads(threads)
+        _silence_known_noise()
+        return _load_graphs(model, dtype=dtype, compile=compile, stand_in=stand_in)
+    if stand_in:
+        raise SettingInvalid(f"--stand-in is for --device {NEURON}, not {device}", param="stand_in")
     chosen_device = _choose_device(device)
     chosen_dtype = _choose_dtype(dtype, chosen_device)
     _set_threads(threads)
     _silence_known_noise()
     path = find_model(model)
+    if holds_graphs(path):
+        raise SettingInvalid(f"{model} holds compiled graphs; they take --device {NEURON}", param="device")
     entry = CATALOGUE.get(model)
     verified = verify(path, required=entry is not None)
     parts = load_parts(path, entry, dtype=DTYPES[chosen_dtype], device=chosen_device)
@@ -75,14 +88,38 @@ def load_backend(
         dtype=chosen_dtype,
         limits=limits_of(model),
         max_width=CUDA_WIDTH if chosen_device.type == "cuda" else CPU_WIDTH,
-        versions={
-            "mezzotint": mezzotint.__version__,
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "transformers": transformers.__version__,
-        },
+        versions=versions(),
     )
     return DiffusersBackend(parts, info, compile=compile)
+
+
+def _load_graphs(model: str, *, dtype: str, compile: bool, stand_in: bool) -> Backend:
+    from mezzotint.models.graphs import load_graphs
+
+    if dtype not in ("auto", "fp32"):
+        raise SettingInvalid(
+            "dtype: graphs take and give fp32; what they compute in was compiled in", param="dtype"
+        )
+    if compile:
+        raise SettingInvalid("--compile is for modules; graphs are compiled already", param="compile")
+    path = find_model(model)
+    if not holds_graphs(path):
+        raise SettingInvalid(
+            f"--device {NEURON} draws with compiled graphs, and {model} has none; make some with: "
+            f"mezzotint compile --model {model} --output FOLDER",
+            param="model",
+        )
+    return load_graphs(path, stand_in=stand_in, versions=versions())
+
+
+def versions() -> dict[str, str]:
+    """What the picture depends on, for its receipt."""
+    return {
+        "mezzotint": mezzotint.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _revision(path: Path, entry: CatalogueEntry | None, verified: bool) -> str:
@@ -100,7 +137,9 @@ def _choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise SettingInvalid(f"device must be auto, cpu, cuda or cuda:<number>, not {name!r}", param="device")
+        raise SettingInvalid(
+            f"device must be auto, cpu, cuda, cuda:<number> or {NEURON}, not {name!r}", param="device"
+        )
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise SettingInvalid(f"there is no CUDA device {name!r} on this machine", param="device")
     return torch.device(name)

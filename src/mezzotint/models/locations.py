@@ -13,6 +13,7 @@ from typing import Any
 
 from mezzotint.core import ModelLimits
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
+from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
 from mezzotint.samplers import SAMPLERS, find_sampler
@@ -21,6 +22,7 @@ __all__ = [
     "CheckReport",
     "ListedModel",
     "check",
+    "compiled_home",
     "data_home",
     "describe",
     "find_model",
@@ -77,6 +79,15 @@ def data_home() -> Path:
     return _home() / "data"
 
 
+def compiled_home() -> Path:
+    """Where compiled graphs are kept for the next run: `$MEZZOTINT_HOME/compiled`.
+
+    Raises:
+        SettingInvalid: as `models_home`.
+    """
+    return _home() / "compiled"
+
+
 def _home() -> Path:
     home = os.environ.get("MEZZOTINT_HOME") or "~/.cache/mezzotint"
     try:
@@ -113,7 +124,7 @@ def find_model(name: str) -> Path:
         path = Path(name).expanduser()
         if path.is_file() and path.suffix == ".safetensors":
             return path
-        if path.is_dir() and (path / "model_index.json").is_file():
+        if path.is_dir() and ((path / "model_index.json").is_file() or holds_graphs(path)):
             return path
         if path.is_dir():
             raise ModelNotFound(f"{name} is not a diffusers model: it has no model_index.json")
@@ -136,6 +147,8 @@ def limits_of(name: str) -> ModelLimits:
     if name in CATALOGUE:
         return CATALOGUE[name].limits
     path = find_model(name)
+    if holds_graphs(path):
+        return read_artefact(path).limits
     if path.is_file():
         side = SDXL_SAMPLE_SIZE * PIXELS_PER_LATENT
         return limits_of_size(side, side, "Euler")

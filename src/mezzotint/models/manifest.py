@@ -20,6 +20,7 @@ __all__ = [
     "MANIFEST_NAME",
     "check_file_kinds",
     "check_manifest",
+    "files_hash",
     "fingerprint",
     "read_manifest",
     "write_manifest",
@@ -76,6 +77,22 @@ def read_manifest(folder: Path) -> Files | None:
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         pass
     raise ModelInvalid(f"{folder.name}/{MANIFEST_NAME} is not a manifest of files with sha256 and size")
+
+
+def files_hash(path: Path) -> str:
+    """One sha256 for a file, or for the names and contents of every file of a folder.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if path.is_file():
+        return _sha256(path)
+    digest = hashlib.sha256()
+    names = _list_files(path)
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        for name, each in zip(names, pool.map(lambda name: _sha256(path / name), names), strict=True):
+            digest.update(f"{name}\0{each}\n".encode())
+    return digest.hexdigest()
 
 
 def check_manifest(folder: Path) -> int:

@@ -21,7 +21,7 @@ from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, read_json, verify
 
-__all__ = ["load_parts"]
+__all__ = ["check_is_sdxl", "load_parts", "quiet", "read_tokenizer", "tokenizer_home"]
 
 
 def load_parts(
@@ -33,7 +33,7 @@ def load_parts(
         ModelInvalid: they cannot be read, or are not those of an SDXL.
         ModelNotFound: another model that this one builds on is missing.
     """
-    with _quiet():
+    with quiet():
         if path.is_file():
             parts = _read_single_file(path, dtype)
         elif entry is not None and entry.base is not None:
@@ -41,7 +41,7 @@ def load_parts(
         else:
             overrides = entry.scheduler_overrides if entry else {}
             parts = _read_folder(path, dtype, entry.variant if entry else None, overrides)
-    _check_is_sdxl(parts)
+    check_is_sdxl(parts)
     _check_is_complete(parts)
     for module in (parts.unet, parts.vae, *parts.text_encoders):
         module.eval().requires_grad_(False).to(device)
@@ -49,6 +49,13 @@ def load_parts(
             # Tensor cores read convolutions in this order; otherwise each is preceded by a transposition.
             module.to(memory_format=torch.channels_last)
     return parts
+
+
+def tokenizer_home(path: Path, entry: CatalogueEntry | None = None) -> Path:
+    """The folder that holds the tokenizers of the model at `path`: its own, or its base's."""
+    if path.is_file():
+        return find_model("sdxl")
+    return find_model(entry.base) if entry is not None and entry.base is not None else path
 
 
 def _read_folder(
@@ -60,7 +67,7 @@ def _read_folder(
     return PipelineParts(
         unet=unet,
         vae=_read_module(diffusers.AutoencoderKL, path, "vae", dtype, variant),
-        tokenizers=(_read_tokenizer(path, "tokenizer"), _read_tokenizer(path, "tokenizer_2")),
+        tokenizers=(read_tokenizer(path, "tokenizer"), read_tokenizer(path, "tokenizer_2")),
         text_encoders=(
             _read_module(transformers.CLIPTextModel, path, "text_encoder", dtype, variant),
             _read_module(transformers.CLIPTextModelWithProjection, path, "text_encoder_2", dtype, variant),
@@ -101,7 +108,10 @@ def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
     verify(base, required=True)
     with _reading(path.name):
         pipeline = diffusers.StableDiffusionXLPipeline.from_single_file(
-            str(path), config=str(base), local_files_only=True, dtype=dtype
+            str(path),
+            config=str(base),
+            local_files_only=True,
+            **_options_for(diffusers.StableDiffusionXLPipeline, dtype),
         )
     return PipelineParts(
         unet=pipeline.unet,
@@ -128,7 +138,7 @@ def _read_module(kind: Any, path: Path, name: str, dtype: torch.dtype, variant: 
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            dtype=dtype,
+            **_options_for(kind, dtype),
         )
     problems = [*report["missing_keys"], *report["mismatched_keys"]]
     if issubclass(kind, diffusers.ModelMixin):
@@ -140,7 +150,29 @@ def _read_module(kind: Any, path: Path, name: str, dtype: torch.dtype, variant: 
     return module
 
 
-def _read_tokenizer(path: Path, name: str) -> Any:
+def _options_for(kind: Any, dtype: torch.dtype) -> dict[str, Any]:
+    """The dtype by the name that the library knows, and weights by the names that it gives them.
+
+    Neuron's image has the older diffusers and transformers (docs/neuron.md); there, CLIP's text model has its
+    weights one level deeper than the newer writes them.
+    """
+    if kind.__module__.partition(".")[0] == "diffusers":
+        old = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 42)
+        return {"torch_dtype" if old else "dtype": dtype}
+    if kind is transformers.CLIPTextModel and int(transformers.__version__.split(".")[0]) < 5:
+        return {
+            "dtype": dtype,
+            "key_mapping": {r"^(embeddings|encoder|final_layer_norm)\.": r"text_model.\1."},
+        }
+    return {"dtype": dtype}
+
+
+def read_tokenizer(path: Path, name: str) -> Any:
+    """The tokenizer of a diffusers folder.
+
+    Raises:
+        ModelInvalid: it cannot be read.
+    """
     read_json(path / name / "tokenizer_config.json")
     with _reading(name):
         return transformers.CLIPTokenizer.from_pretrained(path / name, local_files_only=True)
@@ -163,7 +195,12 @@ def _check_header(file: Path) -> None:
         raise ModelInvalid(f"{name} cannot be read") from None
 
 
-def _check_is_sdxl(parts: PipelineParts) -> None:
+def check_is_sdxl(parts: PipelineParts) -> None:
+    """Refuse what is no Stable Diffusion XL, by the modules' configurations.
+
+    Raises:
+        ModelInvalid: and what is wrong with it.
+    """
     unet, vae = parts.unet.config, parts.vae.config
     widths = sum(encoder.config.hidden_size for encoder in parts.text_encoders)
     pooled = parts.text_encoders[1].config.projection_dim
@@ -217,7 +254,7 @@ def _reading(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no log lines from the libraries while they read; errors still come as errors."""
     loggers = (diffusers.utils.logging, transformers.utils.logging)
     levels = [logger.get_verbosity() for logger in loggers]

@@ -30,6 +30,8 @@ from mezzotint.serve.telemetry.logs import set_up_logs
 __all__ = ["APP_NAME", "application", "build_app"]
 
 APP_NAME = "mezzotint"
+# Ray's own name for what it finds with `neuron-ls`.
+NEURON_RESOURCE = "neuron_cores"
 # The engine bounds its own queue; Ray's bound only has to be wider, so that it is the engine that answers.
 HEADROOM = 64
 GATEWAY_ONGOING = 4_096
@@ -137,14 +139,18 @@ def machine() -> tuple[int, int]:
     return gpus, min((each for each in cores if each), default=own_cores)
 
 
-def replica_resources(settings: Settings, gpus: int, cores: int) -> dict[str, float]:
+def replica_resources(settings: Settings, gpus: int, cores: int) -> dict[str, Any]:
     """What Ray reserves for one engine replica.
 
-    Ray hides the GPUs from an actor that asks for none, and sets a process's threads from its CPUs.
+    Ray hides the GPUs from an actor that asks for none, and sets a process's threads from its CPUs. Of
+    NeuronCores it gives whole ones only, and names them to the actor, in no order (`mezzotint.cores`).
     """
     replicas = max(settings.replicas, settings.max_replicas or 0)
     wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
     # More replicas than GPUs share them, as many on each; a share that no GPU has left would never be placed.
     share = 1.0 / math.ceil(replicas / max(gpus, 1))
     cpus = settings.threads or max(1, cores // replicas)
-    return {"num_cpus": cpus, "num_gpus": share if wants_gpu else 0}
+    reserved: dict[str, Any] = {"num_cpus": cpus, "num_gpus": share if wants_gpu else 0}
+    if settings.device == "neuron" and not settings.stand_in:
+        reserved["resources"] = {NEURON_RESOURCE: settings.neuron_cores}
+    return reserved

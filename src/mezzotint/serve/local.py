@@ -21,11 +21,12 @@ from types import FrameType
 import psutil
 
 from mezzotint.config import Settings
+from mezzotint.cores import prepare_cores
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
 from mezzotint.serve.proxy import PROXY_CALLBACK
 from mezzotint.serve.telemetry.forwarding import forward_logs
 
-__all__ = ["StopServing", "choose_port", "running", "stop_signals"]
+__all__ = ["StopServing", "check_neuron", "choose_port", "running", "stop_signals"]
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ def running(settings: Settings) -> Iterator[None]:
         MezzotintError: a replica could not be started, and why.
     """
     address = os.environ.get("RAY_ADDRESS")
+    # Ray ends on a range of cores such as 0-1.
+    prepare_cores()
     if not address:
         _prepare_environment()
     try:
@@ -151,9 +154,24 @@ def _start_ray(settings: Settings, address: str | None) -> None:
         # For a GPU that is not there, Ray would wait without end.
         if settings.device.startswith("cuda") and not ray.cluster_resources().get("GPU"):
             raise SettingInvalid(f"--device {settings.device}: there is no CUDA device on this machine")
+        check_neuron(settings, int(ray.cluster_resources().get("neuron_cores", 0)))
     forward_logs()
     # Ray has put its own handler of SIGTERM in place.
     _take_signals()
+
+
+def check_neuron(settings: Settings, found: int) -> None:
+    """Refuse to wait for NeuronCores that are not here: Ray would, without end. `found`: those it knows of.
+
+    Raises:
+        SettingInvalid: there are too few.
+    """
+    wanted = settings.neuron_cores * settings.replicas
+    if settings.device == "neuron" and not settings.stand_in and found < wanted:
+        raise SettingInvalid(
+            f"--device neuron: {wanted} NeuronCores are wanted and Ray finds {found} here; it asks neuron-ls "
+            "(mezzotint doctor), or run an artefact compiled for cpu with --stand-in"
+        )
 
 
 def _deploy(settings: Settings) -> None:

@@ -187,6 +187,7 @@ def _load(settings: Settings) -> Engine:
         dtype=settings.dtype,
         compile=settings.compile,
         threads=settings.threads,
+        stand_in=settings.stand_in,
         max_width=settings.max_width,
         max_queue=settings.max_queue,
         max_backlog_s=settings.max_backlog_s,

@@ -119,8 +119,10 @@ def _drawing(info: BackendInfo) -> dict[str, Any]:
             "max": limits.max_size,
             "max_pixels": limits.max_pixels,
             "multiple_of": SIZE_STEP,
-            # A backend whose shapes are compiled ahead would list them here.
-            "served": None,
+            # The only ones there are, where shapes are compiled ahead.
+            "served": None
+            if limits.served is None
+            else [f"{width}x{height}" for width, height in limits.served],
         },
         "defaults": {
             "steps": limits.default_steps,
