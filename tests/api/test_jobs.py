@@ -27,6 +27,8 @@ from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
 from mezzotint.serve.jobs import runner
 from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.stores import janitor
+from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.job import FINAL
 from mezzotint.serve.stores.job_rows import MAX_LOST
@@ -159,6 +161,36 @@ async def test_an_edit_starts_from_its_pictures(server: Gate) -> None:
     assert receipt.strength == 0.5
     assert receipt.image_sha256
     assert receipt.mask_sha256
+
+
+async def test_the_pictures_of_a_job_that_waited_long_are_there_until_it_is_forgotten(
+    tmp_path: Path, replica: EngineReplica
+) -> None:
+    settings = settings_of(tmp_path, job_ttl_s=3_600.0)
+    async with gate(settings, replica) as server:
+        services = server.services
+        services.runner._full_until = math.inf
+        image = png(np.full((64, 64, 3), 90, np.uint8))
+        job = await create(server, image=image, strength=0.5, n=2)
+        services.database.now.follow(Clock(services.database.now() + 5 * 86_400.0, steady()))
+        services.runner._full_until = 0.0
+        assert (await ended(server, job))["state"] == "done"
+        services.database.now.follow(Clock(services.database.now() + 3_000.0, steady()))
+        await janitor.sweep(services.database, services.jobs, services.images, settings.job_ttl_s)
+        assert read_receipt(await picture(server, job, 1)).strength == 0.5
+        services.database.now.follow(Clock(services.database.now() + 1_000.0, steady()))
+        await janitor.sweep(services.database, services.jobs, services.images, settings.job_ttl_s)
+        assert list((tmp_path / "images").iterdir()) == []
+
+
+async def test_a_job_that_is_not_taken_leaves_no_picture(tmp_path: Path, replica: EngineReplica) -> None:
+    async with gate(settings_of(tmp_path, max_jobs=1), replica) as server:
+        server.services.runner._full_until = math.inf
+        await create(server)
+        image = png(np.full((64, 64, 3), 90, np.uint8))
+        response = await server.client.post(JOBS, json={**SMALL, "image": image})
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
+        assert list((tmp_path / "images").iterdir()) == []
 
 
 async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from mezzotint.core import MAX_DEADLINE_SECONDS
-from mezzotint.errors import ImageNotFound, InvalidRequest
+from mezzotint.errors import IdempotencyConflict, ImageNotFound, InvalidRequest, QueueFull
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.access.limits import check_possible
@@ -74,7 +74,12 @@ async def create(
     job = await services.jobs.replay(new) if idempotency_key else None
     if job is None:
         work = await _work(fields, services, caller)
-        job = await services.jobs.create(replace(new, request=work.to_json()))
+        try:
+            job = await services.jobs.create(replace(new, request=work.to_json()))
+        except (IdempotencyConflict, QueueFull):
+            # No job will take them with it.
+            await services.images.delete(work.uploads)
+            raise
         services.runner.wake()
     answer = await _whole(job, request, services)
     return JSONResponse(answer.model_dump(), 202, {"Location": f"{ROUTE}/{job.id}"})

@@ -19,7 +19,7 @@ from mezzotint.serve.background import in_background
 from mezzotint.serve.batch import together, watch
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.jobs.patience import insist
-from mezzotint.serve.jobs.work import Work
+from mezzotint.serve.jobs.work import WAITING_SECONDS, Work
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.stores.images import ImageStore
 from mezzotint.serve.stores.job import Job
@@ -41,7 +41,7 @@ class Drawing:
 
     admitted: set as soon as the limits of its key let it begin.
     is_given_up: whether it is stopped for another to go on with.
-    ttl_s: for how long the pictures are kept.
+    ttl_s: for how long a finished job is kept, and its pictures with it.
     """
 
     def __init__(
@@ -146,11 +146,14 @@ class Drawing:
         self._news.set()
 
     async def _keep(self, number: int, drawn: Drawn) -> None:
-        name = await insist(lambda: self._images.put(drawn.data, drawn.format, self._ttl_s))
+        ttl_s = self._ttl_s + WAITING_SECONDS
+        name = await insist(lambda: self._images.put(drawn.data, drawn.format, ttl_s))
         if not await insist(
             lambda: self._store.set_image(self._job.id, self._owner, number, name, drawn.receipt)
         ):
             self._admission.goes_on = True
+            with suppress(StoreUnavailable):
+                await self._images.delete([name])
             raise RequestCancelled("another has taken the job over")
         self._admission.drawn += 1
         await self._tell("image", {"index": number, "seed": drawn.receipt["seed"], "name": name})

@@ -72,7 +72,7 @@ class JobRunner:
         gateways: int,
         ttl_s: float,
     ) -> None:
-        """gateways: how many share the engines. ttl_s: for how long the pictures are kept."""
+        """gateways: how many share the engines. ttl_s: for how long a finished job is kept."""
         self._gateway, self._access, self._store, self._images = gateway, access, store, images
         self._gateways, self._ttl_s = gateways, ttl_s
         self._owner = f"runner-{secrets.token_hex(8)}"
