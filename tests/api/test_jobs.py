@@ -206,6 +206,12 @@ async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
     assert other.headers["x-should-retry"] == "false"
 
 
+async def test_to_ask_a_job_for_no_stream_is_to_ask_for_nothing(server: Gate) -> None:
+    await create(server, stream=False)
+    response = await server.client.post(JOBS, json={**SMALL, "stream": True})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")
+
+
 async def test_events_tell_everything_once_and_end(server: Gate) -> None:
     job = await create(server, n=2, num_inference_steps=100)
     told = await events(server, job)

@@ -260,6 +260,23 @@ async def test_a_wrong_route_or_method_has_the_same_shape(
     assert (response.status_code, error_of(response)["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/images/jobs", "GET, POST"),
+        ("/v1/images/jobs/a", "DELETE, GET"),
+        ("/v1/images/generations", "POST"),
+        ("/sdapi/v1/options", "GET, POST"),
+        ("/healthz", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_the_path_takes(
+    client: httpx.AsyncClient, path: str, allowed: str
+) -> None:
+    response = await client.put(path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
 async def test_a_failure_of_the_device_is_500_and_not_to_be_repeated(client: httpx.AsyncClient) -> None:
     response = await client.get("/imagine", params={"prompt": FAULT_PROMPT})
     assert (response.status_code, error_of(response)["code"]) == (500, "generation_failed")
