@@ -20,6 +20,8 @@ __all__ = ["NeuronVersions", "explain", "find_versions"]
 State = Literal["ok", "note", "wrong"]
 Told = tuple[State, str, str, str]
 
+# Where Ray looks, and nowhere else.
+NEURON_LS = Path("/opt/aws/neuron/bin/neuron-ls")
 DRIVER_FILE = Path("/sys/module/neuron/version")
 PROBE_SECONDS = 10.0
 # From this driver on, `nrt_init` of an older runtime fails.
@@ -50,7 +52,7 @@ def find_versions() -> NeuronVersions | None:
         torch=_package("torch"),
         torch_neuronx=_package("torch-neuronx"),
         compiler=_package("neuronx-cc"),
-        has_neuron_ls=shutil.which("neuron-ls") is not None,
+        has_neuron_ls=NEURON_LS.is_file(),
     )
     known = (found.driver, found.runtime, found.torch_neuronx, found.compiler)
     return found if any(known) or found.has_neuron_ls else None
@@ -62,8 +64,8 @@ def explain(found: NeuronVersions) -> Iterator[Told]:
     yield _framework(found)
     yield _compiler(found)
     if found.driver is not None and not found.has_neuron_ls:
-        fix = "install aws-neuronx-tools: Ray asks neuron-ls for the cores of a node"
-        yield "note", "Neuron tools", "no neuron-ls", fix
+        fix = "install aws-neuronx-tools: Ray asks it for the cores of a node"
+        yield "note", "Neuron tools", f"no {NEURON_LS}", fix
 
 
 def _driver(found: NeuronVersions) -> Told:

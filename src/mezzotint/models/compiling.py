@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,25 +98,19 @@ def compile_model(order: Order, output: str, tell: Tell = lambda name, state: No
     entry = CATALOGUE.get(order.model)
     _check_output(output)
     verified = verify(path, required=entry is not None)
-    parts = load_parts(path, entry, dtype=torch.float32, device=torch.device("cpu"))
     source = _source_hash(path, entry)
+    parts = load_parts(path, entry, dtype=torch.float32, device=torch.device("cpu"))
     jobs = _plan(order, parts, source)
     for job in {job.key: job for each in jobs.values() for job in each}.values():
         _make(job, parts, order.target, tell)
-    revision = entry.source.revision if entry and entry.source else source[:16] if verified else "unverified"
+    pinned = entry.source.revision if entry and entry.source else None
     description = {
         "format": FORMAT,
         "model": order.model if entry else path.stem,
-        "revision": revision,
+        "revision": pinned or (source[:16] if verified else "unverified"),
         "source_sha256": source,
-        "target": order.target,
-        "cores": order.cores,
-        "batch": order.batch,
-        "toolchain": toolchain_of(order.target),
-        "flags": {component: list(flags_of(component, order.target)) for component in COMPONENTS},
         "limits": described_limits(limits),
-        "buckets": list(jobs),
-        "mezzotint": mezzotint.__version__,
+        **_described(order, jobs),
     }
     with _staging(output) as staging:
         for folder, each in jobs.items():
@@ -124,6 +118,19 @@ def compile_model(order: Order, output: str, tell: Tell = lambda name, state: No
         (staging / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         write_manifest(staging)
         return _publish(staging, output)
+
+
+def _described(order: Order, jobs: Iterable[str]) -> dict[str, Any]:
+    """How the graphs were made, as `mezzotint.json` holds it. `jobs`: the sizes' folders."""
+    return {
+        "target": order.target,
+        "cores": order.cores,
+        "batch": order.batch,
+        "toolchain": toolchain_of(order.target),
+        "flags": {component: list(flags_of(component, order.target)) for component in COMPONENTS},
+        "buckets": list(jobs),
+        "mezzotint": mezzotint.__version__,
+    }
 
 
 def _check(order: Order) -> ModelLimits:
@@ -196,7 +203,9 @@ def _make(job: Job, parts: PipelineParts, target: str, tell: Tell) -> None:
         text = json.dumps(job.configuration, indent=2, default=str)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         write_manifest(partial)
-        partial.rename(kept)
+        # Another run may have been quicker; its graph follows from the same.
+        if not kept.exists():
+            partial.rename(kept)
     tell(job.name, "done")
 
 
