@@ -36,7 +36,7 @@ STATUSES: Mapping[int, str] = {
     429: "the key's limit or the backlog's; `Retry-After` says when to come back",
     431: "the header is too long",
     500: "the model failed, or a bug; not to be sent again",
-    503: "loading, closing, or a store does not answer; `Retry-After` says when to come back",
+    503: "loading, closing, lost, or a store does not answer; `Retry-After` says when to come back",
     504: "the request's deadline passed",
 }
 PLAIN = (400, 401, 403, 405, 408, 413, 429, 431, 500, 503)
