@@ -77,7 +77,8 @@ class GenerationRequest:
     guidance_scale: classifier-free guidance, 0…50; at most 1 turns it off and halves the work.
     scheduler: a name of `mezzotint.samplers.SAMPLERS`.
     seed: 0…2^63 - 1. The same resolved request on the same backend gives the same bytes.
-    deadline_s: seconds from submission, at most a day, after which the request fails instead of going on.
+    deadline_s: seconds from submission, at most a day, after which the request fails instead of going on;
+        a picture that is being decoded by then is finished.
     preview_every: a preview image with every n-th progress event; 0 means none.
     image: image-to-image starts from this picture instead of from noise. It is resized to width × height;
         without either, the picture has the image's own size, or the nearest that the model draws.

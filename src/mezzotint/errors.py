@@ -25,6 +25,7 @@
     ├── OutputUnwritable      500  a picture was drawn but could not be written where asked
     ├── StoreUnavailable      503  the database or the image store does not answer
     ├── ModelLoading          503  no replica is ready to draw yet, or just now
+    ├── ReplicaLost           503  the replica ended while it drew the picture
     ├── ShuttingDown          503  the engine is closing
     └── DeadlineExceeded      504  the request's own deadline passed; asking again only burns more
 
@@ -58,6 +59,7 @@ __all__ = [
     "PermissionDenied",
     "QueueFull",
     "RateLimited",
+    "ReplicaLost",
     "RequestCancelled",
     "SettingInvalid",
     "ShuttingDown",
@@ -160,6 +162,14 @@ class ModelLoading(MezzotintError):
 
     status = 503
     code = "model_loading"
+    retryable = True
+
+
+class ReplicaLost(MezzotintError):
+    """The replica ended while it drew the picture, which may be what ended it."""
+
+    status = 503
+    code = "replica_lost"
     retryable = True
 
 
@@ -279,6 +289,8 @@ class BodyTooSlow(MezzotintError):
     status = 408
     type = "invalid_request_error"
     code = "body_too_slow"
+    # Nothing was begun, and a connection that stalled once may not the next time.
+    retryable = True
 
 
 class HeadersTooLarge(MezzotintError):

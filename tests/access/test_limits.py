@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +25,13 @@ from mezzotint.errors import (
     Unauthenticated,
 )
 from mezzotint.serve.access import access as module
-from mezzotint.serve.access import cache
+from mezzotint.serve.access import cache, usage
 from mezzotint.serve.access.access import Access, is_loopback, open_access, requires_keys
+from mezzotint.serve.access.cache import KeyCache
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.access.limits import LEASE_SECONDS
+from mezzotint.serve.access.usage import UsageLog
+from mezzotint.serve.stores import database
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.keys import HOUR_SECONDS, KeyStore, NewKey, read_key
 
@@ -180,6 +183,110 @@ async def test_strangers_keys_do_not_take_the_database_from_known_ones(
     go_on.set()
     await asyncio.gather(*strangers)
     assert 0 < most <= cache.UNKNOWN_AT_ONCE
+
+
+async def test_a_key_revoked_while_it_was_idle_does_not_come_back_when_the_database_goes(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, text = await gateways.keys.create(NEW)
+    good, good_text = await gateways.keys.create(NEW)
+    for each in (text, good_text):
+        await gateways.other.authenticate(f"Bearer {each}")
+    await gateways.keys.revoke(key.caller.id)
+    # The time in which a revocation is to hold everywhere; nobody uses either key.
+    await asyncio.sleep(1.0)
+
+    async def no_answer(work: object) -> object:
+        raise StoreUnavailable("the database does not answer", retry_after_s=1.0)
+
+    monkeypatch.setattr(gateways.other._limits._database, "read", no_answer)
+    monkeypatch.setattr(cache, "FRESH_SECONDS", 0.0)
+    await refusal(gateways.other, f"Bearer {text}")
+    assert await gateways.other.authenticate(f"Bearer {good_text}") == good.caller
+
+
+async def test_a_key_that_was_not_looked_at_while_the_database_answered_does_not_go_on_without(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, text = await gateways.keys.create(NEW)
+    known = KeyCache(gateways.keys)
+    await known.find(read_key(text) or "")
+    monkeypatch.setattr(cache, "CONFIRMED_SECONDS", 0.0)
+    other, _ = await gateways.keys.create(NEW)
+    assert await known.find(other.caller.id) == other
+
+    async def no_answer(work: object) -> object:
+        raise StoreUnavailable("the database does not answer", retry_after_s=1.0)
+
+    monkeypatch.setattr(gateways.keys._database, "read", no_answer)
+    monkeypatch.setattr(cache, "FRESH_SECONDS", 0.0)
+    with pytest.raises(StoreUnavailable):
+        await known.find(read_key(text) or "")
+    assert await known.find(other.caller.id) == other
+
+
+async def test_no_more_keys_are_kept_in_sight_than_one_query_takes(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "MAX_KNOWN", 3)
+    made = [(await gateways.keys.create(NEW))[0] for _ in range(5)]
+    known = KeyCache(gateways.keys)
+    for key in made:
+        assert await known.find(key.caller.id) == key
+    assert list(known._known) == [key.caller.id for key in made[2:]]
+
+
+async def test_beyond_a_number_of_unknown_keys_more_are_told_to_come_back_at_once(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = asyncio.Event()
+    find = KeyStore.find
+
+    async def slow(self: KeyStore, id: str) -> object:
+        await go_on.wait()
+        return await find(self, id)
+
+    monkeypatch.setattr(KeyStore, "find", slow)
+    wrong = [f"Bearer mk-{number:08}-{'A' * 43}" for number in range(200)]
+    strangers = [asyncio.create_task(gateways.one.authenticate(each)) for each in wrong]
+    done, waiting = await asyncio.wait(strangers, timeout=1.0)
+    assert len(waiting) == cache.MAX_UNKNOWN
+    for each in done:
+        error = each.exception()
+        assert isinstance(error, StoreUnavailable)
+        assert error.retry_after_s
+    # Those whose clients leave make room.
+    _, text = await gateways.keys.create(NEW)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert len(gateways.one._keys._asking_unknown) == cache.UNKNOWN_AT_ONCE
+    go_on.set()
+    assert await gateways.one.authenticate(f"Bearer {text}")
+    async with asyncio.timeout(10):
+        while gateways.one._keys._asking_unknown:
+            await asyncio.sleep(0)
+
+
+async def test_an_unknown_key_is_not_waited_for_without_end(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "UNKNOWN_SECONDS", 0.1)
+    hanging = asyncio.Event()
+
+    async def hang(self: KeyStore, id: str) -> object:
+        return await hanging.wait()
+
+    monkeypatch.setattr(KeyStore, "find", hang)
+    wrong = [f"Bearer mk-{number:08}-{'A' * 43}" for number in range(cache.UNKNOWN_AT_ONCE)]
+    strangers = [asyncio.create_task(gateways.one.authenticate(each)) for each in wrong]
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable):
+        async with asyncio.timeout(10):
+            await gateways.one.authenticate(f"Bearer mk-stranger-{'A' * 43}")
+    for each in strangers:
+        each.cancel()
+    await asyncio.gather(*strangers, return_exceptions=True)
 
 
 async def test_requests_with_one_key_ask_the_database_once(
@@ -383,6 +490,36 @@ async def test_only_what_was_drawn_is_charged(
     assert key.rejected == (0 if charged else 1)
 
 
+@pytest.mark.parametrize(
+    ("error", "drawn", "goes_on", "charged"),
+    [
+        (QueueFull("full"), 3, False, 6.0),
+        (RuntimeError("a bug"), 0, False, 0.0),
+        (RuntimeError("a bug"), 1, False, 2.0),
+        (DeadlineExceeded("late"), 3, False, 8.0),
+        (asyncio.CancelledError(), 3, False, 8.0),
+        (asyncio.CancelledError(), 3, True, 6.0),
+        (asyncio.CancelledError(), 0, True, 0.0),
+    ],
+)
+async def test_of_several_pictures_those_that_were_drawn_are_charged(
+    gateways: Gateways, error: BaseException, drawn: int, goes_on: bool, charged: float
+) -> None:
+    caller = await gateways.caller(compute_s_per_day=100.0)
+
+    async def draw() -> None:
+        async with gateways.one.admit(caller, images=4, compute_s=8.0) as admission:
+            admission.drawn, admission.goes_on = drawn, goes_on
+            raise error
+
+    with pytest.raises(type(error)):
+        await draw()
+    await gateways.one.close()
+    [key] = await gateways.keys.list()
+    assert (key.used_compute_s, key.used_images) == (charged, charged / 2)
+    assert key.rejected == (0 if charged or goes_on else 1)
+
+
 async def test_what_no_waiting_would_let_in_is_denied_rather_than_delayed(gateways: Gateways) -> None:
     caller = await gateways.caller(concurrent_images=2, compute_s_per_day=10.0)
     for images, compute_s in ((3, 1.0), (1, 11.0)):
@@ -413,6 +550,67 @@ async def test_usage_of_all_gateways_is_added_up_and_shown(gateways: Gateways) -
     assert (shown[limited.id].used_images, shown[limited.id].used_compute_s) == (1, 1.0)
 
 
+@pytest.mark.parametrize("how", ["the writer is stopped", "the database is slow"])
+async def test_usage_that_is_written_though_nobody_waits_for_it_is_counted_once(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    caller = await gateways.caller()
+    log = UsageLog(gateways.keys._database)
+    writing, go_on, add = asyncio.Event(), asyncio.Event(), usage.add_usage
+
+    async def slow(*arguments: Any, **values: Any) -> None:
+        await add(*arguments, **values)
+        writing.set()
+        while not go_on.is_set():
+            # As a driver that waits on for the server, whoever has left.
+            with suppress(asyncio.CancelledError):
+                await go_on.wait()
+
+    monkeypatch.setattr(usage, "add_usage", slow)
+    if how == "the database is slow":
+        monkeypatch.setattr(database, "ANSWER_SECONDS", 0.05)
+    log.add(caller.id, images=1)
+    flushing = asyncio.create_task(log.flush())
+    await writing.wait()
+    if how == "the writer is stopped":
+        flushing.cancel()
+    [left] = await asyncio.gather(flushing, return_exceptions=True)
+    assert isinstance(left, asyncio.CancelledError | StoreUnavailable)
+    monkeypatch.undo()
+    go_on.set()
+    store = gateways.keys._database
+    async with asyncio.timeout(20):
+        while store._tasks:
+            await asyncio.sleep(0.01)
+    store._is_failing = False
+    await log.flush()
+    [key] = await gateways.keys.list()
+    assert key.used_images == 1
+
+
+async def test_usage_that_could_not_be_written_is_written_later(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = await gateways.caller()
+    log = UsageLog(gateways.keys._database)
+
+    async def fail(*_: Any, **__: Any) -> None:
+        raise OSError("gone")
+
+    log.add(caller.id, images=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(usage, "add_usage", fail)
+        with pytest.raises(StoreUnavailable):
+            await log.flush()
+    # Refused at once, for the database is not asked again so soon.
+    with pytest.raises(StoreUnavailable):
+        await log.flush()
+    gateways.keys._database._is_failing = False
+    await log.flush()
+    [key] = await gateways.keys.list()
+    assert key.used_images == 1
+
+
 async def test_without_its_database_known_keys_go_on_and_unknown_ones_are_unavailable(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,7 +620,9 @@ async def test_without_its_database_known_keys_go_on_and_unknown_ones_are_unavai
     await access.authenticate(f"Bearer {text}")
     database = access._limits._database
 
-    async def no_answer(work: object) -> object:
+    async def no_answer(work: object, settled: Callable[[bool], None] | None = None) -> object:
+        if settled is not None:
+            settled(False)
         raise StoreUnavailable("the database does not answer", retry_after_s=1.0)
 
     monkeypatch.setattr(database, "read", no_answer)

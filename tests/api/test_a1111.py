@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import math
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from PIL import Image
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.runs import Run
+from mezzotint.serve.wire import Drawn
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
 
 SMALL = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 2}
@@ -178,6 +181,27 @@ async def test_a_mask_keeps_what_is_black(server: Gate) -> None:
         ("txt2img", {**SMALL, "batch_size": 11}, 400, "batch_size"),
         ("txt2img", {**SMALL, "batch_size": 5, "n_iter": 5}, 400, "batch_size"),
         ("txt2img", {**SMALL, "override_settings": {"sd_model_checkpoint": "v1-5"}}, 404, "v1-5"),
+        ("txt2img", {**SMALL, "cfg_scale": 99}, 400, "cfg_scale"),
+        ("txt2img", {**SMALL, "width": 100}, 400, "nearest that is served is 96x64"),
+        ("txt2img", {**SMALL, "seed": 2**63}, 400, "seed"),
+        (
+            "img2img",
+            {**SMALL, "init_images": [picture()], "denoising_strength": 2},
+            400,
+            "denoising_strength",
+        ),
+        (
+            "img2img",
+            {**SMALL, "init_images": [picture()], "denoising_strength": 0.1},
+            400,
+            "denoising_strength",
+        ),
+        (
+            "img2img",
+            {**SMALL, "init_images": [picture()], "mask": picture((32, 48), "L")},
+            400,
+            "mask must have the picture's size, 64x64 pixels, not 32x48",
+        ),
         ("img2img", SMALL, 400, "init_images"),
         ("img2img", {**SMALL, "init_images": []}, 400, "init_images"),
         ("img2img", {**SMALL, "init_images": ["~"]}, 400, "init_images"),
@@ -192,7 +216,27 @@ async def test_a_refusal_has_a1111s_shape_and_names_the_field(
 ) -> None:
     response = await server.client.post(f"/sdapi/v1/{path}", json=fields)
     assert response.status_code == status
-    assert named in error_of(response)["detail"]
+    detail = error_of(response)["detail"]
+    assert named in detail
+    assert not re.search(r"guidance_scale|(?<!denoising_)strength|preview_every|uint8", detail)
+
+
+async def test_previews_further_apart_than_there_are_steps_are_no_mistake(server: Gate) -> None:
+    await server.json(
+        "POST",
+        "/sdapi/v1/txt2img",
+        json={**SMALL, "override_settings": {"show_progress_every_n_steps": 1000}},
+    )
+
+
+async def test_a1111s_own_defaults_for_a_mask_say_nothing_without_one(server: Gate) -> None:
+    defaults = {"inpainting_fill": 0, "inpaint_full_res": True, "mask_round": False}
+    asked = {**SMALL, **defaults, "steps": 4, "init_images": [picture()]}
+    answer = await server.json("POST", "/sdapi/v1/img2img", json=asked)
+    assert len(answer["images"]) == 1
+    response = await server.client.post("/sdapi/v1/img2img", json={**asked, "mask": picture(mode="L")})
+    assert response.status_code == 400
+    assert "inpainting_fill" in error_of(response)["detail"]
 
 
 async def test_a_body_that_is_no_json_is_refused_in_a1111s_shape(server: Gate) -> None:
@@ -234,6 +278,34 @@ async def test_progress_tells_of_the_running_request_and_interrupt_ends_it(serve
     assert answer["images"] == []
     assert json.loads(answer["info"])["interrupted"] is True
     assert (await server.json("GET", "/sdapi/v1/progress"))["state"]["job_count"] == 0
+
+
+async def test_after_an_interruption_the_lists_in_info_go_along_with_the_pictures(
+    server: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+
+    class Watched(Run):
+        def __init__(self, plates: Any) -> None:
+            super().__init__(plates)
+            kept.append(self)
+
+        async def _take(self, number: int, event: Any) -> None:
+            # The second is the only one to finish.
+            if number == 1 or not isinstance(event, Drawn):
+                await super()._take(number, event)
+            if 1 in self.drawn:
+                self.interrupt()
+
+    monkeypatch.setattr("mezzotint.serve.api.a1111.Run", Watched)
+    asked = {**SMALL, "seed": 7, "batch_size": 3, "negative_prompt": "blue"}
+    answer = await server.json("POST", "/sdapi/v1/txt2img", json=asked)
+    info = json.loads(answer["info"])
+    assert (len(kept), len(answer["images"]), info["interrupted"]) == (1, 1, True)
+    assert read_receipt(base64.b64decode(answer["images"][0])).seed == 8
+    assert (info["all_seeds"], info["all_subseeds"]) == ([8], [8])
+    assert (info["all_prompts"], info["all_negative_prompts"]) == (["a lighthouse"], ["blue"])
+    assert len(info["infotexts"]) == 1
 
 
 async def test_the_lists_that_clients_ask_for_on_their_start_are_there(server: Gate) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import httpx
 import pytest
 
 from mezzotint.backends.fake import FakeBackend
+from mezzotint.errors import GenerationFailed
+from mezzotint.serve.access import access
+from mezzotint.serve.access.admission import Admission
+from mezzotint.serve.access.limits import Limits
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores.keys import KeyStore, NewKey
+from mezzotint.serve.wire import Order, WireEvent
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
 
 JOBS = "/v1/images/jobs"
@@ -113,6 +119,106 @@ async def test_jobs_beyond_a_keys_concurrency_wait_for_it(server: Gate, make_key
     assert begun <= 2 * len(jobs)
     response = await server.client.post(JOBS, json={**SMALL, "n": 2}, headers=mine)
     assert (response.status_code, response.json()["error"]["param"]) == (403, "n")
+
+
+@pytest.mark.parametrize("path", ["generations", "generations, streamed", "jobs", "txt2img"])
+async def test_of_a_request_that_fails_what_was_drawn_is_charged(
+    server: Gate, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    mine = await make_key("mine", compute_s_per_day=100.0)
+    admissions: list[Admission] = []
+    monkeypatch.setattr(
+        access, "Admission", lambda images: admissions.append(Admission(images)) or admissions[-1]
+    )
+    replicas = server.services.gateway._replicas
+    original = replicas.generate
+
+    async def fail_after_the_first(order: Order) -> AsyncGenerator[WireEvent]:
+        while order.request.seed == 12 and not any(each.drawn for each in admissions):
+            await asyncio.sleep(0.01)
+        if order.request.seed == 12:
+            raise GenerationFailed("no usable picture")
+        async for event in original(order):
+            yield event
+
+    monkeypatch.setattr(replicas, "generate", fail_after_the_first)
+    if path == "jobs":
+        await reached(server, mine, await create(server, mine, n=2), "failed")
+    elif path == "txt2img":
+        wanted = {"prompt": "a", "width": 64, "height": 64, "steps": 2, "seed": 11, "batch_size": 2}
+        await server.client.post("/sdapi/v1/txt2img", json=wanted, headers=mine)
+    else:
+        body = {**SMALL, "n": 2, "stream": "streamed" in path}
+        await server.client.post("/v1/images/generations", json=body, headers=mine)
+    assert await used_images(server) == 1
+
+
+async def used_images(server: Gate) -> int:
+    await server.services.access._usage.flush()
+    [key] = await KeyStore(server.services.database).list()
+    return key.used_images
+
+
+async def test_of_a_job_that_is_given_back_the_rest_is_not_charged_twice(
+    server: Gate, make_key: MakeKey
+) -> None:
+    mine = await make_key("mine", compute_s_per_day=100.0)
+    job = await create(server, mine, **LONG, n=2)
+    await until(lambda: begun_by(server, mine, job), "a step")
+    await server.services.runner.__aexit__(None, None, None)
+    assert (await server.services.jobs.get(job["id"])).state == "queued"
+    assert await used_images(server) == 0
+
+
+async def test_of_a_job_whose_lease_is_lost_the_rest_is_not_charged_twice(
+    server: Gate, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = await make_key("mine", compute_s_per_day=100.0)
+
+    async def not_held(*_: object, **__: object) -> bool:
+        return False
+
+    monkeypatch.setattr(server.services.jobs, "set_image", not_held)
+    job = await create(server, mine)
+    await reached(server, mine, job, "failed")
+    assert await used_images(server) == 0
+
+
+async def test_a_job_that_its_owner_cancels_is_charged(server: Gate, make_key: MakeKey) -> None:
+    mine = await make_key("mine", compute_s_per_day=100.0)
+    job = await create(server, mine, **LONG, n=2)
+    await until(lambda: begun_by(server, mine, job), "a step")
+    await server.client.delete(f"{JOBS}/{job['id']}", headers=mine)
+    await reached(server, mine, job, "cancelled")
+    assert await used_images(server) == 2
+
+
+async def begun_by(server: Gate, key: dict[str, str], job: dict[str, Any]) -> bool:
+    told = await server.json("GET", f"{JOBS}/{job['id']}", headers=key)
+    return bool(told["state"] == "running" and told["progress"])
+
+
+async def test_an_interruption_before_a_request_is_let_in_is_not_lost(
+    server: Gate, make_key: MakeKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = await make_key("mine", concurrent_images=1)
+    taking, go_on = asyncio.Event(), asyncio.Event()
+    take = Limits.take
+
+    async def slow(self: Limits, *arguments: Any) -> str:
+        taking.set()
+        await go_on.wait()
+        return await take(self, *arguments)
+
+    monkeypatch.setattr(Limits, "take", slow)
+    wanted = {"prompt": "a", "width": 64, "height": 64, "steps": 2}
+    drawing = asyncio.create_task(server.client.post("/sdapi/v1/txt2img", json=wanted, headers=mine))
+    await taking.wait()
+    await server.json("POST", "/sdapi/v1/interrupt", headers=mine)
+    go_on.set()
+    answer: httpx.Response = await drawing
+    assert answer.json()["images"] == []
+    assert json.loads(answer.json()["info"])["interrupted"] is True
 
 
 async def test_asking_for_jobs_is_within_the_keys_rate(server: Gate, make_key: MakeKey) -> None:

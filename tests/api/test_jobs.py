@@ -8,7 +8,7 @@ import io
 import json
 import math
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,19 @@ from PIL import Image
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
-from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
+from mezzotint.serve.jobs import runner
 from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.stores import janitor
+from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.job import FINAL
+from mezzotint.serve.stores.job_rows import MAX_LOST
 from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.wire import Order, WireEvent
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
 
 JOBS = "/v1/images/jobs"
@@ -158,6 +163,36 @@ async def test_an_edit_starts_from_its_pictures(server: Gate) -> None:
     assert receipt.mask_sha256
 
 
+async def test_the_pictures_of_a_job_that_waited_long_are_there_until_it_is_forgotten(
+    tmp_path: Path, replica: EngineReplica
+) -> None:
+    settings = settings_of(tmp_path, job_ttl_s=3_600.0)
+    async with gate(settings, replica) as server:
+        services = server.services
+        services.runner._full_until = math.inf
+        image = png(np.full((64, 64, 3), 90, np.uint8))
+        job = await create(server, image=image, strength=0.5, n=2)
+        services.database.now.follow(Clock(services.database.now() + 5 * 86_400.0, steady()))
+        services.runner._full_until = 0.0
+        assert (await ended(server, job))["state"] == "done"
+        services.database.now.follow(Clock(services.database.now() + 3_000.0, steady()))
+        await janitor.sweep(services.database, services.jobs, services.images, settings.job_ttl_s)
+        assert read_receipt(await picture(server, job, 1)).strength == 0.5
+        services.database.now.follow(Clock(services.database.now() + 1_000.0, steady()))
+        await janitor.sweep(services.database, services.jobs, services.images, settings.job_ttl_s)
+        assert list((tmp_path / "images").iterdir()) == []
+
+
+async def test_a_job_that_is_not_taken_leaves_no_picture(tmp_path: Path, replica: EngineReplica) -> None:
+    async with gate(settings_of(tmp_path, max_jobs=1), replica) as server:
+        server.services.runner._full_until = math.inf
+        await create(server)
+        image = png(np.full((64, 64, 3), 90, np.uint8))
+        response = await server.client.post(JOBS, json={**SMALL, "image": image})
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
+        assert list((tmp_path / "images").iterdir()) == []
+
+
 async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
     async def post(**fields: Any) -> httpx.Response:
         return await server.client.post(
@@ -167,6 +202,14 @@ async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
     first, second, other = await post(), await post(), await post(n=2)
     assert first.json()["id"] == second.json()["id"]
     assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
+    # The official client would send it again otherwise.
+    assert other.headers["x-should-retry"] == "false"
+
+
+async def test_to_ask_a_job_for_no_stream_is_to_ask_for_nothing(server: Gate) -> None:
+    await create(server, stream=False)
+    response = await server.client.post(JOBS, json={**SMALL, "stream": True})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")
 
 
 async def test_events_tell_everything_once_and_end(server: Gate) -> None:
@@ -284,6 +327,39 @@ async def test_a_job_whose_model_fails_tells_why(server: Gate) -> None:
 async def test_the_deadline_counts_from_creation(server: Gate) -> None:
     done = await ended(server, await create(server, **LONG, deadline_s=0.3))
     assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+async def test_a_job_that_ends_every_replica_fails_and_another_is_drawn(
+    server: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MIN_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    replicas = server.services.gateway._replicas
+    original, ended_replicas = replicas.generate, 0
+
+    async def lose(order: Order) -> AsyncGenerator[WireEvent]:
+        nonlocal ended_replicas
+        if order.request.prompt == "end":
+            ended_replicas += 1
+            raise ReplicaLost("lost")
+        async for event in original(order):
+            yield event
+
+    monkeypatch.setattr(replicas, "generate", lose)
+    broken, sound = await create(server, prompt="end", n=2), await create(server)
+    told = await ended(server, broken)
+    assert (told["state"], told["error"]["code"]) == ("failed", "generation_failed")
+    # Each time its pictures were sent once, and once more.
+    assert ended_replicas <= 2 * 2 * (MAX_LOST + 1)
+    assert (await ended(server, sound))["state"] == "done"
+
+
+async def test_a_job_without_a_deadline_takes_longer_than_a_request_may(
+    tmp_path: Path, replica: EngineReplica
+) -> None:
+    async with gate(settings_of(tmp_path, deadline_s=0.3), replica) as server:
+        job = await create(server, num_inference_steps=100)
+        assert (await ended(server, job))["state"] == "done"
 
 
 async def test_a_full_engine_makes_jobs_wait_and_fails_none(tmp_path: Path) -> None:

@@ -199,6 +199,23 @@ async def test_a_size_that_is_not_served_is_answered_with_the_nearest_that_is(
     assert again.status_code == 200
 
 
+@pytest.mark.parametrize("path", [GENERATIONS, "/v1/images/jobs", "/sdapi/v1/txt2img"])
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ('{"prompt": "a", "seed": 1, "seed": 2}', "seed"),
+        ('{"prompt": "a", "seed": 1, "se\\u0065d": 1}', "seed"),
+        ('{"prompt": "a", "override_settings": {"b": 1, "b": 1}}', "b"),
+    ],
+)
+async def test_a_field_that_json_holds_twice_is_refused_by_its_name(
+    client: httpx.AsyncClient, path: str, body: str, named: str
+) -> None:
+    answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert f"{named} is given more than once" in answer.text
+
+
 async def test_null_is_as_good_as_left_out(client: httpx.AsyncClient) -> None:
     fields = ("n", "size", "quality", "response_format", "background", "user", "seed", "loras", "stream")
     answer = await client.post(GENERATIONS, json={"prompt": "a", **dict.fromkeys(fields)})
@@ -346,6 +363,20 @@ async def test_a_broken_form_is_refused(client: httpx.AsyncClient, kind: str, bo
     error_of(answer)
 
 
+async def test_a_part_of_a_form_that_is_too_much_is_413_and_named(client: httpx.AsyncClient) -> None:
+    long = {"prompt": "a" * 70_000}
+    answer = await client.post(EDITS, data=long, files={"image": png()})
+    assert (answer.status_code, error_of(answer)["param"]) == (413, "prompt")
+    assert "65,536 bytes" in error_of(answer)["message"]
+    files = [("image[]", (f"{number}.png", b"")) for number in range(18)]
+    answer = await client.post(EDITS, data={"prompt": "a"}, files=files)
+    assert (answer.status_code, error_of(answer)["param"]) == (413, "image[]")
+    assert "17 files" in error_of(answer)["message"]
+    many = {f"field{number:02}": "" for number in range(65)}
+    answer = await client.post(EDITS, data=many, files={"image": png()})
+    assert (answer.status_code, error_of(answer)["param"]) == (413, "field64")
+
+
 async def test_a_file_that_is_no_picture_is_415(client: httpx.AsyncClient) -> None:
     for data in (b"", b"GIF89a", b"<svg/>", png()[:50]):
         answer = await client.post(VARIATIONS, files={"image": ("picture.png", data, "image/png")})
@@ -353,9 +384,12 @@ async def test_a_file_that_is_no_picture_is_415(client: httpx.AsyncClient) -> No
 
 
 async def test_a_mask_has_the_pictures_size(client: httpx.AsyncClient) -> None:
-    files = {"image": png(), "mask": png(64, 64)}
+    buffer = io.BytesIO()
+    PilImage.new("RGBA", (64, 64)).save(buffer, "PNG")
+    files = {"image": png(), "mask": buffer.getvalue()}
     answer = await client.post(EDITS, data={"prompt": "a"}, files=files)
     assert (answer.status_code, error_of(answer)["param"]) == (400, "mask")
+    assert error_of(answer)["message"] == "mask must have the picture's size, 128x128 pixels, not 64x64"
 
 
 async def test_a_file_that_is_too_long_is_413_before_it_has_been_read(services: Services) -> None:

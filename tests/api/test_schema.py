@@ -2,9 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx
+import pytest
+
+from mezzotint.backends.fake import FakeBackend
+from tests.access.test_routes import OPEN
 from tests.api.fuzz import fuzz
+from tests.api.inprocess import gate, replica_of, settings_of
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    settings = settings_of(tmp_path)
+    replica = replica_of(settings, FakeBackend())
+    async with gate(settings, replica) as server:
+        yield server.client
+    replica.close()
+
+
+async def test_the_document_says_how_a_key_is_sent_and_where_none_is_asked_for(
+    client: httpx.AsyncClient,
+) -> None:
+    document = (await client.get("/openapi.json")).json()
+    schemes = document["components"]["securitySchemes"]
+    assert {(each["type"], each.get("scheme") or each["name"]) for each in schemes.values()} == {
+        ("http", "bearer"),
+        ("http", "basic"),
+        ("apiKey", "X-API-Key"),
+    }
+    assert {name for each in document["security"] for name in each} == set(schemes)
+    without = {
+        path
+        for path, operations in document["paths"].items()
+        for operation in operations.values()
+        if operation.get("security") == []
+    }
+    assert without == OPEN
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "asked"),
+    [
+        ("GET", "/imagine", {"params": {"prompt": "a", "seed": 1}}),
+        ("GET", "/imagine", {"params": {"prompt": ""}}),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "a"}}),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "a", "deadline_s": 1e-9}}),
+        ("POST", "/v1/images/jobs", {"json": {"prompt": "a"}}),
+        ("POST", "/sdapi/v1/txt2img", {"json": {"prompt": "a"}}),
+        ("PUT", "/imagine", {}),
+        ("GET", "/healthz", {}),
+    ],
+)
+async def test_every_header_of_ours_is_in_the_document(
+    client: httpx.AsyncClient, method: str, path: str, asked: dict[str, Any]
+) -> None:
+    document = (await client.get("/openapi.json")).json()
+    response = await client.request(method, path, **asked)
+    operation = document["paths"][path].get(method.lower()) or next(iter(document["paths"][path].values()))
+    declared = {name.lower() for name in operation["responses"][str(response.status_code)]["headers"]}
+    ours = ("x-request-id", "x-mezzotint", "x-should", "retry-after", "etag", "location", "allow")
+    assert {name for name in response.headers if name.startswith(ours)} <= declared
+
+
+async def test_the_document_knows_both_names_of_a_picture(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    body = paths["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert {"image", "image[]", "mask", "mask[]", "prompt"} <= set(body["properties"])
+    assert body["required"] == ["prompt"]
+    assert body["allOf"] == [{"anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}]
 
 
 def test_generated_requests_get_no_5xx_and_no_status_that_the_document_does_not_name(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def test_a_config_can_be_built_where_no_ray_runs() -> None:
         (Settings(replicas=2, max_replicas=4), 0, 8, {"num_cpus": 2, "num_gpus": 0}),
         (Settings(replicas=2), 2, 8, {"num_cpus": 4, "num_gpus": 1.0}),
         (Settings(replicas=2), 1, 8, {"num_cpus": 4, "num_gpus": 0.5}),
+        (Settings(replicas=3), 2, 9, {"num_cpus": 3, "num_gpus": 0.5}),
+        (Settings(replicas=6), 4, 12, {"num_cpus": 2, "num_gpus": 0.5}),
         (Settings(device="cpu"), 1, 8, {"num_cpus": 8, "num_gpus": 0}),
         (Settings(threads=3), 0, 8, {"num_cpus": 3, "num_gpus": 0}),
         (

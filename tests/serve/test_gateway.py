@@ -17,10 +17,12 @@ from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import (
     DeadlineExceeded,
+    DeadlineUnreachable,
     GenerationFailed,
     MezzotintError,
     ModelLoading,
     QueueFull,
+    ReplicaLost,
     ShuttingDown,
 )
 from mezzotint.serve.gateway import Gateway, Replicas, open_gateway
@@ -88,7 +90,13 @@ def two(**options: Any) -> dict[str, FakeBackend]:
 
 
 @pytest.mark.parametrize(
-    "fault", [ModelLoading("lost"), ShuttingDown("closing"), QueueFull("full", retry_after_s=1.0)]
+    "fault",
+    [
+        ModelLoading("none"),
+        ReplicaLost("lost"),
+        ShuttingDown("closing"),
+        QueueFull("full", retry_after_s=1.0),
+    ],
 )
 async def test_what_one_replica_cannot_take_is_drawn_by_another_and_the_same(fault: MezzotintError) -> None:
     async with gateway_over(two()) as (gateway, several):
@@ -112,7 +120,61 @@ async def test_a_second_loss_is_told_and_not_a_third_attempt_made() -> None:
         assert sorted(several.asked) == ["a", "b"]
 
 
-async def test_what_a_lost_replica_had_waits_for_room_on_another() -> None:
+async def test_a_loss_while_drawing_is_told_as_one_though_no_other_replica_is_ready() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        plate = await gateway.prepare(GenerationRequest("a", steps=1))
+        faults: list[MezzotintError] = [ReplicaLost("lost"), ModelLoading("none")]
+
+        async def lose(order: Order) -> AsyncGenerator[WireEvent]:
+            raise faults.pop(0)
+            yield
+
+        several.generate = lose  # type: ignore[method-assign]
+        with pytest.raises(ReplicaLost):
+            await gateway.draw(plate)
+        assert faults == []
+
+
+async def test_a_replica_that_is_lost_after_the_picture_has_nothing_drawn_again() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        plate = await gateway.prepare(GenerationRequest("a", steps=1))
+        original, asked = several.generate, 0
+
+        async def lose_after(order: Order) -> AsyncGenerator[WireEvent]:
+            nonlocal asked
+            asked += 1
+            async for event in original(order):
+                yield event
+            raise ReplicaLost("lost")
+
+        several.generate = lose_after  # type: ignore[method-assign]
+        events = [event async for event in gateway.stream(plate)]
+        assert [isinstance(event, Drawn) for event in events].count(True) == 1
+        assert asked == 1
+
+
+async def test_who_takes_the_picture_only_after_the_deadline_hears_of_no_deadline() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        plate = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=2.0))
+        original, drawn = several.generate, 0
+
+        async def never_end(order: Order) -> AsyncGenerator[WireEvent]:
+            async for event in original(order):
+                yield event
+            await asyncio.Event().wait()
+
+        several.generate = never_end  # type: ignore[method-assign]
+        async for event in gateway.stream(plate):
+            if isinstance(event, Drawn):
+                drawn += 1
+                await asyncio.sleep(plate.deadline - time.monotonic() + 0.01)
+        assert drawn == 1
+
+
+@pytest.mark.parametrize(
+    "full", [QueueFull("full", retry_after_s=0.05), DeadlineUnreachable("too long", retry_after_s=0.05)]
+)
+async def test_what_a_lost_replica_had_waits_for_room_on_another(full: MezzotintError) -> None:
     async with gateway_over(two()) as (gateway, several):
         plate = await gateway.prepare(GenerationRequest("a", steps=1))
         asked: list[str] = []
@@ -123,7 +185,7 @@ async def test_what_a_lost_replica_had_waits_for_room_on_another() -> None:
             if len(asked) == 1:
                 raise ModelLoading("lost")
             if len(asked) < 4:
-                raise QueueFull("full", retry_after_s=0.05)
+                raise full
             async for event in original(order):
                 yield event
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from inspect import iscoroutinefunction
 from typing import Any
@@ -19,12 +19,14 @@ from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, QueueFull, ShuttingDown
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.http import build_http
 from mezzotint.serve.inprocess import InProcessReplicas
+from mezzotint.serve.plate import Plate, draw_the_same
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import open_services
-from mezzotint.serve.wire import Drawn, Order, Refused, WireEvent
+from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
 
 FAULT_PROMPT = "break the device"
 SETTINGS = Settings(deadline_s=60.0)
@@ -40,6 +42,11 @@ class OneReplica(InProcessReplicas):
         self.full = False
         self.closing = 0
         self.requests: list[ResolvedRequest] = []
+        self.others: list[EngineReplica] = []
+        self.drawing: EngineReplica | None = None
+
+    async def reports(self) -> list[Report]:
+        return [await each.report() for each in (self.replica, *self.others)]
 
     async def info(self) -> BackendInfo:
         if self.loading:
@@ -57,7 +64,7 @@ class OneReplica(InProcessReplicas):
             self.closing -= 1
             yield Refused.from_error(ShuttingDown("the engine is closing"))
             return
-        async for event in super().generate(order):
+        async for event in (self.drawing or self.replica).generate(order):
             yield event
 
 
@@ -137,7 +144,10 @@ REFUSALS = {
     "an unknown field": ({"prompt": "a", "stepz": "3"}, "stepz"),
     "a width off the grid": ({"prompt": "a", "width": "100"}, "width"),
     "a width in words": ({"prompt": "a", "width": "wide"}, "width"),
-    "too large": ({"prompt": "a", "size": "8192x8192"}, "width"),
+    "too large": ({"prompt": "a", "size": "8192x8192"}, "size"),
+    "too many pixels by the sides": ({"prompt": "a", "width": "2048", "height": "2048"}, "width"),
+    "a size off the grid": ({"prompt": "a", "size": "100x100"}, "size"),
+    "a width of hundreds of digits": ({"prompt": "a", "width": "9" * 400, "height": "64"}, "width"),
     "no size": ({"prompt": "a", "size": "big"}, "size"),
     "two ways to say the size": ({"prompt": "a", "size": "64x64", "width": "64"}, "size"),
     "no steps": ({"prompt": "a", "steps": "0"}, "steps"),
@@ -163,6 +173,14 @@ async def test_a_bad_field_is_400_and_named(client: httpx.AsyncClient, case: str
     assert param in error["message"]
 
 
+@pytest.mark.parametrize("fields", [{"size": "100x60"}, {"width": "100", "height": "60"}])
+async def test_a_size_that_is_not_served_is_answered_with_the_nearest_that_is(
+    client: httpx.AsyncClient, fields: dict[str, str]
+) -> None:
+    error = error_of(await client.get("/imagine", params={"prompt": "a", **fields}))
+    assert error["message"].endswith("the nearest that is served is 96x64")
+
+
 async def test_another_model_than_the_served_one_is_404(client: httpx.AsyncClient) -> None:
     assert (await client.get("/imagine", params={"prompt": "a", "model": "fake"})).status_code == 200
     response = await client.get("/imagine", params={"prompt": "a", "model": "sdxl"})
@@ -170,9 +188,61 @@ async def test_another_model_than_the_served_one_is_404(client: httpx.AsyncClien
     assert (error_of(response)["code"], error_of(response)["param"]) == ("model_not_found", "model")
 
 
-async def test_a_field_given_twice_is_refused(client: httpx.AsyncClient) -> None:
-    response = await client.get("/imagine?prompt=a&seed=1&seed=2")
-    assert (response.status_code, error_of(response)["param"]) == (400, "seed")
+@pytest.mark.parametrize(
+    ("method", "path", "param"),
+    [
+        ("GET", "/imagine?prompt=a&seed=1&seed=2", "seed"),
+        ("GET", "/imagine?prompt=a&api-version=1", "api-version"),
+        ("POST", "/v1/images/generations?seed=1", "seed"),
+        ("POST", "/v1/images/edits?n=2", "n"),
+        ("GET", "/v1/models?limit=2", "limit"),
+        ("GET", "/v1/models?api-version=1&api-version=2", "api-version"),
+        ("GET", "/v1/images/jobs?stat=done", "stat"),
+        ("GET", "/v1/images/jobs?limit=2&limit=3", "limit"),
+        ("POST", "/v1/images/jobs?n=2", "n"),
+        ("GET", "/v1/images/jobs/a/images/0?format=png", "format"),
+        ("GET", "/v1/images/files/a.png?format=png", "format"),
+        ("GET", "/v1/capabilities?model=a", "model"),
+        ("GET", "/metrics?name=a", "name"),
+        ("GET", "/openapi.json?v=1", "v"),
+    ],
+)
+async def test_a_field_of_a_query_that_is_not_known_or_given_twice_is_refused(
+    client: httpx.AsyncClient, method: str, path: str, param: str
+) -> None:
+    body = {"json": {"prompt": "a"}} if method == "POST" else {}
+    response = await client.request(method, path, **body)
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+
+
+async def test_a1111s_routes_refuse_an_unknown_field_of_a_query_in_their_own_shape(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.get("/sdapi/v1/progress?skip_image=1")
+    assert (response.status_code, response.json()["detail"]) == (400, "unknown field 'skip_image'")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models?api-version=2025-04-01",
+        "/v1/images/jobs?limit=2&state=done",
+        "/sdapi/v1/progress?skip_current_image=true",
+        "/healthz?probe=1",
+        "/readyz?probe=1",
+    ],
+)
+async def test_a_known_field_of_a_query_and_whatever_a_probe_adds_are_let_pass(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    assert (await client.get(path)).status_code == 200
+
+
+async def test_open_web_ui_may_add_its_version_to_an_edit(client: httpx.AsyncClient) -> None:
+    response = await client.post(
+        "/v1/images/edits?api-version=2025-04-01", data={"prompt": "a"}, files={"image": b"no picture"}
+    )
+    assert response.status_code == 415
 
 
 @pytest.mark.parametrize(
@@ -188,6 +258,23 @@ async def test_a_wrong_route_or_method_has_the_same_shape(
 ) -> None:
     response = await client.request(method, path)
     assert (response.status_code, error_of(response)["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/images/jobs", "GET, POST"),
+        ("/v1/images/jobs/a", "DELETE, GET"),
+        ("/v1/images/generations", "POST"),
+        ("/sdapi/v1/options", "GET, POST"),
+        ("/healthz", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_that_the_path_takes(
+    client: httpx.AsyncClient, path: str, allowed: str
+) -> None:
+    response = await client.put(path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
 
 
 async def test_a_failure_of_the_device_is_500_and_not_to_be_repeated(client: httpx.AsyncClient) -> None:
@@ -307,7 +394,29 @@ async def test_a_given_seed_makes_the_answer_cacheable_and_304_without_drawing(
     for named in (etag, f'"x", {etag}', etag.removeprefix("W/"), "*"):
         known = await client.get("/imagine", params=fields, headers={"If-None-Match": named})
         assert (known.status_code, known.content, known.headers["etag"]) == (304, b"", etag)
+    several = [("If-None-Match", '"x"'), ("If-None-Match", etag)]
+    assert (await client.get("/imagine", params=fields, headers=several)).status_code == 304
     assert len(replicas.requests) == drawn
+
+
+@pytest.mark.parametrize(
+    ("accept", "events"),
+    [
+        ("text/event-stream", True),
+        ("Text/Event-Stream; q=0.5, image/png", True),
+        ("image/*;q=0.8,text/event-stream;q=1.0", True),
+        ("text/event-stream;q=0, image/png", False),
+        ("text/event-stream; Q=0.000", False),
+        ("text/event-streams", False),
+        ("*/*", False),
+    ],
+)
+async def test_events_are_answered_where_accept_names_them_and_wants_them(
+    client: httpx.AsyncClient, accept: str, events: bool
+) -> None:
+    fields = {"prompt": "a", "steps": "1"}
+    response = await client.get("/imagine", params=fields, headers={"Accept": accept})
+    assert response.headers["content-type"].startswith("text/event-stream" if events else "image/png")
 
 
 @pytest.mark.parametrize("change", [{"seed": "6"}, {"steps": "3"}, {"format": "webp"}, {"prompt": "b"}])
@@ -316,6 +425,88 @@ async def test_another_picture_has_another_etag(client: httpx.AsyncClient, chang
     first = await client.get("/imagine", params=fields)
     other = await client.get("/imagine", params=fields | change)
     assert first.headers["etag"] != other.headers["etag"]
+
+
+PLATE = Plate(Order(resolve(GenerationRequest("a", seed=1), FAKE_LIMITS)), ANYONE, FakeBackend().info, 0.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"revision": "2"},
+        {"backend": "other"},
+        {"device": "cuda:0"},
+        {"dtype": "bf16"},
+        {"versions": {"torch": "99"}},
+    ],
+)
+def test_whatever_makes_another_picture_makes_another_etag(change: dict[str, Any]) -> None:
+    other = replace(PLATE, info=replace(PLATE.info, **change))
+    assert other.etag != PLATE.etag
+    assert not draw_the_same(other.info, PLATE.info)
+
+
+@pytest.mark.parametrize("change", [{"compression": 5}, {"format": "webp"}])
+def test_the_same_picture_in_another_file_has_another_etag(change: dict[str, Any]) -> None:
+    assert replace(PLATE, order=replace(PLATE.order, **change)).etag != PLATE.etag
+
+
+@pytest.mark.parametrize("change", [{"limits": replace(FAKE_LIMITS, max_steps=9)}, {"max_width": 1}])
+def test_what_makes_the_same_picture_makes_the_same_etag(change: dict[str, Any]) -> None:
+    other = replace(PLATE, info=replace(PLATE.info, **change))
+    assert other.etag == PLATE.etag
+    assert draw_the_same(other.info, PLATE.info)
+
+
+@pytest.fixture
+def next_replica() -> Iterator[EngineReplica]:
+    """Another revision of the model."""
+    backend = FakeBackend()
+    backend._info = replace(backend.info, revision="2")
+    replica = EngineReplica(Settings(), Engine(backend), name="next")
+    yield replica
+    replica.close()
+
+
+async def test_once_the_replicas_are_of_another_model_the_old_etag_is_drawn_anew(
+    replicas: OneReplica, next_replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mezzotint.serve.gateway.REPORT_SECONDS", 3600)
+    fields = {"prompt": "a", "seed": "5", "steps": "2"}
+    async with open_services(SETTINGS, replicas) as services:
+        transport = httpx.ASGITransport(build_http(services))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            first = await client.get("/imagine", params=fields)
+            old = {"If-None-Match": first.headers["etag"]}
+            assert (await client.get("/imagine", params=fields, headers=old)).status_code == 304
+
+            # Both are there: whose picture it would be is not known.
+            replicas.others = [next_replica]
+            await services.gateway.look()
+            mixed = await client.get("/imagine", params=fields, headers=old)
+            assert mixed.status_code == 200
+            revision = read_receipt(mixed.content).revision
+            assert (mixed.headers["etag"] == first.headers["etag"]) == (revision == "1")
+
+            replicas.replica, replicas.others = next_replica, []
+            services.gateway._fleet.forget("here")
+            await services.gateway.look()
+            anew = await client.get("/imagine", params=fields, headers=old)
+            assert (anew.status_code, read_receipt(anew.content).revision) == (200, "2")
+            new = {"If-None-Match": anew.headers["etag"]}
+            assert (await client.get("/imagine", params=fields, headers=new)).status_code == 304
+
+
+async def test_an_etag_names_what_was_drawn_and_not_what_was_expected(
+    client: httpx.AsyncClient, replicas: OneReplica, next_replica: EngineReplica
+) -> None:
+    fields = {"prompt": "a", "seed": "5", "steps": "2"}
+    first = await client.get("/imagine", params=fields)
+    # Before the gateway has heard of it.
+    replicas.drawing = next_replica
+    second = await client.get("/imagine", params=fields)
+    assert first.headers["etag"] != second.headers["etag"]
 
 
 async def test_without_a_seed_nothing_is_kept(client: httpx.AsyncClient) -> None:

@@ -39,6 +39,15 @@ async def test_when_no_gateway_answers_the_client_is_told_to_come_back(app: ASGI
     assert response.headers["x-should-retry"] == "true"
 
 
+@pytest.mark.parametrize(("sent", "told"), [({"retry-after": "7"}, 7), ({}, 2)])
+async def test_when_every_gateway_is_full_the_client_is_told_so_and_when_to_come_back(
+    sent: dict[str, str], told: int
+) -> None:
+    response = await ask(PlainTextResponse("too many requests", 429, sent))
+    assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
+    assert int(response.headers["retry-after"]) == told
+
+
 @pytest.mark.parametrize(
     "answer",
     [JSONResponse({"error": {"code": "job_not_found"}}, 404), PlainTextResponse("mezzotint_up 1", 200)],

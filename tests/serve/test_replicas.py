@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 
 from mezzotint.backends.fake import FAKE_LIMITS
 from mezzotint.core import GenerationRequest, resolve
-from mezzotint.errors import MezzotintError, ModelLoading, QueueFull
+from mezzotint.errors import MezzotintError, ModelLoading, QueueFull, ReplicaLost
 from mezzotint.serve.wire import Order
 
 
@@ -40,26 +42,93 @@ class RefusingHandle:
 
 REFUSALS: dict[str, tuple[tuple[object, ...], type[MezzotintError]]] = {
     "BackPressureError": ((9, 8), QueueFull),
-    "RayActorError": ((), ModelLoading),
     "DeploymentUnavailableError": (("engine",), ModelLoading),
+    "ReplicaUnavailableError": (("a",), ModelLoading),
 }
+
+
+def order() -> Order:
+    return Order(resolve(GenerationRequest("a"), FAKE_LIMITS))
 
 
 @pytest.mark.filterwarnings("ignore")  # of Ray's own, when it is imported
 @pytest.mark.parametrize("name", REFUSALS)
 async def test_what_ray_refuses_is_told_as_an_error_that_will_pass(name: str) -> None:
-    import ray.exceptions
     from ray.serve import exceptions
 
     from mezzotint.serve.routing import RayReplicas
 
     arguments, kind = REFUSALS[name]
-    raised = getattr(exceptions, name, None) or getattr(ray.exceptions, name)
-    handle = RefusingHandle(raised(*arguments))
+    handle = RefusingHandle(getattr(exceptions, name)(*arguments))
     with pytest.raises(kind) as refused:
         await RayReplicas(handle).info()
     assert refused.value.retry_after_s
     with pytest.raises(kind) as refused:
-        await anext(RayReplicas(handle).generate(Order(resolve(GenerationRequest("a"), FAKE_LIMITS))))
+        await anext(RayReplicas(handle).generate(order()))
     assert refused.value.retry_after_s
     assert handle.cancelled == 1
+
+
+def every_loss() -> list[type[Exception]]:
+    """Every error that Ray has, but those of a replica's own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.exceptions import RayError, RayTaskError
+
+    found, new = set(), {RayError}
+    while new:
+        found |= new
+        new = {each for kind in new for each in kind.__subclasses__()} - found
+    return sorted(
+        (kind for kind in found if not issubclass(kind, RayTaskError)), key=lambda kind: kind.__name__
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", every_loss(), ids=lambda kind: kind.__name__)
+async def test_whatever_ray_loses_is_told_as_a_lost_replica(kind: type[Exception]) -> None:
+    from mezzotint.serve.routing import RayReplicas
+
+    # What its own constructor takes is Ray's.
+    handle = RefusingHandle(kind.__new__(kind))
+    with pytest.raises(ModelLoading):
+        await RayReplicas(handle).info()
+    with pytest.raises(ReplicaLost) as lost:
+        await anext(RayReplicas(handle).generate(order()))
+    assert lost.value.retry_after_s
+
+
+@pytest.mark.filterwarnings("ignore")
+async def test_what_a_replicas_own_code_raised_is_no_loss() -> None:
+    from ray.exceptions import RayTaskError
+
+    from mezzotint.serve.routing import RayReplicas
+
+    handle = RefusingHandle(RayTaskError("generate", "a traceback", ValueError("a bug")))
+    with pytest.raises(RayTaskError):
+        await anext(RayReplicas(handle).generate(order()))
+
+
+@pytest.mark.filterwarnings("ignore")
+async def test_a_gateway_waits_for_a_replica_whatever_ray_loses_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    from mezzotint.serve import gateway
+    from mezzotint.serve.routing import RayReplicas
+
+    handle = RefusingHandle(OutOfMemoryError("killed"))
+    asked = asyncio.Event()
+
+    async def wait(_: float) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(gateway.asyncio, "sleep", wait)
+    starting = asyncio.create_task(gateway.Gateway(RayReplicas(handle), 1.0).start())
+    asking = asyncio.create_task(asked.wait())
+    await asyncio.wait({starting, asking}, return_when=asyncio.FIRST_COMPLETED)
+    assert asked.is_set()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import QueueFull, SettingInvalid, StoreUnavailable
 from mezzotint.serve.stores import database as module
+from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import Database, open_database
 from mezzotint.serve.stores.tables import metadata, rates
 from tests.stores.postgres import PostgresServer
@@ -218,6 +219,17 @@ async def test_a_server_that_hangs_holds_nobody_up_for_long(
                 process.resume()
         await until_it_answers(database)
         assert await rows(database) == ["before"]
+
+
+async def test_gateways_follow_postgresqls_clock_and_no_other(database_url: str) -> None:
+    async with open_database(database_url) as database:
+        assert isinstance(database.now, Clock)
+        right = database.now()
+        database.now.follow(Clock(right + 3_600.0, steady()))
+        assert database.now() - right > 3_000.0
+        await database.set_clock()
+        off = database.now() - right
+        assert 0 <= off < 60 if database.is_postgresql else off > 3_000.0
 
 
 async def test_the_time_goes_on_evenly_whatever_the_machines_clock_says(

@@ -69,3 +69,24 @@ async def test_every_store_is_swept_while_the_service_runs(
                 await jobs.get(old.id)
             with pytest.raises(ImageNotFound):
                 await images.get(picture)
+
+
+async def test_what_fails_in_a_round_keeps_nothing_else_from_being_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with (
+        open_database(f"sqlite+aiosqlite:///{tmp_path}/test.db") as database,
+        open_images(str(tmp_path / "images"), -10.0, database.now) as images,
+    ):
+        jobs = JobStore(database, max_jobs=10)
+        for part in ("settle", "forget_progress"):
+            monkeypatch.setattr(JobStore, part, fail)
+        old = await jobs.create(NewJob("alice", {}))
+        await jobs.cancel(old.id)
+        await images.put(b"picture", "png")
+        await janitor.sweep(database, jobs, images, -10.0)
+        assert await jobs.page("alice") == []
+        assert list((tmp_path / "images").iterdir()) == []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, replace
 
 import pytest
 
 from mezzotint.errors import IdempotencyConflict, InvalidRequest, JobNotFound, QueueFull
+from mezzotint.serve.stores import job_rows
 from mezzotint.serve.stores.database import Database, open_database
-from mezzotint.serve.stores.job import FINAL, STATES, TRANSITIONS, NewJob
+from mezzotint.serve.stores.job import FINAL, STATES, TRANSITIONS, Job, NewJob
+from mezzotint.serve.stores.job_rows import MAX_LOST
 from mezzotint.serve.stores.jobs import JobStore
 
 LEASE = 30.0
@@ -72,6 +74,24 @@ async def test_a_job_is_drawn_from_creation_to_its_pictures(stores: Stores) -> N
     ]
     assert done.finished is not None
     assert await kinds(stores.one, made.id) == ["queued", "running", "done"]
+
+
+async def test_a_job_over_which_replicas_are_lost_again_and_again_fails(stores: Stores) -> None:
+    job = await stores.one.create(NEW)
+    for lost in range(1, MAX_LOST + 1):
+        assert await stores.one.claim("runner", LEASE)
+        assert await stores.one.release(job.id, "runner", 0.0, lost=True)
+        left = await stores.other.get(job.id)
+        assert (left.state, left.lost) == ("queued", lost)
+    assert await stores.one.claim("runner", LEASE)
+    # To find no room is no loss.
+    assert await stores.one.release(job.id, "runner", 0.0)
+    assert await stores.one.claim("runner", LEASE)
+    assert await stores.one.release(job.id, "runner", 0.0, lost=True)
+    failed = await stores.other.get(job.id)
+    assert failed.error is not None
+    assert (failed.state, failed.error["code"]) == ("failed", "generation_failed")
+    assert (await kinds(stores.one, job.id))[-1] == "failed"
 
 
 async def test_a_failed_jobs_error_is_kept_and_told(stores: Stores) -> None:
@@ -209,7 +229,7 @@ async def test_a_job_that_waited_past_its_deadline_fails(stores: Stores) -> None
     assert found.id == swept.id
     assert await stores.one.release(swept.id, "runner", 0.0)
     stores.clock.ahead = 51.0
-    await stores.one.sweep(1_000.0)
+    await stores.one.settle()
     for id in (claimed.id, swept.id):
         failed = await stores.one.get(id)
         assert failed.error is not None
@@ -307,26 +327,73 @@ async def test_an_event_of_no_job_is_refused(stores: Stores) -> None:
 
 
 async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stores: Stores) -> None:
-    old, running = await stores.one.create(NEW), await stores.one.create(NEW)
+    dropped: list[str] = []
+
+    async def drop(names: Collection[str]) -> None:
+        dropped.extend(names)
+
+    old = await stores.one.create(replace(NEW, request={"prompt": "a", "image": "upload", "mask": None}))
+    running = await stores.one.create(NEW)
     await stores.one.claim("runner", 100_000.0)
     await stores.one.append_event(old.id, "progress", {})
     await stores.one.set_image(old.id, "runner", 0, "name", {})
     await stores.one.finish(old.id, "runner", "done")
     await stores.one.claim("runner", 100_000.0)
-    assert await stores.one.sweep(10_000.0) == 0
+    await stores.one.forget_progress()
+    assert "progress" in await kinds(stores.one, old.id)
     stores.clock.ahead = 5_000.0
-    assert await stores.one.sweep(10_000.0) == 0
+    assert await stores.one.forget(10_000.0, drop) == 0
+    assert dropped == []
+    await stores.one.forget_progress()
     # How it went is told no more, but how it ended.
     assert await kinds(stores.one, old.id) == ["queued", "running", "done"]
     stores.clock.ahead = 10_001.0
     last = await stores.one.last_event_id()
-    assert await stores.one.sweep(10_000.0) == 1
+    assert await stores.one.forget(10_000.0, drop) == 1
+    assert dropped == ["upload", "name"]
     with pytest.raises(JobNotFound):
         await stores.one.get(old.id)
     assert await kinds(stores.one, old.id) == []
     assert (await stores.one.get(running.id)).state == "running"
     # An event's number is never given out again.
     assert await stores.one.append_event(running.id, "progress", {}) > last
+
+
+async def test_progress_is_forgotten_in_batches_and_all_of_it(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_rows, "SWEEP_BATCH", 3)
+    made = [await stores.one.create(replace(NEW, deadline_s=1.0)) for _ in range(7)]
+    for job in made:
+        await stores.one.append_event(job.id, "progress", {})
+    # All of them end at the same moment.
+    stores.clock.ahead = 2.0
+    await stores.one.settle()
+    stores.clock.ahead = 5_000.0
+    await stores.one.forget_progress()
+    for job in made:
+        assert await kinds(stores.one, job.id) == ["queued", "failed"]
+
+
+async def test_progress_that_is_forgotten_is_not_looked_for_again(stores: Stores) -> None:
+    async def end_one() -> Job:
+        job = await stores.one.create(NEW)
+        await stores.one.claim("runner", LEASE)
+        await stores.one.finish(job.id, "runner", "done")
+        await stores.one.append_event(job.id, "progress", {})
+        return job
+
+    first = await end_one()
+    stores.clock.ahead = 5_000.0
+    await stores.one.forget_progress()
+    assert await kinds(stores.one, first.id) == ["queued", "running", "done"]
+    # What only a look at all that ever ended would find.
+    await stores.one.append_event(first.id, "progress", {})
+    second = await end_one()
+    stores.clock.ahead = 10_000.0
+    await stores.one.forget_progress()
+    assert (await kinds(stores.one, first.id))[-1] == "progress"
+    assert (await kinds(stores.one, second.id))[-1] == "done"
 
 
 async def test_text_of_any_kind_comes_back_as_it_was(stores: Stores) -> None:

@@ -135,7 +135,10 @@ async def read_and_answer(scope: Any, receive: Any, send: Any) -> None:
 
 async def test_a_body_that_stalls_or_trickles_is_given_up() -> None:
     assert await Sent((0, b"a"), (0, b"b")).through(pause_s=5) == 200
-    assert await Sent((0, b"a"), (60, b"b")).through(pause_s=0.05) == 408
+    stalled = Sent((0, b"a"), (60, b"b"))
+    assert await stalled.through(pause_s=0.05) == 408
+    # Nothing was begun: it may be sent again.
+    assert (b"x-should-retry", b"true") in stalled.messages[0]["headers"]
     trickle = [(0.03, b"a")] * 50
     assert await Sent(*trickle).through(pause_s=0.2) == 408
 
@@ -163,6 +166,8 @@ async def test_only_the_listed_origins_may_call_from_a_browser(client: httpx.Asy
     assert allowed.headers["x-request-id"]
     other = await client.options("/v1/images/generations", headers={"origin": "https://b.example", **ask})
     assert "access-control-allow-origin" not in other.headers
+    assert (other.status_code, code_of(other)) == (400, "invalid_value")
+    assert other.json()["error"]["message"] == "disallowed cors origin"
     # A page must be able to read why it was refused.
     refused = await client.post("/v1/images/generations", content=b"x" * 100_001, headers={"origin": ORIGIN})
     assert refused.headers["access-control-allow-origin"] == ORIGIN

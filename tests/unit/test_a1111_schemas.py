@@ -107,6 +107,7 @@ def test_a_number_must_be_one(name: str, value: object) -> None:
 def test_the_files_format_and_the_model_are_settings() -> None:
     fields = Txt2Img(prompt="a", override_settings={"samples_format": "jpg", "sd_model_checkpoint": "demo"})
     assert (fields.format, fields.model) == ("jpeg", "demo")
+    assert Txt2Img(prompt="a", override_settings={"samples_format": None}).format == "png"
     with pytest.raises(InvalidRequest, match="samples_format"):
         _ = Txt2Img(prompt="a", override_settings={"samples_format": "avif"}).format
 

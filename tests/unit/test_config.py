@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from mezzotint import config
 from mezzotint.cli.main import run
-from mezzotint.config import Settings, find_settings, load_settings, shown
+from mezzotint.config import OTHER_VARIABLES, Settings, find_settings, load_settings, shown
 from mezzotint.errors import SettingInvalid
 
 
@@ -159,6 +161,16 @@ def test_a_file_that_cannot_be_read_is_told_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(SettingInvalid, match="cannot be read: is a directory"):
         load_settings(tmp_path / "folder.toml")
+
+
+def test_what_the_commands_read_from_the_environment_stops_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(config.__file__).parent / "cli"
+    read = {name for file in folder.glob("*.py") for name in re.findall(r'envvar="(\w+)"', file.read_text())}
+    assert "MEZZOTINT_API_KEY" in read
+    assert read <= OTHER_VARIABLES
+    for name in read:
+        monkeypatch.setenv(name, "anything")
+    assert load_settings() == Settings()
 
 
 def test_a_variable_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

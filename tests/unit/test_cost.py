@@ -97,3 +97,35 @@ def test_with_nothing_measured_sharing_is_assumed_to_pay() -> None:
     cost = StepCost(8)
     assert cost.knee(SMALL) > 1
     assert cost.seconds(SMALL, 2) > cost.seconds(SMALL, 1) > 0
+
+
+def seconds_of(width: int) -> float:
+    """What a pass of `SMALL` really takes."""
+    return measured(CURVE).seconds(SMALL, width)
+
+
+def test_a_stalled_pass_narrows_the_knee_for_a_while_and_not_for_ever() -> None:
+    cost = measured(CURVE)
+    widest = cost.knee(SMALL)
+    assert widest > 1
+    for width in (1, 2, widest):
+        for _ in range(3):
+            cost.observe(SMALL, width, seconds_of(width))
+    while cost.knee(SMALL) == widest:
+        cost.observe(SMALL, widest, 100 * cost.seconds(SMALL, widest))
+    # From now on a full queue runs what the knee allows, and every pass takes what it did before.
+    true = {width: seconds_of(width) for width in range(1, 9)}
+    for _ in range(5_000):
+        cost.observe(SMALL, cost.knee(SMALL), true[cost.knee(SMALL)])
+    assert cost.knee(SMALL) == widest
+
+
+def test_decoding_costs_by_the_pixel_and_one_stall_does_not_count() -> None:
+    cost = measured(CURVE)
+    assert cost.decode_seconds(SMALL) == 0.0
+    cost.observe_decode(SMALL, 0.1)
+    cost.observe_decode(SMALL, 100.0)
+    assert cost.decode_seconds(SMALL) == pytest.approx(0.11)
+    assert cost.decode_seconds(LARGE) == pytest.approx(
+        0.11 * LARGE.width * LARGE.height / (SMALL.width * SMALL.height)
+    )

@@ -269,6 +269,34 @@ def test_an_exception_a_backend_should_not_raise_fails_the_pass_and_not_the_engi
         engine.generate(ask(steps=5))
 
 
+class CrampedBackend(FakeBackend):
+    """Has memory for passes of three images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths: list[int] = []
+
+    def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
+        if len(request_ids) > 3:
+            raise GenerationFailed("a pass of the UNet ran out of memory; try a smaller size")
+        self.widths.append(len(request_ids))
+        return super().step(request_ids)
+
+
+def test_a_pass_that_is_too_wide_for_the_device_is_run_in_halves_and_nobody_fails() -> None:
+    with Engine(CrampedBackend()) as engine:
+        tickets = [engine.submit(ask(steps=4, seed=i)) for i in range(8)]
+        assert all(ticket.result(LIMIT_SECONDS) for ticket in tickets)
+
+
+def test_warm_up_stops_at_the_width_that_the_device_has_room_for() -> None:
+    backend = CrampedBackend()
+    with Engine(backend) as engine:
+        engine.warm_up()
+        assert max(backend.widths) == 2
+        assert engine.generate(ask()).width == 128
+
+
 def test_a_failing_preview_costs_the_preview_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     class Blind(FakeBackend):
         def preview(self, request_id: str) -> Pixels:

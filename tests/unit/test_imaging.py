@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import stat
+import zlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,6 +164,31 @@ def _png_without_receipt() -> bytes:
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequest, match="not a PNG"):
         read_receipt(data)
+
+
+@pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
+def test_whatever_is_wrong_with_a_file_its_receipt_is_refused_and_nothing_else_raised(format: str) -> None:
+    data, rng = bytearray(encode(image(), format)), np.random.default_rng(0)
+    for _ in range(300):
+        broken = bytearray(data)
+        for at in rng.integers(0, min(len(data), 200), 4):
+            broken[at] = rng.integers(0, 256)
+        with suppress(InvalidRequest):
+            assert read_receipt(bytes(broken)).width >= 0
+
+
+def test_a_header_of_a_billion_pixels_is_refused() -> None:
+    data = bytearray(_png_without_receipt())
+    data[16:24] = (32_000).to_bytes(4) * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    with pytest.raises(InvalidRequest):
+        read_receipt(bytes(data))
+
+
+@pytest.mark.parametrize("compression", [-1, 101, 50.5, True, float("nan")])
+def test_a_compression_that_is_no_whole_number_up_to_100_is_refused(compression: object) -> None:
+    with pytest.raises(InvalidRequest, match="compression"):
+        encode(image(), "png", compression)  # type: ignore[arg-type]
 
 
 def test_an_image_without_a_receipt_says_so() -> None:

@@ -146,6 +146,14 @@ def test_evaluations_are_counted_as_diffusers_cuts_timesteps(sampler: Any) -> No
                 assert (request.steps_taken, request.evaluations) == (taken, len(range(timesteps)[first:]))
 
 
+def test_painting_in_the_callers_array_later_changes_nothing() -> None:
+    painted = np.full((64, 64, 3), 9, np.uint8)
+    once = resolved(image=painted)
+    painted[:] = 0
+    assert once.image is not None
+    assert (once.image == 9).all()
+
+
 def test_resolving_again_changes_nothing() -> None:
     once = resolved(image=np.full((70, 90, 3), 9, np.uint8), mask=np.full((70, 90), 200, np.uint8))
     again = resolve(

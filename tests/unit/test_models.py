@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from mezzotint.models import (
     write_manifest,
 )
 from mezzotint.models.loading import load_backend
-from mezzotint.models.manifest import check_manifest
+from mezzotint.models.manifest import check_manifest, fingerprint
 from mezzotint.samplers import SAMPLERS
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -176,9 +178,30 @@ def test_a_catalogue_model_loads_from_its_variants_files(installed_sdxl: Path) -
 
 
 def test_a_folder_without_a_manifest_loads_unverified_and_with_one_is_known_by_it(folder: Path) -> None:
-    assert load(folder).info.revision == "unverified"
+    assert re.fullmatch("unverified-[0-9a-f]{16}", load(folder).info.revision)
     write_manifest(folder)
     assert len(load(folder).info.revision) == 16
+
+
+@pytest.mark.parametrize("name", ["", WEIGHTS])
+def test_unverified_weights_of_the_same_size_are_told_apart_wherever_they_lie(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    os.utime(copy / WEIGHTS, (0, 0))
+    assert fingerprint(copy / name) == fingerprint(folder / name)
+    weights = bytearray((folder / WEIGHTS).read_bytes())
+    header = 8 + int.from_bytes(weights[:8], "little")
+    # As in a fine-tune: the same header, and every weight a little different.
+    weights[header::2] = bytes(value ^ 1 for value in weights[header::2])
+    (copy / WEIGHTS).write_bytes(weights)
+    assert fingerprint(copy / name) != fingerprint(folder / name)
+
+
+def test_a_folder_with_a_renamed_file_is_another_model(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
+    (copy / WEIGHTS).rename((copy / WEIGHTS).with_name("other.safetensors"))
+    assert fingerprint(copy) != fingerprint(folder)
 
 
 def test_a_unet_of_its_own_takes_the_place_of_its_bases(installed_sdxl: Path, home: Path) -> None:

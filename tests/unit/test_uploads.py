@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image as PilImage
 
 from mezzotint.errors import InvalidRequest, MezzotintError, PayloadTooLarge, UnsupportedImage
-from mezzotint.imaging.uploads import decode_base64, read_mask, read_upload
+from mezzotint.imaging.uploads import _is_endless_jpeg, decode_base64, read_mask, read_upload
 
 MAX_PIXELS = 1_000_000
 HALVES = np.zeros((24, 40, 3), np.uint8)
@@ -42,15 +42,15 @@ def halves(mode: str = "RGB") -> PilImage.Image:
     return PilImage.fromarray(HALVES).convert(mode)
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def bomb(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds nothing of it."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+    body = png_chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + body + png_chunk(b"IEND", b"")
 
 
 def webp_bomb() -> bytes:
@@ -90,6 +90,18 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
     data = file(PilImage.fromarray(grey), "PNG")
     assert np.array_equal(read(data)[..., 1], np.arange(256, dtype=np.uint8).reshape(16, 16))
     assert np.array_equal(mask(data), np.arange(256, dtype=np.uint8).reshape(16, 16))
+
+
+@pytest.mark.parametrize("key", [1, 256, 1000, 65_535])
+def test_a_grey_of_sixteen_bits_that_is_declared_transparent_is_that_one_alone(key: int) -> None:
+    greys = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    greys[0, 0] = key
+    plain = file(PilImage.fromarray(greys), "PNG")
+    # After the header, whose length is fixed.
+    declared = plain[:33] + png_chunk(b"tRNS", struct.pack(">H", key)) + plain[33:]
+    expected = np.where(greys == key, 255, greys // 257)
+    assert np.array_equal(read(declared)[..., 0], expected)
+    assert np.array_equal(mask(declared, redraw="transparent"), np.where(greys == key, 255, 0))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -159,6 +171,35 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
     scan = data.rindex(b"\xff\xda")
     with pytest.raises(UnsupportedImage):
         read(data[:-2] + data[scan:-2] * 100 + data[-2:])
+
+
+@pytest.mark.parametrize(
+    "hiding", [b"\xff\x02\xff\xff", b"\xff\xd0\xff\xff", b"\xff\x01\xff\xff", b"\xff" * 9]
+)
+def test_a_jpegs_scans_are_not_hidden_by_what_is_no_segment(hiding: bytes) -> None:
+    data = SAMPLES["jpeg progressive"]
+    scan = data.rindex(b"\xff\xda")
+    assert _is_endless_jpeg(data[:-2] + hiding + data[scan:-2] * 100 + data[-2:])
+
+
+def test_a_jpeg_of_endless_segments_is_refused() -> None:
+    data = SAMPLES["jpeg"]
+    with pytest.raises(UnsupportedImage):
+        read(data[:2] + b"\xff\xfe\x00\x02" * 10_000 + data[2:])
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg progressive"])
+def test_what_phones_append_to_a_jpeg_does_not_spoil_it(name: str) -> None:
+    film = np.random.default_rng(1).bytes(5_000_000)
+    # As many bytes hold by chance more of what would begin a scan than a picture may have.
+    assert film.count(b"\xff\xda") > 64
+    assert np.array_equal(read(SAMPLES[name] + film), read(SAMPLES[name]))
+
+
+def test_a_thumbnail_within_a_jpeg_is_not_taken_for_its_scans() -> None:
+    data, thumbnail = SAMPLES["jpeg"], b"\xff\xda" * 1000
+    segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2) + thumbnail
+    assert np.array_equal(read(data[:2] + segment + data[2:]), read(data))
 
 
 @pytest.mark.parametrize(

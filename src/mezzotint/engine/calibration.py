@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Iterator
 
 from mezzotint.backends.base import Backend
 from mezzotint.core import ResolvedRequest
+from mezzotint.errors import MezzotintError
 
 __all__ = ["PASSES", "measure_passes"]
+
+logger = logging.getLogger(__name__)
 
 # Measuring may take about this long; a slow device measures only the narrow widths.
 CALIBRATION_SECONDS = 10.0
@@ -19,20 +23,28 @@ PASSES = 5
 def measure_passes(backend: Backend, request: ResolvedRequest, max_width: int) -> Iterator[tuple[int, float]]:
     """Yields (width, median seconds of a pass) for widths 1, 2, 4 … `max_width`, all images `request`.
 
-    Each width runs all of the request's evaluations. Must run on the loop's thread.
+    Each width runs all of the request's evaluations. Must run on the loop's thread. Ends before the first
+    width that the device has no room for.
 
     Raises:
-        MezzotintError: the model cannot take a step.
+        MezzotintError: the model cannot take a step even for one image.
     """
     ids = [f"calibration-{i}" for i in range(max_width)]
     began = time.perf_counter()
     width = 1
     try:
         while width <= max_width:
-            for request_id in ids[:width]:
-                backend.release(request_id)
-                backend.start(request_id, request)
-            yield width, _median_pass(backend, ids[:width], request.evaluations)
+            try:
+                for request_id in ids[:width]:
+                    backend.release(request_id)
+                    backend.start(request_id, request)
+                seconds = _median_pass(backend, ids[:width], request.evaluations)
+            except MezzotintError as error:
+                if width == 1:
+                    raise
+                logger.warning("passes of %d images fail and are not made: %s", width, error)
+                return
+            yield width, seconds
             # The next width takes about twice as long; stop rather than run over.
             if 3 * (time.perf_counter() - began) > CALIBRATION_SECONDS:
                 return

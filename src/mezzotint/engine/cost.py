@@ -19,6 +19,11 @@ __all__ = ["StepCost"]
 KNEE_SHARE = 0.9
 # Weight of the newest observation: steady against one slow pass, moved by a dozen.
 SMOOTHING = 0.1
+# One pass counts for no more than this many times what was expected: it may have been the machine's fault.
+SURPRISE = 2.0
+# What was learnt of a width that is wider than those that run fades with each of their passes, so that it is
+# tried again: what it once cost, it need not cost for ever.
+FADING = 0.001
 # Keys whose corrections are kept; the one that was run longest ago goes first.
 MAX_KEYS = 256
 # Before anything is measured: half of a lone image's pass is overhead that company shares.
@@ -37,6 +42,7 @@ class StepCost:
         # What follows from the factors, until the next observation: the scheduler asks for every request.
         self._known: dict[tuple[BatchKey, int], float] = {}
         self._knees: dict[BatchKey, int] = {}
+        self._decode_seconds_a_pixel = 0.0
 
     @property
     def is_measured(self) -> bool:
@@ -59,9 +65,25 @@ class StepCost:
         if width not in factors:
             factors[width] = None
             return
-        before, now = factors[width], seconds / self._guess(key, width)
-        factors[width] = now if before is None else before + SMOOTHING * (now - before)
+        before = factors[width]
+        expected = self.seconds(key, width) / self._guess(key, width)
+        now = min(seconds / self._guess(key, width), SURPRISE * expected)
+        factors[width] = latest = now if before is None else before + SMOOTHING * (now - before)
+        for wider, factor in factors.items():
+            if wider > width and factor is not None and factor > latest:
+                factors[wider] = factor + FADING * (latest - factor)
         self._forget()
+
+    def observe_decode(self, key: BatchKey, seconds: float) -> None:
+        """Decoding one image took `seconds`."""
+        before, now = self._decode_seconds_a_pixel, seconds / (key.width * key.height)
+        # The first pays for memory that later ones find ready, but nothing better is known.
+        now = min(now, SURPRISE * before) if before else now
+        self._decode_seconds_a_pixel = before + (SMOOTHING if before else 1.0) * (now - before)
+
+    def decode_seconds(self, key: BatchKey) -> float:
+        """The expected seconds of decoding one image; 0 until one was."""
+        return self._decode_seconds_a_pixel * key.width * key.height
 
     def seconds(self, key: BatchKey, width: int) -> float:
         """The expected seconds of a pass of `width` images."""

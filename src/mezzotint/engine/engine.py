@@ -191,7 +191,8 @@ class Engine:
         """Draw one picture, event by event. Leaving the iteration cancels the request.
 
         Raises:
-            InvalidRequest, QueueFull, ShuttingDown: nothing was started. Later failures are events.
+            InvalidRequest, QueueFull, DeadlineUnreachable, ShuttingDown: at the first event; nothing was
+                started. Later failures are events.
         """
         ticket = self.submit(request)
         try:
@@ -317,7 +318,7 @@ class Engine:
         if not plan.rows:
             return
         began = time.perf_counter()
-        failed = self._run(plan)
+        failed = self._run(plan.rows)
         self._settle(plan, failed, time.perf_counter() - began)
 
     def _next_plan(self) -> Plan | None:
@@ -355,11 +356,19 @@ class Engine:
                     self._requests.start(request_id, warnings)
         return replace(plan, rows=tuple(each for each in plan.rows if each not in refused))
 
-    def _run(self, plan: Plan) -> Mapping[str, MezzotintError]:
+    def _run(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
+        """One evaluation for each; those that failed. A pass that fails as a whole is run again in halves, so
+        that what is wrong with one request, or with so wide a pass, is not its neighbours' end."""
         try:
-            return self._backend.step(plan.rows)
+            return self._backend.step(request_ids)
+        except MezzotintError as error:
+            if len(request_ids) == 1:
+                return {request_ids[0]: error}
+            logger.warning("a pass of %d images failed; it runs again in halves", len(request_ids))
         except Exception as error:
-            return dict.fromkeys(plan.rows, _as_error(error))
+            return dict.fromkeys(request_ids, _as_error(error))
+        half = len(request_ids) // 2
+        return {**self._run(request_ids[:half]), **self._run(request_ids[half:])}
 
     def _settle(self, plan: Plan, failed: Mapping[str, MezzotintError], seconds: float) -> None:
         previews = self._previews(plan, failed)

@@ -53,7 +53,10 @@ class RequestTable:
         request, deadline = ticket.request, ticket.deadline
         key, evaluations, tenant = batch_key(request), request.evaluations, request.tenant
         self._check_room(self.scheduler.seconds_of_work(key, evaluations), tenant)
-        eta_s = self.scheduler.seconds_until_done(key, evaluations, tenant)
+        standing = self.scheduler.outlook(
+            key, evaluations, ticket.submitted, tenant=tenant, priority=request.priority
+        )
+        eta_s = standing.eta_s
         # An assumed cost is no reason to refuse anyone.
         if self._cost.is_measured and request.deadline_s is not None and eta_s > request.deadline_s:
             raise DeadlineUnreachable(
@@ -61,7 +64,6 @@ class RequestTable:
                 param="deadline_s",
                 retry_after_s=max(eta_s - request.deadline_s, 1.0),
             )
-        position = self.scheduler.count(State.QUEUED) + self.scheduler.count(State.RUNNING)
         self.scheduler.submit(
             ticket.request_id,
             key,
@@ -72,7 +74,7 @@ class RequestTable:
             priority=request.priority,
         )
         self.tickets[ticket.request_id] = ticket
-        ticket.stream.put(Queued(ticket.request_id, position, eta_s))
+        ticket.stream.put(Queued(ticket.request_id, standing.position, eta_s))
 
     def _check_room(self, work_s: float, tenant: str) -> None:
         backlog, queued = self.scheduler.backlog_seconds(), self.scheduler.count(State.QUEUED)
@@ -107,8 +109,9 @@ class RequestTable:
             self.fail(request_id, DeadlineExceeded("the request's deadline passed"))
         if now >= self._queue_news_at:
             self._queue_news_at = now + QUEUE_NEWS_SECONDS
-            for request_id, position, eta_s in self.scheduler.waiting():
-                self.tickets[request_id].stream.put(Queued(request_id, position, eta_s))
+            for standing in self.scheduler.waiting(now):
+                news = Queued(standing.id, standing.position, standing.eta_s)
+                self.tickets[standing.id].stream.put(news)
         return plan
 
     def start(self, request_id: str, warnings: tuple[str, ...]) -> None:
@@ -157,6 +160,8 @@ class RequestTable:
             self._ended.append(request_id)
         elif isinstance(outcome, Image):
             now, started = time.monotonic(), ticket.started or ticket.submitted
+            if ticket.decoding is not None:
+                self._cost.observe_decode(batch_key(ticket.request), now - ticket.decoding)
             self.scheduler.finish(request_id)
             self._end(request_id, Done(request_id, outcome, started - ticket.submitted, now - started))
         else:

@@ -8,8 +8,9 @@ The rules of `plan`, in order:
 
 0. The passes are shared fairly among *tenants*: each is charged the seconds of its rows in a pass, less for
    high priority and more for low, and the one that was charged least goes first (start-time fair queuing;
-   Goyal, Vin and Cheng, 1996). One that comes, or comes back, starts level with the least charged. The rules
-   below order the requests of one tenant, and those of all while there is one.
+   Goyal, Vin and Cheng, 1996). One that comes, or comes back, starts level with the least charged; one that
+   wants less than its share saves up no more than `PATIENCE` passes. The rules below order the requests of
+   one tenant, and those of all while there is one.
 1. Requests share a pass when their `BatchKey`s are equal. Each key has a *window*: the requests that may run,
    no more than the key's knee (`cost.knee`), beyond which a wider pass buys no throughput.
 2. The window takes *overdue* requests first, in order of arrival; then those of higher priority; then those
@@ -32,15 +33,26 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from types import MappingProxyType
 from typing import Protocol
 
 from mezzotint.core import Priority, ResolvedRequest
+from mezzotint.engine.standing import Standing, seconds_of_work, standings
 
-__all__ = ["TRANSITIONS", "BatchKey", "Cost", "IllegalMove", "Plan", "Scheduler", "State", "batch_key"]
+__all__ = [
+    "TRANSITIONS",
+    "BatchKey",
+    "Cost",
+    "IllegalMove",
+    "Plan",
+    "Row",
+    "Scheduler",
+    "State",
+    "batch_key",
+]
 
 STRETCH = 8.0
 PATIENCE = 8
@@ -103,9 +115,13 @@ class Cost(Protocol):
 
     def knee(self, key: BatchKey) -> int: ...
 
+    def decode_seconds(self, key: BatchKey) -> float: ...
+
 
 @dataclass
-class _Row:
+class Row:
+    """A request that has not ended. `remaining` counts its evaluations that are left."""
+
     id: str
     key: BatchKey
     evaluations: int
@@ -120,8 +136,8 @@ class _Row:
 
 
 # The least goes first; `order` makes it unique.
-_Rank = tuple[int, float, int, int]
-_Ranked = tuple[_Rank, _Row]
+Rank = tuple[int, float, int, int]
+Ranked = tuple[Rank, Row]
 
 
 @dataclass(frozen=True)
@@ -151,7 +167,7 @@ class Scheduler:
         self._stretch = stretch
         self._patience = patience
         self._narrowing = narrowing
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, Row] = {}
         self._submitted = 0
         # Seconds of passes by tenant, for those that have requests here.
         self._charged: dict[str, float] = {}
@@ -173,7 +189,7 @@ class Scheduler:
         if id in self._rows or evaluations < 1:
             raise IllegalMove(f"cannot submit {id}: known already, or {evaluations} evaluations")
         self._submitted += 1
-        self._rows[id] = _Row(
+        self._rows[id] = Row(
             id, key, evaluations, now, deadline, self._submitted, evaluations, tenant, WEIGHTS[priority]
         )
         if tenant not in self._charged:
@@ -193,6 +209,9 @@ class Scheduler:
             row.remaining -= 1
             row.passed_over = 0
             self._charged[row.tenant] += self._charge(row, len(moved))
+            if row.remaining == 0:
+                self._charged[row.tenant] += self._cost.decode_seconds(row.key) / row.weight
+        self._level(plan, PATIENCE * self._cost.seconds(moved[0].key, len(moved)) if moved else 0.0)
         for id in plan.passed_over:
             if id in self._rows:
                 self._rows[id].passed_over += 1
@@ -236,8 +255,8 @@ class Scheduler:
             passed_over=tuple(row.id for w in windows for row in w if row.id not in rows),
         )
 
-    def _windows(self, now: float, skip: set[str]) -> list[list[_Row]]:
-        groups: dict[BatchKey, list[_Ranked]] = {}
+    def _windows(self, now: float, skip: set[str]) -> list[list[Row]]:
+        groups: dict[BatchKey, list[Ranked]] = {}
         for row in self._active():
             if row.id not in skip:
                 groups.setdefault(row.key, []).append((self._rank(row, now), row))
@@ -249,26 +268,26 @@ class Scheduler:
             windows.append([row for _, row in window])
         return windows
 
-    def _with_room(self, newcomers: list[_Ranked]) -> list[_Ranked]:
+    def _with_room(self, newcomers: list[Ranked]) -> list[Ranked]:
         """Those that may hold latents beside the requests that do."""
         held = Counter(row.tenant for row in self._rows.values() if row.state is not State.QUEUED)
         room = self._max_running - held.total()
         most = max(1, int(TENANT_SHARE * self._max_running))
-        chosen: list[_Ranked] = []
+        chosen: list[Ranked] = []
         for tenant in {row.tenant for _, row in newcomers}:
             own = [each for each in newcomers if each[1].tenant == tenant]
             chosen += heapq.nsmallest(min(room, most - held[tenant]), own)
         return self._fairly(chosen, room)
 
-    def _fairly(self, ranked: list[_Ranked], count: int) -> list[_Ranked]:
+    def _fairly(self, ranked: list[Ranked], count: int) -> list[Ranked]:
         """The first `count`, tenants taking turns: always the one that would be charged least so far."""
         if len(self._charged) == 1:
             return heapq.nsmallest(count, ranked)
-        queues: dict[str, deque[_Ranked]] = {}
+        queues: dict[str, deque[Ranked]] = {}
         for each in sorted(ranked):
             queues.setdefault(each[1].tenant, deque()).append(each)
         charged = dict(self._charged)
-        chosen: list[_Ranked] = []
+        chosen: list[Ranked] = []
         while queues and len(chosen) < count:
             tenant = min(queues, key=lambda t: (charged[t], queues[t][0][1].order))
             chosen.append(queues[tenant].popleft())
@@ -277,31 +296,40 @@ class Scheduler:
                 del queues[tenant]
         return chosen
 
-    def _charge(self, row: _Row, width: int) -> float:
+    def _charge(self, row: Row, width: int) -> float:
         """What a pass of `width` images costs the row's tenant for it."""
         return self._cost.seconds(row.key, width) / width / row.weight
 
-    def _rank(self, row: _Row, now: float) -> _Rank:
+    def _level(self, plan: Plan, credit: float) -> None:
+        """Whoever had places for all it has is owed `credit` seconds at most: it could not use its share."""
+        rode = set(plan.rows)
+        waiting = {row.tenant for row in self._active() if row.id not in rode}
+        charges = [self._charged[tenant] for tenant in waiting]
+        level = min(charges) if charges else max(self._charged.values(), default=0.0)
+        for tenant in self._charged.keys() - waiting:
+            self._charged[tenant] = max(self._charged[tenant], level - credit)
+
+    def _rank(self, row: Row, now: float) -> Rank:
         if now - row.arrived > self._stretch * self._alone(row):
             return (0, 0.0, 0, row.order)
         return (1, -row.weight, row.remaining, row.order)
 
-    def _worth(self, window: list[_Row], width: int, now: float) -> float:
+    def _worth(self, window: list[Row], width: int, now: float) -> float:
         gain = sum((1 + (now - row.arrived) / self._alone(row)) / row.remaining for row in window[:width])
         return gain / max(self._cost.seconds(window[0].key, width), 1e-9)
 
-    def _width(self, window: list[_Row], now: float) -> int:
+    def _width(self, window: list[Row], now: float) -> int:
         narrowest = max((i for i, row in enumerate(window, 1) if self._overtaken(row) >= 0), default=1)
         best = max(range(narrowest, len(window) + 1), key=lambda n: self._worth(window, n, now))
         full = len(window)
         gain = self._worth(window, best, now) / self._worth(window, full, now)
         return best if gain > self._narrowing else full
 
-    def _alone(self, row: _Row) -> float:
+    def _alone(self, row: Row) -> float:
         """The seconds the request would take by itself."""
         return max(row.evaluations * self._cost.seconds(row.key, 1), 1e-9)
 
-    def _overtaken(self, row: _Row) -> int:
+    def _overtaken(self, row: Row) -> int:
         """How often the row was passed over beyond what it bears; from 0 on, its turn is due."""
         return row.passed_over - (1 if row.state is State.QUEUED else self._patience)
 
@@ -319,55 +347,44 @@ class Scheduler:
         return sum(row.state is state for row in self._rows.values())
 
     def backlog_seconds(self, tenant: str | None = None) -> float:
-        """Seconds of passes until everything here is done (of one tenant alone), each key at its knee."""
-        rows = [row for row in self._active() if tenant in (None, row.tenant)]
-        return sum(self._seconds_of(row) for row in rows)
+        """Seconds of work until everything here is done (of one tenant alone), each key at its knee."""
+        return sum(self._seconds_of(row) for row in self._rows.values() if tenant in (None, row.tenant))
 
     def backlogs(self) -> dict[str, float]:
         """`backlog_seconds` of each tenant that has something here."""
         backlogs: dict[str, float] = {}
-        for row in self._active():
+        for row in self._rows.values():
             backlogs[row.tenant] = backlogs.get(row.tenant, 0.0) + self._seconds_of(row)
         return backlogs
 
-    def seconds_until_done(self, key: BatchKey, evaluations: int, tenant: str = "") -> float:
-        """What a request that came now would take: its own passes or, where that is longer, the work up to
-        its end.
+    def outlook(
+        self, key: BatchKey, evaluations: int, now: float, *, tenant: str = "", priority: Priority = "normal"
+    ) -> Standing:
+        """Where a request would stand that came now."""
+        row = Row(
+            "", key, evaluations, now, None, self._submitted + 1, evaluations, tenant, WEIGHTS[priority]
+        )
+        return next(standing for standing in self._standings(now, row) if standing.id == row.id)
 
-        That work is its own, that of its tenant's requests with no more evaluations left, and of every other
-        tenant's as much as of its tenant's, for the passes are shared fairly.
-        """
-        company = sum(row.key == key for row in self._active())
-        passes = evaluations * self._cost.seconds(key, min(company + 1, self._cost.knee(key)))
-        ahead: dict[str, float] = {}
-        for row in self._active():
-            if row.remaining <= evaluations:
-                ahead[row.tenant] = ahead.get(row.tenant, 0.0) + self._seconds_of(row)
-        own = ahead.pop(tenant, 0.0) + self.seconds_of_work(key, evaluations)
-        return max(passes, own + sum(min(seconds, own) for seconds in ahead.values()))
+    def waiting(self, now: float) -> list[Standing]:
+        """Where each queued request stands."""
+        return [standing for standing in self._standings(now) if standing.state is State.QUEUED]
 
     def seconds_of_work(self, key: BatchKey, evaluations: int) -> float:
-        """What a request adds to the backlog."""
-        knee = self._cost.knee(key)
-        return evaluations * self._cost.seconds(key, knee) / knee
+        """What a request adds to the backlog: its share of its passes, and its decoding."""
+        return seconds_of_work(self._cost, key, evaluations)
 
-    def waiting(self) -> list[tuple[str, int, float]]:
-        """Each queued request: id, how many are ahead of it, seconds until its picture."""
-        ahead, queue = 0.0, []
-        for position, row in enumerate(sorted(self._active(), key=lambda row: row.order)):
-            if row.state is State.QUEUED:
-                knee = self._cost.knee(row.key)
-                queue.append((row.id, position, ahead + row.remaining * self._cost.seconds(row.key, knee)))
-            ahead += self._seconds_of(row)
-        return queue
+    def _standings(self, now: float, *newcomers: Row) -> Iterator[Standing]:
+        rows = [(self._rank(row, now), row) for row in (*self._active(), *newcomers)]
+        return standings(rows, self._cost)
 
-    def _seconds_of(self, row: _Row) -> float:
+    def _seconds_of(self, row: Row) -> float:
         return self.seconds_of_work(row.key, row.remaining)
 
-    def _active(self) -> list[_Row]:
+    def _active(self) -> list[Row]:
         return [row for row in self._rows.values() if row.state in (State.QUEUED, State.RUNNING)]
 
-    def _row(self, id: str) -> _Row:
+    def _row(self, id: str) -> Row:
         if id not in self._rows:
             raise IllegalMove(f"no request {id} here")
         return self._rows[id]

@@ -29,8 +29,11 @@ def encode(image: Image, format: str = "png", compression: int | None = None) ->
         InvalidRequest: on `format`, when it is none of png, jpeg (or jpg), webp; or on `compression`.
     """
     name = format_name(format)
-    if compression is not None and not 0 <= compression <= 100:
-        raise InvalidRequest(f"compression must be 0…100, not {compression!r}", param="compression")
+    whole = isinstance(compression, int) and not isinstance(compression, bool)
+    if compression is not None and not (whole and 0 <= compression <= 100):
+        raise InvalidRequest(
+            f"compression must be a whole number, 0…100, not {compression!r}", param="compression"
+        )
     if name == "png":
         # Imported here: the rest of a file's life needs no compressor.
         from mezzotint.imaging.png import encode_png

@@ -75,8 +75,13 @@ def _side(length: float, limits: ModelLimits) -> int:
 
 
 def resize_image(image: Pixels, width: int, height: int) -> Pixels:
-    """The image at width × height, by Lanczos' filter."""
-    return image if image.shape[:2] == (height, width) else _lanczos(image, width, height)
+    """The image at width × height, by Lanczos' filter. Read-only: what can be painted in is copied."""
+    if image.shape[:2] != (height, width):
+        return _lanczos(image, width, height)
+    if image.flags.writeable:
+        image = image.copy()
+        image.flags.writeable = False
+    return image
 
 
 def resize_mask(mask: Mask, width: int, height: int) -> Mask:

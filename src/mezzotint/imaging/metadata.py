@@ -119,13 +119,15 @@ def read_receipt(source: str | Path | bytes) -> Receipt:
         FileNotFoundError: no file at this path.
     """
     from PIL import Image as PilImage
-    from PIL import UnidentifiedImageError
 
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with PilImage.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
             text = _receipt_text(picture)
-    except (UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # Pillow has no one error for a file that is not what it seems.
         raise InvalidRequest("not a PNG, JPEG or WebP image", param="image") from error
     if text is None:
         raise InvalidRequest("the image carries no receipt", param="image")

@@ -12,6 +12,7 @@ import base64
 import binascii
 import io
 import logging
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +25,7 @@ from mezzotint.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-__all__ = ["decode_base64", "read_mask", "read_upload"]
+__all__ = ["check_mask_size", "decode_base64", "read_mask", "read_upload"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,12 @@ ORIENTATION = 0x0112
 # Each scan of a progressive JPEG passes over the whole picture and may be a few bytes long; encoders make
 # ten.
 MAX_JPEG_SCANS = 64
-START_OF_SCAN = b"\xff\xda"
+# Of at most 64 KiB each; a picture of 50 MB in nothing but these has 800.
+MAX_JPEG_SEGMENTS = 4096
+# ITU-T T.81, table B.1. In coded data a 0xFF is followed by a zero or a restart; any number of 0xFF may stand
+# before a marker.
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+FIRST_SEGMENT, START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
 WEBP_HEADER_BYTES = 30
 STRIP_ROWS = 128
 
@@ -71,6 +77,20 @@ def read_mask(
             f"{param} has no transparency; make transparent what is to be redrawn", param=param
         )
     return mask
+
+
+def check_mask_size(mask: Mask, image: Pixels, *, param: str = "mask") -> None:
+    """Refuse a mask that is not as wide and as high as its picture, in pixels of the files.
+
+    Raises:
+        InvalidRequest: it is not.
+    """
+    if mask.shape != image.shape[:2]:
+        (height, width), (own_height, own_width) = image.shape[:2], mask.shape
+        raise InvalidRequest(
+            f"{param} must have the picture's size, {width}x{height} pixels, not {own_width}x{own_height}",
+            param=param,
+        )
 
 
 def decode_base64(text: str, param: str, max_bytes: int) -> bytes:
@@ -111,7 +131,7 @@ def _guarded(data: bytes, param: str, max_pixels: int, read: Callable[[PilImage]
     too_large = PayloadTooLarge(f"{param} has more than {max_pixels:,} pixels", param=param)
     if _webp_pixels(data) > max_pixels:
         raise too_large
-    if data.count(START_OF_SCAN) > MAX_JPEG_SCANS and data.startswith(b"\xff\xd8"):
+    if data.startswith(b"\xff\xd8") and _is_endless_jpeg(data):
         raise _unsupported(param)
     try:
         with PilImage.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -131,6 +151,28 @@ def _guarded(data: bytes, param: str, max_pixels: int, read: Callable[[PilImage]
 
 def _unsupported(param: str) -> UnsupportedImage:
     return UnsupportedImage(f"{param} is no PNG, JPEG or WebP picture that can be read", param=param)
+
+
+def _is_endless_jpeg(data: bytes) -> bool:
+    """Whether the main image of a JPEG file has more scans, or more segments, than an encoder makes.
+
+    Phones append films and further pictures to theirs; what comes after the main image does not count. The
+    segments are found as libjpeg finds them: whatever stands before a marker is passed over, and so are
+    restarts and markers below `FIRST_SEGMENT`, which have no length.
+    """
+    scans, at = 0, 0
+    for _ in range(MAX_JPEG_SEGMENTS):
+        found = JPEG_MARKER.search(data, at)
+        marker = END_OF_IMAGE if found is None else data[found.end() - 1]
+        if found is None or marker == END_OF_IMAGE:
+            return False
+        at = found.end()
+        if marker >= FIRST_SEGMENT and marker != START_OF_IMAGE:
+            at += max(2, int.from_bytes(data[at : at + 2]))
+        scans += marker == START_OF_SCAN
+        if scans > MAX_JPEG_SCANS:
+            return True
+    return True
 
 
 def _webp_pixels(data: bytes) -> int:
@@ -189,11 +231,12 @@ def _over_white(picture: PilImage) -> Pixels:
 def _strip_over_white(strip: PilImage) -> Pixels:
     from PIL import Image as PilImage
 
+    strip = _eight_bits(strip)
     if strip.has_transparency_data:
         coloured = strip.convert("RGBA")
         white = PilImage.new("RGBA", coloured.size, "white")
         return np.array(PilImage.alpha_composite(white, coloured).convert("RGB"))
-    return np.array(_eight_bits(strip).convert("RGB"))
+    return np.array(strip.convert("RGB"))
 
 
 def _painted(picture: PilImage) -> Mask:
@@ -212,7 +255,7 @@ def _transparent(picture: PilImage) -> Mask:
 
 
 def _alpha(strip: PilImage) -> Mask:
-    return np.array(strip.convert("RGBA").getchannel("A"))
+    return np.array(_eight_bits(strip).convert("RGBA").getchannel("A"))
 
 
 def _grey(strip: PilImage) -> Mask:
@@ -220,9 +263,16 @@ def _grey(strip: PilImage) -> Mask:
 
 
 def _eight_bits(picture: PilImage) -> PilImage:
-    """Pillow cuts greys of 16 bits off at 255; here they are scaled."""
+    """Pillow cuts greys of 16 bits off at 255; here they are scaled. The one that the file declares to be
+    transparent is found before, for it is a number of 16 bits too."""
     from PIL import Image as PilImage
 
     if not picture.mode.startswith("I"):
         return picture
-    return PilImage.fromarray((np.asarray(picture).astype(np.uint32) // 257).clip(0, 255).astype(np.uint8))
+    greys = np.asarray(picture).astype(np.uint32)
+    scaled = (greys // 257).clip(0, 255).astype(np.uint8)
+    clear = picture.info.get("transparency")
+    if clear is None:
+        return PilImage.fromarray(scaled)
+    alpha = np.where(greys == clear, np.uint8(0), np.uint8(255))
+    return PilImage.merge("LA", (PilImage.fromarray(scaled), PilImage.fromarray(alpha)))

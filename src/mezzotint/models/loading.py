@@ -28,7 +28,7 @@ from mezzotint.errors import SettingInvalid
 from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, limits_of, verify
-from mezzotint.models.manifest import MANIFEST_NAME
+from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
 from mezzotint.models.reading import load_parts
 
 __all__ = ["DTYPES", "load_backend", "load_parts", "revision_of"]
@@ -123,11 +123,12 @@ def versions() -> dict[str, str]:
 
 
 def revision_of(path: Path, entry: CatalogueEntry | None, verified: bool) -> str:
-    """The pinned commit, or else what the manifest's own hash begins with, or else that nothing is known."""
+    """The pinned commit, or else what the manifest's own hash begins with, or else that nothing is known but
+    what a few samples of the files tell."""
     if entry is not None and entry.source is not None:
         return entry.source.revision
     if not verified:
-        return "unverified"
+        return f"unverified-{fingerprint(path)}"
     return hashlib.sha256((path / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "check_file_kinds",
     "check_manifest",
     "files_hash",
+    "fingerprint",
     "read_manifest",
     "write_manifest",
 ]
@@ -32,6 +33,10 @@ REFUSED_SUFFIXES = frozenset(
 )
 HASH_THREADS = 4
 CHUNK_BYTES = 4 * 2**20
+# Of a file that nobody listed: what is looked at of it, and of which files.
+READ_SUFFIXES = frozenset({".json", ".safetensors", ".txt"})
+SAMPLES = 256
+SAMPLE_BYTES = 4096
 
 Files = Mapping[str, Mapping[str, Any]]
 
@@ -126,6 +131,41 @@ def check_file_kinds(folder: Path) -> None:
             raise ModelInvalid(f"{folder.name} holds {name}; only safetensors weights are read, remove it")
 
 
+def fingerprint(path: Path) -> str:
+    """A short hash that tells a model's files, or its only one, from others: over their names, sizes and
+    `SAMPLES` pieces of each one's content, at even distances, the first and the last among them.
+
+    Two fine-tunes of one model have the same names, sizes and safetensors headers, and differ in nearly every
+    weight: a few pieces tell them apart, and reading gigabytes whole is spared. Times of change would differ
+    between machines that hold the same files. It proves nothing: what differs in a few bytes alone may escape
+    it, and does not escape a manifest.
+
+    Raises:
+        ModelInvalid: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    # Of a single file the name is left out: renamed, it is still the same model.
+    files = {"": path} if path.is_file() else {name: path / name for name in _list_files(path)}
+    for name, file in files.items():
+        if file.suffix.lower() in READ_SUFFIXES and file.is_file():
+            digest.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
+            digest.update(_samples(file))
+    return digest.hexdigest()[:16]
+
+
+def _samples(path: Path) -> bytes:
+    last = max(0, path.stat().st_size - SAMPLE_BYTES)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for number in range(SAMPLES):
+                file.seek(last * number // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return digest.digest()
+
+
 def _list_files(folder: Path) -> list[str]:
     """Every file below `folder` but the manifest, as sorted relative paths with forward slashes."""
     found = []
@@ -139,8 +179,12 @@ def _matches(path: Path, entry: Mapping[str, Any]) -> bool:
     try:
         return bool(path.stat().st_size == entry["size"] and _sha256(path) == entry["sha256"])
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ModelInvalid(f"{path.parent.name}/{path.name} cannot be read: {reason}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> ModelInvalid:
+    reason = (error.strerror or str(error)).lower()
+    return ModelInvalid(f"{path.parent.name}/{path.name} cannot be read: {reason}")
 
 
 def _describe(path: Path) -> dict[str, Any]:

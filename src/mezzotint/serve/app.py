@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -146,8 +147,8 @@ def replica_resources(settings: Settings, gpus: int, cores: int) -> dict[str, An
     """
     replicas = max(settings.replicas, settings.max_replicas or 0)
     wants_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and gpus > 0)
-    # More replicas than GPUs share them evenly.
-    share = 1.0 if gpus >= replicas else max(gpus, 1) / replicas
+    # More replicas than GPUs share them, as many on each; a share that no GPU has left would never be placed.
+    share = 1.0 / math.ceil(replicas / max(gpus, 1))
     cpus = settings.threads or max(1, cores // replicas)
     reserved: dict[str, Any] = {"num_cpus": cpus, "num_gpus": share if wants_gpu else 0}
     if settings.device == "neuron" and not settings.stand_in:

@@ -18,17 +18,19 @@ from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest, Queued, resolve
 from mezzotint.errors import (
     DeadlineExceeded,
+    DeadlineUnreachable,
     GenerationFailed,
     MezzotintError,
     ModelLoading,
     ModelNotFound,
     QueueFull,
+    ReplicaLost,
     ShuttingDown,
 )
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.background import in_background
 from mezzotint.serve.fleet import Fleet
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.plate import Plate, draw_the_same
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.telemetry.record import current
 from mezzotint.serve.telemetry.tracing import OFF, Tracing, headers_of
@@ -62,7 +64,7 @@ class Replicas(Protocol):
         ...
 
     def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
-        """Events up to `Drawn` or `Refused`; closing it cancels. Raises as `info`: lost, or full."""
+        """Events up to `Drawn` or `Refused`; closing it cancels. Raises as `info`, and `ReplicaLost`."""
         ...
 
 
@@ -91,12 +93,22 @@ class Gateway:
     async def look(self) -> None:
         """Ask them once."""
         asked = time.monotonic()
-        self._fleet.update(await self._replicas.reports(), asked)
+        reports = await self._replicas.reports()
+        self._fleet.update(reports, asked)
+        for report in reports:
+            # Replicas may be replaced by those of another model while the gateway stays.
+            if report.healthy:
+                self._info = report.info
 
     @property
     def reports(self) -> list[Report]:
         """How the replicas stand, as last heard."""
         return self._fleet.reports
+
+    def foresees(self, plate: Plate) -> bool:
+        """Whether each replica that may get the plate draws what it was prepared for: not while replicas of
+        one model are being replaced by those of another."""
+        return all(draw_the_same(each.info, plate.info) for each in self.reports if each.healthy)
 
     def cost_s(self, plates: Iterable[Plate]) -> float:
         """Seconds of an engine that the plates take, as the engines have measured; 0 before they have."""
@@ -142,8 +154,11 @@ class Gateway:
         model: str | None = None,
         caller: Caller = ANYONE,
         request_id: str = "",
+        longest_s: float | None = None,
     ) -> Plate:
         """Check the request against the served model and fill in its defaults.
+
+        longest_s: the most that the deadline may be, by default the gateway's own.
 
         Raises:
             InvalidRequest: a field is not accepted.
@@ -161,8 +176,10 @@ class Gateway:
         else:
             # The image is brought to size, which the loop need not wait for.
             resolved = await asyncio.to_thread(resolve, request, info.limits)
+        current().note_seed(resolved.seed)
         caller.check(info.model, resolved.priority)
-        deadline_s = min(resolved.deadline_s or self._deadline_s, self._deadline_s)
+        longest_s = self._deadline_s if longest_s is None else longest_s
+        deadline_s = min(resolved.deadline_s or longest_s, longest_s)
         order = Order(
             replace(resolved, deadline_s=deadline_s),
             format,
@@ -197,29 +214,32 @@ class Gateway:
         """The plate on the replica that finishes it first, and once more on another when that was lost, is
         closing or had no room after all. The picture is the same, for the order leaves nothing open."""
         avoid: tuple[str, ...] = ()
-        lost = False
+        lost: MezzotintError | None = None
         while True:
             with self._tracing.span("admission"):
-                order = self._order(plate, avoid, progress, admitted=lost)
+                order = self._order(plate, avoid, progress, admitted=lost is not None)
             try:
                 async with aclosing(self._once(order, plate, retry=bool(avoid))) as events:
                     async for event in events:
                         yield event
                 return
-            except QueueFull as error:
-                if lost:
+            except (QueueFull, DeadlineUnreachable) as error:
+                if lost is not None:
                     # It had a place already, and waits for another as long as its deadline lets it.
                     left = max(0.0, plate.deadline - time.monotonic())
                     await asyncio.sleep(min(error.retry_after_s or RETRY_AFTER_SECONDS, left))
                     continue
+                if isinstance(error, DeadlineUnreachable):
+                    raise
                 # Whoever knows of no other would only wait for the same one.
                 if avoid or not self._fleet.choose(plate.request, avoid=(order.replica,)):
                     raise self._fleet.promise(error, plate.request) from None
-            except (ModelLoading, ShuttingDown):
+            except (ModelLoading, ReplicaLost, ShuttingDown) as error:
                 self._fleet.forget(order.replica)
-                if lost:
-                    raise
-                lost = True
+                if lost is not None:
+                    # Whether drawing it ended a replica is worth more than that there is none now.
+                    raise (lost if isinstance(lost, ReplicaLost) else error) from None
+                lost = error
             avoid = (order.replica,) if order.replica else ()
             current().retries += 1
 
@@ -271,6 +291,9 @@ class Gateway:
                     raise _told(event.to_error())
                 if isinstance(event, Drawn):
                     current().note_drawn(event.queue_s, event.compute_s)
+                    yield event
+                    # Whatever becomes of the replica, or of the deadline, after the picture is nobody's loss.
+                    return
                 yield event
 
 

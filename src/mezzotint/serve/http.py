@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from fastapi import Depends, FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
 from mezzotint import __version__
 from mezzotint.serve.api import a1111, imagine, jobs, openai, ops, pictures, reference
-from mezzotint.serve.api.dependencies import caller_of
+from mezzotint.serve.api.dependencies import caller_of, check_query
 from mezzotint.serve.api.documented import EVERYWHERE, describe
 from mezzotint.serve.api.errors import install_error_handlers
 from mezzotint.serve.disconnects import CancelOnDisconnect
-from mezzotint.serve.middleware import LimitRequests, SecureHeaders
+from mezzotint.serve.middleware import AnswerOrigins, LimitRequests, SecureHeaders
 from mezzotint.serve.services import Services
 from mezzotint.serve.telemetry.requests import Observe
 
@@ -45,7 +44,7 @@ def build_http(services: Services) -> FastAPI:
     )
     app.state.services = services
     for keyed in (imagine, openai, jobs, a1111, reference):
-        app.include_router(keyed.router, dependencies=[Depends(caller_of)])
+        app.include_router(keyed.router, dependencies=[Depends(caller_of), Depends(check_query)])
     # Health and the links of pictures need no key; the other routes of these ask for one themselves.
     for open_ in (ops, pictures):
         app.include_router(open_.router)
@@ -62,7 +61,7 @@ def _wrap(app: FastAPI, services: Services) -> None:
     app.add_middleware(LimitRequests, max_body_bytes=int(settings.max_body_mb * 1e6))
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            AnswerOrigins,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),

@@ -9,14 +9,16 @@ import asyncio
 import time
 from collections import Counter
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint.errors import BodyTooSlow, HeadersTooLarge, InvalidRequest, MezzotintError, PayloadTooLarge
 from mezzotint.serve.api.errors import error_response
 from mezzotint.serve.telemetry.record import current
 
-__all__ = ["LimitRequests", "SecureHeaders"]
+__all__ = ["AnswerOrigins", "LimitRequests", "SecureHeaders"]
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32_768
@@ -50,6 +52,18 @@ class SecureHeaders:
             await send(message)
 
         await self._app(scope, receive, tell)
+
+
+class AnswerOrigins(CORSMiddleware):
+    """CORS, with a refusal in our shape."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        usual = super().preflight_response(request_headers)
+        if usual.status_code < 400:
+            return usual
+        told = {name: value for name, value in usual.headers.items() if not name.startswith("content-")}
+        # Starlette's words: which of origin, method and headers it is.
+        return error_response(InvalidRequest(bytes(usual.body).decode().lower(), param="origin"), told)
 
 
 class LimitRequests:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.wire import Order
+from mezzotint.serve.wire import Drawn, Order
 
-__all__ = ["Plate"]
+__all__ = ["Plate", "draw_the_same"]
+
+# What makes the picture beside the request, as the receipt tells it.
+MADE_BY = ("model", "revision", "backend", "dtype", "versions")
+
+
+def draw_the_same(one: BackendInfo, other: BackendInfo) -> bool:
+    """Whether the same request is the same picture on both."""
+    return _made_by(one) == _made_by(other) and one.device == other.device
 
 
 @dataclass(frozen=True)
@@ -29,20 +39,28 @@ class Plate:
 
     @property
     def etag(self) -> str:
-        """Names the picture that follows from it, weakly (RFC 9110, 8.8.1): drawn in a batch, a channel may
-        differ by 1/255 from the same picture drawn alone. Of a plate with images, reads them all."""
-        return _etag(self.order, self.info)
+        """Names the picture that would follow from it, weakly (RFC 9110, 8.8.1): drawn in a batch, a channel
+        may differ by 1/255 from the same picture drawn alone. Of a plate with images, reads them all."""
+        return _etag(self.order, _made_by(self.info), self.info.device)
+
+    def etag_of(self, drawn: Drawn) -> str:
+        """Names the picture that did follow: by whatever replica drew it, which its receipt tells."""
+        made_by = {name: drawn.receipt[name] for name in MADE_BY}
+        return _etag(self.order, made_by, self.info.device)
 
 
-def _etag(order: Order, info: BackendInfo) -> str:
+def _made_by(info: BackendInfo) -> dict[str, Any]:
+    return {**{name: getattr(info, name) for name in MADE_BY}, "versions": dict(info.versions)}
+
+
+def _etag(order: Order, made_by: Mapping[str, Any], device: str) -> str:
     request = order.request
     drawn = {
         **{field.name: getattr(request, field.name) for field in fields(request)},
         **dict.fromkeys(("deadline_s", "preview_every", "tenant", "priority"), None),
         **{name: _digest(getattr(request, name)) for name in ("image", "mask")},
     }
-    made_by = [info.model, info.revision, info.backend, info.device, info.dtype, dict(info.versions)]
-    told = json.dumps([drawn, order.format, order.compression, made_by], sort_keys=True)
+    told = json.dumps([drawn, order.format, order.compression, made_by, device], sort_keys=True)
     return f'W/"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
 
 

@@ -8,10 +8,9 @@ The proxy runs this wherever its environment has `RAY_SERVE_HTTP_PROXY_CALLBACK_
 from __future__ import annotations
 
 from starlette.middleware import Middleware
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mezzotint.errors import ModelLoading
+from mezzotint.errors import MezzotintError, ModelLoading, QueueFull
 from mezzotint.serve.api.errors import error_response
 from mezzotint.serve.telemetry.record import is_plain_id
 
@@ -50,7 +49,8 @@ def _steers(name: bytes, value: bytes) -> bool:
 
 class TellErrors:
     """The proxy's own errors are plain text, and a bare 500 where a gateway was lost; the application's are
-    not. Each of them means that no gateway answered: the same request succeeds elsewhere, or soon."""
+    not. Each of them means that no gateway answered, or that none had room: the same request succeeds
+    elsewhere, or soon."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -66,13 +66,13 @@ class TellErrors:
             if message["type"] == "http.response.start":
                 begun, replaced = True, _is_the_proxys(message)
                 if replaced:
-                    await _not_here()(scope, receive, send)
+                    await error_response(_in_words(message))(scope, receive, send)
             if not replaced:
                 await send(message)
 
         await self._app(scope, receive, watch)
         if not begun:
-            await _not_here()(scope, receive, send)
+            await error_response(_not_here())(scope, receive, send)
 
 
 class OneRequestId:
@@ -99,10 +99,18 @@ def _is_the_proxys(start: Message) -> bool:
     return start["status"] >= 400 and not ours and headers.get(b"content-type", b"").startswith(b"text/plain")
 
 
-def _not_here() -> Response:
-    return error_response(
-        ModelLoading("no gateway answers: it is starting or stopping", retry_after_s=RETRY_AFTER_SECONDS)
-    )
+def _in_words(start: Message) -> MezzotintError:
+    if start["status"] != 429:
+        return _not_here()
+    headers = {name.lower(): value for name, value in start["headers"]}
+    told = headers.get(b"retry-after", b"").decode("latin-1")
+    # Or a date, which Ray Serve does not send.
+    retry_after_s = float(told) if told.isdecimal() else RETRY_AFTER_SECONDS
+    return QueueFull("the gateways have too many requests", retry_after_s=retry_after_s)
+
+
+def _not_here() -> ModelLoading:
+    return ModelLoading("no gateway answers: it is starting or stopping", retry_after_s=RETRY_AFTER_SECONDS)
 
 
 def proxy_middleware() -> list[Middleware]:

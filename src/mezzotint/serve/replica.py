@@ -30,7 +30,7 @@ from mezzotint.core import (
     ResolvedRequest,
 )
 from mezzotint.engine.events import is_final
-from mezzotint.errors import GenerationFailed, MezzotintError, RequestCancelled, ShuttingDown
+from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost, RequestCancelled
 from mezzotint.imaging.previews import encode_preview
 from mezzotint.serve.health import Health, check_picture
 from mezzotint.serve.telemetry.engine_metrics import EngineMetrics
@@ -107,7 +107,7 @@ class EngineReplica:
             return error
         if not self._engine.alive:
             # Not the request's fault: another replica draws it.
-            return ShuttingDown("the engine has failed; its replica is being replaced")
+            return ReplicaLost("the engine has failed; its replica is being replaced")
         self._health.failed()
         return error
 

@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 from contextvars import Context
 from typing import Any
 
-from ray.exceptions import ObjectLostError, RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.errors import ModelLoading, QueueFull
+from mezzotint.errors import ModelLoading, QueueFull, ReplicaLost
 from mezzotint.serve.gateway import RETRY_AFTER_SECONDS, Replicas
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.wire import Order, Report, WireEvent
@@ -49,15 +49,20 @@ class NamedReplicaRouter(RequestRouter):  # type: ignore[misc]
 
 
 @contextmanager
-def _as_ours(*, lost: str) -> Iterator[None]:
-    """Ray's refusals as errors of the tree; `lost` is the message where there is no replica to answer."""
+def _as_ours() -> Iterator[None]:
+    """Ray's refusals and losses as errors of the tree. What a replica's own code raised is left as it is."""
     try:
         yield
     except BackPressureError:
         raise QueueFull("the server is full", retry_after_s=RETRY_AFTER_SECONDS) from None
-    # A picture can be lost with the machine that drew it, on its way here.
-    except (RayActorError, ObjectLostError, DeploymentUnavailableError):
-        raise ModelLoading(lost, retry_after_s=RETRY_AFTER_SECONDS) from None
+    except (DeploymentUnavailableError, ReplicaUnavailableError):
+        raise ModelLoading("no replica is ready", retry_after_s=RETRY_AFTER_SECONDS) from None
+    except RayTaskError:
+        raise
+    # The replica, its worker, its node or its memory; or the answer, on its way here. A task that was
+    # cancelled is among them: who cancels from here hears of it no more, so its replica was told to end.
+    except RayError:
+        raise ReplicaLost("the replica was lost", retry_after_s=RETRY_AFTER_SECONDS) from None
 
 
 class RayReplicas(Replicas):
@@ -68,8 +73,11 @@ class RayReplicas(Replicas):
         self._stream = handle.options(stream=True)
 
     async def info(self) -> BackendInfo:
-        with _as_ours(lost="no replica is ready"):
-            info: BackendInfo = await _alone(self._handle.info.remote)
+        try:
+            with _as_ours():
+                info: BackendInfo = await _alone(self._handle.info.remote)
+        except ReplicaLost:
+            raise ModelLoading("no replica is ready", retry_after_s=RETRY_AFTER_SECONDS) from None
         return info
 
     async def reports(self) -> list[Report]:
@@ -81,7 +89,7 @@ class RayReplicas(Replicas):
     async def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
         response = _alone(self._stream.generate.remote, order)
         try:
-            with _as_ours(lost="the replica was lost while drawing"):
+            with _as_ours():
                 async for event in response:
                     yield event
         finally:

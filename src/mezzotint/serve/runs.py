@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from mezzotint.core import Queued
+from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.batch import watch_all
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.plate import Plate
@@ -27,6 +28,7 @@ class Run:
         self._plates = plates
         self._since = time.monotonic()
         self._drawing: asyncio.Task[None] | None = None
+        self._admission: Admission | None = None
         self.began = datetime.now(UTC)
         self.total = max(plate.request.steps_taken for plate in plates.values())
         self.steps = dict.fromkeys(plates, 0)
@@ -34,13 +36,16 @@ class Run:
         self.preview: bytes | None = None
         self.interrupted = False
 
-    async def draw(self, gateway: Gateway) -> list[Drawn]:
-        """The pictures in order; after an interruption, those that were finished.
+    async def draw(self, gateway: Gateway, admission: Admission) -> list[Drawn]:
+        """The pictures in order; after an interruption, those that were finished, none if it came before.
 
         Raises:
             MezzotintError: why the first of them failed.
         """
+        self._admission = admission
         self._drawing = asyncio.create_task(watch_all(gateway, self._plates, self._take))
+        if self.interrupted:
+            self._drawing.cancel()
         try:
             await self._drawing
         except asyncio.CancelledError:
@@ -62,6 +67,8 @@ class Run:
         elif isinstance(event, Drawn):
             self.steps[number] = self.total
             self.drawn[number] = event
+            if self._admission is not None:
+                self._admission.drawn = len(self.drawn)
 
     @property
     def progress(self) -> float:

@@ -11,13 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from mezzotint.config import Settings
-from mezzotint.errors import (
-    DeadlineExceeded,
-    MezzotintError,
-    RequestCancelled,
-    StoreUnavailable,
-    Unauthenticated,
-)
+from mezzotint.errors import MezzotintError, StoreUnavailable, Unauthenticated
+from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.access.cache import KeyCache
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.access.limits import LEASE_SECONDS, Limits, check_possible, has_limits
@@ -66,7 +61,8 @@ class Access:
 
         Raises:
             Unauthenticated: no key, or one that is wrong, revoked or expired.
-            StoreUnavailable: the key is not known here yet, and the database does not answer.
+            StoreUnavailable: the key is not known here yet, and the database does not answer, or too many
+                such keys are being looked for.
         """
         if not self.requires_keys:
             return ANYONE
@@ -99,33 +95,33 @@ class Access:
         return key.caller
 
     @asynccontextmanager
-    async def admit(self, caller: Caller, *, images: int, compute_s: float) -> AsyncIterator[None]:
+    async def admit(self, caller: Caller, *, images: int, compute_s: float) -> AsyncIterator[Admission]:
         """Within, `images` of the caller's concurrency are taken, and `compute_s` of its quota are used.
 
-        The quota is given back when the body raises because nothing was drawn (any `MezzotintError` but
-        `RequestCancelled` and `DeadlineExceeded`).
+        The share of what was not drawn is given back however the body ends, unless it is the caller who left,
+        or whose deadline passed.
 
         Raises:
             RateLimited: the key's rate, concurrency or quota is used up; `retry_after_s` says until when.
             PermissionDenied: it is more than the key may ever use at once.
         """
         lease = await self._take(caller, images, compute_s)
-        drawn = True
+        admission, share = Admission(images), 1.0
         try:
-            yield
-        except MezzotintError as error:
-            drawn = isinstance(error, RequestCancelled | DeadlineExceeded)
+            yield admission
+        except BaseException as error:
+            share = admission.share_after(error)
             raise
         finally:
             # The quota was charged with the lease, and the rest is counted here.
             charged = lease is not None and caller.compute_s_per_day is not None
-            owed = (compute_s if drawn else 0.0) - (compute_s if charged else 0.0)
+            owed = compute_s * share - (compute_s if charged else 0.0)
             self._usage.add(
                 caller.id,
                 requests=1,
-                images=images if drawn else 0,
+                images=round(images * share),
                 compute_s=owed,
-                rejected=0 if drawn else 1,
+                rejected=0 if share or admission.goes_on else 1,
             )
             if lease is not None:
                 await self._release(lease)
@@ -180,6 +176,10 @@ class Access:
             return
         self._to_release -= releasing
 
+    async def watch_keys(self) -> None:
+        """Hear of what becomes of known keys, until cancelled."""
+        await self._keys.watch()
+
     async def run(self) -> None:
         """Write usage and keep leases, until cancelled."""
         renew_in = RENEW_SECONDS
@@ -215,7 +215,7 @@ async def open_access(database: Database, *, requires_keys: bool) -> AsyncIterat
     """Within, usage is written and leases are kept."""
     access = Access(database, requires_keys=requires_keys)
     try:
-        async with in_background(access.run()):
+        async with in_background(access.run()), in_background(access.watch_keys()):
             yield access
     finally:
         await access.close()

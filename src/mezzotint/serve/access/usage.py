@@ -11,6 +11,9 @@ from mezzotint.serve.stores.database import Database
 
 __all__ = ["UsageLog"]
 
+# Each holds a connection of the database until it answers.
+MAX_UNSETTLED = 2
+
 
 @dataclass
 class Used:
@@ -32,6 +35,7 @@ class UsageLog:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._used: dict[str, Used] = {}
+        self._unsettled = 0
 
     def add(
         self, key_id: str, *, requests: int = 0, images: int = 0, compute_s: float = 0.0, rejected: int = 0
@@ -43,7 +47,7 @@ class UsageLog:
         Raises:
             StoreUnavailable: the database does not answer.
         """
-        if not self._used:
+        if not self._used or self._unsettled >= MAX_UNSETTLED:
             return
         writing, self._used = self._used, {}
 
@@ -53,9 +57,11 @@ class UsageLog:
             for key_id in sorted(writing):
                 await add_usage(self._database, connection, key_id, now, **asdict(writing[key_id]))
 
-        try:
-            await self._database.write(work)
-        except BaseException:
-            for key_id, used in writing.items():
+        def settled(done: bool) -> None:
+            self._unsettled -= 1
+            # What is written all the same, though nobody waits for it, must not be written twice.
+            for key_id, used in () if done else writing.items():
                 self._used.setdefault(key_id, Used()).add(used)
-            raise
+
+        self._unsettled += 1
+        await self._database.write(work, settled=settled)

@@ -16,17 +16,17 @@ from fastapi.responses import JSONResponse, Response
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest
 from mezzotint.errors import MezzotintError, ModelNotFound, NotSupported
-from mezzotint.imaging.uploads import decode_base64, read_mask, read_upload
+from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask, read_upload
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
-from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, check_neutral, seeds_of
+from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral, seeds_of
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
-from mezzotint.serve.api.documented import PLAIN, ErrorBody, answers
-from mezzotint.serve.api.drawing import headers_of
+from mezzotint.serve.api.documented import DRAWN, PLAIN, ErrorBody, answers, headers
 from mezzotint.serve.api.errors import as_invalid_request, error_response
 from mezzotint.serve.api.json_bodies import PictureJsonRoute
+from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.runs import Run
 from mezzotint.serve.services import Services
@@ -53,15 +53,15 @@ class A1111Route(PictureJsonRoute):
 
 # Before a route is found, and when it breaks, the application answers in its own shape.
 ERRORS = answers(*PLAIN, model=A1111Error | ErrorBody)
-DRAWING = {200: {"model": Answer}, **answers(404, 415, 504, model=A1111Error)}
+DRAWING = {200: {"model": Answer, **headers(*DRAWN)}, **answers(404, 415, 504, model=A1111Error)}
 
 
 def _error(error: MezzotintError) -> JSONResponse:
     usual = error_response(error)
     message = json.loads(bytes(usual.body))["error"]["message"]
-    headers = {name: value for name, value in usual.headers.items() if not name.startswith("content-")}
+    kept = {name: value for name, value in usual.headers.items() if not name.startswith("content-")}
     told = A1111Error(error=type(error).__name__, detail=message, errors=message)
-    return JSONResponse(told.model_dump(), error.status, headers)
+    return JSONResponse(told.model_dump(), error.status, kept)
 
 
 router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=A1111Route, responses=ERRORS)
@@ -89,6 +89,7 @@ def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequ
     if fields.mask:
         data = decode_base64(fields.mask, "mask", MAX_UPLOAD_BYTES)
         mask = read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="white")
+        check_mask_size(mask, image)
     return fields.with_pictures(request, image, mask)
 
 
@@ -97,21 +98,30 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
     cost_s = services.gateway.cost_s(list(plates.values()))
-    async with services.access.admit(caller, images=len(plates), compute_s=cost_s):
-        run = Run(plates)
-        with services.runs.entered(caller.id, run):
-            drawn = await run.draw(services.gateway)
+    run = Run(plates)
+    # Told of before it is let in, so that an interruption in between is not lost.
+    with services.runs.entered(caller.id, run):
+        async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
+            drawn = await run.draw(services.gateway, admission)
     images = [base64.b64encode(each.data).decode() for each in drawn if fields.send_images]
     info = json.dumps(info_of(fields, plates[0], drawn, run))
     body = f'{{"images":{json.dumps(images)},"parameters":{echo},"info":{json.dumps(info)}}}'
-    return Response(body, headers=headers_of(plates[0], drawn), media_type="application/json")
+    return Response(body, media_type="application/json")
 
 
 async def _prepare(
     fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services
 ) -> dict[int, Plate]:
+    limits = (await services.gateway.served()).limits
+
     async def prepare(wanted: GenerationRequest) -> Plate:
-        return await services.gateway.prepare(wanted, format=fields.format, model=fields.model, caller=caller)
+        with named_as_sent(wanted, limits, SENT_AS):
+            plate = await services.gateway.prepare(
+                wanted, format=fields.format, model=fields.model, caller=caller
+            )
+        # A setting of the client's, and not of this request: it may be more than there are steps.
+        every = min(fields.preview_every, plate.request.steps)
+        return replace(plate, order=replace(plate.order, request=replace(plate.request, preview_every=every)))
 
     first = await prepare(wanted)
     drawn = first.request

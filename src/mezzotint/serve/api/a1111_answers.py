@@ -12,7 +12,7 @@ from mezzotint import __version__
 from mezzotint.core import Receipt
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.metadata import parameters_text
-from mezzotint.serve.api.a1111_schemas import Txt2Img, seeds_of
+from mezzotint.serve.api.a1111_schemas import Txt2Img
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.runs import Run
 from mezzotint.serve.wire import Drawn
@@ -58,15 +58,18 @@ def echo_of(fields: Txt2Img) -> str:
 
 
 def info_of(fields: Txt2Img, plate: Plate, drawn: list[Drawn], run: Run) -> dict[str, Any]:
-    """What A1111 puts into the answer's `info`, which is JSON in a string."""
-    request, count = plate.request, fields.images
+    """What A1111 puts into the answer's `info`, which is JSON in a string.
+
+    Its lists go along with the pictures: after an interruption, those that were drawn.
+    """
+    request = plate.request
     receipts = [Receipt(**each.receipt) for each in drawn]
-    seeds = list(seeds_of(request.seed, count))
+    seeds = [receipt.seed for receipt in receipts]
     return {
         "prompt": request.prompt,
-        "all_prompts": [request.prompt] * count,
+        "all_prompts": [receipt.prompt for receipt in receipts],
         "negative_prompt": request.negative_prompt or "",
-        "all_negative_prompts": [request.negative_prompt or ""] * count,
+        "all_negative_prompts": [receipt.negative_prompt or "" for receipt in receipts],
         "seed": request.seed,
         "all_seeds": seeds,
         "subseed": request.seed,

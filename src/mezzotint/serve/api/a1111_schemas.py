@@ -24,7 +24,17 @@ from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
 from mezzotint.serve.api.bounds import MAX_IMAGES
 
-__all__ = ["Img2Img", "Txt2Img", "check_neutral", "sampler_of", "seeds_of"]
+__all__ = ["SENT_AS", "Img2Img", "Txt2Img", "check_neutral", "sampler_of", "seeds_of"]
+
+SENT_AS: Mapping[str, str] = {
+    "guidance_scale": "cfg_scale",
+    "image": "init_images",
+    "scheduler": "sampler_name",
+    # Of too many pixels.
+    "size": "width",
+    "strength": "denoising_strength",
+}
+"""Core's names of the fields that A1111's clients know by another."""
 
 # A1111's defaults that say something; what else a field may hold without changing the picture.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
@@ -64,6 +74,7 @@ HARMLESS = frozenset(
 )
 # Said with enable_hr alone, which is refused.
 HIGH_RESOLUTION = ("hr_", "firstphase_")
+OF_A_MASK = ("inpaint", "mask_")
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):", re.IGNORECASE)
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
@@ -109,7 +120,8 @@ class Txt2Img(BaseModel):
     @property
     def format(self) -> str:
         """The files' format: A1111's setting `samples_format`."""
-        name = (self.override_settings or {}).get("samples_format", "png")
+        name = (self.override_settings or {}).get("samples_format")
+        name = "png" if name is None else name
         if not isinstance(name, str) or name.lower() not in FORMATS:
             accepted = ", ".join(CONTENT_TYPES)
             raise InvalidRequest(f"samples_format must be one of {accepted}", param="samples_format")
@@ -133,13 +145,18 @@ class Txt2Img(BaseModel):
             )
         return max(every, 0)
 
+    def _not_served(self) -> dict[str, Any]:
+        """What was sent besides, but for what is said of a mask: there is none."""
+        others = self.model_extra or {}
+        return {name: value for name, value in others.items() if not name.startswith(OF_A_MASK)}
+
     def to_request(self) -> GenerationRequest:
         """The first of the pictures.
 
         Raises:
             MezzotintError: a field is not accepted, or not served.
         """
-        check_neutral(self.model_extra or {})
+        check_neutral(self._not_served())
         known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps")
         settings = self.override_settings or {}
         check_neutral({name: value for name, value in settings.items() if name not in known})
@@ -158,7 +175,6 @@ class Txt2Img(BaseModel):
             guidance_scale=self.cfg_scale,
             scheduler=sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
             seed=None if self.seed == -1 else self.seed,
-            preview_every=self.preview_every,
         )
 
 
@@ -173,6 +189,9 @@ class Img2Img(Txt2Img):
     mask_blur_y: Whole | None = Field(None, ge=0, le=64)
     inpainting_mask_invert: Whole | None = Field(None, ge=0, le=1, description="1 redraws the black")
     include_init_images: bool | None = False
+
+    def _not_served(self) -> dict[str, Any]:
+        return (self.model_extra or {}) if self.mask else super()._not_served()
 
     def with_pictures(
         self, request: GenerationRequest, image: Pixels, mask: Mask | None

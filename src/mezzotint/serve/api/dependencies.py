@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
@@ -13,7 +14,7 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.services import Services
 
-__all__ = ["CallerOf", "KeyedRoute", "ServicesOf", "caller_of", "one_value_each"]
+__all__ = ["CallerOf", "KeyedRoute", "ServicesOf", "caller_of", "check_query"]
 
 
 # FastAPI runs what is no coroutine in a thread of its own, which costs more than any of these.
@@ -61,10 +62,24 @@ class KeyedRoute(APIRoute):
         return handle_known
 
 
-async def one_value_each(request: Request) -> None:
-    """Refuse `seed=1&seed=2`, of which a parser would silently take one."""
+async def check_query(request: Request) -> None:
+    """Refuse what a parser would silently let fall: a field that the route does not know, and of
+    `seed=1&seed=2` one of the two."""
+    known = _known_fields(request.scope["route"].dependant)
     seen = set()
     for name, _ in request.query_params.multi_items():
+        if name not in known:
+            raise InvalidRequest(f"unknown field {name!r}", param=name)
         if name in seen:
             raise InvalidRequest(f"{name} is given more than once", param=name)
         seen.add(name)
+
+
+def _known_fields(dependant: Dependant) -> set[str]:
+    """The query's, those of models of a whole query too, and what the dependencies ask for."""
+    own = {
+        name
+        for field in dependant.query_params
+        for name in (getattr(field.field_info.annotation, "model_fields", None) or (field.alias,))
+    }
+    return own.union(*(_known_fields(each) for each in dependant.dependencies))

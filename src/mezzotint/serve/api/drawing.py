@@ -13,7 +13,7 @@ from mezzotint.serve.plate import Plate
 from mezzotint.serve.services import Services
 from mezzotint.serve.wire import Drawn, Step
 
-__all__ = ["draw_all", "headers_of", "stream_all"]
+__all__ = ["draw_all", "stream_all"]
 
 Told = tuple[int, Queued | Step | Drawn]
 
@@ -25,10 +25,17 @@ async def draw_all(services: Services, caller: Caller, plates: Sequence[Plate]) 
         MezzotintError: why the first of them failed.
     """
     gateway = services.gateway
-    async with services.access.admit(caller, images=len(plates), compute_s=gateway.cost_s(plates)):
+    cost_s = gateway.cost_s(plates)
+    async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
+
+        async def draw(plate: Plate) -> Drawn:
+            drawn = await gateway.draw(plate)
+            admission.drawn += 1
+            return drawn
+
         try:
             async with asyncio.TaskGroup() as group:
-                drawing = [group.create_task(gateway.draw(plate)) for plate in plates]
+                drawing = [group.create_task(draw(plate)) for plate in plates]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
     return [task.result() for task in drawing]
@@ -41,10 +48,12 @@ async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]
         MezzotintError: why the first of them failed; the others were cancelled.
     """
     gateway = services.gateway
-    async with services.access.admit(caller, images=len(plates), compute_s=gateway.cost_s(plates)):
+    cost_s = gateway.cost_s(plates)
+    async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
         told: asyncio.Queue[Told | Exception | None] = asyncio.Queue(len(plates))
 
         async def tell(number: int, event: Queued | Step | Drawn) -> None:
+            admission.drawn += isinstance(event, Drawn)
             await told.put((number, event))
 
         async def watch() -> None:
@@ -61,12 +70,3 @@ async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]
                 if isinstance(event, Exception):
                     raise event
                 yield event
-
-
-def headers_of(plate: Plate, drawn: Sequence[Drawn] = ()) -> dict[str, str]:
-    """The first plate's seed, and of the pictures, once there are any, the longest times."""
-    headers = {"x-mezzotint-seed": str(plate.request.seed)}
-    if drawn:
-        headers["x-mezzotint-queue-ms"] = f"{max(each.queue_s for each in drawn) * 1000:.1f}"
-        headers["x-mezzotint-compute-ms"] = f"{max(each.compute_s for each in drawn) * 1000:.1f}"
-    return headers

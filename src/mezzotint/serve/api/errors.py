@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint.errors import InvalidRequest, MezzotintError
@@ -39,7 +40,8 @@ def _headers(error: MezzotintError) -> dict[str, str]:
     if error.status == 401:
         # Of HTTP, not for browsers: `Basic` would have them ask, and then send the key along everywhere.
         return {"WWW-Authenticate": "Bearer"}
-    if error.status < 429:
+    # The official clients send these again unless they are told not to.
+    if error.status not in (408, 409) and error.status < 429:
         return {}
     headers = {"x-should-retry": "true" if error.retryable else "false"}
     if error.retry_after_s is not None:
@@ -88,7 +90,21 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     refusal.code = status.name.lower()
     if error.status_code < 500:
         refusal.type = "invalid_request_error"
-    return error_response(refusal, error.headers)
+    headers = dict(error.headers or {})
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        # Starlette names those of the first route of this path.
+        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
+    return error_response(refusal, headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Of all routes of the request's path."""
+    found: set[str] = set()
+    for entry in request.app.routes:
+        for route in getattr(getattr(entry, "original_router", None), "routes", (entry,)):
+            if route.matches(request.scope)[0] is not Match.NONE:
+                found |= route.methods
+    return found
 
 
 class ErrorBoundary:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,9 +17,10 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.imaging.size import parse_size
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, one_value_each
-from mezzotint.serve.api.documented import answers
-from mezzotint.serve.api.drawing import draw_all, headers_of, stream_all
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
+from mezzotint.serve.api.documented import DRAWN, answers, headers
+from mezzotint.serve.api.drawing import draw_all, stream_all
+from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.services import Services
@@ -31,6 +33,7 @@ __all__ = ["router"]
 REPRODUCIBLE = "private, max-age=3600"
 NOT_REPRODUCIBLE = "no-store"
 EVENTS = "text/event-stream"
+NOT_WANTED = re.compile(r"q=0(\.0*)?")
 
 
 class ImagineQuery(BaseModel):
@@ -49,6 +52,11 @@ class ImagineQuery(BaseModel):
     scheduler: str | None = Field(None, description="the sampler's name")
     format: Literal["png", "jpeg", "jpg", "webp"] = "png"
     model: str | None = Field(None, description="the served model's name, to be sure of it")
+
+    @property
+    def sent_as(self) -> dict[str, str]:
+        """By which of its fields the size was said."""
+        return {"size": "width"} if self.size is None else {"width": "size", "height": "size"}
 
     def to_request(self) -> GenerationRequest:
         width, height = self.width, self.height
@@ -74,11 +82,16 @@ router = APIRouter()
 
 @router.get(
     "/imagine",
-    dependencies=[Depends(one_value_each)],
     response_class=Response,
     responses={
-        200: {"content": {kind: {} for kind in (*CONTENT_TYPES.values(), EVENTS)}},
-        304: {"description": "`If-None-Match` names the picture that the request would draw"},
+        200: {
+            "content": {kind: {} for kind in (*CONTENT_TYPES.values(), EVENTS)},
+            **headers("ETag", *DRAWN),
+        },
+        304: {
+            "description": "`If-None-Match` names the picture that the request would draw",
+            **headers("ETag", *DRAWN),
+        },
         **answers(404, 504),
     },
     summary="Draw one picture",
@@ -89,25 +102,25 @@ async def imagine(
     services: ServicesOf,
     caller: CallerOf,
 ) -> Response:
-    plate = await services.gateway.prepare(
-        query.to_request(),
-        format="jpeg" if query.format == "jpg" else query.format,
-        model=query.model,
-        caller=caller,
-    )
-    if EVENTS in request.headers.get("accept", ""):
-        events = await opened(_events(services, caller, plate))
-        return EventStream(events, headers=headers_of(plate))
-    caching = _caching(plate, reproducible=query.seed is not None)
-    if query.seed is not None and _has(request, plate.etag):
-        return Response(status_code=304, headers=caching)
+    asked, gateway = query.to_request(), services.gateway
+    with named_as_sent(asked, (await gateway.served()).limits, query.sent_as):
+        plate = await gateway.prepare(
+            asked,
+            format="jpeg" if query.format == "jpg" else query.format,
+            model=query.model,
+            caller=caller,
+        )
+    if _wants_events(request):
+        return EventStream(await opened(_events(services, caller, plate)))
+    reproducible = query.seed is not None
+    if reproducible and gateway.foresees(plate) and _has(request, plate.etag):
+        return Response(status_code=304, headers=_cached(plate.etag))
     (drawn,) = await draw_all(services, caller, [plate])
-    headers = {
-        **headers_of(plate, [drawn]),
-        **caching,
+    told = {
+        **(_cached(plate.etag_of(drawn)) if reproducible else {"Cache-Control": NOT_REPRODUCIBLE}),
         "Content-Disposition": f'inline; filename="plate-{plate.request.seed}.{drawn.format}"',
     }
-    return Response(drawn.data, 200, headers, CONTENT_TYPES[drawn.format])
+    return Response(drawn.data, 200, told, CONTENT_TYPES[drawn.format])
 
 
 async def _events(services: Services, caller: Caller, plate: Plate) -> AsyncGenerator[ServerEvent | None]:
@@ -134,13 +147,22 @@ def _done(drawn: Drawn) -> dict[str, object]:
     }
 
 
-def _caching(plate: Plate, *, reproducible: bool) -> dict[str, str]:
-    if not reproducible:
-        return {"Cache-Control": NOT_REPRODUCIBLE}
-    return {"ETag": plate.etag, "Cache-Control": REPRODUCIBLE, "Vary": "Accept"}
+def _cached(etag: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": REPRODUCIBLE, "Vary": "Accept"}
+
+
+def _wants_events(request: Request) -> bool:
+    """Whether `Accept` names them, and does not say that they are not wanted (RFC 9110, 12.5.1)."""
+    for line in request.headers.getlist("accept"):
+        for wanted in line.lower().split(","):
+            kind, *parameters = (part.strip() for part in wanted.split(";"))
+            if kind == EVENTS and not any(NOT_WANTED.fullmatch(each) for each in parameters):
+                return True
+    return False
 
 
 def _has(request: Request, etag: str) -> bool:
     """Whether the client's `If-None-Match` names this picture (RFC 9110, 13.1.2: weak comparison)."""
-    named = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    lines = request.headers.getlist("if-none-match")
+    named = [tag.strip().removeprefix("W/") for line in lines for tag in line.split(",")]
     return etag.removeprefix("W/") in named or "*" in named

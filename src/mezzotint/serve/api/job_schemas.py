@@ -56,7 +56,8 @@ class JobFields(GenerationFields):
 
     def _check_streaming(self) -> None:
         for name in ("stream", "response_format"):
-            if getattr(self, name) is not None:
+            # To ask for no stream is to ask for nothing.
+            if getattr(self, name):
                 raise NotSupported(
                     f"{name}: a job's events and pictures have routes of their own", param=name
                 )

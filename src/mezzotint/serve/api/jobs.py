@@ -8,16 +8,16 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from mezzotint.core import MAX_DEADLINE_SECONDS
-from mezzotint.errors import ImageNotFound, InvalidRequest
+from mezzotint.errors import IdempotencyConflict, ImageNotFound, InvalidRequest, QueueFull
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.access.limits import check_possible
-from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, one_value_each
-from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
+from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.job_schemas import (
     JobAnswer,
     JobFields,
@@ -35,6 +35,7 @@ from mezzotint.serve.jobs.work import Work, keep_upload
 from mezzotint.serve.services import Services
 from mezzotint.serve.stores.job import FINAL, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.jobs import MAX_IDEMPOTENCY_KEY
+from mezzotint.serve.telemetry.record import current
 
 __all__ = ["router"]
 
@@ -43,6 +44,7 @@ MAX_PAGE = 100
 MAX_EVENT_ID = 2**63 - 1
 
 router = APIRouter(tags=["Jobs"], route_class=PictureJsonRoute)
+ONE_JOB = {200: headers(*DRAWN), **answers(404)}
 JobId = Annotated[str, Path(alias="id", max_length=100)]
 
 
@@ -50,7 +52,7 @@ JobId = Annotated[str, Path(alias="id", max_length=100)]
     ROUTE,
     status_code=202,
     response_model=JobAnswer,
-    responses=answers(404, 409, 415),
+    responses={202: headers("Location", *DRAWN), **answers(404, 409, 415)},
     summary="Ask for pictures without waiting for them",
 )
 async def create(
@@ -72,11 +74,15 @@ async def create(
     job = await services.jobs.replay(new) if idempotency_key else None
     if job is None:
         work = await _work(fields, services, caller)
-        job = await services.jobs.create(replace(new, request=work.to_json()))
+        try:
+            job = await services.jobs.create(replace(new, request=work.to_json()))
+        except (IdempotencyConflict, QueueFull):
+            # No job will take them with it.
+            await services.images.delete(work.uploads)
+            raise
         services.runner.wake()
     answer = await _whole(job, request, services)
-    headers = {"Location": f"{ROUTE}/{job.id}", "x-mezzotint-seed": str(answer.seeds[0])}
-    return JSONResponse(answer.model_dump(), 202, headers)
+    return JSONResponse(answer.model_dump(), 202, {"Location": f"{ROUTE}/{job.id}"})
 
 
 def _deadline(fields: JobFields) -> float | None:
@@ -116,7 +122,6 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
 @router.get(
     ROUTE,
     response_model=JobList,
-    dependencies=[Depends(one_value_each)],
     summary="The key's own jobs, newest first",
 )
 async def page(
@@ -136,7 +141,7 @@ async def page(
     )
 
 
-@router.get(ROUTE + "/{id}", response_model=JobAnswer, responses=answers(404), summary="One job")
+@router.get(ROUTE + "/{id}", response_model=JobAnswer, responses=ONE_JOB, summary="One job")
 async def get(id: JobId, request: Request, services: ServicesOf, caller: CallerOf) -> JobAnswer:
     return await _whole(await services.jobs.get(id, caller.id), request, services)
 
@@ -144,7 +149,7 @@ async def get(id: JobId, request: Request, services: ServicesOf, caller: CallerO
 @router.delete(
     ROUTE + "/{id}",
     response_model=JobAnswer,
-    responses=answers(404),
+    responses=ONE_JOB,
     summary="Stop a job, if it has not ended",
 )
 async def delete(id: JobId, request: Request, services: ServicesOf, caller: CallerOf) -> JobAnswer:
@@ -157,22 +162,29 @@ async def delete(id: JobId, request: Request, services: ServicesOf, caller: Call
 @router.get(
     ROUTE + "/{id}/images/{n}",
     response_class=Response,
-    responses={200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}, **answers(404)},
+    responses={
+        200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}, **headers(*DRAWN)},
+        **answers(404),
+    },
     summary="One of its pictures, from 0",
 )
 async def picture(id: JobId, n: int, services: ServicesOf, caller: CallerOf) -> Response:
     job = await services.jobs.get(id, caller.id)
-    names = {image.index: image.name for image in job.images}
-    if n not in names:
+    images = {image.index: image for image in job.images}
+    if n not in images:
         raise ImageNotFound(f"the job has no picture {n} yet; it is {job.state}", param="n")
-    data, content_type = await services.images.get(names[n])
+    current().note_seed(images[n].receipt["seed"])
+    data, content_type = await services.images.get(images[n].name)
     return Response(data, 200, {"Cache-Control": "private, max-age=300"}, content_type)
 
 
 @router.get(
     ROUTE + "/{id}/events",
     response_class=Response,
-    responses={200: {"content": {"text/event-stream": {}}}, **answers(404)},
+    responses={
+        200: {"content": {"text/event-stream": {}}, **headers("x-mezzotint-seed")},
+        **answers(404),
+    },
     summary="What happens to it, from its beginning or from Last-Event-ID on, to its end",
 )
 async def events(
@@ -183,7 +195,7 @@ async def events(
     last_event_id: Annotated[int, Header(ge=0, le=MAX_EVENT_ID)] = 0,
 ) -> Response:
     # Whether it is the caller's; what follows asks no more.
-    await services.jobs.get(id, caller.id)
+    current().note_seed(Work.from_json((await services.jobs.get(id, caller.id)).request).first_seed)
     return EventStream(await opened(_events(id, last_event_id, request, services)))
 
 
@@ -215,6 +227,7 @@ async def _as_sent(event: JobEvent, request: Request, services: Services) -> Ser
 async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
     """The job with its pictures, and how far it is."""
     answer = told(job)
+    current().note_seed(answer.seeds[0])
     answer.images = told_images(job, request, services)
     if job.state == "queued":
         answer.progress = 0.0

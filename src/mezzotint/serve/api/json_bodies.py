@@ -1,15 +1,20 @@
-"""JSON bodies, bounded before they are parsed: parsing is one piece of work, and the event loop waits."""
+"""JSON bodies, bounded before they are parsed: parsing is one piece of work, and the event loop waits.
+
+A name that an object holds twice is refused, as in a query or a form: of the two Python would take the last.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
+from starlette.exceptions import HTTPException
 from starlette.types import Message
 
-from mezzotint.errors import PayloadTooLarge
+from mezzotint.errors import InvalidRequest, PayloadTooLarge
 from mezzotint.serve.api.dependencies import KeyedRoute, caller_of
 
 __all__ = ["JsonRoute", "PictureJsonRoute"]
@@ -29,23 +34,18 @@ class JsonRoute(KeyedRoute):
 
         async def handle_short(request: Request) -> Response:
             await caller_of(request)
-            messages = [await _short_body(request)]
-
-            async def receive() -> Message:
-                return messages.pop() if messages else await request.receive()
-
-            return await handle(Request(request.scope, receive))
+            return await _handled(handle, request, await _short_body(request))
 
         return handle_short
 
 
-async def _short_body(request: Request) -> Message:
+async def _short_body(request: Request) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > MAX_JSON_BYTES:
             raise PayloadTooLarge(f"the body has more than {MAX_JSON_BYTES:,} bytes")
-    return {"type": "http.request", "body": bytes(body), "more_body": False}
+    return bytes(body)
 
 
 class PictureJsonRoute(KeyedRoute):
@@ -59,10 +59,43 @@ class PictureJsonRoute(KeyedRoute):
 
         async def handle_counted(request: Request) -> Response:
             await caller_of(request)
-            # Kept by the request, whose next reader gets it again.
             body = await request.body()
             if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_PARTS:
                 raise PayloadTooLarge(f"the body has more than {MAX_PARTS:,} values")
-            return await handle(request)
+            return await _handled(handle, request, body)
 
         return handle_counted
+
+
+class _StrictRequest(Request):
+    """Whose JSON is parsed here and nowhere else."""
+
+    async def json(self) -> Any:
+        return json.loads(await self.body(), object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidRequest(f"{name} is given more than once", param=name)
+        found[name] = value
+    return found
+
+
+async def _handled(
+    handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request, body: bytes
+) -> Response:
+    """`handle` on the request, whose body has been read."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await request.receive()
+
+    try:
+        return await handle(_StrictRequest(request.scope, receive))
+    except HTTPException as error:
+        # FastAPI's own for whatever parsing raises.
+        if isinstance(error.__cause__, InvalidRequest):
+            raise error.__cause__ from None
+        raise

@@ -5,27 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
-from mezzotint.imaging.uploads import read_mask, read_upload
+from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.bounds import MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
-from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
+from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.openai_answers import Answer, ImagesAnswer
 from mezzotint.serve.api.openai_schemas import (
     ALIASES,
+    SENT_AS,
     EditFields,
     GenerationFields,
     ImageFields,
     VariationFields,
-    named_as_sent,
 )
 from mezzotint.serve.api.uploads import form_schema, read_form
 from mezzotint.serve.plate import Plate
@@ -33,13 +34,23 @@ from mezzotint.serve.services import Services
 
 __all__ = ["prepare_all", "router"]
 
-router = APIRouter(tags=["OpenAI"], route_class=KeyedRoute)
+
+async def take_api_version(
+    api_version: Annotated[
+        str | None, Query(alias="api-version", description="accepted, and not used")
+    ] = None,
+) -> None:
+    """Clients of Azure's variant of this API send it, Open WebUI with every edit."""
+
+
+router = APIRouter(tags=["OpenAI"], route_class=KeyedRoute, dependencies=[Depends(take_api_version)])
 
 DRAWING = {
     200: {
         "model": ImagesAnswer,
         "description": "the pictures; with `stream`, events",
         "content": {"text/event-stream": {}},
+        **headers(*DRAWN),
     },
     **answers(404, 504),
 }
@@ -141,6 +152,8 @@ async def prepare_all(
     Raises:
         MezzotintError: as `Gateway.prepare`, in the names of the fields that were sent.
     """
+    if image is not None and mask is not None:
+        check_mask_size(mask, image)
     gateway = services.gateway
     limits = (await gateway.served()).limits
     plates: list[Plate] = []
@@ -150,7 +163,7 @@ async def prepare_all(
             # Brought to size once for all of them.
             first = plates[0].request
             asked = replace(asked, width=first.width, height=first.height, image=first.image, mask=first.mask)
-        with named_as_sent(asked, limits):
+        with named_as_sent(asked, limits, SENT_AS):
             plate = await gateway.prepare(
                 asked,
                 format=fields.format,

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from mezzotint.errors import StoreUnavailable
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.drawing import draw_all, headers_of, stream_all
+from mezzotint.serve.api.drawing import draw_all, stream_all
 from mezzotint.serve.api.openai_schemas import ImageFields
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.api.sse import DONE, EventStream, ServerEvent, opened
@@ -100,8 +100,7 @@ class Answer:
             # A large picture takes ten milliseconds to write down; between two of them others are served.
             await asyncio.sleep(0)
         body = f'{facts.model_dump_json()[:-1]},"data":[{",".join(items)}]}}'
-        headers = {**headers_of(self.plates[0], drawn), "Cache-Control": "no-store"}
-        return Response(body, headers=headers, media_type="application/json")
+        return Response(body, headers={"Cache-Control": "no-store"}, media_type="application/json")
 
     async def streamed(self) -> Response:
         """Partial and finished pictures as events.
@@ -109,7 +108,7 @@ class Answer:
         Raises:
             MezzotintError: a picture was refused before any of them was begun.
         """
-        return EventStream(await opened(self._events()), headers=headers_of(self.plates[0]), end=DONE)
+        return EventStream(await opened(self._events()), end=DONE)
 
     def _facts(self) -> dict[str, Any]:
         request = self.plates[0].request

@@ -7,8 +7,7 @@ is no number), as a form leniently, for there everything is text. Jobs take the 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
 from typing import Any, Literal
@@ -17,18 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mezzotint.core import RANDOM_SEED_BITS, GenerationRequest, ModelLimits, Priority
 from mezzotint.errors import InvalidRequest, NotSupported
-from mezzotint.imaging.size import nearest_size, parse_size
+from mezzotint.imaging.size import parse_size
 from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.styles import PRESETS, STYLES
 
 __all__ = [
     "ALIASES",
     "QUALITIES",
+    "SENT_AS",
     "EditFields",
     "GenerationFields",
     "ImageFields",
     "VariationFields",
-    "named_as_sent",
 ]
 
 ALIASES = frozenset({"dall-e-2", "dall-e-3", "gpt-image-1"})
@@ -46,8 +45,8 @@ QUALITIES: Mapping[str, float] = {
 # What the answer calls them.
 TOLD_AS = {"low": "low", "high": "high", "hd": "high"}
 
-# Core's names of the fields that OpenAI's clients know by another.
 SENT_AS = {"steps": "num_inference_steps", "width": "size", "height": "size", "format": "output_format"}
+"""Core's names of the fields that OpenAI's clients know by another."""
 
 NOT_SERVED = (
     "complexity",
@@ -235,25 +234,3 @@ class VariationFields(ImageFields):
             guidance_scale=1.0 if request.guidance_scale is None else request.guidance_scale,
             strength=VARIATION_STRENGTH if request.strength is None else request.strength,
         )
-
-
-@contextmanager
-def named_as_sent(request: GenerationRequest, limits: ModelLimits) -> Iterator[None]:
-    """What is refused within is told in the names that OpenAI's clients send."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if error.param in ("size", "width", "height"):
-            raise _wrong_size(error, request, limits) from None
-        if error.param in SENT_AS:
-            sent = SENT_AS[error.param]
-            raise InvalidRequest(error.message.replace(error.param, sent, 1), param=sent) from None
-        raise
-
-
-def _wrong_size(error: InvalidRequest, request: GenerationRequest, limits: ModelLimits) -> InvalidRequest:
-    message = error.message
-    if request.width is not None and request.height is not None:
-        width, height = nearest_size(request.width, request.height, limits)
-        message = f"{message}; the nearest that is served is {width}x{height}"
-    return InvalidRequest(message, param="size")

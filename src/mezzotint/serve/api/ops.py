@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.responses import Response
 
 from mezzotint import __version__
@@ -14,7 +14,8 @@ from mezzotint.errors import PermissionDenied
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
-from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
+from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, caller_of, check_query
+from mezzotint.serve.api.documented import OPEN
 from mezzotint.serve.telemetry.exposition import CONTENT_TYPE
 
 __all__ = ["router"]
@@ -35,23 +36,34 @@ FEATURES = {
 SIZE_STEP = 8
 
 router = APIRouter()
+# Not of the health routes: a probe that adds a field of its own must not make a sound server look ill.
+CHECKED = [Depends(caller_of), Depends(check_query)]
 
 
 # Load balancers ask with HEAD as well.
 @router.head("/healthz", include_in_schema=False)
-@router.get("/healthz", summary="Whether the process is alive")
+@router.get("/healthz", openapi_extra=OPEN, summary="Whether the process is alive")
 async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", summary="Whether a model is loaded and has drawn its warm-up image; 503 until then")
+@router.get(
+    "/readyz",
+    openapi_extra=OPEN,
+    summary="Whether a model is loaded and has drawn its warm-up image; 503 until then",
+)
 async def readyz(services: ServicesOf) -> dict[str, Any]:
     info = await services.gateway.ready()
     return {"status": "ready", "model": info.model, "revision": info.revision}
 
 
-@router.get("/metrics", summary="What the whole service has counted, for Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    dependencies=CHECKED,
+    response_class=Response,
+    summary="What the whole service has counted, for Prometheus",
+)
 async def metrics(caller: CallerOf, services: ServicesOf) -> Response:
     """Tells of every key's use: on a server with keys, for keys made with `--admin`."""
     if not caller.is_admin:
@@ -59,7 +71,11 @@ async def metrics(caller: CallerOf, services: ServicesOf) -> Response:
     return Response(await services.series.text(), media_type=CONTENT_TYPE)
 
 
-@router.get("/v1/capabilities", summary="What this server draws, and what the caller may ask for")
+@router.get(
+    "/v1/capabilities",
+    dependencies=CHECKED,
+    summary="What this server draws, and what the caller may ask for",
+)
 async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]:
     info, settings = await services.gateway.served(), services.settings
     return {

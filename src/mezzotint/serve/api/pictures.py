@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.formats import CONTENT_TYPES
-from mezzotint.serve.api.dependencies import ServicesOf
-from mezzotint.serve.api.documented import answers
+from mezzotint.serve.api.dependencies import ServicesOf, check_query
+from mezzotint.serve.api.documented import OPEN, answers
 from mezzotint.serve.services import Services
 
 __all__ = ["link_to", "router"]
@@ -21,7 +21,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(check_query)])
 
 
 def link_to(name: str, request: Request, services: Services) -> str:
@@ -42,6 +42,7 @@ def link_to(name: str, request: Request, services: Services) -> str:
     ROUTE + "{name}",
     response_class=Response,
     responses={200: {"content": {kind: {} for kind in CONTENT_TYPES.values()}}, **answers(404)},
+    openapi_extra=OPEN,
     summary="A picture that a link was given out for",
 )
 async def picture(name: str, services: ServicesOf) -> Response:

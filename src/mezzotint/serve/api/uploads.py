@@ -33,11 +33,26 @@ class _Parser(MultiPartParser):
         super().on_part_begin()
         self._part_bytes = 0
 
+    def on_headers_finished(self) -> None:
+        try:
+            super().on_headers_finished()
+        except MultiPartException:
+            # Its own words name no part.
+            name = self._current_part.field_name
+            for kind, count, most in (
+                ("files", self._current_files, MAX_FILES),
+                ("fields of text", self._current_fields, MAX_TEXT_FIELDS),
+            ):
+                if count > most:
+                    raise PayloadTooLarge(f"{name}: a form has at most {most} {kind}", param=name) from None
+            raise
+
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._part_bytes += end - start
-        if self._part_bytes > MAX_UPLOAD_BYTES:
-            name = self._current_part.field_name
-            raise PayloadTooLarge(f"{name}: a file has at most {MAX_UPLOAD_BYTES:,} bytes", param=name)
+        name, is_file = self._current_part.field_name, self._current_part.file is not None
+        what, most = ("a file", MAX_UPLOAD_BYTES) if is_file else ("a text", MAX_TEXT_BYTES)
+        if self._part_bytes > most:
+            raise PayloadTooLarge(f"{name}: {what} has at most {most:,} bytes", param=name)
         super().on_part_data(data, start, end)
 
 
@@ -50,7 +65,7 @@ async def read_form(
 
     Raises:
         InvalidRequest: not such a form, an unknown field, text where a file is meant or the reverse.
-        PayloadTooLarge: a file of more than 50 MB.
+        PayloadTooLarge: a file of more than 50 MB, a text of more than 64 KiB, or too many of them.
     """
     form = await _parse(request)
     try:
@@ -113,7 +128,9 @@ def form_schema(
     """The body of a route that calls `read_form`, for the OpenAPI document."""
     schema = kind.model_json_schema()
     file = {"type": "string", "format": "binary"}
-    properties = {**dict.fromkeys((*required, *optional), file), **schema["properties"]}
-    wanted = [*required, *schema.get("required", ())]
-    form = {**schema, "properties": properties, "required": wanted}
+    # By either name, as OpenAI's clients send them; several are not served yet.
+    listed = {f"{name}[]": {"type": "array", "items": file, "maxItems": 1} for name in (*required, *optional)}
+    properties = {**dict.fromkeys((*required, *optional), file), **listed, **schema["properties"]}
+    either = [{"anyOf": [{"required": [name]}, {"required": [f"{name}[]"]}]} for name in required]
+    form = {**schema, "properties": properties, "allOf": either}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from mezzotint.core import GenerationRequest, Queued
-from mezzotint.errors import MezzotintError, RequestCancelled, StoreUnavailable
+from mezzotint.core import MAX_DEADLINE_SECONDS, GenerationRequest, Queued
+from mezzotint.errors import MezzotintError, ReplicaLost, RequestCancelled, StoreUnavailable
 from mezzotint.serve.access.access import Access
+from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.background import in_background
 from mezzotint.serve.batch import together, watch
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.jobs.patience import insist
-from mezzotint.serve.jobs.work import Work
+from mezzotint.serve.jobs.work import WAITING_SECONDS, Work
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.stores.images import ImageStore
 from mezzotint.serve.stores.job import Job
@@ -39,7 +40,8 @@ class Drawing:
     """Draws what is missing of `job`, which `owner` holds.
 
     admitted: set as soon as the limits of its key let it begin.
-    ttl_s: for how long the pictures are kept.
+    is_given_up: whether it is stopped for another to go on with.
+    ttl_s: for how long a finished job is kept, and its pictures with it.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Drawing:
         owner: str,
         *,
         admitted: asyncio.Event,
+        is_given_up: Callable[[], bool],
         gateway: Gateway,
         access: Access,
         store: JobStore,
@@ -66,6 +69,8 @@ class Drawing:
         self._began: float | None = None
         self._news = asyncio.Event()
         self._admitted = admitted
+        self._is_given_up = is_given_up
+        self._admission = Admission(0)
 
     async def run(self, left_s: float | None) -> None:
         """Until every picture is kept. `left_s` until the job's deadline.
@@ -87,11 +92,15 @@ class Drawing:
         caller = replace(caller, requests_per_minute=None)
         cost_s = self._gateway.cost_s(list(plates.values()))
         async with (
-            self._access.admit(caller, images=len(plates), compute_s=cost_s),
+            self._access.admit(caller, images=len(plates), compute_s=cost_s) as self._admission,
             in_background(self._tell_progress()),
         ):
             self._admitted.set()
-            await together(*(self._draw(number, request, caller) for number in missing))
+            try:
+                await together(*(self._draw(number, request, caller) for number in missing))
+            except asyncio.CancelledError:
+                self._admission.goes_on = self._is_given_up()
+                raise
 
     async def _plate(self, number: int, request: GenerationRequest, caller: Caller) -> Plate:
         return await self._gateway.prepare(
@@ -101,17 +110,20 @@ class Drawing:
             model=self._work.model,
             caller=caller,
             request_id=self._job.id,
+            # Nobody waits for it: the service's own deadline is not its.
+            longest_s=MAX_DEADLINE_SECONDS,
         )
 
     async def _draw(self, number: int, request: GenerationRequest, caller: Caller) -> None:
-        """One picture. While others of the job go on, it waits for room instead of ending them."""
+        """One picture. While others of the job go on, it waits for room instead of ending them; not after a
+        loss, which it may have made."""
         while True:
             try:
                 plate = await self._plate(number, request, caller)
                 await watch(self._gateway, number, plate, self._take)
                 return
             except MezzotintError as error:
-                if not error.retryable or not self._going - {number}:
+                if not error.retryable or isinstance(error, ReplicaLost) or not self._going - {number}:
                     raise
             finally:
                 self._going.discard(number)
@@ -134,11 +146,16 @@ class Drawing:
         self._news.set()
 
     async def _keep(self, number: int, drawn: Drawn) -> None:
-        name = await insist(lambda: self._images.put(drawn.data, drawn.format, self._ttl_s))
+        ttl_s = self._ttl_s + WAITING_SECONDS
+        name = await insist(lambda: self._images.put(drawn.data, drawn.format, ttl_s))
         if not await insist(
             lambda: self._store.set_image(self._job.id, self._owner, number, name, drawn.receipt)
         ):
+            self._admission.goes_on = True
+            with suppress(StoreUnavailable):
+                await self._images.delete([name])
             raise RequestCancelled("another has taken the job over")
+        self._admission.drawn += 1
         await self._tell("image", {"index": number, "seed": drawn.receipt["seed"], "name": name})
 
     async def _keep_preview(self, number: int, step: Step, preview: bytes) -> None:

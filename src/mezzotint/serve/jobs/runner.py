@@ -20,6 +20,7 @@ from mezzotint.errors import (
     DeadlineUnreachable,
     MezzotintError,
     RateLimited,
+    ReplicaLost,
     StoreUnavailable,
 )
 from mezzotint.serve.access.access import Access
@@ -55,7 +56,7 @@ class _Held:
     job: Job
     task: asyncio.Task[None] = field(init=False)
     admitted: asyncio.Event = field(default_factory=asyncio.Event)
-    stopped: Literal["", "cancelled", "lost"] = ""
+    stopped: Literal["", "cancelled", "lost", "closing"] = ""
 
 
 class JobRunner:
@@ -71,7 +72,7 @@ class JobRunner:
         gateways: int,
         ttl_s: float,
     ) -> None:
-        """gateways: how many share the engines. ttl_s: for how long the pictures are kept."""
+        """gateways: how many share the engines. ttl_s: for how long a finished job is kept."""
         self._gateway, self._access, self._store, self._images = gateway, access, store, images
         self._gateways, self._ttl_s = gateways, ttl_s
         self._owner = f"runner-{secrets.token_hex(8)}"
@@ -89,6 +90,8 @@ class JobRunner:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._main is not None
+        for held in self._held.values():
+            held.stopped = held.stopped or "closing"
         tasks = [self._main, *(held.task for held in self._held.values())]
         for task in tasks:
             task.cancel()
@@ -207,6 +210,7 @@ class JobRunner:
             job,
             self._owner,
             admitted=held.admitted,
+            is_given_up=lambda: held.stopped in ("lost", "closing"),
             gateway=self._gateway,
             access=self._access,
             store=self._store,
@@ -232,7 +236,9 @@ class JobRunner:
             wait_s = 0.0
         elif not isinstance(error, DeadlineUnreachable):
             self._full_until = time.monotonic() + PAUSE_SECONDS
-        await insist(lambda: self._store.release(job.id, self._owner, wait_s))
+        # What ends every replica that draws it must not go on for ever.
+        lost = isinstance(error, ReplicaLost)
+        await insist(lambda: self._store.release(job.id, self._owner, wait_s, lost=lost))
 
     async def _finish(self, job: Job, state: JobState, error: MezzotintError | None = None) -> None:
         told = None if error is None else error.to_dict()

@@ -16,8 +16,11 @@ from PIL import Image as PilImage
 from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.serve.stores.images import ImageStore
 
-__all__ = ["Work", "keep_upload"]
+__all__ = ["WAITING_SECONDS", "Work", "keep_upload"]
 
+# A job's pictures are deleted with it, which is `job_ttl_s` after its end. Nobody knows that end before; they
+# are kept for so much longer, if it does not come.
+WAITING_SECONDS = 30 * 24 * 3_600.0
 # The pictures are in the image store; the others are the job's own, or the key's that it is drawn for.
 NOT_KEPT = ("image", "mask", "tenant", "deadline_s")
 
@@ -56,6 +59,11 @@ class Work:
         return {**told, "request": {name: request[name] for name in request if name not in NOT_KEPT}}
 
     @property
+    def uploads(self) -> list[str]:
+        """Names in the image store."""
+        return [name for name in (self.image, self.mask) if name is not None]
+
+    @property
     def first_seed(self) -> int:
         assert self.request.seed is not None
         return self.request.seed
@@ -75,8 +83,11 @@ def _known(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def keep_upload(images: ImageStore, pixels: Pixels, ttl_s: float) -> str:
-    """Keep a picture that a job starts from, without loss; its name."""
-    return await images.put(await asyncio.to_thread(_encode, pixels), "png", ttl_s)
+    """Keep a picture that a job starts from until the job is forgotten, without loss; its name.
+
+    ttl_s: for how long a finished job is kept.
+    """
+    return await images.put(await asyncio.to_thread(_encode, pixels), "png", ttl_s + WAITING_SECONDS)
 
 
 async def _fetch(images: ImageStore, name: str | None) -> Pixels | None:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, event, text
@@ -45,7 +46,7 @@ OUR_MISTAKES = (IntegrityError, ProgrammingError, DataError)
 class Database:
     """Opened by `open_database`.
 
-    now: seconds since 1970, the same on every gateway.
+    now: seconds since 1970, the same on every gateway; set again by `set_clock`.
     failures: how often the database did not answer.
     """
 
@@ -70,13 +71,26 @@ class Database:
         """
         return await self._run(self._reading(work))
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], settled: Callable[[bool], None] | None = None) -> T:
         """Do `work` in one transaction, which is undone when it raises, and done even if the caller leaves.
+
+        settled: told whether the work was done, once that is known, which may be after this has raised. With
+            it the work is never broken off, for then nobody would know.
 
         Raises:
             StoreUnavailable: the database did not answer; the work may have been done all the same.
         """
-        return await self._run(self._writing(work))
+        return await self._run(self._writing(work), settled)
+
+    async def set_clock(self) -> None:
+        """Follow PostgreSQL's clock, which all gateways go by, where it has been put right or has drifted. A
+        clock of this machine alone is followed from its start on.
+
+        Raises:
+            StoreUnavailable: the database did not answer.
+        """
+        if self.is_postgresql and isinstance(self.now, Clock):
+            self.now.follow(await self.read(_read_clock))
 
     def insert(self, table: Table) -> postgresql.Insert | sqlite.Insert:
         """An INSERT that knows ON CONFLICT, which both databases do, each with a class of its own."""
@@ -91,19 +105,22 @@ class Database:
         async with self._writer, self._engine.begin() as connection:
             return await work(connection)
 
-    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _run(self, work: Coroutine[Any, Any, T], settled: Callable[[bool], None] | None = None) -> T:
         try:
             self._check_turn()
         except StoreUnavailable:
             work.close()
+            if settled is not None:
+                settled(False)
             raise
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        task.add_done_callback(partial(self._forget, settled))
         done, _ = await asyncio.wait({task}, timeout=ANSWER_SECONDS)
         if not done:
-            # Its driver may wait on for the server to confirm; nobody else does.
-            task.cancel()
+            if settled is None:
+                # Its driver may wait on for the server to confirm; nobody else does.
+                task.cancel()
             raise self._failed("no answer in time")
         try:
             answer = task.result()
@@ -118,11 +135,12 @@ class Database:
         self._is_failing = False
         return answer
 
-    def _forget(self, task: asyncio.Task[Any]) -> None:
+    def _forget(self, settled: Callable[[bool], None] | None, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            # Looked at, so that what nobody waited for is not complained of.
-            task.exception()
+        # Looked at, so that what nobody waited for is not complained of.
+        done = not task.cancelled() and task.exception() is None
+        if settled is not None:
+            settled(done)
 
     def _check_turn(self) -> None:
         if not self._is_failing:

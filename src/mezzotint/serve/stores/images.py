@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -72,6 +72,11 @@ class ImageStore:
                     return bytes(await answer.bytes_async()), CONTENT_TYPES[found[2]]
             except FileNotFoundError:
                 raise _not_found() from None
+
+    async def delete(self, names: Iterable[str]) -> None:
+        """Forget pictures before they expire; those that there are."""
+        with self._as_ours():
+            await self._delete([name for name in names if NAME.fullmatch(name)])
 
     async def sweep(self) -> int:
         """Delete what has expired; how many."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from sqlalchemy import delete
@@ -41,21 +41,30 @@ async def _sweep_for_ever(database: Database, jobs: JobStore, images: ImageStore
     while True:
         # Gateways that started together need not sweep together.
         await asyncio.sleep(PERIOD_SECONDS * random.uniform(0.5, 1.5))
-        try:
-            await sweep(database, jobs, images, job_ttl_s)
-        except StoreUnavailable:
-            continue
-        except Exception:
-            logger.exception("the stores could not be swept")
+        await sweep(database, jobs, images, job_ttl_s)
 
 
 async def sweep(database: Database, jobs: JobStore, images: ImageStore, job_ttl_s: float) -> None:
-    """One round.
+    """One round. What fails in it is left to the next, and the rest is done."""
+    parts: tuple[Callable[[], Awaitable[object]], ...] = (
+        database.set_clock,
+        jobs.settle,
+        jobs.forget_progress,
+        lambda: jobs.forget(job_ttl_s, images.delete),
+        lambda: _forget_usage(database),
+        images.sweep,
+    )
+    for part in parts:
+        try:
+            await part()
+        except StoreUnavailable:
+            # The store has told of it.
+            continue
+        except Exception:
+            logger.exception("the stores could not be swept in full")
 
-    Raises:
-        StoreUnavailable: a store does not answer.
-    """
-    await jobs.sweep(job_ttl_s)
+
+async def _forget_usage(database: Database) -> None:
     now = database.now()
 
     async def work(connection: AsyncConnection) -> None:
@@ -64,4 +73,3 @@ async def sweep(database: Database, jobs: JobStore, images: ImageStore, job_ttl_
         await connection.execute(delete(usage).where(usage.c.hour < oldest))
 
     await database.write(work)
-    await images.sweep()

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from mezzotint.core import Priority
 
-__all__ = ["FINAL", "STATES", "TRANSITIONS", "Job", "JobEvent", "JobImage", "JobState", "NewJob"]
+__all__ = ["FINAL", "STATES", "TRANSITIONS", "UPLOADS", "Job", "JobEvent", "JobImage", "JobState", "NewJob"]
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 STATES: tuple[JobState, ...] = get_args(JobState)
@@ -26,6 +26,8 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
         "cancelled": frozenset(),
     }
 )
+# Of a request, what names pictures in the image store.
+UPLOADS = ("image", "mask")
 FINAL: frozenset[JobState] = frozenset(state for state, following in TRANSITIONS.items() if not following)
 
 
@@ -34,7 +36,7 @@ class NewJob:
     """What is asked for.
 
     caller: the key's id.
-    request: whatever the runner needs to draw it, as JSON; uploads by their names in the image store.
+    request: whatever the runner needs to draw it, as JSON; `UPLOADS` by their names in the image store.
     n: how many pictures.
     deadline_s: seconds from now; a job that is not finished by then fails. `None` for no limit.
     idempotency_key: the client's own name for this job; empty for none.
@@ -68,7 +70,7 @@ class Job:
     error: a failed job's error, as `{"message", "type", "param", "code"}`.
     cancel_requested: its owner is to stop drawing and finish it as cancelled.
     owner: the runner that holds it; empty unless it is running.
-    lost: how often its owner vanished.
+    lost: how often its owner, or the replica that drew it, vanished.
     """
 
     id: str

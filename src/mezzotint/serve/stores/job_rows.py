@@ -9,16 +9,35 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, func, insert, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    RowMapping,
+    Select,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.core import PRIORITIES
 from mezzotint.errors import DeadlineExceeded, GenerationFailed, JobNotFound
-from mezzotint.serve.stores.job import FINAL, TRANSITIONS, Job, JobImage, JobState
+from mezzotint.serve.stores.job import FINAL, STATES, TRANSITIONS, Job, JobImage, JobState
 from mezzotint.serve.stores.tables import job_events, job_images, jobs
 
 __all__ = [
+    "BROKEN",
+    "MAX_LOST",
+    "SWEEP_BATCH",
     "as_job",
+    "forget_progress",
     "get_job",
     "has_work",
     "held_by",
@@ -31,8 +50,11 @@ __all__ = [
 
 # Any number, the same in every version.
 EVENTS_LOCK = 4_173_202
-# A job whose owners vanish again and again is what makes them.
+# A job whose owners or replicas vanish again and again is what makes them.
 MAX_LOST = 3
+# Jobs that are swept in one transaction.
+SWEEP_BATCH = 500
+BROKEN = GenerationFailed("the servers that drew this job ended again and again")
 
 
 async def lock_events(connection: AsyncConnection) -> None:
@@ -71,10 +93,24 @@ async def settle_overdue(connection: AsyncConnection, now: float) -> None:
     await move(connection, "failed", late, now, error=too_late.to_dict())
     lost = and_(jobs.c.state == "running", jobs.c.lease_ends < now)
     await move(connection, "cancelled", and_(lost, jobs.c.cancel_requested), now)
-    broken = GenerationFailed("the servers that drew this job ended again and again")
     often = and_(lost, jobs.c.lost >= MAX_LOST)
-    await move(connection, "failed", often, now, error=broken.to_dict())
+    await move(connection, "failed", often, now, error=BROKEN.to_dict())
     await move(connection, "queued", lost, now, lost=jobs.c.lost + 1, not_before=now)
+
+
+async def forget_progress(
+    connection: AsyncConnection, after: tuple[float, int], until: float
+) -> tuple[float, int] | None:
+    """Forget all events but states, of a batch of jobs that ended up to `until`.
+
+    after: when the last batch's last job ended, and its sequence. Returned are this one's; `None`: no more.
+    """
+    order = (jobs.c.finished, jobs.c.sequence)
+    ended = select(jobs.c.id, *order).where(tuple_(*order) > after, jobs.c.finished <= until)
+    rows = (await connection.execute(ended.order_by(*order).limit(SWEEP_BATCH))).all()
+    of_these = job_events.c.job_id.in_([row.id for row in rows])
+    await connection.execute(delete(job_events).where(of_these, not_(job_events.c.kind.in_(STATES))))
+    return (rows[-1].finished, rows[-1].sequence) if len(rows) == SWEEP_BATCH else None
 
 
 def _ready(now: float, not_of: Collection[str]) -> ColumnElement[bool]:

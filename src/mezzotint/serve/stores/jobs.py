@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, delete, func, insert, not_, or_, select, text, update
+from sqlalchemy import and_, delete, func, insert, or_, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.core import PRIORITIES
 from mezzotint.errors import IdempotencyConflict, InvalidRequest, JobNotFound, QueueFull
 from mezzotint.serve.stores.database import Database
-from mezzotint.serve.stores.job import FINAL, STATES, Job, JobEvent, JobState, NewJob
+from mezzotint.serve.stores.job import FINAL, UPLOADS, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.job_rows import (
+    BROKEN,
+    MAX_LOST,
+    SWEEP_BATCH,
     as_job,
+    forget_progress,
     get_job,
     has_work,
     held_by,
@@ -35,7 +40,8 @@ QUEUE_FULL_SECONDS = 30.0
 MAX_IDEMPOTENCY_KEY = 255
 # Of a job that has ended, whoever comes later is told only how.
 EVENTS_SECONDS = 3_600.0
-SWEEP_BATCH = 500
+# By how much later than its time of ending a job's end may be seen, or by another gateway's clock.
+LATE_SECONDS = 600.0
 
 
 class JobStore:
@@ -50,6 +56,8 @@ class JobStore:
     def __init__(self, database: Database, max_jobs: int) -> None:
         self._database = database
         self._max_jobs = max_jobs
+        # The progress of what ended before is forgotten already.
+        self._forgotten_until = 0.0
 
     async def create(self, job: NewJob) -> Job:
         """Queue a job; with an idempotency key that was used before, the job of that time.
@@ -169,15 +177,21 @@ class JobStore:
 
         return await self._database.write(work) if ids else {}
 
-    async def release(self, id: str, owner: str, retry_after_s: float) -> bool:
-        """Give a job back to the queue, not to be claimed before `retry_after_s`. False: it was not held."""
+    async def release(self, id: str, owner: str, retry_after_s: float, *, lost: bool = False) -> bool:
+        """Give a job back to the queue, not to be claimed before `retry_after_s`. False: it was not held.
+
+        lost: drawing it lost a replica, which counts as a lost owner; one too many fails it.
+        """
         now = self._database.now()
         held = held_by(id, owner)
 
         async def work(connection: AsyncConnection) -> bool:
-            cancelled = await move(connection, "cancelled", and_(held, jobs.c.cancel_requested), now)
-            queued = await move(connection, "queued", held, now, not_before=now + retry_after_s)
-            return bool(cancelled or queued)
+            ended = await move(connection, "cancelled", and_(held, jobs.c.cancel_requested), now)
+            if lost:
+                often = and_(held, jobs.c.lost >= MAX_LOST)
+                ended += await move(connection, "failed", often, now, error=BROKEN.to_dict())
+            values = {"not_before": now + retry_after_s, "lost": jobs.c.lost + int(lost)}
+            return bool(ended + await move(connection, "queued", held, now, **values))
 
         return await self._change(work)
 
@@ -277,27 +291,50 @@ class JobStore:
 
         return await self._database.read(work)
 
-    async def sweep(self, ttl_s: float) -> int:
-        """Fail what is past its deadline, forget what ended `ttl_s` ago; how many were forgotten."""
+    async def settle(self) -> None:
+        """Fail what is past its deadline, queue again what lost its owner."""
         now = self._database.now()
         await self._change(lambda connection: settle_overdue(connection, now))
-        ended = select(jobs.c.id).where(jobs.c.finished < now - EVENTS_SECONDS)
-        told = delete(job_events).where(job_events.c.job_id.in_(ended), not_(job_events.c.kind.in_(STATES)))
 
-        async def forget_events(connection: AsyncConnection) -> None:
-            await connection.execute(told)
+    async def forget_progress(self) -> None:
+        """Of jobs that ended an hour ago, forget all events but their states."""
+        until = self._database.now() - EVENTS_SECONDS
+        # Only what has become an hour old since the last time: looking at all jobs takes long.
+        after: tuple[float, int] | None = (self._forgotten_until, 0)
+        while after is not None:
+            after = await self._database.write(partial(forget_progress, after=after, until=until))
+        self._forgotten_until = until - LATE_SECONDS
 
-        await self._database.write(forget_events)
-        old = select(jobs.c.id).where(jobs.c.finished < now - ttl_s).limit(SWEEP_BATCH)
+    async def forget(self, ttl_s: float, drop: Callable[[Collection[str]], Awaitable[None]]) -> int:
+        """Forget the jobs that ended `ttl_s` ago; how many.
 
-        async def forget_jobs(connection: AsyncConnection) -> int:
-            # Their events and pictures go with them.
-            return (await connection.execute(delete(jobs).where(jobs.c.id.in_(old)))).rowcount
+        drop: called before with the names of their pictures, of those that they start from too.
+        """
+        now = self._database.now()
+        ended = select(jobs.c.id, jobs.c.request).where(jobs.c.finished < now - ttl_s).limit(SWEEP_BATCH)
+
+        async def look(connection: AsyncConnection) -> tuple[list[str], list[str]]:
+            old = (await connection.execute(ended)).all()
+            ids = [row.id for row in old]
+            drawn = await connection.scalars(select(job_images.c.name).where(job_images.c.job_id.in_(ids)))
+            uploads = [name for row in old for key in UPLOADS if (name := row.request.get(key))]
+            return ids, [*uploads, *drawn]
 
         forgotten = 0
-        while (count := await self._database.write(forget_jobs)) > 0:
-            forgotten += count
-        return forgotten
+        while True:
+            ids, names = await self._database.read(look)
+            if not ids:
+                return forgotten
+            # Should this end in between, the next round finds the job again.
+            await drop(names)
+            forgotten += await self._delete(ids)
+
+    async def _delete(self, ids: Collection[str]) -> int:
+        async def work(connection: AsyncConnection) -> int:
+            # Their events and pictures go with them.
+            return (await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))).rowcount
+
+        return await self._database.write(work)
 
     async def _change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """A transaction that changes states or tells events."""

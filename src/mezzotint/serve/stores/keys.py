@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,14 @@ class KeyStore:
 
         row = await self._database.read(work)
         return None if row is None else _as_key(row)
+
+    async def find_all(self, ids: Collection[str]) -> dict[str, Key]:
+        """Those of them that there are, by their ids."""
+
+        async def work(connection: AsyncConnection) -> Sequence[RowMapping]:
+            return (await connection.execute(select(keys).where(keys.c.id.in_(ids)))).mappings().all()
+
+        return {row["id"]: _as_key(row) for row in await self._database.read(work)}
 
     async def list(self) -> list[Key]:
         """Every key, the oldest first, with what it has used."""

@@ -30,11 +30,15 @@ def is_plain_id(text: str) -> bool:
 
 @dataclass
 class Record:
-    """key: the public id of the caller's key. error: why there is no picture. Seconds are of the engine."""
+    """key: the public id of the caller's key. error: why there is no picture. Seconds are of the engine.
+
+    seed: the first picture's, once it is settled.
+    """
 
     request_id: str = ""
     key: str = ""
     error: MezzotintError | None = None
+    seed: int | None = None
     images: int = 0
     queue_s: float | None = None
     compute_s: float | None = None
@@ -46,6 +50,11 @@ class Record:
         self.prompt_characters = len(prompt)
         digest = hashlib.blake2b(prompt.encode(errors="replace"), key=_HASH_KEY, digest_size=8)
         self.prompt_hash = digest.hexdigest()
+
+    def note_seed(self, seed: int) -> None:
+        """Of several pictures, the first one's is kept."""
+        if self.seed is None:
+            self.seed = seed
 
     def note_drawn(self, queue_s: float, compute_s: float) -> None:
         """One more picture. Of several, the longest times are kept."""

@@ -20,6 +20,10 @@ __all__ = ["Observe"]
 logger = logging.getLogger("mezzotint.access")
 
 REQUEST_ID = "x-request-id"
+# On every answer whose request got as far as a seed, errors and 304 too.
+SEED = "x-mezzotint-seed"
+QUEUE_MS = "x-mezzotint-queue-ms"
+COMPUTE_MS = "x-mezzotint-compute-ms"
 CLIENT_LEFT = 499
 
 
@@ -39,7 +43,7 @@ class Observe:
         record = Record(request_id=_id_of(headers))
         # Of this request alone: a server's own may be everybody's.
         scope["state"] = dict(scope.get("state", {}))
-        answer = _Answer(send, record.request_id)
+        answer = _Answer(send, record)
         surface, began = surface_of(scope["path"]), time.perf_counter()
         in_flight = self._metrics.in_flight.labels(surface)
         with open_record(record), self._tracing.request(scope["method"], headers) as span:
@@ -86,18 +90,18 @@ class Observe:
 
 
 class _Answer:
-    """What was sent of an answer, and the id on it."""
+    """What was sent of an answer, and on it what is noted of its request: id, seed and times."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, record: Record) -> None:
         self._send = send
-        self._request_id = request_id
+        self._record = record
         self._status = 0
         self._complete = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            MutableHeaders(scope=message)[REQUEST_ID] = self._request_id
+            _add_headers(MutableHeaders(scope=message), self._record)
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._complete = True
@@ -112,6 +116,17 @@ class _Answer:
         if status < 400:
             return status, "ok"
         return status, "refused" if status < 500 else "failed"
+
+
+def _add_headers(headers: MutableHeaders, record: Record) -> None:
+    headers[REQUEST_ID] = record.request_id
+    if record.seed is None:
+        return
+    headers[SEED] = str(record.seed)
+    # Of events the header goes out before anything is drawn, and a zero would lie.
+    if not headers.get("content-type", "").startswith("text/event-stream"):
+        headers[QUEUE_MS] = f"{(record.queue_s or 0.0) * 1000:.1f}"
+        headers[COMPUTE_MS] = f"{(record.compute_s or 0.0) * 1000:.1f}"
 
 
 def _id_of(headers: Headers) -> str:
