@@ -403,7 +403,8 @@ def test_a_tenant_that_used_less_than_its_share_cannot_shut_others_out_later(
     for _ in range(60):
         gap = 0 if any(tenants[id] == "flood" for id in run_pass(scheduler)) else gap + 1
         longest = max(longest, gap)
-    assert longest <= PATIENCE + 2
+    # Two tenants may be owed so much at most: the light one and, level with it, the new one.
+    assert longest <= 2 * PATIENCE
 
 
 class SchedulerMachine(RuleBasedStateMachine):
