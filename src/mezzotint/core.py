@@ -430,22 +430,26 @@ def _shown(value: object) -> str:
 
 
 def _check_size(width: int, height: int, limits: ModelLimits) -> None:
-    compiled = "" if limits.served is None else f"; compiled are {_sizes(limits.served)}"
+    if limits.served is not None:
+        # One rule in the place of three, so that every refusal names the sizes there are.
+        if (width, height) not in limits.served:
+            raise InvalidRequest(
+                f"{_shown(width)}x{_shown(height)} is not compiled; "
+                f"this server draws {_sizes(limits.served)}",
+                param="size",
+            )
+        return
     for name, value in (("width", width), ("height", height)):
         if value % 8 or not limits.min_size <= value <= limits.max_size:
             raise InvalidRequest(
                 f"{name} must be a multiple of 8 from {limits.min_size} to {limits.max_size}, "
-                f"not {_shown(value)}{compiled}",
+                f"not {_shown(value)}",
                 param=name,
             )
     if width * height > limits.max_pixels:
         raise InvalidRequest(
             f"{width}x{height} is {width * height:,} pixels; at most {limits.max_pixels:,} are accepted",
             param="size",
-        )
-    if limits.served is not None and (width, height) not in limits.served:
-        raise InvalidRequest(
-            f"{width}x{height} is not compiled; this server draws {_sizes(limits.served)}", param="size"
         )
 
 

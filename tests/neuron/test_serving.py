@@ -85,12 +85,13 @@ def test_what_is_served_is_what_the_modules_draw(
 
 
 def test_another_size_is_refused_naming_those_that_are_compiled(server: httpx.Client) -> None:
-    answer = server.get("/imagine", params={"prompt": "a", "width": 128, "height": 96})
-    assert answer.status_code == 400
-    error = answer.json()["error"]
-    # It was sent as width and height.
-    assert (error["code"], error["param"]) == ("invalid_value", "width")
-    assert "128x128, 96x160" in error["message"]
+    for asked in ({"width": 128, "height": 96}, {"size": "128x96"}):
+        answer = server.get("/imagine", params={"prompt": "a", **asked})
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        # Named as it was sent.
+        assert (error["code"], error["param"]) == ("invalid_value", next(iter(asked)))
+        assert "128x128, 96x160" in error["message"]
     body = {"prompt": "a", "size": "1024x1024"}
     error = server.post("/v1/images/generations", json=body).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_value", "size")

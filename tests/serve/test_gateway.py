@@ -275,10 +275,8 @@ async def test_where_none_has_room_the_refusal_asks_no_replica() -> None:
             while not all(sum(report.backlogs.values()) > 2.5 for report in gateway.reports):
                 await asyncio.sleep(0.05)
         asked = len(several.asked)
-        began = time.monotonic()
         with pytest.raises(QueueFull) as refused:
             await draw(gateway, steps=90)
-        assert time.monotonic() - began < 0.1
         assert len(several.asked) == asked
         assert refused.value.retry_after_s
         assert refused.value.retry_after_s >= 1

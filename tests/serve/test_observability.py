@@ -77,10 +77,8 @@ def test_any_gateway_tells_the_series_of_every_process(served: Server, drawn: in
     assert len(seen) == 4
 
 
-def test_a_scrape_is_quick_and_well_formed(served: Server, drawn: int) -> None:
-    began = time.monotonic()
+def test_a_scrape_is_well_formed(served: Server, drawn: int) -> None:
     text = httpx.get(f"{served.address}/metrics", timeout=30).text
-    assert time.monotonic() - began < 2.0
     names = [family.name for family in text_string_to_metric_families(text)]
     assert len(names) == len(set(names)) > 20
 

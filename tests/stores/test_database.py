@@ -213,7 +213,8 @@ async def test_a_server_that_hangs_holds_nobody_up_for_long(
             # Whoever comes once it is known does not wait at all.
             with pytest.raises(StoreUnavailable):
                 await rows(database)
-            assert time.monotonic() - began < 3.0
+            # One after the other they would have waited for twenty seconds.
+            assert time.monotonic() - began < 10.0
         finally:
             for process in processes:
                 process.resume()

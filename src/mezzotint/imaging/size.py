@@ -40,8 +40,12 @@ def nearest_of(width: int, height: int, sizes: Iterable[tuple[int, int]]) -> tup
     """Of `sizes`, the one nearest in proportion; of those alike, the one nearest in area."""
 
     def distance(size: tuple[int, int]) -> tuple[float, float]:
-        proportion = math.log(size[0] * max(1, height) / (size[1] * max(1, width)))
-        area = math.log(size[0] * size[1] / max(1, width * height))
+        # Logarithms of each side: a quotient of what a client sends may be beyond a float.
+        wider, higher = (
+            math.log(ours) - math.log(max(1, theirs))
+            for ours, theirs in zip(size, (width, height), strict=True)
+        )
+        proportion, area = wider - higher, wider + higher
         # Rounded, for equal proportions of other numbers differ in the last bit.
         return round(abs(proportion), 6), abs(area)
 
