@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: needs python3.11 or python3.12 with the venv module" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[serve,postgres,bench,test,check]'
+		-c constraints.txt -e '.[serve,ui,postgres,bench,test,check]'
 	touch $@
 
 .PHONY: demo

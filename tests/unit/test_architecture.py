@@ -43,6 +43,8 @@ MAY_IMPORT = {
         "models",
         "serve",
     },
+    # A client of the service over HTTP: of the rest it knows the file formats and the names of samplers.
+    "ui": {"core", "errors", "samplers", "imaging.formats", "imaging.metadata", "ui"},
     "bench": {"core", "errors", "engine", "backends.base", "models", "imaging", "bench", "threads"},
 }
 # No module of these rooms may import these libraries, at any depth of the file.
@@ -52,6 +54,7 @@ WITHOUT = {
     "samplers": {"torch", "diffusers"},
     "serve": {"torch", "diffusers"},
     "imaging": {"torch", "diffusers", "ray"},
+    "ui": {"torch", "diffusers", "ray", "transformers", "sqlalchemy"},
 }
 PURE = {"engine/scheduler.py", "engine/cost.py"}
 
