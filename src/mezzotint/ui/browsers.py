@@ -195,6 +195,11 @@ class Browsers:
             self._known.popitem(last=False)
         return browser
 
+    def tell(self, id: str) -> None:
+        """Something about what its pages show has changed."""
+        if id in self._known:
+            self._known[id].changes.tell()
+
     async def close(self) -> None:
         for browser in self._known.values():
             await browser.close()

@@ -11,7 +11,16 @@ from typing import Any
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.sentences import Notice, sentence_of
 
-__all__ = ["banner", "drawings_list", "notice_box", "opened_picture", "said_aloud", "told"]
+__all__ = [
+    "banner",
+    "drawings_list",
+    "notice_box",
+    "opened_picture",
+    "receipt_text",
+    "said_aloud",
+    "told",
+    "word",
+]
 
 DOWNLOADS = (("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WebP"))
 EMPTY = "Nothing yet. Say what to draw, and press Enter."
@@ -44,6 +53,11 @@ def notice_box(notice: Notice | None) -> str:
         seconds = max(1, round(notice.wait_s))
         wait = f' <span class="mz-wait" data-seconds="{seconds}">Try again in {seconds} s.</span>'
     return f'<div class="mz-notice" role="alert">{escape(notice.text)}{wait}</div>'
+
+
+def word(text: str) -> str:
+    """A sentence that is no refusal."""
+    return f'<div class="mz-word" role="status">{escape(text)}</div>'
 
 
 def drawings_list(drawings: Iterable[Drawing], *, searching: bool, more: int) -> str:
@@ -157,9 +171,7 @@ def _plate(drawing: Drawing, index: int) -> str:
         )
     if index in drawing.previews:
         preview = f"previews/{escape(drawing.previews[index])}"
-        return (
-            f'<span class="mz-plate mz-preview" {ratio}><img src="{preview}" alt="Preview {label}"></span>'
-        )
+        return f'<span class="mz-plate mz-preview" {ratio}><img src="{preview}" alt="Preview {label}"></span>'
     return "" if drawing.is_over else f'<span class="mz-plate mz-blank" {ratio}></span>'
 
 

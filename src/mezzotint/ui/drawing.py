@@ -28,7 +28,7 @@ Shape = tuple[int, int]
 
 @dataclass
 class Drawing:
-    """at: when it was asked for, seconds since 1970. steps: of the furthest picture.
+    """at: when it was asked for, seconds since 1970. seed: the first picture's. steps: of the furthest picture.
 
     finished: the pictures that can be fetched. previews: the file's name of each that can not yet.
     said: why it failed, in the service's words. heard: the id of the last event that was taken.
@@ -39,6 +39,7 @@ class Drawing:
     n: int
     size: Shape
     at: float
+    seed: int | None = None
     state: State = "queued"
     cancelling: bool = False
     progress: float = 0.0
@@ -56,7 +57,11 @@ class Drawing:
     def of_job(cls, job: Mapping[str, Any], prompt: str) -> Drawing:
         """Of the service's answer to a new job."""
         drawing = cls(
-            str(job["id"]), prompt[:MAX_PROMPT], int(job["n"]), _size(job.get("size")), float(job["created_at"])
+            str(job["id"]),
+            prompt[:MAX_PROMPT],
+            int(job["n"]),
+            _size(job.get("size")),
+            float(job["created_at"]),
         )
         drawing.take_job(job)
         return drawing
@@ -72,7 +77,8 @@ class Drawing:
         if type(n) is not int or not 1 <= n <= MAX_PICTURES or not isinstance(at, int | float):
             return None
         drawing = cls(id, prompt[:MAX_PROMPT], n, _size(kept.get("size")), min(float(at), time.time()))
-        state = kept.get("state")
+        seed, state = kept.get("seed"), kept.get("state")
+        drawing.seed = int(seed) if isinstance(seed, str) and re.fullmatch(r"\d{1,19}", seed) else None
         if state in FINAL and state in get_args(State):
             drawing.state = state
             finished = kept.get("finished", ())
@@ -88,6 +94,8 @@ class Drawing:
             "n": self.n,
             "size": "x".join(map(str, self.size)),
             "at": self.at,
+            # As text: a browser's numbers are not exact beyond 2⁵³.
+            "seed": "" if self.seed is None else str(self.seed),
             "state": self.state if self.is_over else "queued",
         }
         if self.is_over:
@@ -121,6 +129,7 @@ class Drawing:
         if state in get_args(State):
             self.state = state
         self.cancelling = bool(job.get("cancelling"))
+        self.seed = next(iter(job.get("seeds") or ()), self.seed)
         self.finished |= {int(image["index"]) for image in job.get("images") or ()}
         self.progress = float(job.get("progress") or self.progress)
         self.position, self.eta_s = job.get("position"), job.get("eta_s")

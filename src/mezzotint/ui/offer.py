@@ -49,22 +49,10 @@ class Offer:
             return False
         width, height = int(found[1]), int(found[2])
         sides = all(
-            self.min_size <= side <= self.max_size and side % self.multiple_of == 0 for side in (width, height)
+            self.min_size <= side <= self.max_size and side % self.multiple_of == 0
+            for side in (width, height)
         )
         return sides and width * height <= self.max_pixels
-
-    def fit(self, shape: Shape) -> Shape:
-        """The served size of much the same proportions: as large as `shape` where that is allowed."""
-        width, height = shape
-        if self.served:
-            shapes = [_shape(each) for each in self.served]
-            return min(shapes, key=lambda each: abs(each[0] / each[1] - width / height))
-        shrink = min(1.0, self.max_size / max(shape), sqrt(self.max_pixels / (width * height)))
-        return self._side(width * shrink), self._side(height * shrink)
-
-    def _side(self, length: float) -> int:
-        side = int(length) // self.multiple_of * self.multiple_of
-        return min(max(side, self.min_size), self.max_size)
 
 
 def read_offer(told: Mapping[str, Any]) -> Offer:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mezzotint.core import Receipt
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.samplers import find_sampler
 
-__all__ = ["Recipe", "read_recipe", "recipe_of"]
+__all__ = ["Recipe", "read_recipe", "recipe_of", "recipe_of_told"]
 
 MAX_TEXT = 20_000
 USER_COMMENT = 0x9286
@@ -44,6 +46,23 @@ def recipe_of(receipt: Receipt) -> Recipe:
         seed=receipt.seed,
         strength=receipt.strength,
     )
+
+
+def recipe_of_told(told: Mapping[str, Any]) -> Recipe | None:
+    """Of a receipt as the service tells it."""
+    try:
+        return Recipe(
+            prompt=str(told["prompt"]),
+            negative_prompt=str(told.get("negative_prompt") or ""),
+            size=f"{told['width']}x{told['height']}",
+            steps=int(told["steps"]),
+            guidance=float(told["guidance_scale"]),
+            scheduler=str(told["scheduler"]),
+            seed=int(told["seed"]),
+            strength=told.get("strength"),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def read_recipe(data: bytes) -> Recipe | None:

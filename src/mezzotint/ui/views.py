@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.offer import Offer
 
 __all__ = ["View", "Views"]
 
@@ -16,8 +17,11 @@ PAGE = 12
 
 @dataclass
 class View:
+    """offer: what its form was last filled with."""
+
     query: str = ""
     browser_id: str = ""
+    offer: Offer | None = None
     shown: int = PAGE
 
     def found(self, browser: Browser) -> list[Drawing]:
