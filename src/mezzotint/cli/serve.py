@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mezzotint.cli.known import limits_of_installed
+from mezzotint.cli.page_beside import page_beside
 from mezzotint.errors import SettingInvalid
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def serve(
         Path | None,
         typer.Option(metavar="PATH", help="A settings file, TOML or YAML. [default: $MEZZOTINT_CONFIG]"),
     ] = None,
-    no_ui: Annotated[bool, typer.Option("--no-ui", help="HTTP API only.")] = False,
+    no_ui: Annotated[bool, typer.Option("--no-ui", help="Without the page people draw with.")] = False,
 ) -> None:
     """Serve pictures over HTTP until Ctrl-C.
 
@@ -55,7 +56,14 @@ def serve(
     from mezzotint.config import load_settings
 
     settings = load_settings(
-        config, model=model, host=host, port=port, replicas=replicas, device=device, dtype=dtype
+        config,
+        model=model,
+        host=host,
+        port=port,
+        replicas=replicas,
+        device=device,
+        dtype=dtype,
+        ui=False if no_ui else None,
     )
     _check_installed()
     from mezzotint.serve.local import StopServing, choose_port, running, stop_signals
@@ -69,8 +77,7 @@ def serve(
     print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
     with stop_signals():
         try:
-            with running(settings):
-                _announce(settings)
+            with running(settings), page_beside(settings, _announce(settings)):
                 # A signal raises StopServing out of it.
                 while True:
                     signal.pause()
@@ -97,9 +104,11 @@ def _check_stores(settings: Settings) -> None:
         print("there is no API key yet; make one with: mezzotint keys create NAME", file=sys.stderr)
 
 
-def _announce(settings: Settings) -> None:
+def _announce(settings: Settings) -> str:
+    """Says where it serves; the address from this machine."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = f"http://{host}:{settings.port}"
     reachable = f"http://127.0.0.1:{settings.port}" if settings.host in ("0.0.0.0", "::") else base
     print(f"ready: {base}")
     print(f"try:   {reachable}{EXAMPLE}", flush=True)
+    return reachable

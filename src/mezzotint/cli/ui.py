@@ -56,6 +56,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise SettingInvalid(
-            f"cannot listen on {host} port {port}: {reason}; choose another with --host or --port",
+            f"cannot listen on {host} port {port}: {reason}; choose another with --port, "
+            "or with MEZZOTINT_UI_PORT for the page beside a server",
             param="port",
         ) from None

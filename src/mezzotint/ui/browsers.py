@@ -1,7 +1,7 @@
 """Which drawings a browser knows, and the news of them: whoever opens the page finds what they had drawn.
 
-A browser keeps its own list and shows it whenever it opens the page. Here the lists are held while the process
-runs, so that two tabs of one browser tell the same, and news is asked for once.
+A browser keeps its own list and shows it whenever it opens the page. Here the lists are held while the
+process runs, so that two tabs of one browser tell the same, and news is asked for once.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ class Browsers:
     def of(self, kept: object, known_as: str = "") -> Browser:
         """The browser that shows this from its storage.
 
-        known_as: whose the page was before, empty for nobody's. What was drawn on it while its storage was still
-        being read, or for the first time, is then among the browser's.
+        known_as: whose the page was before, empty for nobody's. What was drawn on it while its storage was
+        still being read, or for the first time, is then among the browser's.
         """
         stored = kept if isinstance(kept, Mapping) else {}
         id = stored.get("id")

@@ -1,4 +1,4 @@
-"""The list of drawings, the banner and the opened picture as HTML. Everything from outside is escaped here."""
+"""The list of drawings, the banner, the opened picture as HTML. What comes from outside is escaped here."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     )
     return (
         f'<figure class="mz-opened"><img src="{source}.png" alt="{escape(prompt)}" {size}>'
-        f'<figcaption class="mz-downloads"><span aria-hidden="true">Download</span>{links}</figcaption></figure>'
+        '<figcaption class="mz-downloads"><span aria-hidden="true">Download</span>'
+        f"{links}</figcaption></figure>"
         f'<dl class="mz-receipt">{rows}</dl>'
     )
 

@@ -1,4 +1,4 @@
-"""One drawing as a page tells it: what was asked for, how far it is, what came of it. Pure: news in, state out.
+"""One drawing as a page tells it: what was asked for, how far it is, what came of it. News in, state out.
 
 It also goes into the browser's own storage and comes back from there, where anyone may have written to it.
 """
@@ -28,7 +28,7 @@ Shape = tuple[int, int]
 
 @dataclass
 class Drawing:
-    """at: when it was asked for, seconds since 1970. seed: the first picture's. steps: of the furthest picture.
+    """at: when it was asked for, seconds since 1970. seed: the first picture's. steps: of the furthest one.
 
     finished: the pictures that can be fetched. previews: the file's name of each that can not yet.
     said: why it failed, in the service's words. heard: the id of the last event that was taken.

@@ -1,4 +1,4 @@
-"""From what somebody did with a picture to what the service is asked: the picture, and the mask of what to redraw.
+"""From what somebody did with a picture to what the service is asked: the picture and its mask.
 
 Pure but for Pillow. The mask is as OpenAI's clients send it: what is transparent is redrawn.
 """
@@ -34,7 +34,7 @@ class Edit:
 
 
 def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
-    """value: the editor's, with Pillow images. margins: left, top, right, bottom, as shares of the picture's side."""
+    """value: the editor's, with Pillow images. margins: left, top, right, bottom, as shares of its side."""
     picture, layers = _read(value)
     if picture is None:
         return Edit(missing="Choose a picture to start from first.")

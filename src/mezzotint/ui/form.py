@@ -93,7 +93,7 @@ def read_seed(text: str) -> int | None:
 
 
 def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]:
-    """The form's values for a picture like that one, by field, and a sentence on what could not be taken over."""
+    """The form's values for a picture like that, by field; a sentence on what could not be taken over."""
     values: dict[str, Any] = {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt, "style": ""}
     left_out = []
     if recipe.seed is not None:

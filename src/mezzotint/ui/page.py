@@ -27,8 +27,8 @@ from mezzotint.ui.widgets import Editor, Form, Settings, filled_in, offered
 
 __all__ = ["build_page"]
 
-# A browser keeps its list under this name. What encrypts it is in the page itself, and so hides nothing; it is
-# fixed so that a list outlives the process that wrote it.
+# A browser keeps its list under this name. What encrypts it is in the page itself, and so hides nothing; it
+# is fixed so that a list outlives the process that wrote it.
 STORAGE, STORAGE_SECRET = "mezzotint", "mezzotint"
 # How long one answer tells the news; the page asks again when it ends, or breaks.
 WATCH_SECONDS, ASK_AGAIN_SECONDS = 30.0, 1.0
@@ -43,6 +43,10 @@ QUIET: dict[str, Any] = {
     "concurrency_limit": None,
     "trigger_mode": "multiple",
 }
+NO_SEED = Notice("There is no drawing yet whose seed could be reused.")
+NO_RECIPE = Notice(
+    "That file does not say how it was drawn. Drop a PNG, JPEG or WebP that this page or A1111 has made."
+)
 Updates = dict[Any, Any]
 
 
@@ -154,13 +158,14 @@ class _Page:
         }
 
     async def draw(
-        self, prompt: str, size: str, n: int, *rest: Any, request: gr.Request
+        self, request: gr.Request, prompt: str, size: str, n: int, *rest: Any
     ) -> tuple[str, dict[str, Any]]:
         *settings, kept = rest
         return await self._begin(kept, request, settings, prompt=prompt, size=size or "", n=int(n))
 
     async def edit(
         self,
+        request: gr.Request,
         picture: object,
         mode: str,
         left: float,
@@ -170,7 +175,6 @@ class _Page:
         strength: float,
         prompt: str,
         *rest: Any,
-        request: gr.Request,
     ) -> tuple[str, dict[str, Any]]:
         *settings, kept = rest
         edit = prepare_edit(picture, mode, (left, top, right, bottom))
@@ -206,9 +210,7 @@ class _Page:
         browser, view = self._visit(kept, request)
         seeds = [drawing.seed for drawing in view.found(browser) if drawing.seed is not None]
         if not seeds:
-            return {
-                self.notice: cards.notice_box(Notice("There is no drawing yet whose seed could be reused."))
-            }
+            return {self.notice: cards.notice_box(NO_SEED)}
         return {self.settings.seed: str(seeds[0]), self.notice: ""}
 
     async def act(self, kept: object, event: gr.EventData, request: gr.Request) -> Updates:
@@ -262,10 +264,7 @@ class _Page:
         if path is not None and Path(path).stat().st_size <= MAX_FILE_BYTES:
             recipe = read_recipe(Path(path).read_bytes())
         if recipe is None:
-            sorry = Notice(
-                "That file does not say how it was drawn. Drop a PNG, JPEG or WebP from this page or A1111."
-            )
-            return {self.file: None, self.notice: cards.notice_box(sorry)}
+            return {self.file: None, self.notice: cards.notice_box(NO_RECIPE)}
         return {self.file: None, **self._fill(*filled(recipe, self._desk.monitor.offer))}
 
     async def change(self, which: dict[str, Any] | None) -> Updates:

@@ -18,14 +18,16 @@ SENTENCES = {
     "it with --key.",
     "permission_denied": "This page's key does not allow that: {said}",
     "model_not_found": "The service has no such model. Choose another under Settings.",
-    "moderation_blocked": "The service's policy does not allow this prompt or picture. Change it and draw again.",
+    "moderation_blocked": "The service's policy does not allow this prompt or picture. Change it and "
+    "draw again.",
     "image_generation_user_error": "The service's policy does not allow this. Change it and draw again.",
     "payload_too_large": "That picture is too large: {said} Make it smaller and try again.",
     "unsupported_image": "That file cannot be read as a picture. Choose a PNG, JPEG or WebP.",
     "rate_limit_exceeded": "You have asked for as much as this page's key allows just now.",
     "queue_full": "The service is full just now.",
     "deadline_unreachable": "The queue is too long for the time you gave it.",
-    "deadline_exceeded": "It was not finished in the time it was given. Draw it again with fewer steps or later.",
+    "deadline_exceeded": "It was not finished in the time it was given. Draw it again with fewer steps, "
+    "or later.",
     "model_loading": "The model is still loading. Drawings that were asked for begin by themselves.",
     "shutting_down": "The service is restarting. Drawings that were asked for go on by themselves.",
     "store_unavailable": "The service cannot reach its store just now. Draw again in a moment.",

@@ -29,8 +29,9 @@ class UiSettings:
 def service_address(given: str | None, environment: Mapping[str, str]) -> str:
     """The service's address, without a slash at its end.
 
-    The first of these that is there: `given`, `MEZZOTINT_API`, `SERVICE_NAME` and `MODEL_ENDPOINT`, the default.
-    Either of the two old variables may hold the address; what `MODEL_ENDPOINT` says of a route is left aside.
+    The first of these that is there: `given`, `MEZZOTINT_API`, `SERVICE_NAME` and `MODEL_ENDPOINT`, the
+    default. Either of the two old variables may hold the address; a route that `MODEL_ENDPOINT` names is left
+    aside.
 
     Raises:
         SettingInvalid: it is no http:// or https:// URL, or it carries a password.

@@ -1,4 +1,4 @@
-"""The form's widgets, and the two ways in which they are filled: with what the service offers, with a picture's."""
+"""The form's widgets, and how they are filled: with what the service offers, with a picture's settings."""
 
 from __future__ import annotations
 
@@ -154,6 +154,6 @@ def filled_in(
         widget = getattr(form, name, None) or getattr(settings, name)
         updates[widget] = value
     size = values.get("size")
-    if size is not None and offer is not None and size not in dict(map(reversed, offer.sizes)):  # type: ignore[arg-type]
+    if size is not None and offer is not None and size not in [each for _, each in offer.sizes]:
         updates[form.size] = gr.update(choices=[*offer.sizes, (size.replace("x", "×"), size)], value=size)
     return updates
