@@ -108,7 +108,7 @@ def said_aloud(drawings: Iterable[Drawing]) -> str:
 def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     """The picture at its size, its files, and its receipt to read."""
     source = f"pictures/{escape(drawing_id)}/{n}"
-    prompt, seed = str(receipt.get("prompt", "")), receipt.get("seed", n)
+    prompt, seed = str(receipt.get("prompt", "")), escape(str(receipt.get("seed", n)))
     size = f'width="{int(receipt["width"])}" height="{int(receipt["height"])}"'
     links = "".join(
         f'<a class="mz-download" href="{source}.{suffix}" download="plate-{seed}.{suffix}">'

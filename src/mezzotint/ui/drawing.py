@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal, get_args
 
 __all__ = ["FINAL", "JOB_ID", "Drawing", "Shape", "State"]
@@ -74,7 +75,12 @@ class Drawing:
         id, prompt, n, at = (kept.get(name) for name in ("id", "prompt", "n", "at"))
         if not isinstance(id, str) or not JOB_ID.fullmatch(id) or not isinstance(prompt, str):
             return None
-        if type(n) is not int or not 1 <= n <= MAX_PICTURES or not isinstance(at, int | float):
+        if (
+            type(n) is not int
+            or not 1 <= n <= MAX_PICTURES
+            or not isinstance(at, int | float)
+            or not isfinite(at)
+        ):
             return None
         drawing = cls(id, prompt[:MAX_PROMPT], n, _size(kept.get("size")), min(float(at), time.time()))
         seed, state = kept.get("seed"), kept.get("state")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from mezzotint.ui.service import Refused, ServiceError
@@ -36,6 +37,14 @@ SENTENCES = {
     "job_not_found": "The service does not keep this drawing any more.",
     "image_not_found": "The service does not keep this picture any more.",
 }
+# The service's names of fields that read like none of the form's.
+LABELS = {
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "negative_prompt": "Leave out",
+    "style_preset": "Style",
+    "output_format": "Format",
+}
 INTERNAL = "Something went wrong inside the service. Draw again; if it stays, tell whoever runs it."
 
 
@@ -59,11 +68,11 @@ def sentence_of(code: str, said: str) -> str:
 
 
 def _sentence(said: str) -> str:
-    """As a sentence: with a capital and a full stop. Field names keep their case."""
+    """As a sentence, with a capital and a full stop, and the fields called as the form calls them."""
     said = " ".join(said.split())
+    for field, label in LABELS.items():
+        said = re.sub(rf"\b{field}\b", label, said)
     if not said:
         return ""
-    first = said.split(maxsplit=1)[0]
-    # `num_inference_steps must be …`: a name is not a word.
-    begun = said if "_" in first else said[0].upper() + said[1:]
+    begun = said[0].upper() + said[1:]
     return begun if begun.endswith((".", "!", "?", "…")) else begun + "."
