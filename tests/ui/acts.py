@@ -6,7 +6,17 @@ from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
-__all__ = ["begin", "card", "draw", "form_value", "open_picture", "open_settings", "percent", "picture_bytes"]
+__all__ = [
+    "begin",
+    "card",
+    "draw",
+    "form_value",
+    "number",
+    "open_picture",
+    "open_settings",
+    "percent",
+    "picture_bytes",
+]
 
 
 def begin(page: Page, prompt: str) -> Locator:
@@ -55,6 +65,11 @@ def open_settings(page: Page) -> None:
     if not page.get_by_label("Seed", exact=True).is_visible():
         page.get_by_role("button", name="Settings").click()
     expect(page.get_by_label("Seed", exact=True)).to_be_visible()
+
+
+def number(page: Page, label: str) -> Locator:
+    """The field beside a slider."""
+    return page.get_by_role("spinbutton", name=f"number input for {label}")
 
 
 def form_value(page: Page, label: str) -> Any:

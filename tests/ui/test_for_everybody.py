@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Request, expect
 
-from tests.ui.acts import begin, card, draw, open_picture, open_settings
+from tests.ui.acts import begin, card, draw, number, open_picture, open_settings
 from tests.ui.conftest import Visit
 
 GRAVE = {"serious", "critical"}
@@ -39,7 +39,7 @@ def test_axe_finds_no_serious_fault_in_any_of_its_states(visit: Visit, options: 
     assert faults(page) == []
     open_settings(page)
     draw(page, "an owl")
-    page.get_by_role("spinbutton", name="Steps").first.fill("140")
+    number(page, "Steps").fill("140")
     begin(page, "an owl that takes its time")
     open_picture(page, "an owl")
     page.get_by_role("button", name="The whole receipt").click()
@@ -53,7 +53,7 @@ def test_axe_finds_no_serious_fault_in_any_of_its_states(visit: Visit, options: 
 
 def test_everything_can_be_done_without_a_mouse(page: Page) -> None:
     open_settings(page)
-    page.get_by_role("spinbutton", name="Steps").first.fill("140")
+    number(page, "Steps").fill("140")
     drawing = begin(page, "an owl by keyboard")
     cancel = drawing.get_by_role("button", name="Cancel: an owl by keyboard")
     cancel.focus()
@@ -99,7 +99,7 @@ def test_the_pages_server_is_shut_to_all_but_the_page(address: str, tmp_path: Pa
         for path in (f"/gradio_api/file={secret}", "/gradio_api/proxy=http://127.0.0.1:1/"):
             answer = client.get(path)
             assert answer.status_code >= 400, path
-            assert "secret" != answer.text
+            assert answer.text != "secret"
         assert not client.get("/gradio_api/info").json()["named_endpoints"]
         large = {"files": ("large.png", b"\x00" * 51_000_000, "image/png")}
         assert client.post("/gradio_api/upload", files=large).status_code == 413

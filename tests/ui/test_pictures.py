@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 from playwright.sync_api import Page, expect
 
 from mezzotint.imaging.metadata import read_receipt
-from tests.ui.acts import begin, card, draw, form_value, open_picture, open_settings, picture_bytes
+from tests.ui.acts import begin, card, draw, form_value, number, open_picture, open_settings, picture_bytes
 
 A1111_TEXT = (
     "a castle at night\nNegative prompt: fog\n"
@@ -80,7 +80,7 @@ def test_a_picture_of_a1111_that_is_dropped_fills_the_form(page: Page, tmp_path:
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a castle at night")
     assert form_value(page, "Leave out") == "fog"
     assert form_value(page, "Seed") == "4242"
-    assert page.get_by_role("spinbutton", name="Steps").first.input_value() == "33"
+    assert number(page, "Steps").input_value() == "33"
     expect(page.get_by_role("radio", name="128×160")).to_be_checked()
 
 
@@ -106,7 +106,7 @@ def test_a_picture_grows_beyond_its_edges(page: Page) -> None:
     draw(page, "a gull")
     open_picture(page, "a gull").get_by_role("button", name="Change it").click()
     page.get_by_role("radio", name="More beyond its edges").check()
-    expect(page.get_by_role("spinbutton", name="Left").first).to_be_visible()
+    expect(number(page, "Left")).to_be_visible()
     page.get_by_label("Prompt of the changed picture").fill("a wide gull")
     page.get_by_role("button", name="Draw from it").click()
     expect(card(page, "a wide gull")).to_have_attribute("data-state", "done")

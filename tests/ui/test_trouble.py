@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import live
-from tests.ui.acts import begin, card, draw, open_settings
+from tests.ui.acts import begin, card, draw, number, open_settings
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server
 
@@ -83,7 +83,7 @@ def test_a_service_that_is_away_is_a_calm_banner_that_heals_itself(visit: Visit,
             expect(page.locator(".mz-banner")).to_have_count(0)
             expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
             open_settings(page)
-            page.get_by_role("spinbutton", name="Steps").first.fill("140")
+            number(page, "Steps").fill("140")
             begin(page, "an owl in the storm")
         expect(page.locator(".mz-banner")).to_be_visible()
         # The job was kept; the service goes on with it where it is back.

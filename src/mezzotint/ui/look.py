@@ -13,9 +13,25 @@ HEAD = '<meta name="color-scheme" content="light dark">'
 
 
 def theme() -> gr.Theme:
-    return gr.themes.Base(
+    base = gr.themes.Base(
         primary_hue="indigo",
         neutral_hue="gray",
         font=("system-ui", "sans-serif"),
         font_mono=("ui-monospace", "monospace"),
+    )
+    # Gradio's own are paler than can be read easily.
+    return base.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+        button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
     )

@@ -19,7 +19,7 @@ class Opened:
     """which: {id, n, receipt} of the picture, None while none is open."""
 
     which: gr.State
-    group: gr.Group
+    group: gr.Column
     picture: gr.HTML
     receipt: gr.Textbox
     use: gr.Button
@@ -30,7 +30,7 @@ class Opened:
     @classmethod
     def build(cls) -> Opened:
         which = gr.State(None)
-        with gr.Group(visible=False, elem_id="opened") as group:
+        with gr.Column(visible=False, elem_id="opened") as group:
             picture = gr.HTML()
             with gr.Row(elem_classes="mz-buttons"):
                 use = gr.Button("Use these settings", size="sm", min_width=130)

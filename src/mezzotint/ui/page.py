@@ -51,7 +51,9 @@ Updates = dict[Any, Any]
 
 
 def build_page(desk: Desk) -> gr.Blocks:
-    with gr.Blocks(title="Mezzotint", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    with gr.Blocks(
+        title="Mezzotint", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+    ) as blocks:
         _Page(desk, blocks)
     blocks.queue(default_concurrency_limit=None, api_open=False)
     return blocks
@@ -83,7 +85,7 @@ class _Page:
         with gr.Accordion("Settings", open=False):
             self.settings = Settings.build()
         self.file = gr.File(
-            label="Drop a picture here to draw with its settings", file_types=["image"], height=110,
+            label="Drop a picture here to draw with its settings", file_types=["image"], height=150,
             elem_id="recipe",
         )  # fmt: skip
 
@@ -161,7 +163,7 @@ class _Page:
         self, request: gr.Request, prompt: str, size: str, n: int, *rest: Any
     ) -> tuple[str, dict[str, Any]]:
         *settings, kept = rest
-        return await self._begin(kept, request, settings, prompt=prompt, size=size or "", n=int(n))
+        return await self._begin(kept, request, settings, prompt=prompt or "", size=size or "", n=int(n))
 
     async def edit(
         self,
@@ -182,7 +184,7 @@ class _Page:
             browser, _ = self._visit(kept, request)
             return cards.notice_box(Notice(edit.missing)), browser.kept()
         changes: dict[str, Any] = {"image": edit.image, "mask": edit.mask, "strength": strength}
-        return await self._begin(kept, request, settings, prompt=prompt, **changes)
+        return await self._begin(kept, request, settings, prompt=prompt or "", **changes)
 
     async def _begin(
         self, kept: object, request: gr.Request, settings: list[Any], **asked: Any
@@ -191,12 +193,13 @@ class _Page:
         negative, style, steps, guidance, scheduler, seed, model, loras, lora_scale = settings
         try:
             wish = Wish(
-                negative_prompt=negative,
+                # A field that was never touched is None.
+                negative_prompt=negative or "",
                 style=style or "",
                 steps=int(steps),
                 guidance=guidance,
                 scheduler=scheduler or "",
-                seed=read_seed(seed),
+                seed=read_seed(seed or ""),
                 model=model or "",
                 loras=loras or (),
                 lora_scale=lora_scale,
