@@ -42,6 +42,10 @@ CHAOS_FIGURES ?= docs/measurements/chaos-$(shell git rev-parse --short HEAD).jso
 chaos: $(STAMP)  ## Kill, overload and abuse a real server; writes its figures to docs/measurements
 	CHAOS_FIGURES=$(CHAOS_FIGURES) $(BIN)/python -m pytest -m chaos -s --timeout=1800 tests/chaos
 
+.PHONY: people
+people: $(STAMP)  ## Have twenty people draw through the page at once; says how soon it answers
+	$(BIN)/python -m tests.ui.people
+
 .PHONY: fuzz
 fuzz: $(STAMP)  ## Send a real server 20,000 generated requests
 	$(BIN)/python -m tests.api.fuzz --cases 20000
