@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
@@ -63,7 +64,7 @@ def picture_bytes(page: Page, link: Locator) -> bytes:
 
 def open_settings(page: Page) -> None:
     if not page.get_by_label("Seed", exact=True).is_visible():
-        page.get_by_role("button", name="Settings").click()
+        page.get_by_role("button", name=re.compile("^Settings")).click()
     expect(page.get_by_label("Seed", exact=True)).to_be_visible()
 
 

@@ -1,7 +1,7 @@
 """Many people drawing through the page at once, each in a browser context of their own.
 
-`python -m tests.ui.people` has twenty draw with the demo model, and says how long the page took to answer each key:
-from the press, as the browser saw it, to the drawing's card in the list. `make people` runs it.
+`python -m tests.ui.people` has twenty draw with the demo model, and says how long the page took to answer
+each key: from the press, as the browser saw it, to the drawing's card in the list. `make people` runs it.
 """
 
 from __future__ import annotations

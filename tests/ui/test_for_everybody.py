@@ -38,10 +38,10 @@ def test_axe_finds_no_serious_fault_in_any_of_its_states(visit: Visit, options: 
     expect(page.get_by_text("Nothing yet.")).to_be_visible()
     assert faults(page) == []
     open_settings(page)
-    draw(page, "an owl")
+    draw(page, "a heron")
     number(page, "Steps").fill("140")
     begin(page, "an owl that takes its time")
-    open_picture(page, "an owl")
+    open_picture(page, "a heron")
     page.get_by_role("button", name="The whole receipt").click()
     assert faults(page) == []
     page.get_by_role("tab", name="Change a picture").click()

@@ -34,7 +34,7 @@ def test_a_seed_that_is_none_is_named_with_what_is_accepted(page: Page) -> None:
 def test_a_prompt_that_the_service_refuses_is_said_in_its_words(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("owl " * 3_000)
     page.get_by_label("Prompt", exact=True).press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("10,000 characters")
+    expect(page.get_by_role("alert")).to_contain_text("at most 10,000 are accepted")
     expect(page.get_by_role("alert")).to_contain_text("Change it and draw again.")
 
 

@@ -91,7 +91,10 @@ class _Page:
 
     def _build_wall(self) -> None:
         self.opened = Opened.build()
-        self.search = gr.Textbox(label="Search your drawings", max_lines=1, elem_id="search")
+        self.search = gr.Textbox(
+            label="Search your drawings", placeholder="Search your drawings", show_label=False,
+            container=False, max_lines=1, elem_id="search",
+        )  # fmt: skip
         self.drawings = gr.HTML(elem_id="drawings", js_on_load=SCRIPT)
         self.aloud = gr.HTML(elem_id="aloud", elem_classes="mz-aloud")
 
@@ -119,8 +122,10 @@ class _Page:
         self.drawings.act(self.act, [self.stored], [self.notice, self.stored, *opened.outputs], **QUIET)
         opened.use.click(self.use, [opened.which], filling, **QUIET)
         opened.vary.click(self.vary, [opened.which, self.stored], **drawn)
-        changing = [self.notice, self.tabs, editor.canvas, editor.prompt]
-        opened.change.click(self.change, [opened.which], changing, **QUIET)
+        # The editor is seen before it is given a picture: it lays the picture out in the room that it has.
+        changing = [self.notice, editor.canvas, editor.prompt]
+        seen = opened.change.click(lambda: gr.Tabs(selected="edit"), None, [self.tabs], **QUIET)
+        seen.then(self.change, [opened.which], changing, **QUIET)
         opened.close.click(opened.closed, None, opened.outputs, **QUIET)
         self.search.input(self.look_for, [self.search], None, **{**QUIET, "trigger_mode": "always_last"})
         watched = [self.banner, self.drawings, self.aloud, self.stored, form.size, form.n, *settings.inputs]
@@ -279,7 +284,6 @@ class _Page:
             return {self.notice: cards.notice_box(notice_of(error))}
         value = {"background": picture, "layers": [], "composite": None}
         return {
-            self.tabs: gr.Tabs(selected="edit"),
             self.editor.canvas: value,
             self.editor.prompt: str(which["receipt"].get("prompt", "")),
             self.notice: "",
