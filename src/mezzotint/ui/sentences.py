@@ -15,8 +15,8 @@ AWAY = "The drawing service does not answer just now. Nothing is lost, and this 
 SENTENCES = {
     "invalid_value": "{said} Change it and draw again.",
     "not_supported": "{said} Leave it out and draw again.",
-    "invalid_api_key": "The service asks this page for a key it does not have. Whoever runs the page starts "
-    "it with --key.",
+    "invalid_api_key": "The service asks this page for a key it does not have. Whoever runs the page can "
+    "give it one.",
     "permission_denied": "This page's key does not allow that: {said}",
     "model_not_found": "The service has no such model. Choose another under Settings.",
     "moderation_blocked": "The service's policy does not allow this prompt or picture. Change it and "
