@@ -76,9 +76,8 @@ class Browser:
         """Add what its storage holds and this does not."""
         for each in kept if isinstance(kept, list) else ():
             drawing = Drawing.of_kept(each)
-            if drawing is None or drawing.id in self._removed or drawing.id in self.drawings:
-                continue
-            self.drawings[drawing.id] = drawing
+            if drawing is not None and drawing.id not in self._removed:
+                self.drawings.setdefault(drawing.id, drawing)
         self._tidy()
 
     def remove(self, id: str) -> None:

@@ -6,6 +6,7 @@ something and are done; `watch` notices. Python functions alone: the page's own 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -33,7 +34,7 @@ STORAGE, STORAGE_SECRET = "mezzotint", "mezzotint"
 # How long one answer tells the news; the page asks again when it ends, or breaks.
 WATCH_SECONDS, ASK_AGAIN_SECONDS = 30.0, 1.0
 # The least time between two pieces of news, and how often it looks without any: the banner is everybody's.
-NEWS_SECONDS, LOOK_SECONDS = 0.2, 1.0
+NEWS_SECONDS, LOOK_SECONDS = 0.05, 1.0
 MAX_FILE_BYTES = 50_000_000
 SCRIPT = Path(__file__).with_name("page.js").read_text()
 # Nothing of the page is for other programs: they have the service itself. All may run at once.
@@ -150,6 +151,7 @@ class _Page:
                 news.update(offered(self.form, self.settings, offer))
             if news:
                 yield news
+                await asyncio.sleep(NEWS_SECONDS)
             await browser.changes.wait(seen, LOOK_SECONDS)
 
     def _now(self, browser: Browser, view: View) -> Updates:
