@@ -1,0 +1,77 @@
+"""The page's own server: Gradio kept to itself, and the pictures, fetched from the service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from mezzotint import __version__
+from mezzotint.ui.desk import Desk
+from mezzotint.ui.headers import PageHeaders
+from mezzotint.ui.pictures import pictures_of
+from mezzotint.ui.service import Service
+from mezzotint.ui.settings import UiSettings
+
+__all__ = ["build_app"]
+
+MAX_UPLOAD = "50mb"
+# Gradio reads these when it is imported and when a page is built.
+GRADIO = {
+    # It tells nobody of its use.
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    # It sums up all events after each, for a page of statistics that is off here.
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(2**62),
+}
+
+
+def build_app(settings: UiSettings) -> FastAPI:
+    os.environ.update(GRADIO)
+    import gradio as gr
+
+    from mezzotint.ui.look import CSS, HEAD, theme
+    from mezzotint.ui.page import build_page
+
+    desk = Desk(Service(settings.api, settings.key))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        looking = asyncio.create_task(desk.monitor.run())
+        yield
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        await desk.browsers.close()
+        await desk.service.close()
+
+    app = FastAPI(
+        title="Mezzotint",
+        version=__version__,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.add_middleware(PageHeaders)
+    app.include_router(pictures_of(desk.service))
+    gr.mount_gradio_app(
+        app,
+        build_page(desk),
+        path="/",
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+        # No file of this machine may be asked for, and none may be sent that is larger.
+        allowed_paths=[],
+        max_file_size=MAX_UPLOAD,
+        # No page that describes the calls, none of its settings, no record of runs, no statistics.
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+    )
+    return app

@@ -1,0 +1,50 @@
+"""The page's own server in a thread of the test's process, on a free port, in front of any service."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from mezzotint.ui.app import build_app
+from mezzotint.ui.settings import UiSettings
+
+__all__ = ["page_server"]
+
+START_SECONDS = 30.0
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # Signals are the test run's.
+        yield
+
+
+@contextmanager
+def page_server(api: str, key: str = "") -> Iterator[str]:
+    """The address of a page that draws with the service at `api`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = build_app(UiSettings(api=api, key=key))
+    server = _Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        assert server.ready.wait(START_SECONDS), f"not ready within {START_SECONDS} s"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(START_SECONDS)
+        listener.close()
+        assert not thread.is_alive(), "the page's server did not stop"
