@@ -60,6 +60,7 @@ def build_app(settings: UiSettings) -> FastAPI:
         app,
         build_page(desk),
         path="/",
+        app_kwargs={"openapi_url": None},
         theme=theme(),
         css=CSS,
         head=HEAD,

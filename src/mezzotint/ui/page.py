@@ -92,10 +92,7 @@ class _Page:
 
     def _build_wall(self) -> None:
         self.opened = Opened.build()
-        self.search = gr.Textbox(
-            label="Search your drawings", placeholder="Search your drawings", show_label=False,
-            container=False, max_lines=1, elem_id="search",
-        )  # fmt: skip
+        self.search = gr.Textbox(label="Search your drawings", container=False, max_lines=1, elem_id="search")
         self.drawings = gr.HTML(elem_id="drawings", js_on_load=SCRIPT)
         self.aloud = gr.HTML(elem_id="aloud", elem_classes="mz-aloud")
 
