@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -29,7 +30,9 @@ GRADIO = {
 
 
 def build_app(settings: UiSettings) -> FastAPI:
-    os.environ.update(GRADIO)
+    # What is sent to it lies here for a while, and not beside what other programs keep.
+    uploads = tempfile.TemporaryDirectory(prefix="mezzotint-page-", ignore_cleanup_errors=True)
+    os.environ.update({**GRADIO, "GRADIO_TEMP_DIR": uploads.name})
     import gradio as gr
 
     from mezzotint.ui.look import CSS, HEAD, theme
@@ -45,6 +48,7 @@ def build_app(settings: UiSettings) -> FastAPI:
         await asyncio.gather(looking, return_exceptions=True)
         await desk.browsers.close()
         await desk.service.close()
+        uploads.cleanup()
 
     app = FastAPI(
         title="Mezzotint",
