@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -74,8 +75,7 @@ class Desk:
     async def picture(self, id: str, n: int) -> Image.Image:
         """Raises: ServiceError: the service does not keep it, or does not answer."""
         data, _ = await self.service.picture(id, n)
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            return picture.convert("RGB")
+        return await asyncio.to_thread(_decoded, data)
 
     async def vary(self, browser: Browser, id: str, n: int, receipt: Mapping[str, Any]) -> Notice | None:
         """Begin a drawing like that one, with another seed."""
@@ -96,3 +96,8 @@ class Desk:
             image=data,
         )
         return await self.draw(browser, wish)
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+        return picture.convert("RGB")
