@@ -33,9 +33,9 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def page_server(api: str, key: str = "") -> Iterator[str]:
+def page_server(api: str, key: str = "", port: int = 0) -> Iterator[str]:
     """The address of a page that draws with the service at `api`."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     app = build_app(UiSettings(api=api, key=key))
     server = _Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("page.js").read_text()
 
 @dataclass(frozen=True)
 class Parts:
-    """stored: what the browser keeps. notice: the answer to what was asked last. aloud: for screen readers."""
+    """stored: what the browser keeps. notice: what became of the last wish. aloud: for screen readers."""
 
     stored: gr.BrowserState
     banner: gr.HTML
