@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -27,12 +28,17 @@ with page_beside(Settings(ui_port=0), "http://127.0.0.1:1"):
 
 def page_of(parent: psutil.Process, out: Path) -> psutil.Process:
     """Its process, once it has said where it is."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not re.search(r"^page:  http://127\.0\.0\.1:\d+$", out.read_text(), re.MULTILINE):
-        assert time.monotonic() < deadline, out.read_text()
-        time.sleep(0.05)
+    address_in(out)
     (page,) = parent.children()
     return page
+
+
+def address_in(out: Path) -> str:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not (found := re.search(r"^page:  (http://127\.0\.0\.1:\d+)$", out.read_text(), re.MULTILINE)):
+        assert time.monotonic() < deadline, out.read_text()
+        time.sleep(0.05)
+    return found[1]
 
 
 def test_it_ends_even_with_a_server_that_is_killed(tmp_path: Path) -> None:
@@ -46,6 +52,33 @@ def test_it_ends_even_with_a_server_that_is_killed(tmp_path: Path) -> None:
     while is_running(page) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(page)
+
+
+def test_a_signal_ends_it_at_once_and_quietly_though_pages_are_open(tmp_path: Path) -> None:
+    out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+    command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "ui", "--port", "0"]
+    with out.open("wb") as told, err.open("wb") as complained:
+        page = psutil.Popen(
+            [*command, "--api", "http://127.0.0.1:1"],
+            stdin=subprocess.DEVNULL,
+            stdout=told,
+            stderr=complained,
+            start_new_session=True,
+        )
+    address = address_in(out)
+    with httpx.Client(base_url=address) as client:
+        function = next(
+            each["id"] for each in client.get("/config").json()["dependencies"] if each["api_name"] == "watch"
+        )
+        asked = {"data": [{}], "fn_index": function, "session_hash": "open", "trigger_id": None}
+        client.post("/gradio_api/queue/join", json=asked).raise_for_status()
+        with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "open"}) as news:
+            lines = news.iter_lines()
+            while "does not answer" not in next(lines):
+                pass
+            page.terminate()
+            assert page.wait(WAIT_SECONDS) == 0
+    assert err.read_text() == ""
 
 
 def test_without_it_there_is_no_process() -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from mezzotint.ui.app import build_app
+from mezzotint.ui.running import PageServer
 from mezzotint.ui.settings import UiSettings
 
 __all__ = ["page_server"]
@@ -17,7 +18,7 @@ __all__ = ["page_server"]
 START_SECONDS = 30.0
 
 
-class _Server(uvicorn.Server):
+class _Server(PageServer):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = threading.Event()

@@ -101,7 +101,7 @@ def test_the_pages_server_is_shut_to_all_but_the_page(address: str, tmp_path: Pa
             assert answer.status_code >= 400, path
             assert answer.text != "secret"
         assert not client.get("/gradio_api/info").json()["named_endpoints"]
-        large = {"files": ("large.png", b"\x00" * 51_000_000, "image/png")}
+        large = {"files": ("large.png", b"\x00" * 53_000_000, "image/png")}
         assert client.post("/gradio_api/upload", files=large).status_code == 413
 
 

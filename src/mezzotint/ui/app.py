@@ -7,8 +7,10 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from mezzotint import __version__
 from mezzotint.ui.desk import Desk
@@ -17,7 +19,7 @@ from mezzotint.ui.pictures import pictures_of
 from mezzotint.ui.service import Service
 from mezzotint.ui.settings import UiSettings
 
-__all__ = ["build_app"]
+__all__ = ["build_app", "end_pages"]
 
 MAX_UPLOAD = "50mb"
 # Gradio reads these when it is imported and when a page is built.
@@ -58,6 +60,7 @@ def build_app(settings: UiSettings) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
+    app.state.desk = desk
     app.add_middleware(PageHeaders)
     app.include_router(pictures_of(desk.service))
     gr.mount_gradio_app(
@@ -80,3 +83,12 @@ def build_app(settings: UiSettings) -> FastAPI:
         pwa=False,
     )
     return app
+
+
+def end_pages(app: Any) -> None:
+    """End the answers that pages listen to. app: what `build_app` made."""
+    app.state.desk.close()
+    for route in app.routes:
+        stop = getattr(route.app, "stop_event", None) if isinstance(route, Mount) else None
+        if stop is not None:
+            stop.set()

@@ -34,6 +34,12 @@ class Desk:
         self.monitor = Monitor(service)
         self.browsers = Browsers(service)
         self.views = Views()
+        self.is_closing = False
+
+    def close(self) -> None:
+        """Whoever waits for news hears that there will be none."""
+        self.is_closing = True
+        self.browsers.tell_all()
 
     def visit(self, kept: object, session: str | None) -> tuple[Browser, View]:
         """Whose page this is, by what its storage holds and by the page's session, and what it looks at."""

@@ -131,7 +131,7 @@ class Drawing:
 
     def take_job(self, job: Mapping[str, Any]) -> None:
         """The whole job, as the service tells it."""
-        state = job.get("state")
+        state: Any = job.get("state")
         if state in get_args(State):
             self.state = state
         self.cancelling = bool(job.get("cancelling"))

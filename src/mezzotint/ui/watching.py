@@ -41,7 +41,7 @@ class Watching:
         browser, view = self._desk.visit(kept, request.session_hash)
         shown: Updates = {}
         until = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self._desk.is_closing:
             seen = browser.changes.count
             browser.watch()
             now = self._now(browser, view)
