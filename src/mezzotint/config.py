@@ -36,8 +36,9 @@ __all__ = [
 
 PREFIX = "MEZZOTINT_"
 CONFIG_VARIABLE = "MEZZOTINT_CONFIG"
-# The home is read where it is used, for it holds for the library too, which takes no Settings.
-OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", CONFIG_VARIABLE})
+# The home is read where it is used, for it holds for the library too, which takes no Settings. The address
+# and the key of a server are for its clients, `top` and `ui`.
+OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", "MEZZOTINT_API", "MEZZOTINT_API_KEY", CONFIG_VARIABLE})
 
 # The description of each field is the accepted range, for the error and for the reference.
 Port = Annotated[int, Field(ge=0, le=65535, description="a TCP port, 0…65535; 0 takes a free one")]

@@ -31,8 +31,11 @@ class ServedRadio(gr.Radio):  # type: ignore[misc]
 
     def preprocess(self, payload: Any) -> Any:
         return payload
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
@@ -47,8 +50,11 @@ class ServedDropdown(gr.Dropdown):  # type: ignore[misc]
 
     def postprocess(self, value: Any) -> Any:
         return value
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
