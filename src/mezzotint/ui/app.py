@@ -22,6 +22,8 @@ from mezzotint.ui.settings import UiSettings
 __all__ = ["build_app", "end_pages"]
 
 MAX_UPLOAD = "50mb"
+# Of any request: an upload and what is written round it.
+MAX_BODY_BYTES = 56_000_000
 # Gradio reads these when it is imported and when a page is built.
 GRADIO = {
     # It tells nobody of its use.
@@ -58,6 +60,7 @@ def build_app(settings: UiSettings) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
         lifespan=lifespan,
     )
     app.state.desk = desk

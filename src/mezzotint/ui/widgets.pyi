@@ -31,9 +31,7 @@ class ServedRadio(gr.Radio):  # type: ignore[misc]
 
     def preprocess(self, payload: Any) -> Any:
         return payload
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
 
     if TYPE_CHECKING:
@@ -50,9 +48,7 @@ class ServedDropdown(gr.Dropdown):  # type: ignore[misc]
 
     def postprocess(self, value: Any) -> Any:
         return value
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
 
     if TYPE_CHECKING:
