@@ -31,7 +31,9 @@ class ServedRadio(gr.Radio):  # type: ignore[misc]
 
     def preprocess(self, payload: Any) -> Any:
         return payload
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
 
     if TYPE_CHECKING:
@@ -48,7 +50,9 @@ class ServedDropdown(gr.Dropdown):  # type: ignore[misc]
 
     def postprocess(self, value: Any) -> Any:
         return value
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
 
     if TYPE_CHECKING:
