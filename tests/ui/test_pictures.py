@@ -52,7 +52,7 @@ def test_the_receipt_is_readable_and_whole(page: Page) -> None:
     panel = open_picture(page, "a wren")
     expect(panel.get_by_text("Seed", exact=True)).to_be_visible()
     panel.get_by_role("button", name="The whole receipt").click()
-    receipt = json.loads(panel.get_by_label("Receipt", exact=True).input_value())
+    receipt = json.loads(page.locator("#receipt textarea").input_value())
     assert receipt["prompt"] == "a wren"
     assert {"seed", "steps", "scheduler", "width", "height", "model"} <= receipt.keys()
 
@@ -142,7 +142,7 @@ def test_what_is_painted_over_is_redrawn(page: Page) -> None:
     expect(card(page, "a painted tern")).to_have_attribute("data-state", "done")
     panel = open_picture(page, "a painted tern")
     panel.get_by_role("button", name="The whole receipt").click()
-    receipt = json.loads(panel.get_by_label("Receipt", exact=True).input_value())
+    receipt = json.loads(page.locator("#receipt textarea").input_value())
     assert receipt["mask_sha256"]
 
 

@@ -44,7 +44,9 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     form, settings, editor = parts.form, parts.settings, parts.editor
     rest = [*settings.inputs, parts.stored]
     asked = [form.prompt, form.size, form.n, *rest]
-    gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, [parts.notice], **QUIET)
+    # As they come: whether a shape is one is the service's to say, not what this page was told before.
+    as_sent = {**QUIET, "preprocess": False}
+    gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, [parts.notice], **as_sent)
     margins = [editor.left, editor.top, editor.right, editor.bottom]
     asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, *rest]
     gr.on([editor.draw.click, editor.prompt.submit], answers.edit, asked, [parts.notice], **QUIET)

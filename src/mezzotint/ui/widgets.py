@@ -20,30 +20,10 @@ MODES = [
     ("What I paint over", PAINTED),
     ("More beyond its edges", BEYOND),
 ]
+# Whether a choice is one is the service's to say, not what this page was told before a restart.
+OPEN = {"allow_custom_value": True}
 # How far from the picture each of them goes, unless told otherwise.
 STRENGTHS = {WHOLE: 0.6, PAINTED: 1.0, BEYOND: 1.0}
-
-
-class ServedRadio(gr.Radio):  # type: ignore[misc]
-    """Its choices are the service's, and it alone says whether it takes one."""
-
-    # To the browser it is what it derives from.
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
-
-
-class ServedDropdown(gr.Dropdown):  # type: ignore[misc]
-    """As `ServedRadio`."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload
-
-    def postprocess(self, value: Any) -> Any:
-        return value
 
 
 @dataclass(frozen=True)
@@ -62,7 +42,7 @@ class Form:
             placeholder="What to draw: a fox on a blue background",
         )  # fmt: skip
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
-        size = ServedRadio([], label="Shape", elem_id="shape")
+        size = gr.Radio([], label="Shape", elem_id="shape")
         n = gr.Slider(1, 10, value=1, step=1, label="Pictures", buttons=[])
         return cls(prompt, draw, size, n)
 
@@ -92,13 +72,13 @@ class Settings:
         negative = gr.Textbox(label="Leave out", lines=1, max_lines=4, placeholder="What must not be in it")
         steps = gr.Slider(1, 100, value=20, step=1, label="Steps", buttons=[])
         guidance = gr.Slider(0, 20, value=5, step=0.1, label="Guidance", buttons=[])
-        scheduler = ServedDropdown([], label="Scheduler", filterable=False)
+        scheduler = gr.Dropdown([], label="Scheduler", **OPEN)
         seed = gr.Textbox(label="Seed", max_lines=1, placeholder="A new one each time", elem_id="seed")
         with gr.Row():
             new_seed = gr.Button("Random seed", size="sm")
             same_seed = gr.Button("Reuse the last seed", size="sm")
-        model = ServedDropdown([], label="Model", filterable=False)
-        loras = ServedDropdown([], label="LoRAs", multiselect=True, visible=False)
+        model = gr.Dropdown([], label="Model", **OPEN)
+        loras = gr.Dropdown([], label="LoRAs", multiselect=True, visible=False, **OPEN)
         lora_scale = gr.Slider(0, 2, value=1, step=0.05, label="LoRA strength", visible=False, buttons=[])
         return cls(
             negative, style, steps, guidance, scheduler, seed, new_seed, same_seed, model, loras, lora_scale
