@@ -59,9 +59,7 @@ class Parts:
                 )
             with gr.Column(scale=7, min_width=320):
                 opened = Opened.build()
-                search = gr.Textbox(
-                    label="Search your drawings", container=False, max_lines=1, elem_id="search"
-                )
+                search = gr.Textbox(label="Search your drawings", max_lines=1, elem_id="search")
                 drawings = gr.HTML(elem_id="drawings", js_on_load=SCRIPT)
                 aloud = gr.HTML(elem_id="aloud", elem_classes="mz-aloud")
         return cls(
