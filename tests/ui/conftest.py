@@ -21,7 +21,7 @@ from tests.ui.serving import page_server
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # On two busy cores the page takes seconds to open.
-WAIT_MS = 15_000
+WAIT_MS = 30_000
 PASS_SECONDS = 0.03
 
 

@@ -71,7 +71,8 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
 
 def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
     latest = {**QUIET, "trigger_mode": "always_last"}
-    parts.search.input(watching.look_for, [parts.search], None, **latest)
+    # Pasted words count too: the event `input` is of keys alone.
+    parts.search.change(watching.look_for, [parts.search], None, **latest)
     timer = gr.Timer(ASK_AGAIN_SECONDS)
     # While one answer goes on, the timer asks for no other.
     once = {**QUIET, "trigger_mode": "once"}
