@@ -10,6 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 __all__ = [
     "begin",
     "card",
+    "change_picture",
     "draw",
     "form_value",
     "number",
@@ -18,6 +19,8 @@ __all__ = [
     "percent",
     "picture_bytes",
 ]
+
+PERCENT = "card => card.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow') ?? '100'"
 
 
 def begin(page: Page, prompt: str) -> Locator:
@@ -43,17 +46,23 @@ def card(page: Page, prompt: str) -> Locator:
 
 def percent(drawing: Locator) -> int:
     """How far its bar is; 100 without one."""
-    bar = drawing.get_by_role("progressbar")
-    value = bar.get_attribute("aria-valuenow") if bar.count() else "100"
-    return int(value or 0)
+    return int(drawing.evaluate(PERCENT))
 
 
 def open_picture(page: Page, prompt: str) -> Locator:
     """Open its first picture; the panel that shows it."""
-    card(page, prompt).get_by_role("button", name="Open picture 1").click()
-    panel = page.locator("#opened")
-    expect(panel.get_by_role("img", name=prompt)).to_be_visible()
+    drawing, panel = card(page, prompt), page.locator("#opened")
+    drawing.get_by_role("button", name="Open picture 1").click()
+    job = drawing.get_attribute("data-job")
+    expect(panel.locator(f"img[src*='{job}']")).to_be_visible()
     return panel
+
+
+def change_picture(page: Page, prompt: str) -> None:
+    """Send its first picture to the editor, and wait until it lies there."""
+    open_picture(page, prompt).get_by_role("button", name="Change it").click()
+    expect(page.locator("#canvas").get_by_role("button", name="Undo")).to_be_enabled()
+    expect(page.get_by_label("Prompt of the changed picture")).to_have_value(prompt)
 
 
 def picture_bytes(page: Page, link: Locator) -> bytes:

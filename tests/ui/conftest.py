@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
@@ -22,7 +22,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # On two busy cores the page takes seconds to open.
 WAIT_MS = 30_000
-PASS_SECONDS = 0.05
+PASS_SECONDS = 0.03
 
 
 def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
@@ -42,7 +42,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A drawing of 20 steps takes a second."""
+    """A drawing of 20 steps takes 0.6 s."""
     backend = FakeBackend(pass_seconds=PASS_SECONDS, fault=fault)
     with live(tmp_path_factory.mktemp("service"), backend) as server:
         yield server
@@ -75,7 +75,20 @@ def visit(chromium: Browser, address: str) -> Iterator[Visit]:
         context.close()
 
 
+@pytest.fixture(scope="package")
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    """One for all who need nothing special: what a browser has fetched once it does not fetch again."""
+    context = chromium.new_context()
+    context.set_default_timeout(WAIT_MS)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(visit: Visit) -> Page:
-    """The page, just opened by somebody who was never here."""
-    return visit()
+def page(context: BrowserContext, address: str) -> Iterator[Page]:
+    """The page, just opened, with nothing in the browser's storage."""
+    page = context.new_page()
+    page.goto(address)
+    yield page
+    page.evaluate("localStorage.clear()")
+    page.close()

@@ -1,4 +1,4 @@
-"""`python -m tests.ui.screenshots` makes the pictures of docs/ui.md: a real server, the demo model, Chromium."""
+"""`python -m tests.ui.screenshots` makes the pictures for docs/ui.md: a real server, demo, Chromium."""
 
 from __future__ import annotations
 

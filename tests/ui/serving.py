@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from mezzotint.ui.app import build_app
+from mezzotint.ui.running import PageServer
 from mezzotint.ui.settings import UiSettings
 
 __all__ = ["page_server"]
@@ -17,7 +18,7 @@ __all__ = ["page_server"]
 START_SECONDS = 30.0
 
 
-class _Server(uvicorn.Server):
+class _Server(PageServer):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = threading.Event()
@@ -33,9 +34,9 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def page_server(api: str, key: str = "") -> Iterator[str]:
+def page_server(api: str, key: str = "", port: int = 0) -> Iterator[str]:
     """The address of a page that draws with the service at `api`."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     app = build_app(UiSettings(api=api, key=key))
     server = _Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -101,8 +101,9 @@ def test_the_pages_server_is_shut_to_all_but_the_page(address: str, tmp_path: Pa
             assert answer.status_code >= 400, path
             assert answer.text != "secret"
         assert not client.get("/gradio_api/info").json()["named_endpoints"]
-        large = {"files": ("large.png", b"\x00" * 51_000_000, "image/png")}
+        large = {"files": ("large.png", b"\x00" * 53_000_000, "image/png")}
         assert client.post("/gradio_api/upload", files=large).status_code == 413
+        assert client.post("/gradio_api/queue/join", content=b" " * 57_000_000).status_code == 413
 
 
 def test_the_key_stays_on_the_server(visit: Visit, tmp_path: Path) -> None:

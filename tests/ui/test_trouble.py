@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.serve.stores.keys import NewKey
-from tests.api.live import live
+from tests.api.live import Live, live
 from tests.ui.acts import begin, card, draw, number, open_settings
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server
@@ -71,6 +71,19 @@ def test_a_used_up_rate_shows_the_wait_counting_down(visit: Visit, tmp_path: Pat
             expect(wait).to_contain_text("Try again in")
             first = wait.inner_text()
             expect(wait).not_to_have_text(first)
+
+
+def test_after_a_restart_of_the_pages_server_the_list_is_there(visit: Visit, service: Live) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with page_server(service.url, port=port) as address:
+        page = visit(address)
+        open_settings(page)
+        number(page, "Steps").fill("100")
+        begin(page, "an owl that waits")
+    with page_server(service.url, port=port):
+        page.reload()
+        expect(card(page, "an owl that waits")).to_have_attribute("data-state", "done")
 
 
 def test_a_service_that_is_away_is_a_calm_banner_that_heals_itself(visit: Visit, tmp_path: Path) -> None:

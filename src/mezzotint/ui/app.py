@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
+from starlette.routing import Mount
 
 from mezzotint import __version__
 from mezzotint.ui.desk import Desk
@@ -16,9 +19,11 @@ from mezzotint.ui.pictures import pictures_of
 from mezzotint.ui.service import Service
 from mezzotint.ui.settings import UiSettings
 
-__all__ = ["build_app"]
+__all__ = ["build_app", "end_pages"]
 
 MAX_UPLOAD = "50mb"
+# Of any request: an upload and what is written round it.
+MAX_BODY_BYTES = 56_000_000
 # Gradio reads these when it is imported and when a page is built.
 GRADIO = {
     # It tells nobody of its use.
@@ -29,7 +34,9 @@ GRADIO = {
 
 
 def build_app(settings: UiSettings) -> FastAPI:
-    os.environ.update(GRADIO)
+    # What is sent to it lies here for a while, and not beside what other programs keep.
+    uploads = tempfile.TemporaryDirectory(prefix="mezzotint-page-", ignore_cleanup_errors=True)
+    os.environ.update({**GRADIO, "GRADIO_TEMP_DIR": uploads.name})
     import gradio as gr
 
     from mezzotint.ui.look import CSS, HEAD, theme
@@ -45,6 +52,7 @@ def build_app(settings: UiSettings) -> FastAPI:
         await asyncio.gather(looking, return_exceptions=True)
         await desk.browsers.close()
         await desk.service.close()
+        uploads.cleanup()
 
     app = FastAPI(
         title="Mezzotint",
@@ -52,14 +60,17 @@ def build_app(settings: UiSettings) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        max_body_size=MAX_BODY_BYTES,
         lifespan=lifespan,
     )
+    app.state.desk = desk
     app.add_middleware(PageHeaders)
     app.include_router(pictures_of(desk.service))
     gr.mount_gradio_app(
         app,
         build_page(desk),
         path="/",
+        app_kwargs={"openapi_url": None},
         theme=theme(),
         css=CSS,
         head=HEAD,
@@ -75,3 +86,12 @@ def build_app(settings: UiSettings) -> FastAPI:
         pwa=False,
     )
     return app
+
+
+def end_pages(app: Any) -> None:
+    """End the answers that pages listen to. app: what `build_app` made."""
+    app.state.desk.close()
+    for route in app.routes:
+        stop = getattr(route.app, "stop_event", None) if isinstance(route, Mount) else None
+        if stop is not None:
+            stop.set()

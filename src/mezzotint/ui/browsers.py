@@ -199,6 +199,10 @@ class Browsers:
         if id in self._known:
             self._known[id].changes.tell()
 
+    def tell_all(self) -> None:
+        for browser in self._known.values():
+            browser.changes.tell()
+
     async def close(self) -> None:
         for browser in self._known.values():
             await browser.close()

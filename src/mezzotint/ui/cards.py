@@ -102,7 +102,8 @@ def said_aloud(drawings: Iterable[Drawing]) -> str:
         ended = {"done": "Finished", "failed": "Failed", "cancelled": "Cancelled"}.get(newest.state, "Gone")
         ended = f"{ended}: {newest.prompt}. "
     going = f"{running} {'drawing' if running == 1 else 'drawings'} in progress." if running else ""
-    return escape((ended + going).strip())
+    # Always there, so that what changes in it is read out.
+    return f'<p role="status">{escape((ended + going).strip())}</p>'
 
 
 def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:

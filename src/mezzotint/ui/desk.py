@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,12 @@ class Desk:
         self.monitor = Monitor(service)
         self.browsers = Browsers(service)
         self.views = Views()
+        self.is_closing = False
+
+    def close(self) -> None:
+        """Whoever waits for news hears that there will be none."""
+        self.is_closing = True
+        self.browsers.tell_all()
 
     def visit(self, kept: object, session: str | None) -> tuple[Browser, View]:
         """Whose page this is, by what its storage holds and by the page's session, and what it looks at."""
@@ -74,8 +81,7 @@ class Desk:
     async def picture(self, id: str, n: int) -> Image.Image:
         """Raises: ServiceError: the service does not keep it, or does not answer."""
         data, _ = await self.service.picture(id, n)
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-            return picture.convert("RGB")
+        return await asyncio.to_thread(_decoded, data)
 
     async def vary(self, browser: Browser, id: str, n: int, receipt: Mapping[str, Any]) -> Notice | None:
         """Begin a drawing like that one, with another seed."""
@@ -96,3 +102,8 @@ class Desk:
             image=data,
         )
         return await self.draw(browser, wish)
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+        return picture.convert("RGB")

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal, get_args
 
-__all__ = ["FINAL", "JOB_ID", "Drawing", "Shape", "State"]
+from mezzotint.ui.names import FILE_NAME, JOB_ID
+
+__all__ = ["FINAL", "Drawing", "Shape", "State"]
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
 """The job's own, and `lost`: the service does not know it any more."""
 FINAL = frozenset({"done", "failed", "cancelled", "lost"})
-JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.(?:png|jpeg|webp)")
 SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 MAX_PROMPT = 300
 MAX_PICTURES = 10
@@ -131,7 +131,7 @@ class Drawing:
 
     def take_job(self, job: Mapping[str, Any]) -> None:
         """The whole job, as the service tells it."""
-        state = job.get("state")
+        state: Any = job.get("state")
         if state in get_args(State):
             self.state = state
         self.cancelling = bool(job.get("cancelling"))

@@ -13,7 +13,7 @@ from mezzotint.core import Image
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.formats import CONTENT_TYPES, encode
 from mezzotint.imaging.metadata import read_receipt
-from mezzotint.ui.drawing import FILE_NAME, JOB_ID
+from mezzotint.ui.names import FILE_NAME, JOB_ID
 from mezzotint.ui.sentences import notice_of
 from mezzotint.ui.service import Refused, Service, ServiceError
 

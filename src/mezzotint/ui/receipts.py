@@ -94,7 +94,7 @@ def _a1111_text(data: bytes) -> str:
 def _parse(text: str) -> Recipe | None:
     """The prompt, then `Negative prompt:` and what follows it, then one line of settings."""
     lines = text.replace("\r\n", "\n").strip().split("\n")
-    settings = {}
+    settings: dict[str, str] = {}
     if re.match(r"\s*Steps:\s*\d", lines[-1]):
         settings = {name.strip().casefold(): value.strip() for name, value in SETTING.findall(lines.pop())}
     prompt, _, negative = "\n".join(lines).partition("Negative prompt:")

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 import threading
 
 import uvicorn
 
-from mezzotint.ui.app import build_app
+from mezzotint.ui.app import build_app, end_pages
 from mezzotint.ui.settings import UiSettings
 
-__all__ = ["run_page"]
+__all__ = ["PageServer", "run_page"]
 
 STOP_SECONDS = 3
 
 
 def run_page(settings: UiSettings, listener: socket.socket, *, until_stdin_ends: bool = False) -> None:
     """Serve on `listener`, which is closed at the end. Prints the address once it answers."""
+    # uvicorn closes in order, and then passes the signal on to this.
+    signal.signal(signal.SIGTERM, _exit)
     app = build_app(settings)
     config = uvicorn.Config(
         app, log_level="warning", lifespan="on", timeout_graceful_shutdown=STOP_SECONDS, server_header=False
     )
-    server = _Announcing(config, _address(listener))
+    server = PageServer(config, f"page:  {_address(listener)}")
     if until_stdin_ends:
         threading.Thread(target=_stop_with_stdin, args=(server,), daemon=True).start()
     try:
@@ -32,6 +35,10 @@ def run_page(settings: UiSettings, listener: socket.socket, *, until_stdin_ends:
         pass  # uvicorn has closed in order, and passes the signal on.
     finally:
         listener.close()
+
+
+def _exit(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _address(listener: socket.socket) -> str:
@@ -46,12 +53,18 @@ def _stop_with_stdin(server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-class _Announcing(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, address: str) -> None:
+class PageServer(uvicorn.Server):
+    """Says `ready` once it answers. At its end it ends what open pages listen to."""
+
+    def __init__(self, config: uvicorn.Config, ready: str = "") -> None:
         super().__init__(config)
-        self._address = address
+        self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
-            print(f"page:  {self._address}", flush=True)
+        if self.started and self._ready:
+            print(self._ready, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        end_pages(self.config.app)
+        await super().shutdown(sockets)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from mezzotint import __version__
+from mezzotint.ui.names import JOB_ID
 
 __all__ = ["Happening", "Refused", "Service", "ServiceError", "Unreachable"]
 
@@ -89,14 +90,14 @@ class Service:
             return await self._json("POST", JOBS, json=body, headers=headers)
 
     async def job(self, id: str) -> dict[str, Any]:
-        return await self._json("GET", f"{JOBS}/{id}")
+        return await self._json("GET", _job(id))
 
     async def cancel(self, id: str) -> dict[str, Any]:
-        return await self._json("DELETE", f"{JOBS}/{id}")
+        return await self._json("DELETE", _job(id))
 
     async def picture(self, id: str, n: int) -> tuple[bytes, str]:
         """A finished picture's file and its content type."""
-        return await self._bytes(f"{JOBS}/{id}/images/{n}")
+        return await self._bytes(f"{_job(id)}/images/{n}")
 
     async def file(self, name: str) -> tuple[bytes, str]:
         """A linked picture, such as a preview, by the last part of its link."""
@@ -106,7 +107,7 @@ class Service:
         """The job's events from its beginning, or from `after` on, to its last or until the line breaks."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
         try:
-            async with self._client.stream("GET", f"{JOBS}/{id}/events", headers=headers) as response:
+            async with self._client.stream("GET", f"{_job(id)}/events", headers=headers) as response:
                 if not response.is_success:
                     await response.aread()
                     raise _refusal(response)
@@ -138,6 +139,13 @@ class Service:
         if not response.is_success:
             raise _refusal(response)
         return response
+
+
+def _job(id: str) -> str:
+    """The job's route. A name that is none could lead to any other: there is no such job."""
+    if not JOB_ID.fullmatch(id):
+        raise Refused(404, "job_not_found", "", None, None)
+    return f"{JOBS}/{id}"
 
 
 def _refusal(response: httpx.Response) -> ServiceError:

@@ -20,6 +20,8 @@ MODES = [
     ("What I paint over", PAINTED),
     ("More beyond its edges", BEYOND),
 ]
+# Whether a choice is one is the service's to say, not what this page was told before a restart.
+OPEN = {"allow_custom_value": True}
 # How far from the picture each of them goes, unless told otherwise.
 STRENGTHS = {WHOLE: 0.6, PAINTED: 1.0, BEYOND: 1.0}
 
@@ -70,13 +72,13 @@ class Settings:
         negative = gr.Textbox(label="Leave out", lines=1, max_lines=4, placeholder="What must not be in it")
         steps = gr.Slider(1, 100, value=20, step=1, label="Steps", buttons=[])
         guidance = gr.Slider(0, 20, value=5, step=0.1, label="Guidance", buttons=[])
-        scheduler = gr.Dropdown([], label="Scheduler", filterable=False)
+        scheduler = gr.Dropdown([], label="Scheduler", **OPEN)
         seed = gr.Textbox(label="Seed", max_lines=1, placeholder="A new one each time", elem_id="seed")
         with gr.Row():
             new_seed = gr.Button("Random seed", size="sm")
             same_seed = gr.Button("Reuse the last seed", size="sm")
-        model = gr.Dropdown([], label="Model", filterable=False)
-        loras = gr.Dropdown([], label="LoRAs", multiselect=True, visible=False)
+        model = gr.Dropdown([], label="Model", **OPEN)
+        loras = gr.Dropdown([], label="LoRAs", multiselect=True, visible=False, **OPEN)
         lora_scale = gr.Slider(0, 2, value=1, step=0.05, label="LoRA strength", visible=False, buttons=[])
         return cls(
             negative, style, steps, guidance, scheduler, seed, new_seed, same_seed, model, loras, lora_scale
