@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.servers import Server
-from tests.ui.acts import begin, change_picture, draw, number, open_picture, open_settings
+from tests.ui.acts import begin, draw, number, open_picture, open_settings
 from tests.ui.people import ARGUMENTS, WAIT_MS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
@@ -51,9 +51,6 @@ def main() -> None:
             open_picture(dark, PROMPTS[0])
             settle(dark)
             shoot(dark, "page-dark.png")
-            change_picture(dark, PROMPTS[0])
-            paint(dark)
-            shoot(dark, "page-change.png")
         browser.close()
 
 
@@ -76,18 +73,6 @@ def under_way(page: Page, name: str, *, full_page: bool = False) -> None:
     settle(page)
     shoot(page, name, full_page=full_page)
     expect(drawing).to_have_attribute("data-state", "done")
-
-
-def paint(page: Page) -> None:
-    """A stroke over the middle of the picture in the editor."""
-    page.get_by_role("radio", name="What I paint over").check()
-    box = page.locator("#canvas canvas").first.bounding_box()
-    assert box is not None
-    across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(across - 60, down)
-    page.mouse.down()
-    page.mouse.move(across + 60, down + 20, steps=12)
-    page.mouse.up()
 
 
 def shoot(page: Page, name: str, *, full_page: bool = False) -> None:
