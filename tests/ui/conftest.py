@@ -29,7 +29,8 @@ def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | N
     return GenerationFailed("the device is lost") if "break" in request.prompt and where == "step" else None
 
 
-@pytest.fixture(scope="package")
+# Of a module, not of the folder: tests of other folders have event loops of their own.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
@@ -40,7 +41,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A drawing of 20 steps takes 0.6 s."""
     backend = FakeBackend(pass_seconds=PASS_SECONDS, fault=fault)
@@ -48,7 +49,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def address(service: Live) -> Iterator[str]:
     with page_server(service.url) as address:
         yield address
@@ -75,7 +76,7 @@ def visit(chromium: Browser, address: str) -> Iterator[Visit]:
         context.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def context(chromium: Browser) -> Iterator[BrowserContext]:
     """One for all who need nothing special: what a browser has fetched once it does not fetch again."""
     context = chromium.new_context()

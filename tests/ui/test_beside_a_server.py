@@ -21,6 +21,7 @@ def test_a_newcomer_draws_with_the_demo_model_and_nothing_is_left_after(visit: V
         page = visit(server.wait_for_page())
         pages = [child for child in server.process.children() if "--until-stdin-ends" in child.cmdline()]
         assert len(pages) == 1
+        expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
         page.keyboard.type("a fox on a blue background")
         page.keyboard.press("Enter")
         expect(page.get_by_role("button", name="Open picture 1 of 1")).to_be_visible()

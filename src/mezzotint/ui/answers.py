@@ -103,6 +103,7 @@ class Answers:
         except ServiceError as error:
             return self._notice(notice_of(error))
         return {
+            self._parts.tabs: gr.Tabs(selected="edit"),
             self._parts.editor.canvas: {"background": picture, "layers": [], "composite": None},
             self._parts.editor.prompt: str(which["receipt"].get("prompt", "")),
             **self._notice(None),

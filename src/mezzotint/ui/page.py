@@ -63,9 +63,9 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
     parts.file.upload(answers.read_file, [parts.file], [parts.file, *filling], **QUIET)
     opened.use.click(answers.use, [opened.which], filling, **QUIET)
     opened.vary.click(answers.vary, [opened.which, parts.stored], [parts.notice], **QUIET)
-    # The editor is seen before it is given a picture: it lays the picture out in the room that it has.
-    seen = opened.change.click(lambda: gr.Tabs(selected="edit"), None, [parts.tabs], **QUIET)
-    seen.then(answers.change, [opened.which], [parts.notice, editor.canvas, editor.prompt], **QUIET)
+    # In one piece: an editor that is still being set up takes no picture.
+    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt]
+    opened.change.click(answers.change, [opened.which], changing, **QUIET)
     opened.close.click(opened.closed, None, opened.outputs, **QUIET)
 
 

@@ -22,19 +22,27 @@ def run_page(settings: UiSettings, listener: socket.socket, *, until_stdin_ends:
     """Serve on `listener`, which is closed at the end. Prints the address once it answers."""
     # uvicorn closes in order, and then passes the signal on to this.
     signal.signal(signal.SIGTERM, _exit)
-    app = build_app(settings)
-    config = uvicorn.Config(
-        app, log_level="warning", lifespan="on", timeout_graceful_shutdown=STOP_SECONDS, server_header=False
-    )
-    server = PageServer(config, f"page:  {_address(listener)}")
-    if until_stdin_ends:
-        threading.Thread(target=_stop_with_stdin, args=(server,), daemon=True).start()
     try:
-        asyncio.run(server.serve([listener]))
+        asyncio.run(_serve(settings, listener, until_stdin_ends=until_stdin_ends))
     except KeyboardInterrupt:
         pass  # uvicorn has closed in order, and passes the signal on.
     finally:
         listener.close()
+
+
+async def _serve(settings: UiSettings, listener: socket.socket, *, until_stdin_ends: bool) -> None:
+    # Built on the loop that it will run on: Gradio would make one of its own.
+    config = uvicorn.Config(
+        build_app(settings),
+        log_level="warning",
+        lifespan="on",
+        timeout_graceful_shutdown=STOP_SECONDS,
+        server_header=False,
+    )
+    server = PageServer(config, f"page:  {_address(listener)}")
+    if until_stdin_ends:
+        threading.Thread(target=_stop_with_stdin, args=(server,), daemon=True).start()
+    await server.serve([listener])
 
 
 def _exit(*_: object) -> None:
