@@ -30,6 +30,7 @@ SENTENCES = {
     "deadline_exceeded": "It was not finished in the time it was given. Draw it again with fewer steps, "
     "or later.",
     "model_loading": "The model is still loading. Drawings that were asked for begin by themselves.",
+    "replica_lost": "The service lost what was drawing this. Draw again in a moment.",
     "shutting_down": "The service is restarting. Drawings that were asked for go on by themselves.",
     "store_unavailable": "The service cannot reach its store just now. Draw again in a moment.",
     "generation_failed": "The model made no usable picture of this. Draw again, with another seed or other "
