@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: needs python3.11 or python3.12 with the venv module" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[serve,postgres,bench,test,check]'
+		-c constraints.txt -e '.[serve,ui,postgres,bench,test,check]'
 	touch $@
 
 .PHONY: demo
@@ -41,6 +41,10 @@ CHAOS_FIGURES ?= docs/measurements/chaos-$(shell git rev-parse --short HEAD).jso
 .PHONY: chaos
 chaos: $(STAMP)  ## Kill, overload and abuse a real server; writes its figures to docs/measurements
 	CHAOS_FIGURES=$(CHAOS_FIGURES) $(BIN)/python -m pytest -m chaos -s --timeout=1800 tests/chaos
+
+.PHONY: people
+people: $(STAMP)  ## Have twenty people draw through the page at once; says how soon it answers
+	$(BIN)/python -m tests.ui.people
 
 .PHONY: fuzz
 fuzz: $(STAMP)  ## Send a real server 20,000 generated requests

@@ -23,7 +23,18 @@ STOP_SECONDS = 60.0
 class Server:
     """The process, and what it has told so far. A context manager: ready within, gone after."""
 
-    def __init__(self, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        page: bool = False,
+    ) -> None:
+        """page: with the page people draw with, on a free port too."""
+        if page:
+            environment = {**(environment or {}), "MEZZOTINT_UI_PORT": "0"}
+        else:
+            arguments = (*arguments, "--no-ui")
         self.out, self.err = folder / "out.txt", folder / "err.txt"
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "serve", "--port", "0"]
@@ -63,6 +74,17 @@ class Server:
                 raise AssertionError(f"the server ended with {self.process.poll()}: {self.err.read_text()}")
             time.sleep(0.1)
         raise AssertionError(f"not ready within {START_SECONDS} s: {self.err.read_text()}")
+
+    def wait_for_page(self) -> str:
+        """The page's address, once it has announced it."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            found = re.search(r"^page: +(http://\S+)$", self.out.read_text(), re.MULTILINE)
+            if found is not None:
+                self.helpers = self.process.children(recursive=True)
+                return found[1]
+            time.sleep(0.1)
+        raise AssertionError(f"no page within {START_SECONDS} s: {self.err.read_text()}")
 
     def wait_until_ended(self) -> int:
         """Its exit code."""

@@ -117,6 +117,10 @@ class Settings(BaseSettings):
     otlp_endpoint: str = Field(
         "", description="an http:// or https:// URL that takes traces by OTLP/HTTP; empty for none"
     )
+    ui: bool = Field(True, description="true or false: whether the page people draw with is started beside")
+    ui_host: str = Field("127.0.0.1", min_length=1, description="an address of this machine, for the page")
+    ui_port: Port = 7860
+    ui_key: str = Field("", description="an API key that everyone on the page draws with; empty for none")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error"
     )
@@ -271,6 +275,8 @@ def shown(name: str, value: object) -> str:
     """A setting's value as it may be printed: without the password or token of an address."""
     if not isinstance(value, str):
         return repr(value)
+    if name == "ui_key" and value:
+        return "'***'"
     hidden = re.sub(r"://[^/?#]*@", "://***@", value)
     hidden = re.sub(r"([?&][^=&]*(?:password|token|key|secret)[^=&]*)=[^&]*", r"\1=***", hidden, flags=re.I)
     # Whatever is no address may still hold a password; of what it looks like nothing can be said.

@@ -30,12 +30,12 @@ START_SECONDS = 30.0
 class Live:
     """`url`, and what is behind it."""
 
-    def __init__(self, settings: Settings, backend: FakeBackend) -> None:
+    def __init__(self, settings: Settings, backend: FakeBackend, port: int = 0) -> None:
         self.backend = backend
         self.engine = Engine(backend, max_queue=settings.max_queue)
         self.url = ""
         self.services: Services | None = None
-        self._settings = settings
+        self._settings, self._port = settings, port
         self._ready = threading.Event()
         self._server: uvicorn.Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,7 +73,7 @@ class Live:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         replica = EngineReplica(self._settings, self.engine)
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", self._port))
         try:
             async with open_services(self._settings, InProcessReplicas(replica)) as services:
                 self.services = services
@@ -104,9 +104,9 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def live(folder: Path, backend: FakeBackend, **settings: object) -> Iterator[Live]:
-    """A server of `backend` with its stores below `folder`."""
-    server = Live(settings_of(folder, **settings), backend)
+def live(folder: Path, backend: FakeBackend, *, port: int = 0, **settings: object) -> Iterator[Live]:
+    """A server of `backend` with its stores below `folder`, on `port` or a free one."""
+    server = Live(settings_of(folder, **settings), backend, port)
     server.start()
     try:
         yield server

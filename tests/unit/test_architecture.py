@@ -46,6 +46,8 @@ MAY_IMPORT = {
         "models",
         "serve",
     },
+    # A client of the service over HTTP: of the rest it knows the file formats and the names of samplers.
+    "ui": {"core", "errors", "samplers", "imaging.formats", "imaging.metadata", "ui"},
     "bench": {"core", "errors", "engine", "backends.base", "models", "imaging", "bench", "threads"},
 }
 # No module of these rooms may import these libraries, at any depth of the file.
@@ -55,6 +57,7 @@ WITHOUT = {
     "samplers": {"torch", "diffusers"},
     "serve": {"torch", "diffusers"},
     "imaging": {"torch", "diffusers", "ray"},
+    "ui": {"torch", "diffusers", "ray", "transformers", "sqlalchemy"},
 }
 # What must be known of a model at once, before torch is there.
 WITHOUT_TORCH = {"models/artefact.py", "models/locations.py", "backends/neuron/shapes.py", "cores.py"}

@@ -222,3 +222,8 @@ def test_the_schema_describes_every_setting(capsys: pytest.CaptureFixture[str]) 
     properties = json.loads(capsys.readouterr().out)["properties"]
     assert set(properties) == set(Settings.model_fields)
     assert all("description" in each for each in properties.values())
+
+
+def test_the_pages_key_is_never_shown() -> None:
+    assert shown("ui_key", "mz-s3cret") == "'***'"
+    assert shown("ui_key", "") == "''"

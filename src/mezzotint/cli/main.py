@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from mezzotint import __version__
-from mezzotint.cli import compile, config, doctor, draw, keys, models, serve, top
+from mezzotint.cli import compile, config, doctor, draw, keys, models, serve, top, ui
 from mezzotint.errors import MezzotintError, ModelInvalid, OutputUnwritable, SettingInvalid
 
 __all__ = ["app", "main"]
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("draw")(draw.draw)
 app.command("serve")(serve.serve)
 app.command("compile")(compile.compile_)
+app.command("ui")(ui.ui)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")

@@ -13,6 +13,7 @@ import typer
 
 from mezzotint.cli.known import limits_of_installed
 from mezzotint.cli.options import StandIn
+from mezzotint.cli.page_beside import page_beside
 from mezzotint.errors import SettingInvalid
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def serve(
         Path | None,
         typer.Option(metavar="PATH", help="A settings file, TOML or YAML. [default: $MEZZOTINT_CONFIG]"),
     ] = None,
-    no_ui: Annotated[bool, typer.Option("--no-ui", help="HTTP API only.")] = False,
+    no_ui: Annotated[bool, typer.Option("--no-ui", help="Without the page people draw with.")] = False,
 ) -> None:
     """Serve pictures over HTTP until Ctrl-C.
 
@@ -66,6 +67,7 @@ def serve(
         dtype=dtype,
         # Not given, it leaves the variable's and the file's alone.
         stand_in=stand_in or None,
+        ui=False if no_ui else None,
     )
     _check_installed()
     from mezzotint.serve.local import StopServing, choose_port, running, stop_signals
@@ -79,8 +81,7 @@ def serve(
     print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
     with stop_signals():
         try:
-            with running(settings):
-                _announce(settings)
+            with running(settings), page_beside(settings, _announce(settings)):
                 # A signal raises StopServing out of it.
                 while True:
                     signal.pause()
@@ -107,9 +108,11 @@ def _check_stores(settings: Settings) -> None:
         print("there is no API key yet; make one with: mezzotint keys create NAME", file=sys.stderr)
 
 
-def _announce(settings: Settings) -> None:
+def _announce(settings: Settings) -> str:
+    """Says where it serves; the address from this machine."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     base = f"http://{host}:{settings.port}"
     reachable = f"http://127.0.0.1:{settings.port}" if settings.host in ("0.0.0.0", "::") else base
     print(f"ready: {base}")
     print(f"try:   {reachable}{EXAMPLE}", flush=True)
+    return reachable

@@ -1,0 +1,156 @@
+"""What answers when something is pressed: reads the widgets, asks the desk, and says what they show then.
+
+What changes the list only changes it; `watching.py` tells the page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from mezzotint.ui import cards
+from mezzotint.ui.desk import Desk
+from mezzotint.ui.editing import prepare_edit
+from mezzotint.ui.form import Wish, filled, read_seed
+from mezzotint.ui.parts import Parts
+from mezzotint.ui.receipts import Recipe, read_recipe
+from mezzotint.ui.sentences import Notice, notice_of
+from mezzotint.ui.service import ServiceError
+from mezzotint.ui.widgets import filled_in
+
+__all__ = ["Answers"]
+
+MAX_FILE_BYTES = 50_000_000
+NO_SEED = Notice("There is no drawing yet whose seed could be reused.")
+NO_RECIPE = Notice(
+    "That file does not say how it was drawn. Drop a PNG, JPEG or WebP that this page or A1111 has made."
+)
+Updates = dict[Any, Any]
+
+
+class Answers:
+    """Each method is bound to widgets in `page.py`, which says what it is given. `request` is Gradio's."""
+
+    def __init__(self, desk: Desk, parts: Parts) -> None:
+        self._desk, self._parts = desk, parts
+
+    async def draw(self, request: gr.Request, prompt: str, size: str, n: int, *rest: Any) -> Updates:
+        *settings, kept = rest
+        return await self._begin(kept, request, settings, prompt=prompt, size=size or "", n=int(n))
+
+    async def edit(
+        self,
+        request: gr.Request,
+        picture: object,
+        mode: str,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        strength: float,
+        prompt: str,
+        *rest: Any,
+    ) -> Updates:
+        *settings, kept = rest
+        edit = await asyncio.to_thread(prepare_edit, picture, mode, (left, top, right, bottom))
+        if edit.missing:
+            return self._notice(Notice(edit.missing))
+        changes = {"image": edit.image, "mask": edit.mask, "strength": strength}
+        return await self._begin(kept, request, settings, prompt=prompt, **changes)
+
+    async def reuse_seed(self, request: gr.Request, kept: object) -> Updates:
+        browser, view = self._desk.visit(kept, request.session_hash)
+        seeds = [drawing.seed for drawing in view.found(browser) if drawing.seed is not None]
+        if not seeds:
+            return self._notice(NO_SEED)
+        return {self._parts.settings.seed: str(seeds[0]), **self._notice(None)}
+
+    async def act(self, request: gr.Request, event: gr.EventData, kept: object) -> Updates:
+        """A button in the list was pressed; the page's script says which."""
+        browser, view = self._desk.visit(kept, request.session_hash)
+        id = str(getattr(event, "id", ""))
+        match getattr(event, "do", ""):
+            case "open":
+                return await self._open(id, int(getattr(event, "n", 0)))
+            case "cancel":
+                return self._notice(await self._desk.cancel(browser, id))
+            case "remove":
+                browser.remove(id)
+            case "more":
+                view.show_more()
+                browser.changes.tell()
+        return {self._parts.stored: browser.kept()}
+
+    async def use(self, which: dict[str, Any] | None) -> Updates:
+        recipe = self._parts.opened.recipe(which)
+        return self._notice(None) if recipe is None else self._fill(recipe)
+
+    async def vary(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
+        browser, _ = self._desk.visit(kept, request.session_hash)
+        if not which:
+            return self._notice(None)
+        return self._notice(await self._desk.vary(browser, which["id"], which["n"], which["receipt"]))
+
+    async def change(self, which: dict[str, Any] | None) -> Updates:
+        """The opened picture goes to the editor."""
+        if not which:
+            return self._notice(None)
+        try:
+            picture = await self._desk.picture(which["id"], which["n"])
+        except ServiceError as error:
+            return self._notice(notice_of(error))
+        return {
+            self._parts.tabs: gr.Tabs(selected="edit"),
+            self._parts.editor.canvas: {"background": picture, "layers": [], "composite": None},
+            self._parts.editor.prompt: str(which["receipt"].get("prompt", "")),
+            **self._notice(None),
+        }
+
+    def read_file(self, path: str | None) -> Updates:
+        """A picture was dropped: its own record fills the form. Reads a file: in a thread."""
+        recipe = None
+        if path is not None and Path(path).stat().st_size <= MAX_FILE_BYTES:
+            recipe = read_recipe(Path(path).read_bytes())
+        answer = self._notice(NO_RECIPE) if recipe is None else self._fill(recipe)
+        return {self._parts.file: None, **answer}
+
+    async def _begin(self, kept: object, request: gr.Request, settings: list[Any], **asked: Any) -> Updates:
+        browser, _ = self._desk.visit(kept, request.session_hash)
+        # A field that was never touched is None.
+        negative, style, steps, guidance, scheduler, seed, model, loras, lora_scale = settings
+        try:
+            seed = read_seed(seed or "")
+        except ValueError as error:
+            return self._notice(Notice(str(error)))
+        wish = Wish(
+            **{**asked, "prompt": asked["prompt"] or ""},
+            negative_prompt=negative or "",
+            style=style or "",
+            steps=None if steps is None else int(steps),
+            guidance=guidance,
+            scheduler=scheduler or "",
+            seed=seed,
+            model=model or "",
+            loras=loras or (),
+            lora_scale=lora_scale,
+        )
+        return self._notice(await self._desk.draw(browser, wish))
+
+    async def _open(self, id: str, n: int) -> Updates:
+        try:
+            receipt = await self._desk.receipt(id, n)
+        except ServiceError as error:
+            return self._notice(notice_of(error))
+        return {**self._notice(None), **self._parts.opened.showing(id, n, receipt)}
+
+    def _fill(self, recipe: Recipe) -> Updates:
+        offer, parts = self._desk.monitor.offer, self._parts
+        values, said = filled(recipe, offer)
+        updates = filled_in(parts.form, parts.settings, values, offer)
+        return {parts.notice: cards.word(said), parts.tabs: gr.Tabs(selected="draw"), **updates}
+
+    def _notice(self, notice: Notice | None) -> Updates:
+        return {self._parts.notice: cards.notice_box(notice)}

@@ -1,0 +1,203 @@
+"""The list of drawings, the banner, the opened picture as HTML. What comes from outside is escaped here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.sentences import Notice, sentence_of
+
+__all__ = [
+    "banner",
+    "drawings_list",
+    "notice_box",
+    "opened_picture",
+    "receipt_text",
+    "said_aloud",
+    "told",
+    "word",
+]
+
+DOWNLOADS = (("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WebP"))
+EMPTY = "Nothing yet. Say what to draw, and press Enter."
+NOTHING_FOUND = "None of your drawings says that."
+# The receipt's fields that people ask for first, and what they are called.
+FIRST_FIELDS = {
+    "prompt": "Prompt",
+    "negative_prompt": "Negative prompt",
+    "seed": "Seed",
+    "scheduler": "Scheduler",
+    "steps": "Steps",
+    "guidance_scale": "Guidance",
+    "strength": "Strength",
+    "model": "Model",
+}
+
+
+def banner(notice: Notice | None) -> str:
+    if notice is None:
+        return ""
+    return f'<div class="mz-banner" role="status">{escape(notice.text)}</div>'
+
+
+def notice_box(notice: Notice | None) -> str:
+    """A refusal, with the seconds to wait counting down."""
+    if notice is None:
+        return ""
+    wait = ""
+    if notice.wait_s is not None:
+        seconds = max(1, round(notice.wait_s))
+        wait = f' <span class="mz-wait" data-seconds="{seconds}">Try again in {seconds} s.</span>'
+    return f'<div class="mz-notice" role="alert">{escape(notice.text)}{wait}</div>'
+
+
+def word(text: str) -> str:
+    """A sentence that is no refusal."""
+    return f'<div class="mz-word" role="status">{escape(text)}</div>'
+
+
+def drawings_list(drawings: Iterable[Drawing], *, searching: bool, more: int) -> str:
+    """Newest first. more: how many there are that are not among them."""
+    cards = "".join(_card(drawing) for drawing in drawings)
+    if not cards:
+        return f'<p class="mz-empty">{NOTHING_FOUND if searching else EMPTY}</p>'
+    rest = _button("more", f"Show {more} more", "mz-more") if more else ""
+    return f'<ol class="mz-drawings">{cards}</ol>{rest}'
+
+
+def told(drawing: Drawing) -> str:
+    """How far it is, in words."""
+    match drawing.state:
+        case "queued" | "running" if drawing.cancelling:
+            return "Stopping …"
+        case "queued":
+            return "Waiting" + _ahead(drawing.position) + _about(drawing.eta_s)
+        case "running" if drawing.position is not None:
+            return "Waiting" + _ahead(drawing.position) + _about(drawing.eta_s)
+        case "running" if drawing.total_steps:
+            return f"Step {drawing.steps} of {drawing.total_steps}" + _about(drawing.eta_s)
+        case "running":
+            return "Beginning …"
+        case "cancelled":
+            return "Cancelled."
+        case "failed":
+            return sentence_of(drawing.code, drawing.said)
+        case "lost":
+            return "The service does not keep this drawing any more."
+        case _:
+            return ""
+
+
+def said_aloud(drawings: Iterable[Drawing]) -> str:
+    """For screen readers: what has just ended or goes on, without the steps."""
+    drawings = list(drawings)
+    running = sum(not drawing.is_over for drawing in drawings)
+    newest = drawings[0] if drawings else None
+    ended = ""
+    if newest is not None and newest.is_over:
+        ended = {"done": "Finished", "failed": "Failed", "cancelled": "Cancelled"}.get(newest.state, "Gone")
+        ended = f"{ended}: {newest.prompt}. "
+    going = f"{running} {'drawing' if running == 1 else 'drawings'} in progress." if running else ""
+    # Always there, so that what changes in it is read out.
+    return f'<p role="status">{escape((ended + going).strip())}</p>'
+
+
+def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
+    """The picture at its size, its files, and its receipt to read."""
+    source = f"pictures/{escape(drawing_id)}/{n}"
+    prompt, seed = str(receipt.get("prompt", "")), escape(str(receipt.get("seed", n)))
+    size = f'width="{int(receipt["width"])}" height="{int(receipt["height"])}"'
+    links = "".join(
+        f'<a class="mz-download" href="{source}.{suffix}" download="plate-{seed}.{suffix}">'
+        f'<span class="mz-aloud">Download as </span>{name}</a>'
+        for suffix, name in DOWNLOADS
+    )
+    rows = "".join(
+        f"<dt>{label}</dt><dd>{escape(str(receipt[name]))}</dd>"
+        for name, label in FIRST_FIELDS.items()
+        if receipt.get(name) not in (None, "")
+    )
+    return (
+        f'<figure class="mz-opened"><img src="{source}.png" alt="{escape(prompt)}" {size}>'
+        '<figcaption class="mz-downloads"><span aria-hidden="true">Download</span>'
+        f"{links}</figcaption></figure>"
+        f'<dl class="mz-receipt">{rows}</dl>'
+    )
+
+
+def receipt_text(receipt: Mapping[str, Any]) -> str:
+    """The whole of it, to be copied."""
+    return json.dumps(receipt, indent=2, ensure_ascii=False)
+
+
+def _card(drawing: Drawing) -> str:
+    plates = "".join(_plate(drawing, index) for index in range(drawing.n))
+    # Of what was lost or has failed nothing is to be seen but why.
+    plates = f'<div class="mz-plates">{plates}</div>' if plates else ""
+    actions = (
+        _button("remove", "Remove", "mz-quiet", drawing)
+        if drawing.is_over
+        else _button("cancel", "Cancel", "mz-cancel", drawing)
+    )
+    return (
+        f'<li class="mz-drawing" data-job="{escape(drawing.id)}" data-state="{drawing.state}">'
+        f'{plates}<p class="mz-prompt">{escape(drawing.prompt)}</p>{_progress(drawing)}'
+        f'<div class="mz-foot"><span class="mz-told">{escape(told(drawing) or _when(drawing.at))}</span>'
+        f"{actions}</div></li>"
+    )
+
+
+def _progress(drawing: Drawing) -> str:
+    if drawing.is_over:
+        return ""
+    percent = min(100, max(0, round(drawing.progress * 100)))
+    return (
+        f'<div class="mz-progress" role="progressbar" aria-label="Progress of {escape(drawing.prompt)}" '
+        f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
+        f'aria-valuetext="{escape(told(drawing))}"><div style="width:{percent}%"></div></div>'
+    )
+
+
+def _plate(drawing: Drawing, index: int) -> str:
+    label = escape(f"{index + 1} of {drawing.n}: {drawing.prompt}")
+    ratio = f'style="aspect-ratio:{drawing.size[0]}/{drawing.size[1]}"'
+    if index in drawing.finished:
+        return (
+            f'<button type="button" class="mz-plate" {ratio} data-do="open" data-id="{escape(drawing.id)}" '
+            f'data-n="{index}" aria-label="Open picture {label}">'
+            f'<img src="pictures/{escape(drawing.id)}/{index}.png" alt="" loading="lazy"></button>'
+        )
+    if index in drawing.previews:
+        preview = f"previews/{escape(drawing.previews[index])}"
+        return f'<span class="mz-plate mz-preview" {ratio}><img src="{preview}" alt="Preview {label}"></span>'
+    return "" if drawing.is_over else f'<span class="mz-plate mz-blank" {ratio}></span>'
+
+
+def _button(action: str, text: str, look: str, drawing: Drawing | None = None) -> str:
+    of = ""
+    if drawing is not None:
+        of = f' data-id="{escape(drawing.id)}" aria-label="{text}: {escape(drawing.prompt)}"'
+    return f'<button type="button" class="{look}" data-do="{action}"{of}>{text}</button>'
+
+
+def _ahead(position: int | None) -> str:
+    if position is None:
+        return ""
+    return ": next" if position == 0 else f": {position} ahead"
+
+
+def _about(eta_s: float | None) -> str:
+    if eta_s is None:
+        return ""
+    seconds = max(1, round(eta_s))
+    return f", about {seconds} s" if seconds < 100 else f", about {round(seconds / 60)} min"
+
+
+def _when(at: float) -> str:
+    """In words that stay true for a while: the page shows them until something changes."""
+    days = int(time.time() // 86_400) - int(at // 86_400)
+    return "Today" if days <= 0 else "Yesterday" if days == 1 else time.strftime("%d %B %Y", time.gmtime(at))

@@ -1,0 +1,109 @@
+"""What the page's buttons do, without a widget in sight: asks the service, changes the browser's list."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from mezzotint.ui.browsers import Browser, Browsers
+from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.form import Wish
+from mezzotint.ui.monitor import Monitor
+from mezzotint.ui.receipts import recipe_of_told
+from mezzotint.ui.sentences import Notice, notice_of
+from mezzotint.ui.service import Refused, Service, ServiceError
+from mezzotint.ui.views import View, Views
+
+__all__ = ["Desk"]
+
+NO_PROMPT = Notice("Say what to draw first, then press Enter.")
+
+# How far a variation goes from its picture.
+VARY_STRENGTH = 0.6
+
+
+class Desk:
+    """Everything behind the page. One for the process."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.monitor = Monitor(service)
+        self.browsers = Browsers(service)
+        self.views = Views()
+        self.is_closing = False
+
+    def close(self) -> None:
+        """Whoever waits for news hears that there will be none."""
+        self.is_closing = True
+        self.browsers.tell_all()
+
+    def visit(self, kept: object, session: str | None) -> tuple[Browser, View]:
+        """Whose page this is, by what its storage holds and by the page's session, and what it looks at."""
+        view = self.views.of(session)
+        browser = self.browsers.of(kept, view.browser_id)
+        view.browser_id = browser.id
+        return browser, view
+
+    async def draw(self, browser: Browser, wish: Wish) -> Notice | None:
+        """Begin a drawing; what was wrong, if anything."""
+        if not wish.prompt.strip():
+            return NO_PROMPT
+        try:
+            job = await self.service.create_job(wish.body())
+        except ServiceError as error:
+            return notice_of(error)
+        browser.add(Drawing.of_job(job, wish.prompt.strip()))
+        return None
+
+    async def cancel(self, browser: Browser, id: str) -> Notice | None:
+        try:
+            await browser.cancel(id)
+        except ServiceError as error:
+            return notice_of(error)
+        return None
+
+    async def receipt(self, id: str, n: int) -> dict[str, Any]:
+        """The receipt of a finished picture.
+
+        Raises:
+            ServiceError: the service does not know it, or does not answer.
+        """
+        job = await self.service.job(id)
+        for image in job.get("images") or ():
+            if image["index"] == n:
+                return dict(image["receipt"])
+        raise Refused(404, "image_not_found", "", None, None)
+
+    async def picture(self, id: str, n: int) -> Image.Image:
+        """Raises: ServiceError: the service does not keep it, or does not answer."""
+        data, _ = await self.service.picture(id, n)
+        return await asyncio.to_thread(_decoded, data)
+
+    async def vary(self, browser: Browser, id: str, n: int, receipt: Mapping[str, Any]) -> Notice | None:
+        """Begin a drawing like that one, with another seed."""
+        recipe = recipe_of_told(receipt)
+        if recipe is None:
+            return None
+        try:
+            data, _ = await self.service.picture(id, n)
+        except ServiceError as error:
+            return notice_of(error)
+        wish = Wish(
+            recipe.prompt,
+            recipe.negative_prompt,
+            steps=recipe.steps,
+            guidance=recipe.guidance,
+            scheduler=recipe.scheduler or "",
+            strength=VARY_STRENGTH,
+            image=data,
+        )
+        return await self.draw(browser, wish)
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+        return picture.convert("RGB")

@@ -1,0 +1,103 @@
+"""From what somebody did with a picture to what the service is asked: the picture and its mask.
+
+Pure but for Pillow. The mask is as OpenAI's clients send it: what is transparent is redrawn.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["BEYOND", "PAINTED", "WHOLE", "Edit", "prepare_edit"]
+
+WHOLE, PAINTED, BEYOND = "whole", "painted", "beyond"
+# The service takes more; no model draws more.
+MAX_SIDE = 2048
+# Of the picture that is kept, so much beside the new edge is redrawn with it, lest a seam be seen.
+SEAM_PIXELS = 8
+Margins = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """image and mask as PNG files; mask None: redraw it all. missing: what is still to be done."""
+
+    image: bytes = b""
+    mask: bytes | None = None
+    missing: str = ""
+
+
+def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
+    """value: the editor's, with Pillow images. margins: left, top, right, bottom, as shares of its side."""
+    picture, layers = _read(value)
+    if picture is None:
+        return Edit(missing="Choose a picture to start from first.")
+    if mode == PAINTED:
+        painted = _painted(layers, picture.size)
+        if not painted.any():
+            return Edit(missing="Paint over what should change first.")
+        return Edit(_png(picture), _mask(painted))
+    if mode == BEYOND:
+        if not any(margin > 0 for margin in margins):
+            return Edit(missing="Say on which side the picture should grow first.")
+        grown, new = _grown(picture, margins)
+        return Edit(_png(grown), _mask(new))
+    return Edit(_png(picture))
+
+
+def _read(value: object) -> tuple[Image.Image | None, list[Image.Image]]:
+    if not isinstance(value, dict):
+        return None, []
+    picture: Any = value.get("background")
+    if not isinstance(picture, Image.Image):
+        return None, []
+    picture = _on_white(picture)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    return picture, [layer for layer in value.get("layers") or () if isinstance(layer, Image.Image)]
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    whole = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+
+
+def _painted(layers: Sequence[Image.Image], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """What is covered by any stroke, however thin its colour."""
+    covered = np.zeros((size[1], size[0]), np.bool_)
+    for layer in layers:
+        alpha = layer.convert("RGBA").getchannel("A").resize(size)
+        covered |= np.asarray(alpha) > 0
+    return covered
+
+
+def _grown(picture: Image.Image, margins: Margins) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """The picture with its edge repeated outwards, and what of it is new."""
+    width, height = picture.size
+    left, right = (round(margins[side] * width) for side in (0, 2))
+    top, bottom = (round(margins[side] * height) for side in (1, 3))
+    pixels = np.pad(np.asarray(picture), ((top, bottom), (left, right), (0, 0)), mode="edge")
+    new = np.ones(pixels.shape[:2], np.bool_)
+    seams = [SEAM_PIXELS if side else 0 for side in (left, top, right, bottom)]
+    new[top + seams[1] : top + height - seams[3], left + seams[0] : left + width - seams[2]] = False
+    grown = Image.fromarray(pixels)
+    grown.thumbnail((MAX_SIDE, MAX_SIDE))
+    return grown, np.asarray(Image.fromarray(new).resize(grown.size))
+
+
+def _mask(redrawn: NDArray[np.bool_]) -> bytes:
+    kept = np.where(redrawn, 0, 255).astype(np.uint8)
+    opaque = np.zeros((*kept.shape, 4), np.uint8)
+    opaque[..., 3] = kept
+    return _png(Image.fromarray(opaque))
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

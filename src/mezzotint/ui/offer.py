@@ -1,0 +1,110 @@
+"""What the service offers, as its `/v1/capabilities` tells it, in the terms of a form. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from mezzotint.ui.drawing import SIZE, Shape
+
+__all__ = ["Offer", "read_offer"]
+
+# Width by height, of pictures with as many pixels as the model's own.
+RATIOS = (1.0, 4 / 3, 3 / 2, 16 / 9)
+# From here on a shape is called wide or tall.
+WIDE = 1.6
+# Models of the real size were trained on multiples of 64; small ones take finer steps.
+LARGE_SIDE, LARGE_STEP, SMALL_STEP = 512, 64, 32
+
+
+@dataclass(frozen=True)
+class Offer:
+    """sizes: label and `WIDTHxHEIGHT`, the model's own first. loras: names, where any are served."""
+
+    models: tuple[str, ...]
+    loras: tuple[str, ...]
+    sizes: tuple[tuple[str, str], ...]
+    schedulers: tuple[str, ...]
+    scheduler: str
+    steps: int
+    max_steps: int
+    guidance: float
+    max_guidance: float
+    max_images: int
+    prompt_characters: int
+    multiple_of: int
+    max_size: int
+    max_pixels: int
+    min_size: int
+    served: tuple[str, ...]
+
+    def accepts(self, size: str) -> bool:
+        """Whether a picture of this size would be drawn."""
+        if self.served:
+            return size in self.served
+        found = SIZE.fullmatch(size)
+        if not found:
+            return False
+        width, height = int(found[1]), int(found[2])
+        sides = all(
+            self.min_size <= side <= self.max_size and side % self.multiple_of == 0
+            for side in (width, height)
+        )
+        return sides and width * height <= self.max_pixels
+
+
+def read_offer(told: Mapping[str, Any]) -> Offer:
+    """Raises: KeyError, TypeError, ValueError: this is no answer of `/v1/capabilities`."""
+    sizes, defaults, limits = told["sizes"], told["defaults"], told["limits"]
+    served = tuple(str(size) for size in sizes.get("served") or ())
+    return Offer(
+        models=tuple(str(model["id"]) for model in told["models"]),
+        loras=tuple(str(lora["name"]) for lora in told.get("loras") or ()),
+        sizes=tuple((_label(size), size) for size in served or _shapes(sizes)),
+        schedulers=tuple(str(sampler["name"]) for sampler in told["samplers"]),
+        scheduler=str(defaults["scheduler"]),
+        steps=int(defaults["steps"]),
+        max_steps=int(limits["steps"]),
+        guidance=float(defaults["guidance_scale"]),
+        max_guidance=float(limits["guidance_scale"]),
+        max_images=int(limits["images"]),
+        prompt_characters=int(limits["prompt_characters"]),
+        multiple_of=int(sizes["multiple_of"]),
+        max_size=int(sizes["max"]),
+        max_pixels=int(sizes["max_pixels"]),
+        min_size=int(sizes["min"]),
+        served=served,
+    )
+
+
+def _shapes(sizes: Mapping[str, Any]) -> list[str]:
+    """The usual proportions at the model's own number of pixels, each way round."""
+    default = _shape(sizes["default"])
+    area = min(default[0] * default[1], int(sizes["max_pixels"]))
+    step = max(LARGE_STEP if max(default) >= LARGE_SIDE else SMALL_STEP, int(sizes["multiple_of"]))
+    found = {f"{default[0]}x{default[1]}": None}
+    for ratio in RATIOS:
+        short = round(sqrt(area / ratio) / step) * step
+        long = int(area / short) // step * step if short else 0
+        if sizes["min"] <= short <= long <= sizes["max"]:
+            found |= {f"{long}x{short}": None, f"{short}x{long}": None}
+    return list(found)
+
+
+def _shape(size: str) -> Shape:
+    width, _, height = size.partition("x")
+    return int(width), int(height)
+
+
+def _label(size: str) -> str:
+    width, height = _shape(size)
+    ratio = max(width, height) / min(width, height)
+    if ratio == 1:
+        name = "Square"
+    elif width > height:
+        name = "Wide" if ratio >= WIDE else "Landscape"
+    else:
+        name = "Tall" if ratio >= WIDE else "Portrait"
+    return f"{name} {width}×{height}"

@@ -1,0 +1,79 @@
+"""The page: which answer belongs to what is pressed, what it is given and what it may change.
+
+`parts.py` has the widgets, `answers.py` and `watching.py` the answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from mezzotint.ui.answers import Answers
+from mezzotint.ui.desk import Desk
+from mezzotint.ui.parts import Parts
+from mezzotint.ui.watching import ASK_AGAIN_SECONDS, Watching
+
+__all__ = ["build_page"]
+
+# Nothing of the page is for other programs: they have the service itself. All may run at once.
+QUIET: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+    "trigger_mode": "multiple",
+}
+# How often uploads are looked through, and how old they get. Seconds.
+DELETE_UPLOADS = (600, 3600)
+
+
+def build_page(desk: Desk) -> gr.Blocks:
+    with gr.Blocks(
+        title="Mezzotint", analytics_enabled=False, fill_width=True, delete_cache=DELETE_UPLOADS
+    ) as blocks:
+        parts = Parts.build()
+        answers = Answers(desk, parts)
+        _wire_wishes(parts, answers)
+        _wire_pictures(parts, answers)
+        _wire_news(blocks, parts, Watching(desk, parts))
+    blocks.queue(default_concurrency_limit=None, api_open=False)
+    return blocks
+
+
+def _wire_wishes(parts: Parts, answers: Answers) -> None:
+    form, settings, editor = parts.form, parts.settings, parts.editor
+    rest = [*settings.inputs, parts.stored]
+    asked = [form.prompt, form.size, form.n, *rest]
+    # As they come: whether a shape is one is the service's to say, not what this page was told before.
+    as_sent = {**QUIET, "preprocess": False}
+    gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, [parts.notice], **as_sent)
+    margins = [editor.left, editor.top, editor.right, editor.bottom]
+    asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, *rest]
+    gr.on([editor.draw.click, editor.prompt.submit], answers.edit, asked, [parts.notice], **QUIET)
+    settings.new_seed.click(lambda: "", None, [settings.seed], **QUIET)
+    seeded = [settings.seed, parts.notice]
+    settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
+
+
+def _wire_pictures(parts: Parts, answers: Answers) -> None:
+    opened, editor = parts.opened, parts.editor
+    filling = [parts.notice, parts.tabs, parts.form.prompt, parts.form.size, *parts.settings.inputs]
+    shown = [parts.notice, parts.stored, *opened.outputs]
+    parts.drawings.act(answers.act, [parts.stored], shown, **QUIET)
+    parts.file.upload(answers.read_file, [parts.file], [parts.file, *filling], **QUIET)
+    opened.use.click(answers.use, [opened.which], filling, **QUIET)
+    opened.vary.click(answers.vary, [opened.which, parts.stored], [parts.notice], **QUIET)
+    # In one piece: an editor that is still being set up takes no picture.
+    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt]
+    opened.change.click(answers.change, [opened.which], changing, **QUIET)
+    opened.close.click(opened.closed, None, opened.outputs, **QUIET)
+
+
+def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
+    latest = {**QUIET, "trigger_mode": "always_last"}
+    # Pasted words count too: the event `input` is of keys alone.
+    parts.search.change(watching.look_for, [parts.search], None, **latest)
+    timer = gr.Timer(ASK_AGAIN_SECONDS)
+    # While one answer goes on, the timer asks for no other.
+    once = {**QUIET, "trigger_mode": "once"}
+    gr.on([blocks.load, timer.tick], watching.watch, [parts.stored], watching.outputs, **once)

@@ -1,0 +1,67 @@
+"""Where the page's widgets are, and in which order they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from mezzotint.ui.opened import Opened
+from mezzotint.ui.widgets import Editor, Form, Settings
+
+__all__ = ["Parts"]
+
+# A browser keeps its list under this name. What encrypts it is in the page itself, and so hides nothing; it
+# is fixed so that a list outlives the process that wrote it.
+STORAGE, STORAGE_SECRET = "mezzotint", "mezzotint"
+SCRIPT = Path(__file__).with_name("page.js").read_text()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """stored: what the browser keeps. notice: what became of the last wish. aloud: for screen readers."""
+
+    stored: gr.BrowserState
+    banner: gr.HTML
+    tabs: gr.Tabs
+    form: Form
+    editor: Editor
+    notice: gr.HTML
+    settings: Settings
+    file: gr.File
+    opened: Opened
+    search: gr.Textbox
+    drawings: gr.HTML
+    aloud: gr.HTML
+
+    @classmethod
+    def build(cls) -> Parts:
+        """Within `gr.Blocks`."""
+        stored = gr.BrowserState({}, storage_key=STORAGE, secret=STORAGE_SECRET)
+        gr.HTML('<header class="mz-head"><h1>Mezzotint</h1></header>')
+        banner = gr.HTML(elem_id="banner")
+        with gr.Row(elem_classes="mz-columns"):
+            with gr.Column(scale=5, min_width=320):
+                with gr.Tabs(selected="draw") as tabs:
+                    with gr.Tab("Draw", id="draw"):
+                        form = Form.build()
+                    with gr.Tab("Change a picture", id="edit"):
+                        editor = Editor.build()
+                notice = gr.HTML(elem_id="notice", js_on_load=SCRIPT)
+                with gr.Accordion("Settings", open=False):
+                    settings = Settings.build()
+                file = gr.File(
+                    label="Drop a picture here to draw with its settings",
+                    file_types=["image"],
+                    height=150,
+                    elem_id="recipe",
+                )
+            with gr.Column(scale=7, min_width=320):
+                opened = Opened.build()
+                search = gr.Textbox(label="Search your drawings", max_lines=1, elem_id="search")
+                drawings = gr.HTML(elem_id="drawings", js_on_load=SCRIPT)
+                aloud = gr.HTML(elem_id="aloud", elem_classes="mz-aloud")
+        return cls(
+            stored, banner, tabs, form, editor, notice, settings, file, opened, search, drawings, aloud
+        )

@@ -1,0 +1,131 @@
+"""A picture's own record of how it was drawn, ours or A1111's, as values of the form. Pure but for Pillow."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mezzotint.core import Receipt
+from mezzotint.errors import MezzotintError
+from mezzotint.imaging.metadata import read_receipt
+from mezzotint.samplers import find_sampler
+
+__all__ = ["Recipe", "read_recipe", "recipe_of", "recipe_of_told"]
+
+MAX_TEXT = 20_000
+USER_COMMENT = 0x9286
+EXIF_IFD = 0x8769
+SETTING = re.compile(r'\s*([A-Za-z][\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a form is filled with. None: the picture does not say."""
+
+    prompt: str
+    negative_prompt: str = ""
+    size: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    scheduler: str | None = None
+    seed: int | None = None
+    strength: float | None = None
+
+
+def recipe_of(receipt: Receipt) -> Recipe:
+    return Recipe(
+        prompt=receipt.prompt,
+        negative_prompt=receipt.negative_prompt or "",
+        size=f"{receipt.width}x{receipt.height}",
+        steps=receipt.steps,
+        guidance=receipt.guidance_scale,
+        scheduler=receipt.scheduler,
+        seed=receipt.seed,
+        strength=receipt.strength,
+    )
+
+
+def recipe_of_told(told: Mapping[str, Any]) -> Recipe | None:
+    """Of a receipt as the service tells it."""
+    try:
+        return Recipe(
+            prompt=str(told["prompt"]),
+            negative_prompt=str(told.get("negative_prompt") or ""),
+            size=f"{told['width']}x{told['height']}",
+            steps=int(told["steps"]),
+            guidance=float(told["guidance_scale"]),
+            scheduler=str(told["scheduler"]),
+            seed=int(told["seed"]),
+            strength=told.get("strength"),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def read_recipe(data: bytes) -> Recipe | None:
+    """From a PNG, JPEG or WebP that this server or A1111 made. None where it says nothing."""
+    try:
+        return recipe_of(read_receipt(data))
+    except MezzotintError:
+        text = _a1111_text(data)
+    return _parse(text) if text else None
+
+
+def _a1111_text(data: bytes) -> str:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+            text = picture.info.get("parameters")
+            if isinstance(text, str):
+                return text[:MAX_TEXT]
+            comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT, b"")
+    except Exception:
+        # Pillow has no one error for a file that is not what it seems.
+        return ""
+    if not isinstance(comment, bytes) or not comment.startswith(b"UNICODE\x00"):
+        return ""
+    return comment[8:].decode("utf-16-be", "replace")[:MAX_TEXT]
+
+
+def _parse(text: str) -> Recipe | None:
+    """The prompt, then `Negative prompt:` and what follows it, then one line of settings."""
+    lines = text.replace("\r\n", "\n").strip().split("\n")
+    settings: dict[str, str] = {}
+    if re.match(r"\s*Steps:\s*\d", lines[-1]):
+        settings = {name.strip().casefold(): value.strip() for name, value in SETTING.findall(lines.pop())}
+    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
+    if not prompt.strip() and not settings:
+        return None
+    size = settings.get("size", "")
+    return Recipe(
+        prompt=prompt.strip(),
+        negative_prompt=negative.strip(),
+        size=size if re.fullmatch(r"\d{1,4}x\d{1,4}", size) else None,
+        steps=_whole(settings.get("steps")),
+        guidance=_number(settings.get("cfg scale")),
+        scheduler=_scheduler(settings.get("sampler", ""), settings.get("schedule type", "")),
+        seed=_whole(settings.get("seed")),
+        strength=_number(settings.get("denoising strength")),
+    )
+
+
+def _scheduler(sampler: str, schedule: str) -> str | None:
+    """A1111 tells the sampler and its schedule in one name or in two."""
+    for name in (f"{sampler} {schedule}", sampler):
+        try:
+            return find_sampler(name).name
+        except MezzotintError:
+            continue
+    return None
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and re.fullmatch(r"\d{1,19}", text) else None
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text is not None and re.fullmatch(r"\d{1,4}(\.\d{1,6})?", text) else None

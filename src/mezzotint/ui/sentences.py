@@ -1,0 +1,79 @@
+"""What went wrong, as a sentence that says what to do. Plain text; whoever shows it escapes it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mezzotint.ui.service import Refused, ServiceError
+
+__all__ = ["Notice", "notice_of", "sentence_of"]
+
+AWAY = "The drawing service does not answer just now. Nothing is lost, and this page goes on by itself."
+
+# By the service's code; `{said}` is its own message, a sentence that names the field and what it takes.
+SENTENCES = {
+    "invalid_value": "{said} Change it and draw again.",
+    "not_supported": "{said} Leave it out and draw again.",
+    "invalid_api_key": "The service asks this page for a key it does not have. Whoever runs the page can "
+    "give it one.",
+    "permission_denied": "This page's key does not allow that: {said}",
+    "model_not_found": "The service has no such model. Choose another under Settings.",
+    "moderation_blocked": "The service's policy does not allow this prompt or picture. Change it and "
+    "draw again.",
+    "image_generation_user_error": "The service's policy does not allow this. Change it and draw again.",
+    "payload_too_large": "That picture is too large: {said} Make it smaller and try again.",
+    "unsupported_image": "That file cannot be read as a picture. Choose a PNG, JPEG or WebP.",
+    "rate_limit_exceeded": "You have asked for as much as this page's key allows just now.",
+    "queue_full": "The service is full just now.",
+    "deadline_unreachable": "The queue is too long for the time you gave it.",
+    "deadline_exceeded": "It was not finished in the time it was given. Draw it again with fewer steps, "
+    "or later.",
+    "model_loading": "The model is still loading. Drawings that were asked for begin by themselves.",
+    "replica_lost": "The service lost what was drawing this. Draw again in a moment.",
+    "shutting_down": "The service is restarting. Drawings that were asked for go on by themselves.",
+    "store_unavailable": "The service cannot reach its store just now. Draw again in a moment.",
+    "generation_failed": "The model made no usable picture of this. Draw again, with another seed or other "
+    "settings.",
+    "job_not_found": "The service does not keep this drawing any more.",
+    "image_not_found": "The service does not keep this picture any more.",
+}
+# The service's names of fields that read like none of the form's.
+LABELS = {
+    "num_inference_steps": "Steps",
+    "guidance_scale": "Guidance",
+    "negative_prompt": "Leave out",
+    "style_preset": "Style",
+    "output_format": "Format",
+}
+INTERNAL = "Something went wrong inside the service. Draw again; if it stays, tell whoever runs it."
+
+
+@dataclass(frozen=True)
+class Notice:
+    """text: the sentence. wait_s: how long to wait before the same is worth another try."""
+
+    text: str
+    wait_s: float | None = None
+
+
+def notice_of(error: ServiceError) -> Notice:
+    if isinstance(error, Refused):
+        return Notice(sentence_of(error.code, error.message), error.retry_after_s)
+    return Notice(AWAY)
+
+
+def sentence_of(code: str, said: str) -> str:
+    """code, said: as in the service's error."""
+    return SENTENCES.get(code, INTERNAL).format(said=_sentence(said)).strip()
+
+
+def _sentence(said: str) -> str:
+    """As a sentence, with a capital and a full stop, and the fields called as the form calls them."""
+    said = " ".join(said.split())
+    for field, label in LABELS.items():
+        said = re.sub(rf"\b{field}\b", label, said)
+    if not said:
+        return ""
+    begun = said[0].upper() + said[1:]
+    return begun if begun.endswith((".", "!", "?", "…")) else begun + "."

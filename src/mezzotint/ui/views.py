@@ -1,0 +1,51 @@
+"""What one open page looks at: whose drawings, the words it searches for, how many it shows."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from mezzotint.ui.browsers import Browser
+from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.offer import Offer
+
+__all__ = ["View", "Views"]
+
+MAX_VIEWS = 5_000
+PAGE = 12
+
+
+@dataclass
+class View:
+    """offer: what its form was last filled with."""
+
+    query: str = ""
+    browser_id: str = ""
+    offer: Offer | None = None
+    shown: int = PAGE
+
+    def found(self, browser: Browser) -> list[Drawing]:
+        """Those of the browser's drawings whose prompt has every word, newest first."""
+        words = self.query.casefold().split()
+        newest = sorted(browser.drawings.values(), key=lambda drawing: drawing.at, reverse=True)
+        return [each for each in newest if all(word in each.prompt.casefold() for word in words)]
+
+    def search(self, query: str) -> None:
+        self.query, self.shown = query[:200], PAGE
+
+    def show_more(self) -> None:
+        self.shown += PAGE
+
+
+class Views:
+    """By the page's session. A page that comes back after long begins with none."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, View] = OrderedDict()
+
+    def of(self, session: str | None) -> View:
+        view = self._known.setdefault(session or "", View())
+        self._known.move_to_end(session or "")
+        if len(self._known) > MAX_VIEWS:
+            self._known.popitem(last=False)
+        return view

@@ -1,0 +1,161 @@
+"""The form's widgets, and how they are filled: with what the service offers, with a picture's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gradio as gr
+
+from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE
+from mezzotint.ui.form import STYLES
+from mezzotint.ui.offer import Offer
+
+__all__ = ["Editor", "Form", "Settings"]
+
+BRUSH = gr.Brush(colors=["#e11d48"], default_color="#e11d48", color_mode="fixed", default_size=24)
+MODES = [
+    ("All of it", WHOLE),
+    ("What I paint over", PAINTED),
+    ("More beyond its edges", BEYOND),
+]
+# Whether a choice is one is the service's to say, not what this page was told before a restart.
+OPEN = {"allow_custom_value": True}
+# How far from the picture each of them goes, unless told otherwise.
+STRENGTHS = {WHOLE: 0.6, PAINTED: 1.0, BEYOND: 1.0}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is asked for first."""
+
+    prompt: gr.Textbox
+    draw: gr.Button
+    size: gr.Radio
+    n: gr.Slider
+
+    @classmethod
+    def build(cls) -> Form:
+        prompt = gr.Textbox(
+            label="Prompt", lines=1, max_lines=6, autofocus=True, elem_id="prompt",
+            placeholder="What to draw: a fox on a blue background",
+        )  # fmt: skip
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        size = gr.Radio([], label="Shape", elem_id="shape")
+        n = gr.Slider(1, 10, value=1, step=1, label="Pictures", buttons=[])
+        return cls(prompt, draw, size, n)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is folded away. Used for new drawings and for changed ones."""
+
+    negative_prompt: gr.Textbox
+    style: gr.Dropdown
+    steps: gr.Slider
+    guidance: gr.Slider
+    scheduler: gr.Dropdown
+    seed: gr.Textbox
+    new_seed: gr.Button
+    same_seed: gr.Button
+    model: gr.Dropdown
+    loras: gr.Dropdown
+    lora_scale: gr.Slider
+
+    @classmethod
+    def build(cls) -> Settings:
+        style = gr.Dropdown(
+            [("None", ""), *((name.replace("-", " ").capitalize(), name) for name in STYLES)],
+            value="", label="Style", filterable=False,
+        )  # fmt: skip
+        negative = gr.Textbox(label="Leave out", lines=1, max_lines=4, placeholder="What must not be in it")
+        steps = gr.Slider(1, 100, value=20, step=1, label="Steps", buttons=[])
+        guidance = gr.Slider(0, 20, value=5, step=0.1, label="Guidance", buttons=[])
+        scheduler = gr.Dropdown([], label="Scheduler", **OPEN)
+        seed = gr.Textbox(label="Seed", max_lines=1, placeholder="A new one each time", elem_id="seed")
+        with gr.Row():
+            new_seed = gr.Button("Random seed", size="sm")
+            same_seed = gr.Button("Reuse the last seed", size="sm")
+        model = gr.Dropdown([], label="Model", **OPEN)
+        loras = gr.Dropdown([], label="LoRAs", multiselect=True, visible=False, **OPEN)
+        lora_scale = gr.Slider(0, 2, value=1, step=0.05, label="LoRA strength", visible=False, buttons=[])
+        return cls(
+            negative, style, steps, guidance, scheduler, seed, new_seed, same_seed, model, loras, lora_scale
+        )
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The widgets whose values are part of a wish, in the order of `page.wish_of`."""
+        buttons = ("new_seed", "same_seed")
+        return [getattr(self, each.name) for each in fields(self) if each.name not in buttons]
+
+
+@dataclass(frozen=True)
+class Editor:
+    """What changes a picture."""
+
+    canvas: gr.ImageEditor
+    mode: gr.Radio
+    left: gr.Slider
+    top: gr.Slider
+    right: gr.Slider
+    bottom: gr.Slider
+    strength: gr.Slider
+    prompt: gr.Textbox
+    draw: gr.Button
+
+    @classmethod
+    def build(cls) -> Editor:
+        canvas = gr.ImageEditor(
+            type="pil", label="Picture to start from", sources=("upload", "clipboard"), brush=BRUSH,
+            layers=False, transforms=(), buttons=[], height=420, elem_id="canvas", format="png",
+        )  # fmt: skip
+        mode = gr.Radio(MODES, value=WHOLE, label="Redraw", elem_id="mode")
+        with gr.Row(visible=False) as margins:
+            left, top, right, bottom = (
+                gr.Slider(0, 1, value=value, step=0.05, label=side, min_width=130, buttons=[])
+                for side, value in (("Left", 0.25), ("Top", 0), ("Right", 0.25), ("Bottom", 0))
+            )
+        strength = gr.Slider(0.05, 1, value=STRENGTHS[WHOLE], step=0.05, label="How far from it", buttons=[])
+        prompt = gr.Textbox(
+            label="Prompt of the changed picture", lines=1, max_lines=6, elem_id="edit-prompt"
+        )
+        draw = gr.Button("Draw from it", variant="primary")
+        mode.change(
+            lambda chosen: (gr.update(visible=chosen == BEYOND), STRENGTHS.get(chosen, 0.6)),
+            [mode],
+            [margins, strength],
+            api_visibility="private",
+            show_progress="hidden",
+        )
+        return cls(canvas, mode, left, top, right, bottom, strength, prompt, draw)
+
+
+def offered(form: Form, settings: Settings, offer: Offer) -> dict[Any, Any]:
+    """The widgets' choices and bounds, and the model's own values."""
+    lora = bool(offer.loras)
+    return {
+        form.size: gr.update(choices=list(offer.sizes), value=offer.sizes[0][1] if offer.sizes else None),
+        form.n: gr.update(maximum=offer.max_images),
+        settings.steps: gr.update(maximum=offer.max_steps, value=offer.steps),
+        settings.guidance: gr.update(maximum=offer.max_guidance, value=offer.guidance),
+        settings.scheduler: gr.update(choices=list(offer.schedulers), value=offer.scheduler),
+        settings.model: gr.update(choices=list(offer.models), value=offer.models[0]),
+        settings.loras: gr.update(choices=list(offer.loras), value=[], visible=lora),
+        settings.lora_scale: gr.update(visible=lora),
+    }
+
+
+def filled_in(
+    form: Form, settings: Settings, values: Mapping[str, Any], offer: Offer | None
+) -> dict[Any, Any]:
+    """The widgets' values, by the field's name. A size that is not among the choices joins them."""
+    updates = {}
+    for name, value in values.items():
+        widget = getattr(form, name, None) or getattr(settings, name)
+        updates[widget] = value
+    size = values.get("size")
+    if size is not None and offer is not None and size not in [each for _, each in offer.sizes]:
+        updates[form.size] = gr.update(choices=[*offer.sizes, (size.replace("x", "×"), size)], value=size)
+    return updates

@@ -1,0 +1,95 @@
+"""A real Chromium, a service with the fake backend, and the page in front of it.
+
+Nothing asynchronous here: while Playwright's synchronous form runs, this thread has an event loop.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.core import ResolvedRequest
+from mezzotint.errors import GenerationFailed, MezzotintError
+from tests.api.live import Live, live
+from tests.ui.serving import page_server
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+# On two busy cores the page takes seconds to open.
+WAIT_MS = 30_000
+PASS_SECONDS = 0.03
+
+
+def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+    return GenerationFailed("the device is lost") if "break" in request.prompt and where == "step" else None
+
+
+# Of a module, not of the folder: tests of other folders have event loops of their own.
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    expect.set_options(timeout=WAIT_MS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A drawing of 20 steps takes 0.6 s."""
+    backend = FakeBackend(pass_seconds=PASS_SECONDS, fault=fault)
+    with live(tmp_path_factory.mktemp("service"), backend) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def address(service: Live) -> Iterator[str]:
+    with page_server(service.url) as address:
+        yield address
+
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(chromium: Browser, address: str) -> Iterator[Visit]:
+    """Open the page, or another at `address`, as somebody who was never here."""
+    contexts = []
+
+    def open_page(at: str = address, **options: Any) -> Page:
+        context = chromium.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(WAIT_MS)
+        page = context.new_page()
+        page.goto(at)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    """One for all who need nothing special: what a browser has fetched once it does not fetch again."""
+    context = chromium.new_context()
+    context.set_default_timeout(WAIT_MS)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, address: str) -> Iterator[Page]:
+    """The page, just opened, with nothing in the browser's storage."""
+    page = context.new_page()
+    page.goto(address)
+    yield page
+    page.evaluate("localStorage.clear()")
+    page.close()

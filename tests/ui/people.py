@@ -1,0 +1,123 @@
+"""Many people drawing through the page at once, each in a browser context of their own.
+
+`python -m tests.ui.people` has twenty draw with the demo model, and says how long the page took to answer
+each key: from the press, as the browser saw it, to the drawing's card in the list. `make people` runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+__all__ = ["Person", "gather"]
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+WAIT_MS = 120_000
+# Notes when Enter was pressed, and when a card came that was not there before.
+STOPWATCH = """() => {
+  const known = () => new Set([...document.querySelectorAll('li.mz-drawing')].map(card => card.dataset.job));
+  window.waits = [];
+  let pressed = null, before = known();
+  document.addEventListener('keydown', event => {
+    if (event.key === 'Enter') { pressed = performance.now(); before = known(); }
+  }, true);
+  new MutationObserver(() => {
+    if (pressed === null) return;
+    for (const job of known()) if (!before.has(job)) {
+      window.waits.push(performance.now() - pressed);
+      pressed = null;
+      return;
+    }
+  }).observe(document.body, {subtree: true, childList: true, attributes: true});
+}"""
+
+
+class Person:
+    """Somebody with a browser of their own."""
+
+    def __init__(self, browser: Browser, address: str, name: str) -> None:
+        self.name = name
+        self.context: BrowserContext = browser.new_context()
+        self.context.set_default_timeout(WAIT_MS)
+        self.page: Page = self.context.new_page()
+        self.page.goto(address)
+        expect(self.page.get_by_text("Nothing yet.")).to_be_visible(timeout=WAIT_MS)
+        self.page.evaluate(STOPWATCH)
+        self.asked: list[str] = []
+
+    def ask(self, prompt: str) -> None:
+        self.asked.append(prompt)
+        self.page.get_by_label("Prompt", exact=True).fill(prompt)
+        self.page.get_by_label("Prompt", exact=True).press("Enter")
+        expect(self.page.locator("li.mz-drawing")).to_have_count(len(self.asked), timeout=WAIT_MS)
+
+    def wait(self) -> None:
+        """Until every drawing is done."""
+        done = self.page.locator("li.mz-drawing[data-state=done]")
+        expect(done).to_have_count(len(self.asked), timeout=WAIT_MS)
+
+    def sees(self) -> list[str]:
+        """The prompts on the page, and the receipts' behind its pictures."""
+        shown = self.page.locator("li.mz-drawing .mz-prompt").all_inner_texts()
+        return sorted(shown)
+
+    def waits_ms(self) -> list[float]:
+        return list(self.page.evaluate("window.waits"))
+
+
+def gather(browser: Browser, address: str, count: int, prompts: Sequence[str]) -> list[Person]:
+    """So many people, each of whom asks for each prompt, all of them at once; until all is drawn."""
+    people = [Person(browser, address, f"person {number}") for number in range(count)]
+    for prompt in prompts:
+        for person in people:
+            person.ask(f"{prompt} for {person.name}")
+    for person in people:
+        person.wait()
+    return people
+
+
+def measure(count: int, model: str) -> dict[str, Any]:
+    from tests.servers import Server
+
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        os.environ["MEZZOTINT_HOME"] = folder
+        executable = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        with Server(Path(folder), "--model", model, page=True) as server:
+            prompts = ("a fox on a blue background", "an owl on green")
+            people = gather(browser, server.wait_for_page(), count, prompts)
+        mixed_up = [person.name for person in people if person.sees() != sorted(person.asked)]
+        waits = sorted(wait for person in people for wait in person.waits_ms())
+        browser.close()
+    return {
+        "people": count,
+        "events": len(waits),
+        "mixed_up": mixed_up,
+        "p50_ms": round(statistics.median(waits)),
+        "p99_ms": round(waits[min(len(waits) - 1, int(len(waits) * 0.99))]),
+        "max_ms": round(waits[-1]),
+        "wall_s": round(time.monotonic() - began, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--people", type=int, default=20)
+    parser.add_argument("--model", default="demo")
+    given = parser.parse_args()
+    print(json.dumps(measure(given.people, given.model), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What is done with pictures on the page: taken home, read, drawn again, changed, searched, dropped in."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+from playwright.sync_api import Page, expect
+
+from mezzotint.imaging.metadata import read_receipt
+from tests.ui.acts import (
+    begin,
+    card,
+    change_picture,
+    draw,
+    form_value,
+    number,
+    open_picture,
+    open_settings,
+    picture_bytes,
+)
+
+A1111_TEXT = (
+    "a castle at night\nNegative prompt: fog\n"
+    "Steps: 33, Sampler: Euler a, CFG scale: 7.5, Seed: 4242, Size: 128x160"
+)
+
+
+def test_a_picture_comes_as_png_jpeg_and_webp_each_with_its_receipt(page: Page) -> None:
+    draw(page, "a heron")
+    panel = open_picture(page, "a heron")
+    for name, format in (("PNG", "PNG"), ("JPEG", "JPEG"), ("WebP", "WEBP")):
+        data = picture_bytes(page, panel.get_by_role("link", name=f"Download as {name}"))
+        assert Image.open(io.BytesIO(data)).format == format
+        assert read_receipt(data).prompt == "a heron"
+
+
+def test_a_download_is_named_for_its_seed(page: Page) -> None:
+    open_settings(page)
+    page.get_by_label("Seed", exact=True).fill("77")
+    draw(page, "a stork")
+    panel = open_picture(page, "a stork")
+    with page.expect_download() as download:
+        panel.get_by_role("link", name="Download as PNG").click()
+    assert download.value.suggested_filename == "plate-77.png"
+
+
+def test_the_receipt_is_readable_and_whole(page: Page) -> None:
+    draw(page, "a wren")
+    panel = open_picture(page, "a wren")
+    expect(panel.get_by_text("Seed", exact=True)).to_be_visible()
+    panel.get_by_role("button", name="The whole receipt").click()
+    receipt = json.loads(page.locator("#receipt textarea").input_value())
+    assert receipt["prompt"] == "a wren"
+    assert {"seed", "steps", "scheduler", "width", "height", "model"} <= receipt.keys()
+
+
+def test_vary_draws_another_from_the_picture(page: Page) -> None:
+    draw(page, "a robin")
+    first = card(page, "a robin").get_attribute("data-job") or ""
+    open_picture(page, "a robin").get_by_role("button", name="Vary").click()
+    expect(card(page, "a robin")).not_to_have_attribute("data-job", first)
+    expect(card(page, "a robin")).to_have_attribute("data-state", "done")
+    panel = open_picture(page, "a robin")
+    expect(panel.get_by_text("Strength", exact=True)).to_be_visible()
+
+
+def test_a_picture_of_ours_that_is_dropped_fills_the_form(page: Page, tmp_path: Path) -> None:
+    open_settings(page)
+    page.get_by_label("Seed", exact=True).fill("9007199254740993")
+    draw(page, "a dove in the snow")
+    panel = open_picture(page, "a dove in the snow")
+    file = tmp_path / "dove.png"
+    file.write_bytes(picture_bytes(page, panel.get_by_role("link", name="Download as PNG")))
+    page.get_by_label("Seed", exact=True).fill("1")
+    page.get_by_label("Prompt", exact=True).fill("something else")
+    page.locator("#recipe input[type=file]").set_input_files(file)
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a dove in the snow")
+    assert form_value(page, "Seed") == "9007199254740993"
+
+
+def test_a_picture_of_a1111_that_is_dropped_fills_the_form(page: Page, tmp_path: Path) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", A1111_TEXT)
+    Image.new("RGB", (8, 8)).save(tmp_path / "castle.png", pnginfo=chunks)
+    open_settings(page)
+    page.locator("#recipe input[type=file]").set_input_files(tmp_path / "castle.png")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a castle at night")
+    assert form_value(page, "Leave out") == "fog"
+    assert form_value(page, "Seed") == "4242"
+    assert number(page, "Steps").input_value() == "33"
+    expect(page.get_by_role("radio", name="128×160")).to_be_checked()
+
+
+def test_a_file_that_does_not_say_how_it_was_drawn_is_told_so(page: Page, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    page.locator("#recipe input[type=file]").set_input_files(tmp_path / "plain.png")
+    expect(page.get_by_role("alert")).to_contain_text("That file does not say how it was drawn.")
+
+
+def test_a_picture_goes_to_the_editor_and_is_drawn_anew_from_there(page: Page) -> None:
+    draw(page, "a plover")
+    change_picture(page, "a plover")
+    page.get_by_label("Prompt of the changed picture").fill("a plover at dusk")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(card(page, "a plover at dusk")).to_have_attribute("data-state", "done")
+    panel = open_picture(page, "a plover at dusk")
+    expect(panel.get_by_text("Strength", exact=True)).to_be_visible()
+
+
+def test_a_picture_grows_beyond_its_edges(page: Page) -> None:
+    draw(page, "a gull")
+    change_picture(page, "a gull")
+    page.get_by_role("radio", name="More beyond its edges").check()
+    expect(number(page, "Left")).to_be_visible()
+    page.get_by_label("Prompt of the changed picture").fill("a wide gull")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(card(page, "a wide gull")).to_have_attribute("data-state", "done")
+    panel = open_picture(page, "a wide gull")
+    picture = panel.get_by_role("img", name="a wide gull")
+    size = picture.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
+    assert size == [192, 128]
+
+
+def test_what_is_painted_over_is_redrawn(page: Page) -> None:
+    draw(page, "a tern")
+    change_picture(page, "a tern")
+    page.get_by_role("radio", name="What I paint over").check()
+    canvas = page.locator("#canvas canvas").first
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 25, middle[1] + 25, steps=8)
+    page.mouse.up()
+    page.get_by_label("Prompt of the changed picture").fill("a painted tern")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(card(page, "a painted tern")).to_have_attribute("data-state", "done")
+    panel = open_picture(page, "a painted tern")
+    panel.get_by_role("button", name="The whole receipt").click()
+    receipt = json.loads(page.locator("#receipt textarea").input_value())
+    assert receipt["mask_sha256"]
+
+
+def test_history_is_there_on_the_next_visit_and_is_searched_and_forgotten(page: Page) -> None:
+    draw(page, "a black swan")
+    draw(page, "a white swan")
+    page.reload()
+    expect(card(page, "a black swan")).to_be_visible()
+    page.get_by_label("Search your drawings").fill("swan white")
+    expect(page.locator("li.mz-drawing")).to_have_count(1)
+    expect(card(page, "a white swan")).to_be_visible()
+    page.get_by_label("Search your drawings").fill("")
+    expect(page.locator("li.mz-drawing")).to_have_count(2)
+    card(page, "a white swan").get_by_role("button", name="Remove").click()
+    expect(page.locator("li.mz-drawing")).to_have_count(1)
+    page.reload()
+    expect(card(page, "a black swan")).to_be_visible()
+    expect(page.locator("li.mz-drawing")).to_have_count(1)
+
+
+def test_another_browser_sees_none_of_it(page: Page, visit: object) -> None:
+    begin(page, "a secret owl")
+    other = visit()  # type: ignore[operator]
+    expect(other.get_by_text("Nothing yet.")).to_be_visible()
+    expect(other.locator("li.mz-drawing")).to_have_count(0)

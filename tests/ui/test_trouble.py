@@ -1,0 +1,105 @@
+"""What the page says when something goes wrong, and that it goes on by itself."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.serve.stores.keys import NewKey
+from tests.api.live import Live, live
+from tests.ui.acts import begin, card, draw, number, open_settings
+from tests.ui.conftest import Visit
+from tests.ui.serving import page_server
+
+HOSTILE = '<img src=x onerror="document.title=1"> {{this}} ${1+1}'
+
+
+def test_without_a_prompt_it_asks_for_one(page: Page) -> None:
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("alert")).to_have_text("Say what to draw first, then press Enter.")
+
+
+def test_a_seed_that_is_none_is_named_with_what_is_accepted(page: Page) -> None:
+    open_settings(page)
+    page.get_by_label("Seed", exact=True).fill("owl")
+    page.get_by_label("Prompt", exact=True).fill("an owl")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Seed takes a whole number from 0 to")
+
+
+def test_a_prompt_that_the_service_refuses_is_said_in_its_words(page: Page) -> None:
+    page.get_by_label("Prompt", exact=True).fill("owl " * 3_000)
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("at most 10,000 are accepted")
+    expect(page.get_by_role("alert")).to_contain_text("Change it and draw again.")
+
+
+def test_a_drawing_that_fails_says_why_and_what_to_do(page: Page) -> None:
+    drawing = begin(page, "break, please")
+    expect(drawing).to_have_attribute("data-state", "failed")
+    expect(drawing).to_contain_text("The model made no usable picture of this. Draw again, with another seed")
+
+
+def test_what_a_prompt_holds_is_text_and_nothing_else(page: Page) -> None:
+    drawing = draw(page, HOSTILE)
+    assert drawing.locator(".mz-prompt").inner_text() == HOSTILE
+    assert page.title() == "Mezzotint"
+
+
+@pytest.mark.parametrize("key", ["", "mz-wrong"])
+def test_a_page_without_a_good_key_says_who_can_help(visit: Visit, tmp_path: Path, key: str) -> None:
+    with live(tmp_path, FakeBackend(), auth="on") as service, page_server(service.url, key) as address:
+        page = visit(address)
+        expect(page.locator(".mz-banner")).to_contain_text("asks this page for a key it does not have")
+
+
+def test_a_used_up_rate_shows_the_wait_counting_down(visit: Visit, tmp_path: Path) -> None:
+    with live(tmp_path, FakeBackend(), auth="on") as service:
+        key = service.create_key(NewKey("page", requests_per_minute=1))
+        with page_server(service.url, key) as address:
+            page = visit(address)
+            draw(page, "the one owl of this minute")
+            page.get_by_label("Prompt", exact=True).fill("one owl too many")
+            page.get_by_label("Prompt", exact=True).press("Enter")
+            alert = page.get_by_role("alert")
+            expect(alert).to_contain_text("You have asked for as much as this page's key allows just now.")
+            wait = alert.locator(".mz-wait")
+            expect(wait).to_contain_text("Try again in")
+            first = wait.inner_text()
+            expect(wait).not_to_have_text(first)
+
+
+def test_after_a_restart_of_the_pages_server_the_list_is_there(visit: Visit, service: Live) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with page_server(service.url, port=port) as address:
+        page = visit(address)
+        open_settings(page)
+        number(page, "Steps").fill("100")
+        begin(page, "an owl that waits")
+    with page_server(service.url, port=port):
+        page.reload()
+        expect(card(page, "an owl that waits")).to_have_attribute("data-state", "done")
+
+
+def test_a_service_that_is_away_is_a_calm_banner_that_heals_itself(visit: Visit, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with page_server(f"http://127.0.0.1:{port}") as address:
+        page = visit(address)
+        expect(page.locator(".mz-banner")).to_contain_text("The drawing service does not answer just now.")
+        with live(tmp_path, FakeBackend(pass_seconds=0.05), port=port):
+            expect(page.locator(".mz-banner")).to_have_count(0)
+            expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+            open_settings(page)
+            number(page, "Steps").fill("140")
+            begin(page, "an owl in the storm")
+        expect(page.locator(".mz-banner")).to_be_visible()
+        # The job was kept; the service goes on with it where it is back.
+        with live(tmp_path, FakeBackend(), port=port):
+            expect(page.locator(".mz-banner")).to_have_count(0)
+            expect(card(page, "an owl in the storm")).to_have_attribute("data-state", "done")

@@ -1,0 +1,328 @@
+"""The page's pure parts: a drawing's state, what a picture says of itself, masks, sentences, HTML."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from mezzotint import errors
+from mezzotint.backends.fake import FAKE_LIMITS
+from mezzotint.errors import MezzotintError, SettingInvalid
+from mezzotint.serve.api.styles import PRESETS
+from mezzotint.ui import cards
+from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, prepare_edit
+from mezzotint.ui.form import STYLES, Wish, filled, read_seed
+from mezzotint.ui.offer import Offer, read_offer
+from mezzotint.ui.receipts import read_recipe
+from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
+from mezzotint.ui.service import Refused, Unreachable
+from mezzotint.ui.settings import DEFAULT_API, service_address
+
+JOB = {
+    "id": "job_1",
+    "state": "queued",
+    "created_at": 1_700_000_000.0,
+    "n": 2,
+    "seeds": [7, 8],
+    "size": "128x96",
+    "images": [],
+}
+HOSTILE = '<img src=x onerror="alert(1)">'
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    return {
+        "models": [{"id": "sdxl"}],
+        "sizes": {
+            "default": "1024x1024", "min": 256, "max": 2048, "max_pixels": 1536 * 1536, "multiple_of": 8,
+            "served": None,
+        },
+        "defaults": {"steps": 30, "guidance_scale": 5.0, "scheduler": "Euler"},
+        "samplers": [{"name": "Euler"}, {"name": "Euler a"}],
+        "limits": {"steps": 150, "guidance_scale": 50.0, "images": 10, "prompt_characters": 10_000},
+        **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def offer() -> Offer:
+    return read_offer(told())
+
+
+class TestDrawing:
+    def test_it_follows_its_job_to_the_end(self) -> None:
+        drawing = Drawing.of_job(JOB, "two owls")
+        drawing.take("running", {}, "2")
+        news = {"progress": 0.5, "steps": [10, 4], "total_steps": 20, "position": None, "eta_s": 3.2}
+        drawing.take("progress", news, "3")
+        assert (drawing.state, drawing.progress, drawing.steps, drawing.heard) == ("running", 0.5, 10, "3")
+        drawing.take("preview", {"index": 1, "url": "http://elsewhere/v1/images/files/00-ab.png"}, "4")
+        assert drawing.previews == {1: "00-ab.png"}
+        drawing.take("image", {"index": 1, "seed": 8, "url": "http://elsewhere/x.png"}, "5")
+        assert (drawing.finished, drawing.previews) == ({1}, {})
+        images = [{"index": 0, "seed": 7}, {"index": 1, "seed": 8}]
+        drawing.take("done", {**JOB, "state": "done", "images": images}, "6")
+        assert (drawing.state, drawing.finished, drawing.seed) == ("done", {0, 1}, 7)
+
+    def test_a_preview_whose_link_names_no_file_is_left_out(self) -> None:
+        drawing = Drawing.of_job(JOB, "two owls")
+        drawing.take("preview", {"index": 0, "url": "http://elsewhere/../../etc/passwd"})
+        assert drawing.previews == {}
+
+    def test_what_a_browser_keeps_of_it_comes_back(self) -> None:
+        drawing = Drawing.of_job(
+            {**JOB, "state": "failed", "error": {"code": "c", "message": "m"}}, "two owls"
+        )
+        drawing.seed = 2**63 - 1
+        back = Drawing.of_kept(drawing.kept())
+        assert back is not None
+        assert back.kept() == drawing.kept()
+        assert back.seed == 2**63 - 1
+
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            None,
+            "job_1",
+            {},
+            {**JOB, "prompt": "p", "at": 1.0, "id": "../../keys"},
+            {**JOB, "prompt": 7, "at": 1.0},
+            {**JOB, "prompt": "p", "at": 1.0, "n": 10**9},
+            {**JOB, "prompt": "p", "at": "yesterday"},
+            {**JOB, "prompt": "p", "at": float("nan")},
+        ],
+    )
+    def test_what_is_no_drawing_in_a_browsers_storage_is_left_out(self, kept: object) -> None:
+        assert Drawing.of_kept(kept) is None
+
+
+class TestReceipts:
+    def test_a_picture_of_a1111_fills_the_form(self, offer: Offer) -> None:
+        text = (
+            "a castle, <lora:x:1>\nat night\nNegative prompt: fog\nSteps: 22, Sampler: DPM++ 2M, "
+            'Schedule type: Karras, CFG scale: 6.5, Seed: 99, Size: 832x1216, Model: "a, b", Version: v1.10'
+        )
+        recipe = read_recipe(with_parameters(text))
+        assert recipe is not None
+        assert recipe.prompt == "a castle, <lora:x:1>\nat night"
+        assert (recipe.negative_prompt, recipe.steps, recipe.guidance) == ("fog", 22, 6.5)
+        assert (recipe.scheduler, recipe.seed, recipe.size) == ("DPM++ 2M Karras", 99, "832x1216")
+
+    def test_what_the_service_cannot_do_stays_as_it_was_and_is_said(self, offer: Offer) -> None:
+        recipe = read_recipe(
+            with_parameters("a castle\nSteps: 400, Sampler: Euler a, Seed: 1, Size: 100x100")
+        )
+        assert recipe is not None
+        values, said = filled(recipe, offer)
+        assert "steps" not in values
+        assert "size" not in values
+        assert values["scheduler"] == "Euler a"
+        assert "steps 400" in said
+        assert "size 100x100" in said
+
+    def test_a_file_that_says_nothing_has_no_recipe(self) -> None:
+        assert read_recipe(png(Image.new("RGB", (8, 8)))) is None
+        assert read_recipe(b"no picture") is None
+
+
+class TestEditing:
+    picture = Image.new("RGB", (64, 32), "red")
+
+    def test_what_is_painted_over_is_transparent_in_the_mask(self) -> None:
+        layer = Image.new("RGBA", (64, 32))
+        layer.paste((225, 29, 72, 40), (0, 0, 16, 32))
+        edit = prepare_edit({"background": self.picture, "layers": [layer]}, PAINTED, (0, 0, 0, 0))
+        alpha = np.asarray(Image.open(io.BytesIO(edit.mask or b"")).getchannel("A"))
+        assert (alpha[:, :16] == 0).all()
+        assert (alpha[:, 16:] == 255).all()
+
+    def test_beyond_its_edges_the_picture_grows_and_only_what_is_new_is_redrawn(self) -> None:
+        edit = prepare_edit({"background": self.picture, "layers": []}, BEYOND, (0.5, 0, 0, 1))
+        grown = Image.open(io.BytesIO(edit.image))
+        assert grown.size == (96, 64)
+        alpha = np.asarray(Image.open(io.BytesIO(edit.mask or b"")).getchannel("A"))
+        assert alpha.shape == (64, 96)
+        assert (alpha[:, :32] == 0).all()
+        assert (alpha[32:] == 0).all()
+        assert (alpha[:24, 40:] == 255).all()
+
+    def test_all_of_it_has_no_mask(self) -> None:
+        edit = prepare_edit({"background": self.picture, "layers": []}, WHOLE, (0, 0, 0, 0))
+        assert edit.mask is None
+        assert Image.open(io.BytesIO(edit.image)).size == (64, 32)
+
+    @pytest.mark.parametrize(
+        ("value", "mode", "words"),
+        [
+            (None, WHOLE, "Choose a picture"),
+            ({"background": None, "layers": []}, PAINTED, "Choose a picture"),
+            ({"background": picture, "layers": []}, PAINTED, "Paint over"),
+            ({"background": picture, "layers": []}, BEYOND, "which side"),
+        ],
+    )
+    def test_what_is_still_missing_is_said(self, value: object, mode: str, words: str) -> None:
+        assert words in prepare_edit(value, mode, (0, 0, 0, 0)).missing
+
+
+class TestOffer:
+    def test_the_shapes_are_those_the_model_was_made_for(self, offer: Offer) -> None:
+        assert dict(offer.sizes) == {
+            "Square 1024×1024": "1024x1024",
+            "Landscape 1152×896": "1152x896",
+            "Portrait 896×1152": "896x1152",
+            "Landscape 1216×832": "1216x832",
+            "Portrait 832×1216": "832x1216",
+            "Wide 1344×768": "1344x768",
+            "Tall 768×1344": "768x1344",
+        }
+        assert all(offer.accepts(size) for _, size in offer.sizes)
+
+    def test_where_only_some_shapes_are_served_no_other_is_offered(self) -> None:
+        sizes = {**told()["sizes"], "served": ["1024x1024", "1536x640"]}
+        offer = read_offer(told(sizes=sizes))
+        assert [size for _, size in offer.sizes] == ["1024x1024", "1536x640"]
+        assert not offer.accepts("1216x832")
+
+    def test_every_shape_of_the_small_models_is_drawn(self) -> None:
+        limits = FAKE_LIMITS
+        sizes = {"default": "128x128", "min": limits.min_size, "max": 256, "max_pixels": 256 * 256}
+        offer = read_offer(told(sizes={**sizes, "multiple_of": 8, "served": None}))
+        assert [size for _, size in offer.sizes] == ["128x128", "160x96", "96x160"]
+        assert all(offer.accepts(size) for _, size in offer.sizes)
+
+    def test_loras_are_offered_once_the_service_lists_any(self, offer: Offer) -> None:
+        assert offer.loras == ()
+        assert read_offer(told(loras=[{"name": "ink"}])).loras == ("ink",)
+
+
+class TestWish:
+    def test_what_was_left_open_is_not_sent(self) -> None:
+        body = Wish("an owl").body()
+        assert body == {"prompt": "an owl", "n": 1, "partial_images": 3, "output_format": "png"}
+
+    def test_the_styles_are_those_the_service_knows(self) -> None:
+        assert set(STYLES) == set(PRESETS)
+
+    def test_a_seed_is_a_whole_number_or_nothing(self) -> None:
+        assert read_seed("  ") is None
+        assert read_seed(" 42 ") == 42
+        for text in ("-1", "1.5", "owl", str(2**63)):
+            with pytest.raises(ValueError, match="Seed takes a whole number"):
+                read_seed(text)
+
+
+class TestSentences:
+    # Of this process's own start, or of a caller that has gone: no answer of the service.
+    NEVER_ANSWERED = frozenset({"cancelled", "model_invalid", "setting_invalid", "output_unwritable"})
+    # What only a program that calls the service can do wrong.
+    NOT_OF_A_PAGE = frozenset({"body_too_slow", "headers_too_large", "idempotency_conflict"})
+
+    def test_every_error_of_the_service_has_a_sentence(self) -> None:
+        kinds = {
+            kind.code for name in errors.__all__ if (kind := getattr(errors, name)) is not MezzotintError
+        }
+        assert kinds - set(SENTENCES) == self.NEVER_ANSWERED | self.NOT_OF_A_PAGE
+
+    @pytest.mark.parametrize("code", [*SENTENCES, "internal_error", "something_new"])
+    def test_a_sentence_begins_and_ends_as_one_and_names_no_code(self, code: str) -> None:
+        sentence = sentence_of(code, "steps must be at most 150")
+        assert re.fullmatch(r"[A-Z].*[.]", sentence)
+        assert "_" not in sentence
+
+    def test_what_the_service_says_of_a_field_is_said_in_the_forms_words(self) -> None:
+        said = sentence_of("invalid_value", "num_inference_steps must be at most 150")
+        assert said == "Steps must be at most 150. Change it and draw again."
+
+    def test_the_wait_comes_along(self) -> None:
+        notice = notice_of(Refused(429, "rate_limit_exceeded", "slow", None, 12.4))
+        assert notice.wait_s == 12.4
+        assert "Try again in 12 s." in cards.notice_box(notice)
+
+    def test_silence_is_told_calmly(self) -> None:
+        assert "goes on by itself" in notice_of(Unreachable("refused")).text
+        assert sentence_of("internal_error", "") == INTERNAL
+
+
+class TestHtml:
+    def test_whatever_comes_from_outside_is_escaped(self) -> None:
+        drawing = Drawing.of_job({**JOB, "state": "failed"}, HOSTILE)
+        drawing.code, drawing.said = "invalid_value", HOSTILE
+        running = Drawing.of_job({**JOB, "id": "job_2", "state": "running"}, HOSTILE)
+        running.previews = {0: HOSTILE}
+        receipt = {"prompt": HOSTILE, "width": 8, "height": 8, "seed": HOSTILE, "model": HOSTILE}
+        pages = (
+            cards.drawings_list([drawing, running], searching=False, more=0),
+            cards.notice_box(Notice(HOSTILE)),
+            cards.banner(Notice(HOSTILE)),
+            cards.opened_picture("job_1", 0, receipt),
+            cards.said_aloud([drawing]),
+            cards.word(HOSTILE),
+        )
+        for page in pages:
+            assert "<img src=x" not in page
+            assert 'onerror="' not in page
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"state": "queued", "position": 3, "eta_s": 12.2}, "Waiting: 3 ahead, about 12 s"),
+            ({"state": "queued", "position": 0, "eta_s": None}, "Waiting: next"),
+            (
+                {"state": "running", "steps": 4, "total_steps": 20, "eta_s": 240.0},
+                "Step 4 of 20, about 4 min",
+            ),
+            ({"state": "running", "cancelling": True}, "Stopping …"),
+            ({"state": "lost"}, "The service does not keep this drawing any more."),
+        ],
+    )
+    def test_how_far_a_drawing_is_is_said_in_words(self, changes: dict[str, Any], words: str) -> None:
+        drawing = Drawing("job_1", "an owl", 1, (8, 8), time.time(), **changes)
+        assert cards.told(drawing) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "address"),
+    [
+        (None, {}, DEFAULT_API),
+        ("https://pictures.example/", {"MEZZOTINT_API": "http://other"}, "https://pictures.example"),
+        (None, {"MEZZOTINT_API": "http://other:1/base/"}, "http://other:1/base"),
+        (None, {"SERVICE_NAME": "sdxl.default.svc:8000"}, "http://sdxl.default.svc:8000"),
+        (None, {"SERVICE_NAME": "http://sdxl:8000", "MODEL_ENDPOINT": "/imagine"}, "http://sdxl:8000"),
+        (None, {"MODEL_ENDPOINT": "http://sdxl:8000/imagine"}, "http://sdxl:8000"),
+        (None, {"MODEL_ENDPOINT": "sdxl:8000"}, "http://sdxl:8000"),
+        (None, {"SERVICE_NAME": "ui", "MODEL_ENDPOINT": "https://sdxl.example"}, "https://sdxl.example"),
+    ],
+)
+def test_the_service_is_found_by_flag_variable_and_the_old_variables(
+    given: str | None, environment: dict[str, str], address: str
+) -> None:
+    assert service_address(given, environment) == address
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "no url", "http://", "http://a:b@c", "http://x/?q=1", "http://x:99999"]
+)
+def test_an_address_that_is_none_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(SettingInvalid, match="--api takes the service's"):
+        service_address(url, {})
+
+
+def with_parameters(text: str) -> bytes:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("parameters", text)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
