@@ -68,6 +68,15 @@ check: $(STAMP)  ## Lint, formatting and types
 settings: $(STAMP)  ## Write docs/settings.md from the settings themselves
 	$(BIN)/mezzotint config schema --markdown > docs/settings.md
 
+RENDERED := local:local gpu:gpu inf2:ray-service-stablediffusion trn1:trn1
+
+.PHONY: manifests
+manifests:  ## Render each overlay to one file, for `kubectl apply -f`
+	@for each in $(RENDERED); do \
+		file=deploy/kubernetes/rendered/$${each#*:}.yaml; \
+		kubectl kustomize deploy/kubernetes/overlays/$${each%:*} > $$file && echo "wrote $$file"; \
+	done
+
 .PHONY: clean
 clean:  ## Remove what was made here, the environment too
 	rm -rf $(VENV) $(CONTRACT) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out

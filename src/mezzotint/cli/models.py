@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mezzotint.cli.options import Json
+from mezzotint.errors import InvalidRequest, ModelInvalid
 
 __all__ = ["app"]
 
@@ -77,22 +79,50 @@ def path(name: Name) -> None:
 
 
 @app.command("pull")
-def pull(name: Name) -> None:
-    """Fetch a model's pinned revision, or compiled graphs from s3://…, and check every file of it."""
+def pull(
+    name: Name,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where a model from s3://… shall lie.")
+    ] = None,
+) -> None:
+    """Fetch a model's pinned revision, or a set of files from s3://…, and check every file of it."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from mezzotint.models.artefact_store import is_remote, pull_artefact
+    from mezzotint.models.artefact_store import download, is_remote, pull_artefact
     from mezzotint.models.pulling import pull as pull_model
 
     if is_remote(name):
-        print(pull_artefact(name))
+        print(pull_artefact(name) if to is None else download(name, to.absolute()))
         return
+    if to is not None:
+        raise InvalidRequest("--to is for a model from s3://…; the others have places of their own", param="to")
     console = Console(stderr=True)
     columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         print(pull_model(name, lambda done, total: bar.update(task, completed=done, total=total)))
+
+
+@app.command("push")
+def push(
+    name: Name,
+    url: Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix.")],
+) -> None:
+    """Put a model's files into a bucket, with their manifest, for `pull` to fetch where it is served."""
+    from mezzotint.models.artefact_store import is_remote, upload
+    from mezzotint.models.locations import check as check_model
+
+    if not is_remote(url):
+        raise InvalidRequest(f"a model is put into s3://bucket/prefix; not into {url!r}", param="url")
+    report = check_model(name)
+    if not report.verified:
+        raise ModelInvalid(
+            f"{name} has no manifest that its files could be held to; {name!r} must be a pulled model, or graphs "
+            "that mezzotint compile made or adopted"
+        )
+    upload(report.path, url)
+    print(f"{url}: {report.files} files, {report.bytes / MEGABYTE:,.1f} MB")
 
 
 @app.command("check")

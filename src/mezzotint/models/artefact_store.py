@@ -1,4 +1,4 @@
-"""A set of compiled graphs in an S3 bucket: up from where it was compiled, down to where it is served.
+"""A model's files in an S3 bucket: up from where it was compiled or pulled, down to where it is served.
 
 Credentials, region and endpoint come from the AWS_* variables of the environment. The manifest goes up last
 and comes down first: a set without one is not whole.
@@ -64,6 +64,8 @@ def download(url: str, folder: Path) -> Path:
     try:
         with _failing_as(ModelNotFound, f"{url} cannot be read"):
             (partial / MANIFEST_NAME).write_bytes(bytes(store.get(MANIFEST_NAME).bytes()))
+            if _is_the_same(folder, partial):
+                return folder
             for name in read_manifest(partial) or {}:
                 _fetch(store, name, partial / _checked(name))
         check_manifest(partial)
@@ -74,6 +76,17 @@ def download(url: str, folder: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _is_the_same(folder: Path, other: Path) -> bool:
+    """Whether `folder` is whole already, by the manifest that lies in `other`."""
+    try:
+        if (folder / MANIFEST_NAME).read_bytes() != (other / MANIFEST_NAME).read_bytes():
+            return False
+        check_manifest(folder)
+    except (ModelInvalid, OSError):
+        return False
+    return True
 
 
 def pull_artefact(url: str) -> Path:
