@@ -12,7 +12,18 @@ from typing import Any
 
 import yaml
 
-__all__ = ["KUBERNETES", "OVERLAYS", "Manifest", "overlay", "pods", "ray_groups", "ray_service", "render", "schemas", "serve_config"]
+__all__ = [
+    "KUBERNETES",
+    "OVERLAYS",
+    "Manifest",
+    "overlay",
+    "pods",
+    "ray_groups",
+    "ray_service",
+    "render",
+    "schemas",
+    "serve_config",
+]
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy/kubernetes"
@@ -66,7 +77,9 @@ def serve_config(manifests: list[Manifest]) -> dict[str, Any]:
 def ray_groups(manifests: list[Manifest]) -> dict[str, Manifest]:
     """The head and the worker groups by name."""
     cluster = ray_service(manifests)["spec"]["rayClusterConfig"]
-    return {"head": cluster["headGroupSpec"]} | {each["groupName"]: each for each in cluster["workerGroupSpecs"]}
+    return {"head": cluster["headGroupSpec"]} | {
+        each["groupName"]: each for each in cluster["workerGroupSpecs"]
+    }
 
 
 def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:

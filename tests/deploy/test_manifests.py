@@ -60,7 +60,9 @@ def test_each_object_is_valid_strictly(name: str) -> None:
     check(overlay(name))
 
 
-@pytest.mark.parametrize("kind", ["RayService", "NodePool", "EC2NodeClass", "HTTPRoute", "Deployment", "LoadBalancerConfiguration"])
+@pytest.mark.parametrize(
+    "kind", ["RayService", "NodePool", "EC2NodeClass", "HTTPRoute", "Deployment", "LoadBalancerConfiguration"]
+)
 def test_a_misspelled_field_is_refused(kind: str) -> None:
     manifest = copy.deepcopy(next(each for each in overlay("inf2") if each["kind"] == kind))
     manifest["spec"]["replicaz"] = 1
@@ -90,7 +92,9 @@ def variant(request: pytest.FixtureRequest, tmp_path: Path) -> list[Manifest]:
     kustomization["components"] = ["../../components/aws", *VARIANTS[request.param]]
     path.write_text(yaml.safe_dump(kustomization))
     site = copied / "overlays/inf2/site.env"
-    site.write_text(site.read_text().replace("CERTIFICATE_ARN=", "CERTIFICATE_ARN=arn:aws:acm:r:1:certificate/c"))
+    site.write_text(
+        site.read_text().replace("CERTIFICATE_ARN=", "CERTIFICATE_ARN=arn:aws:acm:r:1:certificate/c")
+    )
     return render(copied / "overlays/inf2")
 
 
@@ -126,14 +130,21 @@ def test_every_container_is_restricted(name: str) -> None:
     manifests = overlay(name)
     labels = one(manifests, "Namespace", "mezzotint")["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-    contexts = {"autoscaler": ray_service(manifests)["spec"]["rayClusterConfig"]["autoscalerOptions"]["securityContext"]}
+    contexts = {
+        "autoscaler": ray_service(manifests)["spec"]["rayClusterConfig"]["autoscalerOptions"][
+            "securityContext"
+        ]
+    }
     for pod, template in pods(manifests):
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-        assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {"emptyDir", "configMap"}
+        assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {
+            "emptyDir",
+            "configMap",
+        }
         contexts |= {f"{pod}/{each['name']}": each["securityContext"] for each in containers(template)}
     for context in contexts.values():
         assert context == {
@@ -162,9 +173,15 @@ def test_no_pod_is_told_of_services_by_variables(name: str) -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_nobody_but_the_head_may_ask_the_kubernetes_api(name: str) -> None:
-    mounted = {pod for pod, template in pods(overlay(name)) if template["spec"].get("automountServiceAccountToken", True)}
+    mounted = {
+        pod
+        for pod, template in pods(overlay(name))
+        if template["spec"].get("automountServiceAccountToken", True)
+    }
     assert mounted == {"head"}
-    assert not {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"} & {each["kind"] for each in overlay(name)}
+    assert not {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"} & {
+        each["kind"] for each in overlay(name)
+    }
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -213,4 +230,3 @@ def test_the_reader_of_pods_sees_them_all() -> None:
     manifests = overlay("local")
     assert {name for name, _ in pods(manifests)} == {"head", "gateways", "engines", "edge", "page"}
     assert set(ray_groups(manifests)) == {"head", "gateways", "engines"}
-

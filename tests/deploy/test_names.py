@@ -101,7 +101,11 @@ def test_every_selector_finds_the_pods_it_is_named_for(manifests: list[Manifest]
 
 
 def ports_of(template: Manifest) -> dict[str, int]:
-    return {port["name"]: port["containerPort"] for each in template["spec"]["containers"] for port in each["ports"]}
+    return {
+        port["name"]: port["containerPort"]
+        for each in template["spec"]["containers"]
+        for port in each["ports"]
+    }
 
 
 def test_every_service_and_probe_names_a_port_that_its_pods_have(manifests: list[Manifest]) -> None:
@@ -122,7 +126,10 @@ def allows(policies: list[Manifest], way: str, pod: dict[str, str], peer: dict[s
     rules = "ingress" if way == "Ingress" else "egress"
     for policy in policies:
         spec = policy["spec"]
-        if way not in spec["policyTypes"] or not spec["podSelector"].get("matchLabels", {}).items() <= pod.items():
+        if (
+            way not in spec["policyTypes"]
+            or not spec["podSelector"].get("matchLabels", {}).items() <= pod.items()
+        ):
             continue
         for rule in spec.get(rules, ()):
             peers = rule.get("from" if way == "Ingress" else "to")
@@ -170,7 +177,10 @@ def test_the_policies_open_the_flows_that_are_and_no_others(manifests: list[Mani
     assert [flow for flow in FLOWS if not flows(*flow)] == []
     # From the load balancer, which is no pod, the edge's 9902 may be asked: that end alone is open.
     assert [flow for flow in NO_FLOWS if flows(*flow)] == []
-    assert one(policies, "NetworkPolicy", "deny-all")["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert one(policies, "NetworkPolicy", "deny-all")["spec"] == {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+    }
 
 
 # Where pods go, and whether they fit
@@ -180,7 +190,9 @@ def test_every_pod_has_nodes_to_go_to(on_aws: list[Manifest]) -> None:
     pools = [each["spec"]["template"] for each in on_aws if each["kind"] == "NodePool"]
     for name, template in pods(on_aws):
         spec = template["spec"]
-        fitting = [pool for pool in pools if spec["nodeSelector"].items() <= pool["metadata"]["labels"].items()]
+        fitting = [
+            pool for pool in pools if spec["nodeSelector"].items() <= pool["metadata"]["labels"].items()
+        ]
         (pool,) = fitting
         tolerated = {each["key"] for each in spec.get("tolerations", ())}
         assert {each["key"] for each in pool["spec"].get("taints", ())} <= tolerated, name
@@ -188,7 +200,9 @@ def test_every_pod_has_nodes_to_go_to(on_aws: list[Manifest]) -> None:
 
 
 def requirement(pool: Manifest, key: str) -> list[str]:
-    found = [each["values"] for each in pool["spec"]["template"]["spec"]["requirements"] if each["key"] == key]
+    found = [
+        each["values"] for each in pool["spec"]["template"]["spec"]["requirements"] if each["key"] == key
+    ]
     assert len(found) == 1, key
     values: list[str] = found[0]
     return values
@@ -215,7 +229,9 @@ def test_the_pool_may_have_as_many_accelerators_as_engines_may_ask_for(on_aws: l
     limits = one(on_aws, "NodePool", "mezzotint-engine")["spec"]["limits"]
     (accelerator,) = limits
     # During an upgrade there are two clusters; what does not fit waits for the old one to go.
-    assert quantity(limits[accelerator]) >= group["maxReplicas"] * quantity(engine["resources"]["requests"][accelerator])
+    assert quantity(limits[accelerator]) >= group["maxReplicas"] * quantity(
+        engine["resources"]["requests"][accelerator]
+    )
     taints = one(on_aws, "NodePool", "mezzotint-engine")["spec"]["template"]["spec"]["taints"]
     assert [each["key"] for each in taints] == [accelerator]
 
@@ -243,7 +259,7 @@ def custom_resources(group: Manifest) -> dict[str, int]:
         warnings.simplefilter("ignore")
         from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 
-    found: dict[str, int] = _get_custom_resources(group["rayStartParams"], "a group")
+    found: dict[str, int] = _get_custom_resources({}, group["rayStartParams"], "a group")
     return found
 
 
@@ -256,8 +272,12 @@ def capacity(group: Manifest) -> dict[str, float]:
 
 def wanted(config: dict[str, Any], deployment: str) -> dict[str, float]:
     (application,) = config["applications"]
-    (options,) = [each["ray_actor_options"] for each in application["deployments"] if each["name"] == deployment]
-    return {key: float(value) for key, value in options.items() if key != "resources"} | options.get("resources", {})
+    (options,) = [
+        each["ray_actor_options"] for each in application["deployments"] if each["name"] == deployment
+    ]
+    return {key: float(value) for key, value in options.items() if key != "resources"} | options.get(
+        "resources", {}
+    )
 
 
 def fits(asked: dict[str, float], there: dict[str, float]) -> bool:
@@ -268,7 +288,9 @@ def test_each_actor_fits_on_its_own_group_alone_and_none_on_the_head(manifests: 
     groups = ray_groups(manifests)
     config = serve_config(manifests)
     homes = {
-        deployment: {name for name, group in groups.items() if fits(wanted(config, deployment), capacity(group))}
+        deployment: {
+            name for name, group in groups.items() if fits(wanted(config, deployment), capacity(group))
+        }
         for deployment in ("gateway", "engine")
     }
     assert homes["gateway"] == {"gateways"}
@@ -291,7 +313,11 @@ def test_the_groups_have_room_for_as_many_actors_as_serve_may_start(manifests: l
     for group in (gateways, engines):
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     # One actor to a pod: it has the pod's CPUs for itself.
-    assert wanted(serve_config(manifests), "engine")["num_cpus"] == capacity(engines)["num_cpus"] == settings["threads"]
+    assert (
+        wanted(serve_config(manifests), "engine")["num_cpus"]
+        == capacity(engines)["num_cpus"]
+        == settings["threads"]
+    )
 
 
 def test_what_ray_is_told_of_a_pod_is_what_the_pod_has(manifests: list[Manifest]) -> None:
@@ -360,11 +386,14 @@ def test_every_variable_of_ours_is_one_that_is_read(manifests: list[Manifest]) -
 
 def test_rays_nodes_have_the_variables_that_mezzotint_serve_would_set(manifests: list[Manifest]) -> None:
     for pod, container in (("head", "ray-head"), ("gateways", "ray-worker"), ("engines", "ray-worker")):
-        found = {name: value for where, name, value in environment(manifests) if where == f"{pod}/{container}"}
+        found = {
+            name: value for where, name, value in environment(manifests) if where == f"{pod}/{container}"
+        }
         assert found["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == proxy.PROXY_CALLBACK
         assert found["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] == "1"
         assert {found["HOME"], found["MEZZOTINT_HOME"]} <= {
-            mount["mountPath"] for mount in ray_groups(manifests)[pod]["template"]["spec"]["containers"][0]["volumeMounts"]
+            mount["mountPath"]
+            for mount in ray_groups(manifests)[pod]["template"]["spec"]["containers"][0]["volumeMounts"]
         }
 
 
@@ -375,7 +404,9 @@ def test_every_image_of_ours_has_a_folder(manifests: list[Manifest]) -> None:
         for container in [*template["spec"].get("initContainers", ()), *template["spec"]["containers"]]
         if "mezzotint/" in container["image"]
     }
-    assert {image for image in images if not (ROOT / "deploy/docker" / image / "Dockerfile").is_file()} == set()
+    assert {
+        image for image in images if not (ROOT / "deploy/docker" / image / "Dockerfile").is_file()
+    } == set()
 
 
 def test_all_of_a_cluster_runs_one_python_and_one_ray(manifests: list[Manifest]) -> None:
@@ -404,7 +435,10 @@ README = (ROOT / "deploy/README.md").read_text()
 
 def test_the_secrets_are_those_of_the_table(manifests: list[Manifest]) -> None:
     (row,) = [line for line in README.splitlines() if line.startswith("| Secrets |")]
-    told = {name: set(re.findall(r"`([a-z_]+)`", keys)) for name, keys in re.findall(r"`(mezzotint-[a-z]+)` \(([^)]*)\)", row)}
+    told = {
+        name: set(re.findall(r"`([a-z_]+)`", keys))
+        for name, keys in re.findall(r"`(mezzotint-[a-z]+)` \(([^)]*)\)", row)
+    }
     assert told["mezzotint-ray"] == {"auth_token"}
     for name, key in secrets_named(manifests):
         assert key in told[name]
@@ -414,11 +448,18 @@ def test_the_secrets_are_those_of_the_table(manifests: list[Manifest]) -> None:
 
 def test_the_site_is_told_the_same_way_everywhere() -> None:
     table = README.partition("### `site.env`")[2]
-    names = {name for row in table.splitlines() if row.startswith("| `") for name in re.findall(r"`([A-Z_]+)`", row.split("|")[1])}
+    names = {
+        name
+        for row in table.splitlines()
+        if row.startswith("| `")
+        for name in re.findall(r"`([A-Z_]+)`", row.split("|")[1])
+    }
     for overlay_name in ON_AWS:
         lines = (KUBERNETES / "overlays" / overlay_name / "site.env").read_text().splitlines()
         assert {line.partition("=")[0] for line in lines} == names
-    replacements = yaml.safe_load((KUBERNETES / "transformers/site/replacement.yaml").read_text())["replacements"]
+    replacements = yaml.safe_load((KUBERNETES / "transformers/site/replacement.yaml").read_text())[
+        "replacements"
+    ]
     assert {each["source"]["fieldPath"].partition(".")[2] for each in replacements} == names
 
 
@@ -456,7 +497,11 @@ def destination(path: str) -> str:
         match = route["match"]
         if "headers" in match:
             continue
-        matched = path.startswith(match["prefix"]) if "prefix" in match else re.fullmatch(match["safe_regex"]["regex"], path)
+        matched = (
+            path.startswith(match["prefix"])
+            if "prefix" in match
+            else re.fullmatch(match["safe_regex"]["regex"], path)
+        )
         if matched:
             return str(route["route"]["cluster"] if "route" in route else route["direct_response"]["status"])
     raise AssertionError(path)
@@ -465,7 +510,11 @@ def destination(path: str) -> str:
 def test_the_edge_leads_every_route_of_the_service_to_it_but_metrics() -> None:
     from mezzotint.serve.api import a1111, imagine, jobs, openai, ops, pictures, reference
 
-    paths = {route.path for module in (a1111, imagine, jobs, openai, ops, pictures, reference) for route in module.router.routes}
+    paths = {
+        route.path
+        for module in (a1111, imagine, jobs, openai, ops, pictures, reference)
+        for route in module.router.routes
+    }
     assert len(paths) > 20
     for path in paths - {"/metrics"}:
         concrete = re.sub(r"{[^}]*}", "x", path)
@@ -474,13 +523,29 @@ def test_the_edge_leads_every_route_of_the_service_to_it_but_metrics() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/metrics", "/dashboard", "/dashboard/", "/api/jobs/", "/-/routes", "/-/healthz", "/serve", "/serve/metrics", "/serve/dashboard", "/serve/-/routes", "/serve/api/jobs/"]
+    "path",
+    [
+        "/metrics",
+        "/dashboard",
+        "/dashboard/",
+        "/api/jobs/",
+        "/-/routes",
+        "/-/healthz",
+        "/serve",
+        "/serve/metrics",
+        "/serve/dashboard",
+        "/serve/-/routes",
+        "/serve/api/jobs/",
+    ],
 )
 def test_the_edge_closes_what_is_not_for_strangers(path: str) -> None:
     assert destination(path) == "404"
 
 
-@pytest.mark.parametrize("path", ["/", "/theme.css", "/gradio_api/queue/join", "/assets/index.js", "/pictures/job_1/0.png", "/previews/x"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/theme.css", "/gradio_api/queue/join", "/assets/index.js", "/pictures/job_1/0.png", "/previews/x"],
+)
 def test_the_edge_leads_the_pages_own_paths_to_it(path: str) -> None:
     assert destination(path) == "page"
 
@@ -511,7 +576,10 @@ def test_the_edge_talks_to_the_services_and_ports_that_there_are(manifests: list
     assert port["port"] == serve_config(manifests)["http_options"]["port"]
     page = one(manifests, "Service", "page")
     assert address("page") == ("page", page["spec"]["ports"][0]["port"])
-    listeners = {each["name"]: each["address"]["socket_address"]["port_value"] for each in edge_config()["static_resources"]["listeners"]}
+    listeners = {
+        each["name"]: each["address"]["socket_address"]["port_value"]
+        for each in edge_config()["static_resources"]["listeners"]
+    }
     edge = dict(pods(manifests))["edge"]
     assert listeners == ports_of(edge)
     for each in manifests:
@@ -569,12 +637,16 @@ def test_every_command_and_option_in_the_documents_is_there() -> None:
     known = commands()
     wrong = []
     for document in DOCUMENTS:
-        for line in re.findall(r"(?:^|`|[$] )mezzotint ((?:[a-z-]+)[^`\n|]*)", document.read_text(), flags=re.M):
+        for line in re.findall(
+            r"(?:^|`|[$] )mezzotint ((?:[a-z-]+)[^`\n|]*)", document.read_text(), flags=re.M
+        ):
             words = line.split()
             path: tuple[str, ...] = ()
             while words and (*path, words[0]) in known:
                 path = (*path, words.pop(0))
-            options = [word.partition("=")[0] for word in words if re.fullmatch(r"--[a-z][a-z-]+(=.*)?", word)]
+            options = [
+                word.partition("=")[0] for word in words if re.fullmatch(r"--[a-z][a-z-]+(=.*)?", word)
+            ]
             unknown = [option for option in options if option not in known[path]]
             if not path or unknown:
                 wrong.append(f"{document.relative_to(ROOT)}: mezzotint {line}")

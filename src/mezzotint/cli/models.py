@@ -96,7 +96,9 @@ def pull(
         print(pull_artefact(name) if to is None else download(name, to.absolute()))
         return
     if to is not None:
-        raise InvalidRequest("--to is for a model from s3://…; the others have places of their own", param="to")
+        raise InvalidRequest(
+            "--to is for a model from s3://…; the others have places of their own", param="to"
+        )
     console = Console(stderr=True)
     columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

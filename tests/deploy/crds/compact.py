@@ -28,7 +28,9 @@ def strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     properties = schema.get("properties")
-    required = [name for name in schema.get("required", ()) if "default" not in (properties or {}).get(name, {})]
+    required = [
+        name for name in schema.get("required", ()) if "default" not in (properties or {}).get(name, {})
+    ]
     found = {key: value for key, value in schema.items() if key not in (*DROPPED, "properties", "required")}
     takes_both = found.pop("x-kubernetes-int-or-string", False)
     preserves = found.pop("x-kubernetes-preserve-unknown-fields", False)
@@ -75,7 +77,10 @@ def main() -> None:
         for document in yaml.safe_load_all(Path(path).read_text()):
             if document and document["kind"] == "CustomResourceDefinition":
                 schemas.update(schemas_of(document))
-    lines = [f"{json.dumps(name)}: {json.dumps(schema, separators=(',', ':'))}" for name, schema in sorted(schemas.items())]
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(schema, separators=(',', ':'))}"
+        for name, schema in sorted(schemas.items())
+    ]
     (HERE / "schemas.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
