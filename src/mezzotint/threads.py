@@ -1,4 +1,4 @@
-"""How torch's threads wait for each other on a CPU, and for whom. Knows no torch, which reads the environment once."""
+"""How torch's threads wait for each other on a CPU, and for whom else. Torch reads its environment once."""
 
 from __future__ import annotations
 

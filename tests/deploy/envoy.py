@@ -19,7 +19,7 @@ STOP_SECONDS = 10.0
 
 
 class Edge:
-    """A context manager: answers within, gone after. Where it sends to is the only change to what it is told."""
+    """A context manager: answers within, gone after. Only where it sends to differs from what it is told."""
 
     def __init__(self, folder: Path, *, serve: str, page: str) -> None:
         """serve, page: `host:port` of what stands behind it."""

@@ -1,6 +1,6 @@
 """A Ray cluster on this machine, each node started by the command that KubeRay would make of its group.
 
-The nodes' pods share this machine's loopback address, so ports that would be the same in each are free ones here;
+The nodes share this machine's loopback address, so ports that would be the same in each pod are free ones here;
 the rest is the manifest's: resources, environment, token authentication.
 """
 
@@ -35,8 +35,8 @@ BIN = Path(sys.executable).parent
 def ray_start(group: Manifest, *, head: bool, own: dict[str, str]) -> list[str]:
     """The arguments of `ray start` for a group's pod, as KubeRay puts them together; `own` goes before them.
 
-    As its operator does: `--name=value` for each of rayStartParams and for what it adds, through a shell, so that
-    quotes of the manifest are taken off.
+    As its operator does: `--name=value` for each of rayStartParams and for what it adds, through a shell, which
+    takes the manifest's quotes off.
     """
     parameters = {"block": "true", **group["rayStartParams"], **own}
     flags = [

@@ -1,4 +1,4 @@
-"""The edge: a real Envoy with the very configuration that the cluster gets, between strangers and two servers."""
+"""The edge: a real Envoy with the very configuration that the cluster gets, before two servers."""
 
 from __future__ import annotations
 

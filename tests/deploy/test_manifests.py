@@ -167,7 +167,7 @@ def test_every_container_says_what_it_takes_and_every_volume_how_large_it_gets(n
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_no_pod_is_told_of_services_by_variables(name: str) -> None:
-    """A Service called mezzotint-… would become a MEZZOTINT_… variable, which is no setting and stops the start."""
+    """A Service mezzotint-… would become a variable MEZZOTINT_…, which is no setting and stops the start."""
     assert all(template["spec"]["enableServiceLinks"] is False for _, template in pods(overlay(name)))
 
 

@@ -1,4 +1,4 @@
-"""One name for one thing: labels, ports, resources, settings and paths, wherever they are written, fit each other."""
+"""One name for one thing: labels, ports, resources, settings and paths fit each other wherever they are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ INSTANCES = {
     "g6e.xlarge": (4, 32, {"nvidia.com/gpu": 1}),
     "g6e.2xlarge": (8, 64, {"nvidia.com/gpu": 1}),
 }
-# What the kubelet, the system and each node's own pods keep for themselves, at most: cores, and the share of memory.
+# What the kubelet, the system and a node's own pods keep for themselves: cores, and the share of memory.
 KEPT_CPU, KEPT_MEMORY = 0.5, 0.15
 NEURON_CORES_PER_CHIP = 2
 UNITS = {"m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -122,7 +121,7 @@ def test_every_service_and_probe_names_a_port_that_its_pods_have(manifests: list
 
 
 def allows(policies: list[Manifest], way: str, pod: dict[str, str], peer: dict[str, str], port: int) -> bool:
-    """Whether a NetworkPolicy lets `pod` receive from (Ingress) or send to (Egress) `peer`, both pods here."""
+    """Whether a policy lets `pod` receive from (Ingress) or send to (Egress) `peer`, both pods here."""
     rules = "ingress" if way == "Ingress" else "egress"
     for policy in policies:
         spec = policy["spec"]
@@ -599,9 +598,9 @@ DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT /
 def test_every_link_in_the_documents_leads_somewhere() -> None:
     broken = []
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text()):
-            if "://" not in target and not (document.parent / target).exists():
-                broken.append(f"{document.relative_to(ROOT)}: {target}")
+        targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
+        gone = [each for each in targets if "://" not in each and not (document.parent / each).exists()]
+        broken += [f"{document.relative_to(ROOT)}: {target}" for target in gone]
     assert broken == []
 
 

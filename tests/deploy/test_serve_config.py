@@ -1,4 +1,4 @@
-"""The very configuration in the rendered manifest, on a real Ray started as its pods start it, behind a real Envoy."""
+"""The rendered manifest's configuration on a real Ray, started as its pods are, behind a real Envoy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx

@@ -120,8 +120,8 @@ def push(
     report = check_model(name)
     if not report.verified:
         raise ModelInvalid(
-            f"{name} has no manifest that its files could be held to; {name!r} must be a pulled model, or graphs "
-            "that mezzotint compile made or adopted"
+            f"{name} has no manifest to hold its files to: it must be a pulled model, or graphs that "
+            "mezzotint compile made or adopted"
         )
     upload(report.path, url)
     print(f"{url}: {report.files} files, {report.bytes / MEGABYTE:,.1f} MB")
