@@ -1,7 +1,7 @@
 """A Ray cluster on this machine, each node started by the command that KubeRay would make of its group.
 
-The nodes share this machine's loopback address, so ports that would be the same in each pod are free ones here;
-the rest is the manifest's: resources, environment, token authentication.
+The nodes share this machine's loopback address, so ports that would be each pod's are free ones here; the
+rest is the manifest's: resources, environment, token authentication.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ BIN = Path(sys.executable).parent
 def ray_start(group: Manifest, *, head: bool, own: dict[str, str]) -> list[str]:
     """The arguments of `ray start` for a group's pod, as KubeRay puts them together; `own` goes before them.
 
-    As its operator does: `--name=value` for each of rayStartParams and for what it adds, through a shell, which
-    takes the manifest's quotes off.
+    As its operator does: `--name=value` for each of rayStartParams and for what it adds, by a shell, which takes
+    the manifest's quotes off.
     """
     parameters = {"block": "true", **group["rayStartParams"], **own}
     flags = [

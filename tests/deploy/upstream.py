@@ -1,4 +1,4 @@
-"""What stands behind the edge in its tests: a server that does as the path says, and notes what it was sent."""
+"""What stands behind the edge in its tests: a server that does as the path says, and notes what it got."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Seen:
 class Upstream:
     """HTTP/1.1 on a free port, in a thread. A context manager.
 
-    `?fail=N` gives 503 the first N times, `?drop=N` closes the connection as often; `?stream` sends an event, and
-    the second only when `release` is set. Everything else is answered with its own name.
+    `?fail=N` gives 503 the first N times, `?drop=N` closes the connection as often; `?stream` sends one event,
+    and the second only when `release` is set. Everything else is answered with its own name.
     """
 
     def __init__(self, name: str) -> None:

@@ -90,7 +90,7 @@ class Engine:
         max_width: int | None = None,
         gives_way: bool = False,
     ) -> None:
-        """gives_way: on a CPU the loop's threads have a low priority, and whatever else wants one goes first."""
+        """gives_way: on a CPU, the loop's threads have a low priority; whatever else wants one goes first."""
         for name, value in (("max_queue", max_queue), ("max_width", max_width)):
             if value is not None and value < 1:
                 raise SettingInvalid(f"{name} must be at least 1, not {value}", param=name)

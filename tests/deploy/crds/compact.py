@@ -2,8 +2,8 @@
 
 Run by hand when a version in README.md changes: `python compact.py CRD.yaml…`. Descriptions are left out, and
 what a structural schema says in Kubernetes' own words is said in JSON Schema's: an unknown field is refused
-unless the definition preserves it, what has a default need not be there, a number may be a text where Kubernetes
-takes both. Rules in CEL are not carried over.
+unless the definition preserves it, what has a default need not be there, a number may be a text where
+Kubernetes takes both. Rules in CEL are not carried over.
 """
 
 from __future__ import annotations
