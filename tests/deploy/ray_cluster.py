@@ -35,7 +35,7 @@ BIN = Path(sys.executable).parent
 def ray_start(group: Manifest, *, head: bool, own: dict[str, str]) -> list[str]:
     """The arguments of `ray start` for a group's pod, as KubeRay puts them together; `own` goes before them.
 
-    As its operator does: `--name=value` for each of rayStartParams and for what it adds, by a shell, which takes
+    As its operator: `--name=value` for each of rayStartParams and for what it adds, by a shell, which takes
     the manifest's quotes off.
     """
     parameters = {"block": "true", **group["rayStartParams"], **own}

@@ -21,7 +21,7 @@ class Seen:
 class Upstream:
     """HTTP/1.1 on a free port, in a thread. A context manager.
 
-    `?fail=N` gives 503 the first N times, `?drop=N` closes the connection as often; `?stream` sends one event,
+    `?fail=N` gives 503 the first N times, `?drop=N` closes it as often; `?stream` sends one event,
     and the second only when `release` is set. Everything else is answered with its own name.
     """
 
