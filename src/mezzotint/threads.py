@@ -1,18 +1,13 @@
-"""How torch's threads wait for each other on a CPU, and for whom else. Torch reads its environment once."""
+"""How torch's threads wait for each other on a CPU. Knows the environment alone; torch reads it once."""
 
 from __future__ import annotations
 
 import os
-import sys
-import threading
-from contextlib import suppress
 
-__all__ = ["give_way", "prepare_threads"]
+__all__ = ["prepare_threads"]
 
 # Chosen by measurement: docs/decisions/0006.
 SPINS = 10_000
-# Of 19: about a tenth of a core's time while others want all of it.
-NICENESS = 10
 
 
 def prepare_threads() -> None:
@@ -25,15 +20,3 @@ def prepare_threads() -> None:
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
-
-
-def give_way() -> None:
-    """Have this thread, and those it starts from now on, wait for all others that want a core.
-
-    A server that draws on the cores on which its gateways and its page answer would keep whoever asks waiting
-    for a turn of the processor; a picture takes as long as it takes.
-    """
-    # Linux alone has a priority for each thread; elsewhere the number would be another process's.
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import psutil
 import pytest
 
-from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import (
     Cancelled,
@@ -542,26 +538,3 @@ def test_ten_thousand_requests_leave_memory_flat() -> None:
         grown = process.memory_info().rss - before
         wait_until(lambda: backend.held == 0)
     assert grown < 16 * 2**20, f"{grown / 2**20:.1f} MiB more after 10,000 requests"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has a priority for each thread")
-@pytest.mark.parametrize(
-    ("device", "gives_way", "niceness"), [("cpu", True, 10), ("cpu", False, 0), ("cuda", True, 0)]
-)
-def test_an_engine_that_gives_way_does_so_on_a_cpu_alone(device: str, gives_way: bool, niceness: int) -> None:
-    seen: set[int] = set()
-
-    class OnDevice(FakeBackend):
-        @property
-        def info(self) -> BackendInfo:
-            return replace(super().info, device=device)
-
-        def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
-            seen.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-            return super().step(request_ids)
-
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    with Engine(OnDevice(), gives_way=gives_way) as engine:
-        engine.generate(ask(steps=1))
-    assert seen == {max(own, niceness)}
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own

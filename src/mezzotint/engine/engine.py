@@ -34,7 +34,6 @@ from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.scheduler import BatchKey, Plan, State, batch_key
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
-from mezzotint.threads import give_way
 
 __all__ = ["Engine", "EngineStatus", "Outlook", "Ticket"]
 
@@ -88,9 +87,7 @@ class Engine:
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_backlog_s: float = math.inf,
         max_width: int | None = None,
-        gives_way: bool = False,
     ) -> None:
-        """gives_way: on a CPU, the loop's threads have a low priority; whatever else wants one goes first."""
         for name, value in (("max_queue", max_queue), ("max_width", max_width)):
             if value is not None and value < 1:
                 raise SettingInvalid(f"{name} must be at least 1, not {value}", param=name)
@@ -107,7 +104,6 @@ class Engine:
         self._turn_began: float | None = None
         # Seconds by phase, of an engine that `load` made.
         self.cold_start_s: Mapping[str, float] = {}
-        self._gives_way = gives_way and backend.info.device.startswith("cpu")
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="mezzotint-decode")
         self._thread = threading.Thread(target=self._loop, name="mezzotint-loop", daemon=True)
         self._thread.start()
@@ -125,7 +121,6 @@ class Engine:
         max_width: int | None = None,
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_backlog_s: float = math.inf,
-        gives_way: bool = False,
         warm_up: bool = True,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
     ) -> Engine:
@@ -147,13 +142,7 @@ class Engine:
             model, device=device, dtype=dtype, compile=compile, threads=threads, stand_in=stand_in
         )
         loaded = time.monotonic()
-        engine = cls(
-            backend,
-            max_queue=max_queue,
-            max_backlog_s=max_backlog_s,
-            max_width=max_width,
-            gives_way=gives_way,
-        )
+        engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
         if warm_up:
             try:
                 engine.warm_up(warm_up_sizes)
@@ -311,9 +300,6 @@ class Engine:
 
     def _loop(self) -> None:
         error: MezzotintError = ShuttingDown("the engine shut down before the picture was done")
-        if self._gives_way:
-            # Before torch starts the threads that help this one, and the decoder's: they have its priority.
-            give_way()
         try:
             while (plan := self._next_plan()) is not None:
                 began = time.perf_counter()

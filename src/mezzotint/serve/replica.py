@@ -191,6 +191,5 @@ def _load(settings: Settings) -> Engine:
         max_width=settings.max_width,
         max_queue=settings.max_queue,
         max_backlog_s=settings.max_backlog_s,
-        gives_way=True,
         warm_up_sizes=settings.warm_up_sizes,
     )
