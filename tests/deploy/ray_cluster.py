@@ -97,6 +97,9 @@ class RayCluster:
             self.wait(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, "the head")
             for name in ("gateways", "engines"):
                 self._start(name, groups[name], {"address": f"127.0.0.1:{gcs}"})
+                # In turn: two that start on one machine at once take each other's ports.
+                log = self._folder / f"{name}.log"
+                self.wait(lambda log=log: "runtime started" in log.read_text(), name)  # type: ignore[misc]
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -129,7 +132,8 @@ class RayCluster:
                     return
             assert all(is_running(node) for node in self._nodes), self.logs()
             time.sleep(0.2)
-        raise AssertionError(f"no {what} within {seconds} s: {self.logs()}")
+        told = self.serve("status").stdout
+        raise AssertionError(f"no {what} within {seconds} s: {told}\n{self.logs()}")
 
     def logs(self) -> str:
         return "\n".join(
