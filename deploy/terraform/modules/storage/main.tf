@@ -68,12 +68,12 @@ resource "aws_iam_role_policy" "service" {
         Action   = "s3:GetObject"
         Resource = "${aws_s3_bucket.this["models"].arn}/*"
       },
+      # Without a condition on the prefix: where listing is not allowed, S3 says 403 for a picture that is gone, not 404.
       {
-        Sid       = "ListPictures"
-        Effect    = "Allow"
-        Action    = "s3:ListBucket"
-        Resource  = aws_s3_bucket.this["pictures"].arn
-        Condition = { StringLike = { "s3:prefix" = ["${local.picture_prefix}", "${local.picture_prefix}/*"] } }
+        Sid      = "ListPictures"
+        Effect   = "Allow"
+        Action   = "s3:ListBucket"
+        Resource = aws_s3_bucket.this["pictures"].arn
       },
       {
         Sid      = "ReadAndWritePictures"
