@@ -1,0 +1,280 @@
+"""The Terraform of `deploy/terraform`, held by the real `terraform` to providers that know every argument of the
+real ones and create nothing (`tests/deploy/terraform`). Neither a network nor an account is used, but for the
+providers' schemas, which npm brings once into `.cache`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.terraform.provider import serving
+from tests.deploy.terraform.schemas import PACKAGES, NotFetched, Schema, read_schema
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCE = REPOSITORY / "deploy/terraform"
+CACHE = REPOSITORY / ".cache/terraform-schemas"
+MODULES = ["network", "cluster", "karpenter", "storage", "addons"]
+FOLDERS = [f"modules/{module}" for module in MODULES] + ["infra", "addons"]
+SECONDS = 120
+
+ZONES = ["us-west-2a", "us-west-2b", "us-west-2c"]
+GATEWAY_API = """apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: gateways.gateway.networking.k8s.io
+  annotations: {gateway.networking.k8s.io/bundle-version: v1.6.1}
+"""
+# What AWS and the internet would say to the data sources.
+ANSWERS: dict[str, Schema] = {
+    "aws_caller_identity": {"account_id": "111122223333"},
+    "aws_partition": {"partition": "aws", "dns_suffix": "amazonaws.com"},
+    "aws_region": {"region": "us-west-2"},
+    "aws_availability_zones": {"names": ZONES},
+    "aws_ec2_instance_type_offerings": {"locations": ZONES[1:]},
+    "aws_eks_cluster": {
+        "endpoint": "https://cluster.example",
+        "certificate_authority": [{"data": base64.b64encode(b"a certificate").decode()}],
+    },
+    "http": {"status_code": 200, "response_body": GATEWAY_API},
+}
+VARIABLES = {
+    "infra": {"region": "us-west-2", "cluster_name": "plate", "accelerator": "inf2"},
+    "addons": {
+        "region": "us-west-2",
+        "cluster_name": "plate",
+        "accelerator": "inf2",
+        "vpc_id": "vpc-0123456789abcdef0",
+        "interruption_queue": "plate",
+    },
+}
+
+
+class Terraform:
+    """The real program, in a copy of `deploy/terraform`."""
+
+    def __init__(self, program: str, folder: Path, environment: dict[str, str]) -> None:
+        self.program, self.folder, self.environment = program, folder, environment
+        self._ready: set[Path] = set()
+
+    def run(self, folder: str | Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run in `folder` of the copy, initialised before the first time."""
+        where = self.folder / folder
+        if where not in self._ready and arguments[0] != "fmt":
+            self._ready.add(where)
+            self.expect(folder, "init", "-backend=false", "-input=false")
+        return subprocess.run(
+            [self.program, *arguments, *([] if arguments[0] == "show" else ["-no-color"])],
+            cwd=where,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    def expect(self, folder: str | Path, *arguments: str) -> str:
+        ran = self.run(folder, *arguments)
+        assert ran.returncode == 0, f"terraform {' '.join(arguments)} in {folder}:\n{ran.stdout}\n{ran.stderr}"
+        return ran.stdout
+
+
+def text_of(folder: Path) -> str:
+    return "\n".join(file.read_text() for file in sorted(folder.rglob("*.tf")))
+
+
+@pytest.fixture(scope="module")
+def program() -> str:
+    found = shutil.which("terraform")
+    if found is None:
+        pytest.skip("needs terraform, 1.11 or newer")
+    return found
+
+
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, Schema]:
+    try:
+        return {name: read_schema(name, CACHE) for name in PACKAGES}
+    except NotFetched as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def terraform(
+    program: str, schemas: dict[str, Schema], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Terraform]:
+    folder = tmp_path_factory.mktemp("terraform")
+    shutil.copytree(SOURCE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".terraform*"))
+    with serving({name: used(schema, folder) for name, schema in schemas.items()}, ANSWERS) as attached:
+        yield Terraform(program, folder, environment(folder, attached))
+
+
+def used(schema: Schema, folder: Path) -> Schema:
+    """The part of `schema` that the configuration names: Terraform reads all of it with each command."""
+    named = set(re.findall(r'^(?:resource|data) "(\w+)"', text_of(folder), re.M))
+    return {
+        **schema,
+        "resources": {name: block for name, block in schema["resources"].items() if name in named},
+        "data": {name: block for name, block in schema["data"].items() if name in named},
+    }
+
+
+def environment(folder: Path, attached: dict[str, str]) -> dict[str, str]:
+    """This process's, less what would lead Terraform to an account or to somebody's own settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_", "KUBE"))}
+    settings = folder / "terraform.rc"
+    settings.touch()
+    return {**kept, **attached, "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1", "TF_CLI_CONFIG_FILE": str(settings)}
+
+
+def test_everything_is_formatted(program: str) -> None:
+    ran = subprocess.run(
+        [program, "fmt", "-check", "-diff", "-recursive", str(SOURCE)], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_argument_is_one_of_the_providers(terraform: Terraform, folder: str) -> None:
+    verdict = json.loads(terraform.expect(folder, "validate", "-json"))
+    assert verdict["valid"], verdict
+    assert verdict["warning_count"] == 0, verdict["diagnostics"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_folder_keeps_what_its_own_test_claims(terraform: Terraform, folder: str) -> None:
+    claims = sum(
+        len(re.findall(r'^run "', file.read_text(), re.M)) for file in (SOURCE / folder).glob("*.tftest.hcl")
+    )
+    assert claims > 0
+    assert f"Success! {claims} passed, 0 failed." in terraform.expect(folder, "test")
+
+
+@pytest.mark.parametrize(
+    ("module", "right", "wrong"),
+    [
+        ("network", "enable_dns_hostnames", "enable_dns_hostname"),
+        ("cluster", "http_put_response_hop_limit", "http_hop_limit"),
+        ("karpenter", "message_retention_seconds", "retention_seconds"),
+        ("storage", "storage_encrypted", "encrypted"),
+        ("addons", "create_namespace", "make_namespace"),
+    ],
+)
+def test_a_misspelled_argument_is_found(terraform: Terraform, module: str, right: str, wrong: str) -> None:
+    broken = break_module(terraform, module, right, wrong)
+    ran = terraform.run(broken, "validate")
+    assert ran.returncode == 1
+    assert f'An argument named "{wrong}" is not expected here.' in ran.stderr
+
+
+def test_a_missing_argument_is_found(terraform: Terraform) -> None:
+    broken = break_module(terraform, "cluster", "  role_arn = aws_iam_role.cluster.arn\n", "")
+    ran = terraform.run(broken, "validate")
+    assert ran.returncode == 1
+    assert 'The argument "role_arn" is required' in ran.stderr
+
+
+def test_a_setting_that_opens_the_api_fails_the_modules_own_test(terraform: Terraform) -> None:
+    broken = break_module(terraform, "cluster", "endpoint_public_access  = length(var.public_access_cidrs) > 0", "endpoint_public_access  = true")
+    ran = terraform.run(broken, "test")
+    assert ran.returncode == 1
+    assert "The API must be reached from the VPC, and not from the internet." in ran.stdout + ran.stderr
+
+
+def break_module(terraform: Terraform, module: str, right: str, wrong: str) -> Path:
+    """A copy of the module in which the first `right` is `wrong`."""
+    copies = len(list(terraform.folder.glob(f"broken-{module}-*")))
+    broken = terraform.folder / f"broken-{module}-{copies}"
+    shutil.copytree(SOURCE / "modules" / module, broken, ignore=shutil.ignore_patterns(".terraform*"))
+    file = next(file for file in sorted(broken.glob("*.tf")) if right in file.read_text())
+    file.write_text(file.read_text().replace(right, wrong, 1))
+    return broken
+
+
+@pytest.fixture(scope="module", params=sorted(VARIABLES))
+def plan(request: pytest.FixtureRequest, terraform: Terraform) -> dict[str, Any]:
+    """A real plan of a root as a new account would see it, its state on this disk."""
+    root = f"plan-{request.param}"
+    folder = terraform.folder / root
+    shutil.copytree(SOURCE / request.param, folder, ignore=shutil.ignore_patterns(".terraform*"))
+    (folder / "backend_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
+    (folder / "terraform.tfvars.json").write_text(json.dumps(VARIABLES[request.param]))
+    terraform._ready.add(folder)
+    terraform.expect(root, "init", "-input=false")
+    terraform.expect(root, "plan", "-input=false", "-lock=false", "-out", "planned")
+    planned: dict[str, Any] = json.loads(terraform.expect(root, "show", "-json", "planned"))
+    return {"root": request.param, **planned}
+
+
+def test_a_new_account_gets_a_plan_that_only_creates(plan: dict[str, Any]) -> None:
+    changes = plan["resource_changes"]
+    assert {action for change in changes for action in change["change"]["actions"]} <= {"create", "read"}
+    assert len(changes) > 10
+    assert not plan.get("errored")
+
+
+def test_everything_bears_the_clusters_tag(plan: dict[str, Any]) -> None:
+    tags = plan["configuration"]["provider_config"]["aws"]["expressions"]["default_tags"]
+    assert "var.cluster_name" in json.dumps(tags)
+    assert '"mezzotint.dev/cluster"' in (SOURCE / plan["root"]).joinpath(
+        "versions.tf" if plan["root"] == "infra" else "providers.tf"
+    ).read_text()
+
+
+def test_no_secret_is_in_a_variable_or_an_output(plan: dict[str, Any]) -> None:
+    secret = re.compile("password|token|secret", re.I)
+    named = [*plan.get("variables", {}), *plan["configuration"]["root_module"].get("outputs", {})]
+    assert [name for name in named if secret.search(name)] in ([], ["database_secret_arn", "valkey_secret_arn"])
+
+
+def test_the_outputs_are_the_names_that_the_sites_files_take() -> None:
+    contract = (REPOSITORY / "deploy/README.md").read_text()
+    outputs = set(re.findall(r'^output "(\w+)"', (SOURCE / "infra/outputs.tf").read_text(), re.M))
+    site, _, further = contract.partition("### `site.env`")[2].partition("Further outputs of `infra`")
+    expected = {name.lower() for name in re.findall(r"`([A-Z_]{3,})`", site)}
+    expected |= set(re.findall(r"`([a-z_]+)`", further)) - {"infra", "username", "password"}
+    assert expected >= {"cluster_name", "model_uri", "registry", "database_secret_arn"}
+    assert expected <= outputs | {"site"}, sorted(expected - outputs)
+
+
+def test_what_addons_takes_is_what_infra_gives() -> None:
+    outputs = set(re.findall(r'^output "(\w+)"', (SOURCE / "infra/outputs.tf").read_text(), re.M))
+    variables = re.findall(r'^variable "(\w+)" \{\n(.*?)^\}', (SOURCE / "addons/variables.tf").read_text(), re.M | re.S)
+    required = {name for name, body in variables if "default " not in body}
+    assert required
+    assert required <= outputs
+
+
+def test_pinned_providers_are_those_whose_arguments_were_checked(schemas: dict[str, Schema]) -> None:
+    for root in ("infra", "addons"):
+        pins = dict(re.findall(r'hashicorp/(\w+)"\n\s+version = "([^"]+)"', (SOURCE / root / "versions.tf").read_text()))
+        assert pins
+        assert pins == {name: schemas[name]["version"] for name in pins}
+    for module in MODULES:
+        for name, wanted in re.findall(
+            r'hashicorp/(\w+)"\n\s+version = "~> ([^"]+)"', (SOURCE / "modules" / module / "versions.tf").read_text()
+        ):
+            major, minor = (int(part) for part in wanted.split("."))
+            checked = [int(part) for part in schemas[name]["version"].split(".")]
+            assert checked[0] == major, name
+            assert checked[1] >= minor, name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_module_says_what_it_takes_and_gives(module: str) -> None:
+    """Every variable and output of a module has a description, and its README names each."""
+    readme = (SOURCE / "modules" / module / "README.md").read_text()
+    for file in ("variables.tf", "outputs.tf"):
+        found = re.findall(r'^(?:variable|output) "(\w+)" \{\n(.*?)^\}', (SOURCE / "modules" / module / file).read_text(), re.M | re.S)
+        assert found
+        for name, body in found:
+            assert "description = " in body, f"{module}/{file}: {name}"
+            assert f"`{name}`" in readme, f"{module}/README.md: {name}"
