@@ -87,10 +87,10 @@ _classes: dict[str, Any] = {
 }
 
 
-def message(name: str, **fields: Any) -> Any:
+def message(kind: str, /, **fields: Any) -> Any:
     """A message of the table above."""
-    return _classes[name](**fields)
+    return _classes[kind](**fields)
 
 
-def message_class(name: str) -> Any:
-    return _classes[name]
+def message_class(kind: str) -> Any:
+    return _classes[kind]
