@@ -4,12 +4,13 @@ data "aws_caller_identity" "current" {}
 
 locals {
   # What the overlays' node pools ask for (deploy/kubernetes/overlays).
-  engine_instance_types = coalesce(var.engine_instance_types, {
-    none = toset([])
-    gpu  = toset(["g6e.xlarge"])
-    inf2 = toset(["inf2.8xlarge"])
-    trn1 = toset(["trn1.2xlarge"])
-  }[var.accelerator])
+  overlay_instance_types = tomap({
+    none = []
+    gpu  = ["g6e.xlarge"]
+    inf2 = ["inf2.8xlarge"]
+    trn1 = ["trn1.2xlarge"]
+  })
+  engine_instance_types = var.engine_instance_types != null ? var.engine_instance_types : toset(local.overlay_instance_types[var.accelerator])
 
   model_uri = coalesce(var.model_uri, {
     none = "demo"
