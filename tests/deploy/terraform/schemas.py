@@ -86,7 +86,7 @@ def _fetch(package: str, cache: Path) -> Path:
     if npm is None:
         raise NotFetched("needs npm, to fetch the providers' schemas once")
     cache.mkdir(parents=True, exist_ok=True)
-    command = [npm, "pack", package, "--silent", "--pack-destination", str(cache)]
+    command = [npm, "pack", package, "--loglevel=error"]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, cwd=cache)
     except subprocess.TimeoutExpired:

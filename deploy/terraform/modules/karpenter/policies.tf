@@ -34,7 +34,7 @@ locals {
         Resource = local.launched
         Condition = {
           StringEquals = {
-            "aws:RequestTag/${local.owned}"         = "owned"
+            "aws:RequestTag/${local.owned}"       = "owned"
             "aws:RequestTag/eks:eks-cluster-name" = var.cluster_name
           }
           StringLike = { "aws:RequestTag/karpenter.sh/nodepool" = "*" }
@@ -47,7 +47,7 @@ locals {
         Resource = local.launched
         Condition = {
           StringEquals = {
-            "aws:RequestTag/${local.owned}"         = "owned"
+            "aws:RequestTag/${local.owned}"       = "owned"
             "aws:RequestTag/eks:eks-cluster-name" = var.cluster_name
             "ec2:CreateAction"                    = ["RunInstances", "CreateFleet", "CreateLaunchTemplate"]
           }
@@ -93,7 +93,7 @@ locals {
         Resource = local.profiles
         Condition = {
           StringEquals = {
-            "aws:RequestTag/${local.owned}"                  = "owned"
+            "aws:RequestTag/${local.owned}"                = "owned"
             "aws:RequestTag/eks:eks-cluster-name"          = var.cluster_name
             "aws:RequestTag/topology.kubernetes.io/region" = local.region
           }
@@ -107,9 +107,9 @@ locals {
         Resource = local.profiles
         Condition = {
           StringEquals = {
-            "aws:ResourceTag/${local.owned}"                  = "owned"
+            "aws:ResourceTag/${local.owned}"                = "owned"
             "aws:ResourceTag/topology.kubernetes.io/region" = local.region
-            "aws:RequestTag/${local.owned}"                   = "owned"
+            "aws:RequestTag/${local.owned}"                 = "owned"
             "aws:RequestTag/eks:eks-cluster-name"           = var.cluster_name
             "aws:RequestTag/topology.kubernetes.io/region"  = local.region
           }
@@ -126,7 +126,7 @@ locals {
         Resource = local.profiles
         Condition = {
           StringEquals = {
-            "aws:ResourceTag/${local.owned}"                  = "owned"
+            "aws:ResourceTag/${local.owned}"                = "owned"
             "aws:ResourceTag/topology.kubernetes.io/region" = local.region
           }
           StringLike = { "aws:ResourceTag/karpenter.k8s.aws/ec2nodeclass" = "*" }

