@@ -1,6 +1,6 @@
-"""The Terraform of `deploy/terraform`, held by the real `terraform` to providers that know every argument of the
-real ones and create nothing (`tests/deploy/terraform`). Neither a network nor an account is used, but for the
-providers' schemas, which npm brings once into `.cache`.
+"""`deploy/terraform`, held by the real `terraform` to providers that know every argument of the real ones and
+create nothing (`tests/deploy/terraform`). Neither a network nor an account is used, but for the providers'
+schemas, which npm brings once into `.cache`.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ class Terraform:
     def run(self, folder: str | Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run in `folder` of the copy, initialised before the first time."""
         where = self.folder / folder
-        if where not in self._ready and arguments[0] != "fmt":
-            self._ready.add(where)
-            self.expect(folder, "init", "-backend=false", "-input=false")
+        if where not in self._ready:
+            self.initialise(folder, "-backend=false", "-input=false")
         return subprocess.run(
             [self.program, *arguments, *([] if arguments[0] == "show" else ["-no-color"])],
             cwd=where,
@@ -81,10 +80,27 @@ class Terraform:
             timeout=SECONDS,
         )
 
+    def initialise(self, folder: str | Path, *arguments: str) -> None:
+        self._ready.add(self.folder / folder)
+        self.expect(folder, "init", *arguments)
+
     def expect(self, folder: str | Path, *arguments: str) -> str:
         ran = self.run(folder, *arguments)
-        assert ran.returncode == 0, f"terraform {' '.join(arguments)} in {folder}:\n{ran.stdout}\n{ran.stderr}"
+        assert ran.returncode == 0, (
+            f"terraform {' '.join(arguments)} in {folder}:\n{ran.stdout}\n{ran.stderr}"
+        )
         return ran.stdout
+
+
+def declared(kind: str, file: str) -> dict[str, str]:
+    """The variables or outputs of a file, and what each says."""
+    text = (SOURCE / file).read_text()
+    return dict(re.findall(rf'^{kind} "(\w+)" \{{\n(.*?)^\}}', text, re.M | re.S))
+
+
+def wanted_providers(folder: str) -> dict[str, str]:
+    text = (SOURCE / folder / "versions.tf").read_text()
+    return dict(re.findall(r'hashicorp/(\w+)"\n\s+version = "([^"]+)"', text))
 
 
 def text_of(folder: Path) -> str:
@@ -132,12 +148,21 @@ def environment(folder: Path, attached: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "TF_", "KUBE"))}
     settings = folder / "terraform.rc"
     settings.touch()
-    return {**kept, **attached, "CHECKPOINT_DISABLE": "1", "TF_IN_AUTOMATION": "1", "TF_CLI_CONFIG_FILE": str(settings)}
+    return {
+        **kept,
+        **attached,
+        "CHECKPOINT_DISABLE": "1",
+        "TF_IN_AUTOMATION": "1",
+        "TF_CLI_CONFIG_FILE": str(settings),
+    }
 
 
 def test_everything_is_formatted(program: str) -> None:
     ran = subprocess.run(
-        [program, "fmt", "-check", "-diff", "-recursive", str(SOURCE)], capture_output=True, text=True, timeout=SECONDS
+        [program, "fmt", "-check", "-diff", "-recursive", str(SOURCE)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
@@ -183,7 +208,8 @@ def test_a_missing_argument_is_found(terraform: Terraform) -> None:
 
 
 def test_a_setting_that_opens_the_api_fails_the_modules_own_test(terraform: Terraform) -> None:
-    broken = break_module(terraform, "cluster", "endpoint_public_access  = length(var.public_access_cidrs) > 0", "endpoint_public_access  = true")
+    private = "endpoint_public_access  = length(var.public_access_cidrs) > 0"
+    broken = break_module(terraform, "cluster", private, "endpoint_public_access  = true")
     ran = terraform.run(broken, "test")
     assert ran.returncode == 1
     assert "The API must be reached from the VPC, and not from the internet." in ran.stdout + ran.stderr
@@ -207,8 +233,7 @@ def plan(request: pytest.FixtureRequest, terraform: Terraform) -> dict[str, Any]
     shutil.copytree(SOURCE / request.param, folder, ignore=shutil.ignore_patterns(".terraform*"))
     (folder / "backend_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
     (folder / "terraform.tfvars.json").write_text(json.dumps(VARIABLES[request.param]))
-    terraform._ready.add(folder)
-    terraform.expect(root, "init", "-input=false")
+    terraform.initialise(root, "-input=false")
     terraform.expect(root, "plan", "-input=false", "-lock=false", "-out", "planned")
     planned: dict[str, Any] = json.loads(terraform.expect(root, "show", "-json", "planned"))
     return {"root": request.param, **planned}
@@ -224,20 +249,20 @@ def test_a_new_account_gets_a_plan_that_only_creates(plan: dict[str, Any]) -> No
 def test_everything_bears_the_clusters_tag(plan: dict[str, Any]) -> None:
     tags = plan["configuration"]["provider_config"]["aws"]["expressions"]["default_tags"]
     assert "var.cluster_name" in json.dumps(tags)
-    assert '"mezzotint.dev/cluster"' in (SOURCE / plan["root"]).joinpath(
-        "versions.tf" if plan["root"] == "infra" else "providers.tf"
-    ).read_text()
+    written = re.search(r"default_tags \{\n\s+tags = (.*)", text_of(SOURCE / plan["root"]))
+    assert written
+    assert written[1] == '{ "mezzotint.dev/cluster" = var.cluster_name }'
 
 
 def test_no_secret_is_in_a_variable_or_an_output(plan: dict[str, Any]) -> None:
     secret = re.compile("password|token|secret", re.I)
     named = [*plan.get("variables", {}), *plan["configuration"]["root_module"].get("outputs", {})]
-    assert [name for name in named if secret.search(name)] in ([], ["database_secret_arn", "valkey_secret_arn"])
+    assert {name for name in named if secret.search(name)} <= {"database_secret_arn", "valkey_secret_arn"}
 
 
 def test_the_outputs_are_the_names_that_the_sites_files_take() -> None:
     contract = (REPOSITORY / "deploy/README.md").read_text()
-    outputs = set(re.findall(r'^output "(\w+)"', (SOURCE / "infra/outputs.tf").read_text(), re.M))
+    outputs = set(declared("output", "infra/outputs.tf"))
     site, _, further = contract.partition("### `site.env`")[2].partition("Further outputs of `infra`")
     expected = {name.lower() for name in re.findall(r"`([A-Z_]{3,})`", site)}
     expected |= set(re.findall(r"`([a-z_]+)`", further)) - {"infra", "username", "password"}
@@ -246,23 +271,20 @@ def test_the_outputs_are_the_names_that_the_sites_files_take() -> None:
 
 
 def test_what_addons_takes_is_what_infra_gives() -> None:
-    outputs = set(re.findall(r'^output "(\w+)"', (SOURCE / "infra/outputs.tf").read_text(), re.M))
-    variables = re.findall(r'^variable "(\w+)" \{\n(.*?)^\}', (SOURCE / "addons/variables.tf").read_text(), re.M | re.S)
-    required = {name for name, body in variables if "default " not in body}
+    variables = declared("variable", "addons/variables.tf")
+    required = {name for name, body in variables.items() if "default " not in body}
     assert required
-    assert required <= outputs
+    assert required <= set(declared("output", "infra/outputs.tf"))
 
 
 def test_pinned_providers_are_those_whose_arguments_were_checked(schemas: dict[str, Schema]) -> None:
     for root in ("infra", "addons"):
-        pins = dict(re.findall(r'hashicorp/(\w+)"\n\s+version = "([^"]+)"', (SOURCE / root / "versions.tf").read_text()))
+        pins = wanted_providers(root)
         assert pins
         assert pins == {name: schemas[name]["version"] for name in pins}
     for module in MODULES:
-        for name, wanted in re.findall(
-            r'hashicorp/(\w+)"\n\s+version = "~> ([^"]+)"', (SOURCE / "modules" / module / "versions.tf").read_text()
-        ):
-            major, minor = (int(part) for part in wanted.split("."))
+        for name, wanted in wanted_providers(f"modules/{module}").items():
+            major, minor = (int(part) for part in wanted.removeprefix("~> ").split("."))
             checked = [int(part) for part in schemas[name]["version"].split(".")]
             assert checked[0] == major, name
             assert checked[1] >= minor, name
@@ -272,11 +294,11 @@ def test_pinned_providers_are_those_whose_arguments_were_checked(schemas: dict[s
 def test_each_module_says_what_it_takes_and_gives(module: str) -> None:
     """Every variable and output of a module has a description, and its README names each."""
     readme = (SOURCE / "modules" / module / "README.md").read_text()
-    for file in ("variables.tf", "outputs.tf"):
-        found = re.findall(r'^(?:variable|output) "(\w+)" \{\n(.*?)^\}', (SOURCE / "modules" / module / file).read_text(), re.M | re.S)
+    for kind in ("variable", "output"):
+        found = declared(kind, f"modules/{module}/{kind}s.tf")
         assert found
-        for name, body in found:
-            assert "description = " in body, f"{module}/{file}: {name}"
+        for name, body in found.items():
+            assert "description = " in body, f"{module}: {kind} {name}"
             assert f"`{name}`" in readme, f"{module}/README.md: {name}"
 
 

@@ -1,8 +1,8 @@
-"""As much of Terraform's plug-in protocol, version 6, as a provider speaks that knows schemas and nothing else.
+"""As much of Terraform's plug-in protocol, version 6, as a provider of schemas and nothing else speaks.
 
-Messages are built from the table below when this is imported, so that neither a compiler nor generated code is
-needed. On the wire a message is its fields' numbers and kinds; the numbers are those of `tfplugin6.proto`, which
-HashiCorp publishes with Terraform. Knows nothing of schemas' contents.
+Messages are built from the table below when this is imported, so that neither a compiler nor generated code
+is needed. On the wire a message is its fields' numbers and kinds; the numbers are those of `tfplugin6.proto`,
+which HashiCorp publishes with Terraform. Knows nothing of schemas' contents.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MESSAGES = {
     "RawState": "bytes json 1",
     "Schema": "int64 version 1, Block block 2",
     "Block": "int64 version 1, *Attribute attributes 2, *NestedBlock block_types 3",
-    "Attribute": "string name 1, bytes type 2, Object nested_type 10, bool required 4, bool optional 5, bool computed 6",
+    "Attribute": "string name 1, bytes type 2, bool required 4, bool optional 5, bool computed 6, "
+    "Object nested_type 10",
     "NestedBlock": "string type_name 1, Block block 2, int64 nesting 3, int64 min_items 4, int64 max_items 5",
     "Object": "*Attribute attributes 1, int64 nesting 3",
     "NamedSchema": "string key 1, Schema value 2",

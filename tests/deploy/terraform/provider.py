@@ -2,8 +2,8 @@
 
 They run inside the tests' own process, one server each on loopback, and Terraform is told where
 (`TF_REATTACH_PROVIDERS`): so the real `terraform` validates, plans and tests without a network and without an
-account. A computed attribute is unknown in a plan and made up by an apply. Data sources answer what `ANSWERS` says,
-and make up the rest.
+account. A computed attribute is unknown in a plan and made up by an apply. Data sources answer what they are
+told to, and make up the rest.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What arguments a Terraform provider takes, read from the bindings that CDK for Terraform published of it on npm.
+"""What arguments a Terraform provider takes, read from the bindings of it that CDK for Terraform put on npm.
 
-The bindings are generated from the provider's own schema, and one folder of the package is one resource or data
-source: `index.js` says how each argument is written as HCL, `index.d.ts` which are required and which are blocks.
-What they do not say: enums, conflicts, defaults, and whether an optional argument is also computed. So what is
-checked with them is names, places, types and required arguments.
+The bindings are generated from the provider's own schema, and one folder of the package is one resource or
+data source: `index.js` says how each argument is written as HCL, `index.d.ts` which are required and which
+are blocks. What they do not say: enums, conflicts, defaults, and whether an optional argument is also
+computed. So what is checked with them is names, places, types and required arguments.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import re
 import shutil
 import subprocess
 import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Type = str | list[Any]
 Schema = dict[str, Any]
 
-# The package of each provider, and the version of the provider that it was generated from.
+# The package of each provider. It says itself which version of the provider it was generated from.
 PACKAGES = {
-    "aws": ("@cdktf/provider-aws@21.22.1", "6.25.0"),
-    "helm": ("@cdktf/provider-helm@12.1.2", ""),
-    "http": ("@cdktf/provider-http@10.0.1", ""),
-    "kubernetes": ("@cdktf/provider-kubernetes@12.1.1", ""),
-    "random": ("@cdktf/provider-random@12.0.1", ""),
+    "aws": "@cdktf/provider-aws@21.22.1",
+    "helm": "@cdktf/provider-helm@12.1.2",
+    "http": "@cdktf/provider-http@10.0.1",
+    "kubernetes": "@cdktf/provider-kubernetes@12.1.1",
+    "random": "@cdktf/provider-random@12.0.1",
 }
 FETCH_SECONDS = 240
 
@@ -40,7 +40,9 @@ _INTERFACE = re.compile(r"export interface (\w+)[^{]*\{(.*?)\n\}", re.S)
 _MEMBER = re.compile(r"/\*\*(?P<doc>.*?)\*/\s*readonly (?P<name>\w+)(?P<optional>\??):", re.S)
 _WRITER = re.compile(r"function (\w+)ToHclTerraform\(struct\) \{(.*?)\n\}", re.S)
 _CLASS = re.compile(r"^class (\w+) extends cdktf\.(\w+) \{(.*?)^\}", re.S | re.M)
-_GETTER = re.compile(r"return (?P<set>cdktf\.Fn\.tolist\()?this\.get(?P<kind>\w+)Attribute\('(?P<name>\w+)'\)")
+_GETTER = re.compile(
+    r"return (?P<set>cdktf\.Fn\.tolist\()?this\.get(?P<kind>\w+)Attribute\('(?P<name>\w+)'\)"
+)
 _CHILD = re.compile(r'this\._\w+ = new (\w+?)(List|Map|OutputReference)\(this, "(\w+)"')
 _ROOTS = {"TerraformResource": "resources", "TerraformDataSource": "data", "TerraformProvider": "provider"}
 _PLAIN = {"string": "string", "number": "number", "boolean": "bool", "any": "dynamic"}
@@ -62,14 +64,14 @@ class NotFetched(Exception):
 
 
 def read_schema(provider: str, cache: Path) -> Schema:
-    """The schema of `provider`: `{"provider": block, "resources": {type: block}, "data": {type: block}}`.
+    """`{"version": …, "provider": block, "resources": {type: block}, "data": {type: block}}` of `provider`.
 
     Fetched once into `cache`, and read from there afterwards.
 
     Raises:
         NotFetched: it is not in the cache, and npm could not bring it.
     """
-    package, _ = PACKAGES[provider]
+    package = PACKAGES[provider]
     kept = cache / f"{package.rsplit('/', 1)[1].replace('@', '-')}.json"
     if not kept.exists():
         archive = _fetch(package, cache)
@@ -143,7 +145,6 @@ class _Binding:
     classes: dict[str, tuple[str, str]]
     writers: dict[str, str]
     members: dict[str, dict[str, _Member]]
-    seen: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, script: str, types: str) -> _Binding:
@@ -174,7 +175,8 @@ class _Binding:
             if member.is_block:
                 blocks[name] = _nested_block(entry["kind"], shape, member, inner)
             else:
-                nesting = "single" if entry["kind"] == "struct" or shape == "OutputReference" else entry["kind"]
+                alone = entry["kind"] == "struct" or shape == "OutputReference"
+                nesting = "single" if alone else entry["kind"]
                 attributes[name] = _argument(member, nesting=nesting, attributes=inner["attributes"])
         for name, kind in self._computed(body).items():
             if name not in attributes and name not in blocks:
@@ -219,7 +221,12 @@ def _plain_type(kind: str, stored: str) -> Type | None:
 
 
 def _argument(member: _Member, **of: Any) -> Schema:
-    return {"required": member.required, "optional": not member.required, "computed": not member.required, **of}
+    return {
+        "required": member.required,
+        "optional": not member.required,
+        "computed": not member.required,
+        **of,
+    }
 
 
 def _computed(kind: Type) -> Schema:

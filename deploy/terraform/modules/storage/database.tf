@@ -83,6 +83,7 @@ resource "aws_iam_role_policy_attachment" "database_monitoring" {
 }
 
 resource "aws_db_instance" "this" {
+  #checkov:skip=CKV_AWS_353:enhanced monitoring, the log of slow statements and the service's own metrics of its store are kept instead
   identifier     = var.cluster_name
   engine         = "postgres"
   engine_version = "17"
