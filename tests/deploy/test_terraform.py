@@ -200,6 +200,15 @@ def test_a_misspelled_argument_is_found(terraform: Terraform, module: str, right
     assert f'An argument named "{wrong}" is not expected here.' in ran.stderr
 
 
+def test_an_argument_in_the_wrong_block_is_found(terraform: Terraform) -> None:
+    broken = break_module(
+        terraform, "cluster", "  vpc_config {\n", "  endpoint_private_access = true\n\n  vpc_config {\n"
+    )
+    ran = terraform.run(broken, "validate")
+    assert ran.returncode == 1
+    assert 'An argument named "endpoint_private_access" is not expected here.' in ran.stderr
+
+
 def test_a_missing_argument_is_found(terraform: Terraform) -> None:
     broken = break_module(terraform, "cluster", "  role_arn = aws_iam_role.cluster.arn\n", "")
     ran = terraform.run(broken, "validate")
@@ -225,17 +234,33 @@ def break_module(terraform: Terraform, module: str, right: str, wrong: str) -> P
     return broken
 
 
+@pytest.mark.parametrize("root", sorted(VARIABLES))
+def test_what_was_applied_is_left_alone_and_can_all_be_removed(terraform: Terraform, root: str) -> None:
+    """As far as a provider that creates nothing can tell: no cycle, and no difference that comes again."""
+    folder = with_local_state(terraform, root, f"applied-{root}")
+    terraform.expect(folder, "apply", "-input=false", "-auto-approve")
+    again = terraform.run(folder, "plan", "-input=false", "-detailed-exitcode")
+    assert again.returncode == 0, again.stdout
+    terraform.expect(folder, "destroy", "-input=false", "-auto-approve")
+    assert json.loads((folder / "terraform.tfstate").read_text())["resources"] == []
+
+
+def with_local_state(terraform: Terraform, root: str, name: str) -> Path:
+    """A copy of the root with its variables given and its state on this disk, initialised."""
+    folder = terraform.folder / name
+    shutil.copytree(SOURCE / root, folder, ignore=shutil.ignore_patterns(".terraform*"))
+    (folder / "backend_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
+    (folder / "terraform.tfvars.json").write_text(json.dumps(VARIABLES[root]))
+    terraform.initialise(folder, "-input=false")
+    return folder
+
+
 @pytest.fixture(scope="module", params=sorted(VARIABLES))
 def plan(request: pytest.FixtureRequest, terraform: Terraform) -> dict[str, Any]:
     """A real plan of a root as a new account would see it, its state on this disk."""
-    root = f"plan-{request.param}"
-    folder = terraform.folder / root
-    shutil.copytree(SOURCE / request.param, folder, ignore=shutil.ignore_patterns(".terraform*"))
-    (folder / "backend_override.tf").write_text('terraform {\n  backend "local" {}\n}\n')
-    (folder / "terraform.tfvars.json").write_text(json.dumps(VARIABLES[request.param]))
-    terraform.initialise(root, "-input=false")
-    terraform.expect(root, "plan", "-input=false", "-lock=false", "-out", "planned")
-    planned: dict[str, Any] = json.loads(terraform.expect(root, "show", "-json", "planned"))
+    folder = with_local_state(terraform, request.param, f"plan-{request.param}")
+    terraform.expect(folder, "plan", "-input=false", "-out", "planned")
+    planned: dict[str, Any] = json.loads(terraform.expect(folder, "show", "-json", "planned"))
     return {"root": request.param, **planned}
 
 

@@ -97,7 +97,7 @@ class SchemaProvider:
         return self._schemas
 
     def upgrade_resource_state(self, request: Any) -> Any:
-        return message("Upgraded", upgraded_state=_pack(json.loads(request.raw_state.json)))
+        return message("Upgraded", upgraded_state=message("Value", json=request.raw_state.json))
 
     def read_resource(self, request: Any) -> Any:
         return message("WasRead", new_state=request.current_state, private=request.private)

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,28 +75,28 @@ def read_schema(provider: str, cache: Path) -> Schema:
     package = PACKAGES[provider]
     kept = cache / f"{package.rsplit('/', 1)[1].replace('@', '-')}.json"
     if not kept.exists():
-        archive = _fetch(package, cache)
-        unfinished = kept.with_suffix(".part")
-        unfinished.write_text(json.dumps(_read_package(archive)))
-        unfinished.replace(kept)
-        archive.unlink()
+        cache.mkdir(parents=True, exist_ok=True)
+        # Another run may fetch it at the same time; whichever ends last has written the same.
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            unfinished = Path(folder) / "schema.json"
+            unfinished.write_text(json.dumps(_read_package(_fetch(package, Path(folder)))))
+            unfinished.replace(kept)
     schema: Schema = json.loads(kept.read_text())
     return schema
 
 
-def _fetch(package: str, cache: Path) -> Path:
+def _fetch(package: str, folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise NotFetched("needs npm, to fetch the providers' schemas once")
-    cache.mkdir(parents=True, exist_ok=True)
     command = [npm, "pack", package, "--loglevel=error"]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, cwd=cache)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, cwd=folder)
     except subprocess.TimeoutExpired:
         raise NotFetched(f"npm did not bring {package} within {FETCH_SECONDS} s") from None
     if ran.returncode:
         raise NotFetched(f"npm did not bring {package}: {ran.stderr.strip()[-300:]}")
-    return cache / ran.stdout.strip().splitlines()[-1]
+    return folder / ran.stdout.strip().splitlines()[-1]
 
 
 def _read_package(archive: Path) -> Schema:

@@ -37,6 +37,7 @@ locals {
     health       = { source = "aws.health", type = "AWS Health Event" }
     interruption = { source = "aws.ec2", type = "EC2 Spot Instance Interruption Warning" }
     rebalance    = { source = "aws.ec2", type = "EC2 Instance Rebalance Recommendation" }
+    reservation  = { source = "aws.ec2", type = "EC2 Capacity Reservation Instance Interruption Warning" }
     state        = { source = "aws.ec2", type = "EC2 Instance State-change Notification" }
   }
 }

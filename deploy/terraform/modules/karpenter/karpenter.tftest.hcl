@@ -68,8 +68,8 @@ run "interruptions_are_heard_of" {
   }
 
   assert {
-    condition     = length(aws_cloudwatch_event_rule.interruptions) == 4 && alltrue([for target in aws_cloudwatch_event_target.interruptions : target.arn == aws_sqs_queue.interruptions.arn])
-    error_message = "Health, spot interruption, rebalance and state changes must reach the queue."
+    condition     = length(aws_cloudwatch_event_rule.interruptions) == 5 && alltrue([for target in aws_cloudwatch_event_target.interruptions : target.arn == aws_sqs_queue.interruptions.arn])
+    error_message = "Health, interruptions of spot and reserved capacity, rebalancing and state changes must reach the queue."
   }
 
   assert {
