@@ -12,6 +12,7 @@ mock_provider "aws" {
 
 mock_provider "helm" {}
 mock_provider "kubernetes" {}
+mock_provider "random" {}
 
 mock_provider "http" {
   mock_data "http" {

@@ -5,8 +5,8 @@ variable "region" {
   type        = string
 
   validation {
-    condition     = can(regex("^(af|ap|ca|eu|il|me|mx|sa|us|us-gov|cn)-(central|north|south|east|west|northeast|northwest|southeast|southwest)-[1-9]$", var.region))
-    error_message = "region must be the name of an AWS region, such as us-west-2 or eu-central-1; not a zone, such as us-west-2a."
+    condition     = can(regex("^(af|ap|ca|eu|il|me|mx|sa|us|us-gov)-(central|north|south|east|west|northeast|northwest|southeast|southwest)-[1-9]$", var.region))
+    error_message = "region must be the name of an AWS region, such as us-west-2 or eu-central-1; not a zone, such as us-west-2a. China's regions name services otherwise and are not known here."
   }
 }
 

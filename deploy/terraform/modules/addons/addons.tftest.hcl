@@ -12,6 +12,7 @@ mock_provider "aws" {
 
 mock_provider "helm" {}
 mock_provider "kubernetes" {}
+mock_provider "random" {}
 
 mock_provider "http" {
   mock_data "http" {
@@ -221,7 +222,7 @@ run "monitoring_is_a_choice" {
   }
 
   assert {
-    condition     = length(helm_release.prometheus_stack) == 0
+    condition     = length(helm_release.prometheus_stack) == 0 && length(kubernetes_namespace_v1.monitoring) == 0
     error_message = "A cluster that is watched otherwise must be left so."
   }
 }
@@ -232,6 +233,15 @@ run "monitors_of_every_namespace_are_scraped" {
   assert {
     condition     = yamldecode(helm_release.prometheus_stack[0].values[0]).prometheus.prometheusSpec.podMonitorSelectorNilUsesHelmValues == false && yamldecode(helm_release.prometheus_stack[0].values[0]).prometheus.prometheusSpec.ruleSelectorNilUsesHelmValues == false
     error_message = "Prometheus must take the manifests' monitors and rules."
+  }
+}
+
+run "grafana_has_a_password_of_its_own" {
+  command = plan
+
+  assert {
+    condition     = yamldecode(helm_release.prometheus_stack[0].values[0]).grafana.admin.existingSecret == kubernetes_secret_v1.grafana[0].metadata[0].name && random_password.grafana[0].length >= 24
+    error_message = "The chart's own password is known to everybody."
   }
 }
 

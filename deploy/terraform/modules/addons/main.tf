@@ -138,16 +138,45 @@ resource "helm_release" "metrics_server" {
   version    = local.charts.metrics_server
 }
 
+resource "kubernetes_namespace_v1" "monitoring" {
+  count = var.monitoring ? 1 : 0
+
+  metadata {
+    name = "monitoring"
+  }
+}
+
+# The chart's own password is known to everybody.
+resource "random_password" "grafana" {
+  count = var.monitoring ? 1 : 0
+
+  length  = 32
+  special = false
+}
+
+resource "kubernetes_secret_v1" "grafana" {
+  count = var.monitoring ? 1 : 0
+
+  metadata {
+    name      = "grafana-admin"
+    namespace = kubernetes_namespace_v1.monitoring[0].metadata[0].name
+  }
+
+  data = {
+    user     = "admin"
+    password = random_password.grafana[0].result
+  }
+}
+
 resource "helm_release" "prometheus_stack" {
   count = var.monitoring ? 1 : 0
 
-  name             = "monitoring"
-  namespace        = "monitoring"
-  create_namespace = true
-  repository       = "https://prometheus-community.github.io/helm-charts"
-  chart            = "kube-prometheus-stack"
-  version          = local.charts.prometheus_stack
-  timeout          = 900
+  name       = "monitoring"
+  namespace  = kubernetes_namespace_v1.monitoring[0].metadata[0].name
+  repository = "https://prometheus-community.github.io/helm-charts"
+  chart      = "kube-prometheus-stack"
+  version    = local.charts.prometheus_stack
+  timeout    = 900
 
   values = [yamlencode({
     # The control plane is AWS's: these cannot be scraped, and would alert for ever.
@@ -182,9 +211,8 @@ resource "helm_release" "prometheus_stack" {
     }
 
     grafana = {
-      # Takes away the chart's known password; Grafana's own chart then makes one and keeps it in its secret.
-      adminPassword = null
-      sidecar       = { dashboards = { searchNamespace = "ALL" } }
+      admin   = { existingSecret = kubernetes_secret_v1.grafana[0].metadata[0].name, userKey = "user", passwordKey = "password" }
+      sidecar = { dashboards = { searchNamespace = "ALL" } }
     }
   })]
 }
