@@ -55,6 +55,8 @@ VARIABLES = {
         "accelerator": "inf2",
         "vpc_id": "vpc-0123456789abcdef0",
         "interruption_queue": "plate",
+        # Of infra's outputs, one that addons does not take: given in a file, it is no error.
+        "model_uri": "s3://plate-models/sdxl-inf2",
     },
 }
 

@@ -50,14 +50,15 @@ module "cluster" {
 module "karpenter" {
   source = "../modules/karpenter"
 
-  cluster_name = module.cluster.cluster_name
+  cluster_name = var.cluster_name
   cluster_arn  = module.cluster.cluster_arn
 }
 
 module "storage" {
   source = "../modules/storage"
 
-  cluster_name             = module.cluster.cluster_name
+  cluster_name             = var.cluster_name
+  cluster_arn              = module.cluster.cluster_arn
   vpc_id                   = module.network.vpc_id
   subnet_ids               = module.network.private_subnet_ids
   client_security_group_id = module.cluster.cluster_security_group_id

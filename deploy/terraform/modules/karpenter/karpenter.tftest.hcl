@@ -26,7 +26,7 @@ variables {
 
 run "the_controller_has_its_role_by_pod_identity" {
   assert {
-    condition     = aws_eks_pod_identity_association.controller.namespace == "kube-system" && aws_eks_pod_identity_association.controller.service_account == "karpenter"
+    condition     = aws_eks_pod_identity_association.controller.cluster_name == "plate" && aws_eks_pod_identity_association.controller.namespace == "kube-system" && aws_eks_pod_identity_association.controller.service_account == "karpenter"
     error_message = "The role must be that of ServiceAccount karpenter in kube-system."
   }
 

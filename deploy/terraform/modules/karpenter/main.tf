@@ -35,7 +35,8 @@ resource "aws_iam_role_policy_attachment" "node" {
 }
 
 resource "aws_eks_access_entry" "node" {
-  cluster_name  = var.cluster_name
+  # The name out of the ARN: what waits for the cluster says so by it.
+  cluster_name  = basename(var.cluster_arn)
   principal_arn = aws_iam_role.node.arn
   type          = "EC2_LINUX"
 }
@@ -80,7 +81,7 @@ resource "aws_iam_role_policy_attachment" "controller" {
 }
 
 resource "aws_eks_pod_identity_association" "controller" {
-  cluster_name    = var.cluster_name
+  cluster_name    = basename(var.cluster_arn)
   namespace       = "kube-system"
   service_account = "karpenter"
   role_arn        = aws_iam_role.controller.arn

@@ -1,5 +1,5 @@
 variable "cluster_name" {
-  description = "Name of the EKS cluster; it must exist."
+  description = "Name of the EKS cluster, for names; it need not exist yet."
   type        = string
 }
 

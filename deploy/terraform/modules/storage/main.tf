@@ -93,7 +93,8 @@ resource "aws_iam_role_policy" "service" {
 }
 
 resource "aws_eks_pod_identity_association" "service" {
-  cluster_name    = var.cluster_name
+  # The name out of the ARN: this waits for the cluster, and the stores, which take as long to make, do not.
+  cluster_name    = basename(var.cluster_arn)
   namespace       = "mezzotint"
   service_account = "mezzotint"
   role_arn        = aws_iam_role.service.arn

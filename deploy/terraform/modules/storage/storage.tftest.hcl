@@ -43,6 +43,7 @@ mock_provider "random" {
 
 variables {
   cluster_name             = "plate"
+  cluster_arn              = "arn:aws:eks:eu-north-1:111122223333:cluster/plate"
   vpc_id                   = "vpc-0123456789abcdef0"
   subnet_ids               = ["subnet-a", "subnet-b"]
   client_security_group_id = "sg-0123456789abcdef0"
@@ -88,7 +89,7 @@ run "buckets" {
 
 run "the_service_reads_models_and_writes_pictures_and_no_more" {
   assert {
-    condition     = aws_eks_pod_identity_association.service.namespace == "mezzotint" && aws_eks_pod_identity_association.service.service_account == "mezzotint"
+    condition     = aws_eks_pod_identity_association.service.cluster_name == "plate" && aws_eks_pod_identity_association.service.namespace == "mezzotint" && aws_eks_pod_identity_association.service.service_account == "mezzotint"
     error_message = "The role must be that of ServiceAccount mezzotint in namespace mezzotint."
   }
 
