@@ -231,7 +231,7 @@ run "monitors_of_every_namespace_are_scraped" {
   command = plan
 
   assert {
-    condition     = yamldecode(helm_release.prometheus_stack[0].values[0]).prometheus.prometheusSpec.podMonitorSelectorNilUsesHelmValues == false && yamldecode(helm_release.prometheus_stack[0].values[0]).prometheus.prometheusSpec.ruleSelectorNilUsesHelmValues == false
+    condition     = alltrue([for kind in ["podMonitor", "serviceMonitor", "scrapeConfig", "rule"] : yamldecode(helm_release.prometheus_stack[0].values[0]).prometheus.prometheusSpec["${kind}SelectorNilUsesHelmValues"] == false])
     error_message = "Prometheus must take the manifests' monitors and rules."
   }
 }

@@ -190,6 +190,7 @@ resource "helm_release" "prometheus_stack" {
         podMonitorSelectorNilUsesHelmValues     = false
         probeSelectorNilUsesHelmValues          = false
         ruleSelectorNilUsesHelmValues           = false
+        scrapeConfigSelectorNilUsesHelmValues   = false
         serviceMonitorSelectorNilUsesHelmValues = false
 
         retention     = "${var.metrics_days}d"
