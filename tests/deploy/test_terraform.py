@@ -304,6 +304,28 @@ def test_what_addons_takes_is_what_infra_gives() -> None:
     assert required <= set(declared("output", "infra/outputs.tf"))
 
 
+def test_a_schema_says_what_is_required_computed_and_a_block(schemas: dict[str, Schema]) -> None:
+    """Facts that can be looked up in the documentation of AWS's provider, as its bindings are read."""
+    cluster = schemas["aws"]["resources"]["aws_eks_cluster"]
+    assert {name for name, each in cluster["attributes"].items() if each["required"]} == {"name", "role_arn"}
+    assert {
+        name for name, each in cluster["attributes"].items() if not each["required"] and not each["optional"]
+    } >= {
+        "arn",
+        "endpoint",
+        "certificate_authority",
+    }
+    vpc = cluster["blocks"]["vpc_config"]
+    assert (vpc["min"], vpc["max"]) == (1, 1)
+    assert vpc["block"]["attributes"]["subnet_ids"]["type"] == ["set", "string"]
+    assert vpc["block"]["attributes"]["vpc_id"] == {
+        "type": "string",
+        "required": False,
+        "optional": False,
+        "computed": True,
+    }
+
+
 def test_pinned_providers_are_those_whose_arguments_were_checked(schemas: dict[str, Schema]) -> None:
     for root in ("infra", "addons"):
         pins = wanted_providers(root)
