@@ -58,6 +58,16 @@ contract: $(STAMP)  ## Hold what optimum-neuron exports to what is read here, in
 	$(CONTRACT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/contract/requirements.txt
 	CONTRACT_PYTHON=$(CONTRACT)/bin/python $(BIN)/python -m pytest tests/contract
 
+SCAN := .venv-scan
+# What is there: the rendered manifests come from `kubectl kustomize`.
+SCANNED := $(wildcard deploy/terraform deploy/docker deploy/kubernetes/rendered)
+
+.PHONY: scan
+scan:  ## Hold Terraform, Dockerfiles and manifests to checkov's rules, in an environment of its own
+	test -x $(SCAN)/bin/python || $(PYTHON) -m venv $(SCAN)
+	$(SCAN)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/checkov-requirements.txt
+	$(SCAN)/bin/checkov $(SCANNED:%=--directory %) --config-file deploy/checkov.yaml
+
 .PHONY: check
 check: $(STAMP)  ## Lint, formatting and types
 	$(BIN)/ruff check .
@@ -79,5 +89,5 @@ manifests:  ## Render each overlay to one file, for `kubectl apply -f`
 
 .PHONY: clean
 clean:  ## Remove what was made here, the environment too
-	rm -rf $(VENV) $(CONTRACT) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out
+	rm -rf $(VENV) $(CONTRACT) $(SCAN) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out
 	find src tests training -name __pycache__ -type d -prune -exec rm -rf {} +
