@@ -127,8 +127,9 @@ def verify(
     every: Every = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Draw a picture through the load balancer, and see what is not to be reached. MEZZOTINT_API_KEY is the key,
-    or else the page's own.
+    """Draw a picture through the load balancer, and see what is not to be reached.
+
+    The key is MEZZOTINT_API_KEY, or else the page's own.
     """
     from mezzotint.deploy.up import run_stage, told, verify_service
 

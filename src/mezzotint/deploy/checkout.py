@@ -1,4 +1,4 @@
-"""Where the folder `deploy` of a checkout is. It is not in the wheel: manifests are read before they are run."""
+"""Where the folder `deploy` of a checkout is. The wheel has none: what is run is read first."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def images_of(config: DeployConfig) -> Mapping[str, str]:
     missing = [name for name in needed if name not in config.images]
     if missing:
         raise SettingInvalid(
-            f"images: {', '.join(missing)} of the overlay {config.overlay} not given. The registry is made by "
-            "infra: first `mezzotint deploy up --until addons`, then `make push` there, which says the digests",
+            f"images: {', '.join(missing)} of the overlay {config.overlay} not given. The registry is made "
+            "by infra: first `mezzotint deploy up --until addons`, then `make push` to it",
             param="images",
         )
     return {name: config.images[name] for name in needed}

@@ -1,8 +1,8 @@
-"""What `down` keeps unless it is told otherwise: buckets that hold objects, the database's last snapshot, and the
-keys that they are encrypted with.
+"""What `down` keeps unless it is told otherwise: buckets that hold objects, the database's last snapshot, and
+the keys that they are encrypted with.
 
-What is kept stays in terraform's state, so that the next `up` finds it; the destroy is told everything else by
-name. Nothing that is kept depends on anything that is not.
+What is kept stays in terraform's state, so that the next `up` finds it; the destroy is told everything else
+by name. Nothing that is kept depends on anything that is not.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ __all__ = [
     "snapshots",
 ]
 
+ENCRYPTION = "aws_s3_bucket_server_side_encryption_configuration"
 NO_BUCKET = ("NoSuchBucket",)
 NO_DATABASE = ("DBInstanceNotFound", "DBInstanceNotFoundFault")
 # The fewest that AWS takes.
@@ -72,8 +73,8 @@ def _empty(d: Deployment, bucket: str) -> None:
 
 
 def prepare_for_destroy(d: Deployment, owned: Iterable[Owned]) -> None:
-    """Take back the protection against deletion, which is there for every other case, and empty what terraform
-    would not delete full or leave for a week: images are built again, and a token without its store opens nothing.
+    """Take back the protection against deletion, which is there for every other case. Delete what terraform
+    would not, or not for a week: images are built again, and a token without its store opens nothing.
     """
     for each in owned:
         if each.type == "aws_ecr_repository":
@@ -141,9 +142,8 @@ def _keys_of(owned: Iterable[Owned], buckets: Iterable[str]) -> set[str]:
     for each in owned:
         if each.type == "aws_db_instance" and not each.values.get("skip_final_snapshot"):
             keys.add(str(each.values.get("kms_key_id")))
-        elif each.type == "aws_s3_bucket_server_side_encryption_configuration":
-            if str(each.values.get("bucket")) in chosen:
-                keys |= set(_named(each.values, "kms_master_key_id"))
+        elif each.type == ENCRYPTION and str(each.values.get("bucket")) in chosen:
+            keys |= set(_named(each.values, "kms_master_key_id"))
     return keys - {"", "None"}
 
 

@@ -1,4 +1,4 @@
-"""`mezzotint deploy down`: takes everything away, in an order in which each can still go, and shows that it did.
+"""`mezzotint deploy down`: takes everything away, in an order in which each can still go, and shows it gone.
 
 It begins with what is there, not with what the state says was made: after half an `up`, without a state, or a
 second time, it does what is left to do.
@@ -191,7 +191,7 @@ def _infra(r: Removal) -> None:
 
 
 def _destroy(d: Deployment, kept: frozenset[str]) -> None:
-    """What the cluster made while it ended, such as interfaces, may hold the network: removed, and once more."""
+    """Twice at most: what the cluster made while it ended, such as interfaces, may hold the network."""
     root = d.root("infra")
 
     def targets() -> list[str]:

@@ -1,7 +1,7 @@
 """What controllers made in the account outside terraform, found by the cluster's tag, and removed.
 
-Load balancers and their groups (AWS Load Balancer Controller), instances (Karpenter), volumes (the EBS driver),
-network interfaces (the CNI). What terraform or EKS keeps itself is left to them as long as they are there.
+Load balancers and their groups (AWS Load Balancer Controller), instances (Karpenter), volumes (the EBS
+driver), network interfaces (the CNI). What is terraform's or EKS's is left to them.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ HELD = ("DependencyViolation", "VolumeInUse", "ResourceInUse", "InvalidNetworkIn
 
 
 def tag_filters(d: Deployment) -> tuple[str, ...]:
-    """Each alone means: of this cluster. The tag's value is the cluster's name, or says that it is its own."""
+    """Each alone means: of this cluster."""
     return (
         f"Name=tag:{CLUSTER_TAG},Values={d.cluster}",
         f"Name=tag:kubernetes.io/cluster/{d.cluster},Values=owned",
@@ -150,8 +150,8 @@ def find_leftovers(d: Deployment, kept_by: frozenset[str] = frozenset()) -> list
 
 def _tagged(d: Deployment, kind: Kind) -> list[Mapping[str, Any]]:
     found: dict[str, Mapping[str, Any]] = {}
-    for filter in tag_filters(d):
-        for each in kind.items(d.aws("ec2", kind.describe, "--filters", filter)):
+    for tag in tag_filters(d):
+        for each in kind.items(d.aws("ec2", kind.describe, "--filters", tag)):
             found[str(each[kind.id])] = each
     return list(found.values())
 
@@ -169,13 +169,12 @@ def _target_groups(d: Deployment) -> list[str]:
 
 def _of_cluster(d: Deployment, arns: list[str]) -> list[str]:
     """Their tags cannot be filtered by; they are asked for, twenty at a time."""
-    found = []
+    found: list[str] = []
     for at in range(0, len(arns), TAGS_AT_ONCE):
         some = arns[at : at + TAGS_AT_ONCE]
         told = d.aws("elbv2", "describe-tags", "--resource-arns", *some, missing=GONE) or {}
-        for each in told.get("TagDescriptions", []):
-            if is_of_cluster(d, _tags(each)):
-                found.append(str(each["ResourceArn"]))
+        described = told.get("TagDescriptions", [])
+        found += [str(each["ResourceArn"]) for each in described if is_of_cluster(d, _tags(each))]
     return found
 
 

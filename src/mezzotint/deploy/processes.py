@@ -5,6 +5,7 @@ The rest of the package knows only `Launch`, so a test can answer in the tools' 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -151,10 +152,8 @@ class Processes:
                 continue
             break
         # What it started itself goes with it, or a pipe would stay open.
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""Shows that nothing billable is left: by tag through one API, and of each service that costs money by its own.
+"""Shows that nothing billable is left: by tag, through one API, and by the services that cost money.
 
 The tagging API forgets what is deleted only after a while. So of what it lists, the service itself is asked;
 what no service here knows of is listed as left, for somebody to look at.
@@ -112,8 +112,8 @@ def look_for_billables(d: Deployment) -> Found:
     """Everything with the cluster's tag, sorted into what is left and what is kept: data, and its keys."""
     left = [str(each) for each in find_leftovers(d)]
     for kind in BILLABLES:
-        for filter in tag_filters(d):
-            listed = d.aws("ec2", kind.describe, *_filter(kind, filter)).get(kind.list, [])
+        for tag in tag_filters(d):
+            listed = d.aws("ec2", kind.describe, *_filter(kind, tag)).get(kind.list, [])
             left += [f"{kind.name} {each[kind.id]}" for each in listed if not kind.gone(each)]
     if d.aws("eks", "describe-cluster", "--name", d.cluster, missing=("ResourceNotFoundException",)):
         left.append(f"EKS cluster {d.cluster}")
@@ -136,20 +136,20 @@ def look_for_billables(d: Deployment) -> Found:
     return Found(tuple(sorted(set(left))), tuple(sorted(set(kept))))
 
 
-def _filter(kind: Billable, filter: str) -> tuple[str, str]:
+def _filter(kind: Billable, tag: str) -> tuple[str, str]:
     # The one call whose option is called by another name.
-    return ("--filter" if kind.describe == "describe-nat-gateways" else "--filters", filter)
+    return ("--filter" if kind.describe == "describe-nat-gateways" else "--filters", tag)
 
 
 def tagged(d: Deployment) -> list[str]:
     """The ARNs that the tagging API lists, some of them of what is gone."""
     arns: set[str] = set()
-    for filter in (
+    for tag in (
         f"Key={CLUSTER_TAG},Values={d.cluster}",
         f"Key=kubernetes.io/cluster/{d.cluster},Values=owned",
         f"Key={ELB_CLUSTER_TAG},Values={d.cluster}",
     ):
-        listed = d.aws("resourcegroupstaggingapi", "get-resources", "--tag-filters", filter)
+        listed = d.aws("resourcegroupstaggingapi", "get-resources", "--tag-filters", tag)
         arns |= {str(each["ResourceARN"]) for each in listed.get("ResourceTagMappingList", [])}
     return sorted(arns)
 

@@ -1,7 +1,7 @@
-"""A call of a tool as the stages make it: a limit, a bounded number of tries, nothing secret in what it says.
+"""A call of a tool as the stages make it: a limit, a bounded number of tries, no secret in what it says.
 
-Only what may be different the next time is tried again: throttling, a lost connection. In a dry run what would
-change anything is printed instead.
+Only what may be different the next time is tried again: throttling, a lost connection. In a dry run what
+would change anything is printed instead.
 """
 
 from __future__ import annotations
