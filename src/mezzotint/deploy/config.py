@@ -13,7 +13,7 @@ from typing import Any
 from mezzotint.config_file import read_table
 from mezzotint.errors import SettingInvalid
 
-__all__ = ["NOT_VARIABLES", "OVERLAYS", "DeployConfig", "Overlay", "images_of", "read_config"]
+__all__ = ["NOT_VARIABLES", "OVERLAYS", "DeployConfig", "Overlay", "read_config"]
 
 CLUSTER = re.compile(r"(?=.{3,24}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -37,26 +37,20 @@ BACKEND = ("bucket", "key_prefix", "region", "kms_key_id")
 
 @dataclass(frozen=True)
 class Overlay:
-    """images: what its pods run. instance_type: of an engine, unless said otherwise. quota, family: AWS's
-    code and name of the limit on running vCPUs of that family, on demand.
+    """instance_type: of an engine, unless said otherwise. quota, family: AWS's code and name of the limit on
+    running vCPUs of that family, on demand.
     """
 
-    images: tuple[str, ...]
     instance_type: str
     quota: str
     family: str
 
 
+IMAGES = ("mezzotint/cpu", "mezzotint/cuda", "mezzotint/neuron", "mezzotint/ui")
 OVERLAYS = {
-    "gpu": Overlay(
-        ("mezzotint/cpu", "mezzotint/cuda", "mezzotint/ui"), "g6e.xlarge", "L-DB2E81BA", "G and VT"
-    ),
-    "inf2": Overlay(
-        ("mezzotint/cpu", "mezzotint/neuron", "mezzotint/ui"), "inf2.8xlarge", "L-1945791B", "Inf"
-    ),
-    "trn1": Overlay(
-        ("mezzotint/cpu", "mezzotint/neuron", "mezzotint/ui"), "trn1.2xlarge", "L-2C3B7624", "Trn"
-    ),
+    "gpu": Overlay("g6e.xlarge", "L-DB2E81BA", "G and VT"),
+    "inf2": Overlay("inf2.8xlarge", "L-1945791B", "Inf"),
+    "trn1": Overlay("trn1.2xlarge", "L-2C3B7624", "Trn"),
 }
 
 
@@ -101,23 +95,6 @@ def read_config(path: Path | None, **flags: Any) -> DeployConfig:
     given["region"] = given.get("region") or os.environ.get("AWS_REGION") or ""
     given["cidrs"] = tuple(given.get("cidrs", ()))
     return _checked(replace(DeployConfig(**given), images=images))
-
-
-def images_of(config: DeployConfig) -> Mapping[str, str]:
-    """Of each image that the overlay runs, its reference.
-
-    Raises:
-        SettingInvalid: one is missing.
-    """
-    needed = OVERLAYS[config.overlay].images
-    missing = [name for name in needed if name not in config.images]
-    if missing:
-        raise SettingInvalid(
-            f"images: {', '.join(missing)} of the overlay {config.overlay} not given. The registry is made "
-            "by infra: first `mezzotint deploy up --until addons`, then `make push` to it",
-            param="images",
-        )
-    return {name: config.images[name] for name in needed}
 
 
 def _flattened(path: Path) -> dict[str, Any]:
@@ -168,9 +145,8 @@ def _checked(config: DeployConfig) -> DeployConfig:
     if config.overlay:
         _require(config.overlay in OVERLAYS, "overlay", " or ".join(OVERLAYS), config.overlay)
     _check_load_balancer(config)
-    known = sorted({image for overlay in OVERLAYS.values() for image in overlay.images})
     for name, image in config.images.items():
-        _require(name in known, "images", f"the names {', '.join(known)}", name)
+        _require(name in IMAGES, "images", f"the names {', '.join(IMAGES)}", name)
         whole = isinstance(image, str) and IMAGE.fullmatch(image)
         _require(bool(whole), f"images.{name}", "a reference by digest, REGISTRY/NAME@sha256:…", image)
     for name in config.terraform:

@@ -23,7 +23,9 @@ PORT = 5432
 
 
 def store_secrets(d: Deployment) -> None:
-    d.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    if not d.kubectl.exists("namespace", NAMESPACE):
+        # Applied again, it would lose the labels that the manifests give it.
+        d.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     if not d.kubectl.exists("secret", "mezzotint-ray"):
         # KubeRay hands it to every pod of Ray's; another one would part those that run from those to come.
         apply_secret(d, "mezzotint-ray", {"auth_token": secrets.token_urlsafe(TOKEN_BYTES)})

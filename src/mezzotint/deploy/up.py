@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 from mezzotint.deploy.checks import check_tools
-from mezzotint.deploy.config import NOT_VARIABLES, OVERLAYS, images_of
+from mezzotint.deploy.config import NOT_VARIABLES, OVERLAYS
 from mezzotint.deploy.deployment import Deployment, shown_failure
 from mezzotint.deploy.keys import make_keys
 from mezzotint.deploy.readiness import address_of, wait_until_ready
 from mezzotint.deploy.runner import CallFailed
-from mezzotint.deploy.site import apply_manifests
+from mezzotint.deploy.site import apply_manifests, check_images
 from mezzotint.deploy.stages import STAGES, UP, Stage
 from mezzotint.deploy.stored_secrets import store_secrets
 from mezzotint.deploy.terraform import Plan, Root
@@ -74,7 +74,7 @@ def _chosen(d: Deployment, until: str | None) -> tuple[Stage, ...]:
         )
     stages = UP[: STAGES.index(until) + 1] if until else UP
     if any(stage.name == "manifests" for stage in stages):
-        images_of(d.config)
+        check_images(d)
     return stages
 
 
