@@ -177,6 +177,7 @@ AWS = {
     "rds describe-db-snapshots": "--snapshot-type",
     "rds describe-db-instances": "--db-instance-identifier",
     "rds modify-db-instance": "--db-instance-identifier --no-deletion-protection --apply-immediately",
+    "rds delete-db-instance": "--db-instance-identifier --final-db-snapshot-identifier",
     "rds delete-db-snapshot": "--db-snapshot-identifier",
     "rds delete-db-instance-automated-backup": "--db-instance-automated-backups-arn",
     "s3api list-object-versions": "--bucket --max-items",
@@ -189,7 +190,16 @@ AWS = {
     "ecr describe-repositories": "--repository-names",
     "resourcegroupstaggingapi get-resources": "--tag-filters",
 }
-NAMESPACED = ("deployments", "pods", "rayservices", "rayclusters", "rayjobs", "gateways", "httproutes", "ingresses")
+NAMESPACED = (
+    "deployments",
+    "pods",
+    "rayservices",
+    "rayclusters",
+    "rayjobs",
+    "gateways",
+    "httproutes",
+    "ingresses",
+)
 
 
 class Refused(Exception):
@@ -263,6 +273,9 @@ class World:
             root = root_of(line.split()[1:])
             self.s["made"][root] = ROOTS[root][: len(ROOTS[root]) // 2]
             take_effect(self.s, root)
+            place = Path(line.split()[1].removeprefix("-chdir="))
+            backend = json.loads((place / "backend_override.tf.json").read_text())["terraform"]["backend"]
+            Path(backend["local"]["path"]).write_text("{}")
             raise Refused(1, "Error: creating the rest: it did not work")
         if how == "hang":
             self._hang(line)
@@ -323,7 +336,9 @@ def settle_edge(s: dict) -> None:
         s["balancers"]["arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/k8s/1"] = {}
         s["groups"]["sg-lb"] = {}
         for name in gateways:
-            s["objects"][f"gateways/{name}"]["status"] = {"addresses": [{"value": s.get("address", "lb.example")}]}
+            s["objects"][f"gateways/{name}"]["status"] = {
+                "addresses": [{"value": s.get("address", "lb.example")}]
+            }
     for key in [key for key in s["deleted"] if key.startswith("gateways/")]:
         if due(s, key):
             s["deleted"].pop(key)
@@ -430,15 +445,23 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     place = Path(arguments[0].removeprefix("-chdir="))
     known = ("-input=", "-no-color", "-lock-timeout=", "-detailed-exitcode", "-var-file=", "-out=", "-json")
     for option in options:
-        if option.startswith("-") and not option.startswith((*known, "-auto-approve", "-target=", "-reconfigure")):
+        if option.startswith("-") and not option.startswith(
+            (*known, "-auto-approve", "-target=", "-reconfigure")
+        ):
             raise Refused(1, f"flag provided but not defined: {option}")
     override = json.loads((place / "backend_override.tf.json").read_text())
-    if not {"local", "s3"} & override["terraform"]["backend"].keys():
-        raise Refused(1, "no backend")
+    backend = override["terraform"]["backend"]
+    state = Path(backend["local"]["path"]) if "local" in backend else place / "remote"
     value = {each.partition("=")[0]: each.partition("=")[2] for each in options if "=" in each}
     if command in ("plan", "apply", "destroy", "state") and s["locked"]:
         raise Refused(1, "Error: Error acquiring the state lock")
-    return TERRAFORM[command](s, root, value, options)
+    if "local" in backend and command in ("show", "output", "destroy") and not state.exists():
+        # Whatever was made, this state does not know of it.
+        return "{}"
+    answer = TERRAFORM[command](s, root, value, options)
+    if command == "apply":
+        state.write_text("{}")
+    return answer
 
 
 def terraform_plan(s: dict, root: str, value: dict, options: list[str]) -> object:
@@ -510,6 +533,8 @@ def check_destroy(s: dict, going: list) -> None:
     if "aws_db_instance" in addresses:
         if s["protected"]:
             raise Refused(1, "Error: deleting RDS DB Instance: deletion protection")
+        if "mezzotint-final" in s["snapshots"]:
+            raise Refused(1, "Error: deleting RDS DB Instance (mezzotint): DBSnapshotAlreadyExists")
         s["snapshots"]["mezzotint-final"] = CLUSTER
     if "aws_vpc" in addresses:
         holds = [kind for kind in ("balancers", "groups", "interfaces", "instances") if s[kind]]
@@ -594,7 +619,11 @@ def ec2(s: dict, command: str, options: dict) -> object:
         return {"Tags": []}
     if command == "describe-instances":
         found = [
-            {"InstanceId": id, "State": {"Name": "running"}, "Tags": pairs({"kubernetes.io/cluster/mezzotint": "owned", **tags})}
+            {
+                "InstanceId": id,
+                "State": {"Name": "running"},
+                "Tags": pairs({"kubernetes.io/cluster/mezzotint": "owned", **tags}),
+            }
             for id, tags in s["instances"].items()
             if matches(options, {"kubernetes.io/cluster/mezzotint": "owned", **tags})
         ]
@@ -613,7 +642,11 @@ def ec2(s: dict, command: str, options: dict) -> object:
     if command == "describe-security-groups":
         return {"SecurityGroups": security_groups(s, options)}
     if command == "describe-security-group-rules":
-        rule = {"SecurityGroupRuleId": "sgr-1", "IsEgress": False, "ReferencedGroupInfo": {"GroupId": "sg-lb"}}
+        rule = {
+            "SecurityGroupRuleId": "sgr-1",
+            "IsEgress": False,
+            "ReferencedGroupInfo": {"GroupId": "sg-lb"},
+        }
         return {"SecurityGroupRules": [rule]}
     if command == "revoke-security-group-ingress":
         s["groups"]["sg-lb"].pop("used_by", None)
@@ -678,7 +711,7 @@ def eks(s: dict, command: str, options: dict) -> object:
     if command == "update-kubeconfig":
         context = {"name": s["leads_to"], "context": {"cluster": s["leads_to"], "user": s["leads_to"]}}
         Path(options["--kubeconfig"][0]).write_text(json.dumps({"contexts": [context]}))
-        return "Added new context\n" if False else {}
+        return "Added new context to kubeconfig\n"
     return {"cluster": {"name": CLUSTER, "status": "ACTIVE", "version": "1.35"}}
 
 
@@ -725,6 +758,9 @@ def rds(s: dict, command: str, options: dict) -> object:
         return {"DBSnapshots": [*found, {"DBSnapshotIdentifier": "of-others", "TagList": []}]}
     if command == "delete-db-snapshot":
         del s["snapshots"][options["--db-snapshot-identifier"][0]]
+    elif command == "delete-db-instance":
+        s["snapshots"][options["--final-db-snapshot-identifier"][0]] = CLUSTER
+        s["made"]["infra"] = [each for each in s["made"]["infra"] if "aws_db_instance" not in each[0]]
     elif command == "modify-db-instance":
         s["protected"] = False
     elif command == "describe-db-instances" and not made(s, "aws_db_instance"):
@@ -840,7 +876,9 @@ def kubectl_apply(s: dict, rest: list[str], stdin: str) -> object:
     if "--filename" in rest:
         thing = json.loads(stdin)
         name = thing["metadata"]["name"]
-        data = {key: base64.b64encode(each.encode()).decode() for key, each in thing.get("stringData", {}).items()}
+        data = {
+            key: base64.b64encode(each.encode()).decode() for key, each in thing.get("stringData", {}).items()
+        }
         s["objects"][f"{thing['kind'].lower()}s/{name}"] = {"metadata": {"name": name}, "data": data}
         return "applied\n"
     folder = Path(rest[rest.index("--kustomize") + 1])
@@ -851,8 +889,8 @@ def kubectl_apply(s: dict, rest: list[str], stdin: str) -> object:
         "site": (folder.parent / "overlays/inf2/site.env").read_text(),
     }
     put(s, "rayservices", "mezzotint")
-    put(s, "gateways", "mezzotint")
-    put(s, "httproutes", "mezzotint")
+    put(s, "gateways", "edge")
+    put(s, "httproutes", "edge")
     for name in ("edge", "page"):
         put(s, "deployments", name, spec={"replicas": 2})
     for name in ("mezzotint-cpu", "mezzotint-engine"):
@@ -866,7 +904,11 @@ def kubectl_delete(s: dict, rest: list[str], stdin: str) -> object:
     kind = kind_of(rest[0])
     if not {"--ignore-not-found", "--wait=false"} <= set(rest):
         raise AssertionError("it would wait for ever, or fail the second time")
-    if kind in ("rayservices", "rayjobs", "gateways", "nodepools") and not s["made"]["addons"] and not named(s, kind):
+    if (
+        kind in ("rayservices", "rayjobs", "gateways", "nodepools")
+        and not s["made"]["addons"]
+        and not named(s, kind)
+    ):
         raise Refused(1, f'error: the server doesn\'t have a resource type "{kind}"')
     for name in named(s, kind) if "--all" in rest else [rest[1]]:
         if f"{kind}/{name}" in s["objects"]:

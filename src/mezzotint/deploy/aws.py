@@ -44,6 +44,11 @@ class Aws:
             raise
         return parsed(argv, ended.out)
 
+    def update_kubeconfig(self, cluster: str, path: str) -> None:
+        """Of the aws command itself, not of a service: it answers with a sentence."""
+        name = ("--name", cluster, "--kubeconfig", path, "--region", self.region)
+        self._runner.run(["aws", "eks", "update-kubeconfig", *name], limit_s=self._pace.limit("read"))
+
 
 def error_code(error: CallFailed) -> str:
     """AWS's own name of what went wrong."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mezzotint.deploy.terraform import Owned
 from mezzotint.errors import DeployFailed
 
 __all__ = [
-    "check_snapshots",
+    "delete_databases",
     "delete_kept",
     "empty_buckets",
     "holds_objects",
@@ -43,16 +44,26 @@ def kept_addresses(d: Deployment, owned: Sequence[Owned]) -> frozenset[str]:
     return frozenset(each.address for each in owned if _belongs_to(each, kept, keys))
 
 
-def check_snapshots(d: Deployment, owned: Iterable[Owned]) -> None:
-    """Raises DeployFailed: the last snapshot's name is taken, by one of an earlier round."""
+def delete_databases(d: Deployment, owned: Iterable[Owned]) -> None:
+    """Those whose last snapshot's name an earlier round has taken: terraform knows no other, and would fail."""
     there = snapshots(d)
     for each in owned:
         name = each.values.get("final_snapshot_identifier")
         if each.type == "aws_db_instance" and not each.values.get("skip_final_snapshot") and name in there:
-            raise DeployFailed(
-                f"the RDS snapshot {name} of an earlier `down` is in the way of the new one; keep it by "
-                f"`aws rds copy-db-snapshot`, then delete it by `aws rds delete-db-snapshot`"
-            )
+            _delete_database(d, str(each.values["identifier"]), f"{name}-{time.strftime('%Y%m%d%H%M%S')}")
+
+
+def _delete_database(d: Deployment, database: str, snapshot: str) -> None:
+    d.say(f"  the database's last snapshot is {snapshot}")
+    named = ("--db-instance-identifier", database)
+    last = ("--final-db-snapshot-identifier", snapshot)
+    d.aws("rds", "delete-db-instance", *named, *last, changes=True, missing=NO_DATABASE)
+
+    def look() -> str:
+        found = d.aws("rds", "describe-db-instances", *named, missing=NO_DATABASE)
+        return "" if found is None else f"{database} is {found['DBInstances'][0]['DBInstanceStatus']}"
+
+    d.wait("the database to go", "database_gone", look)
 
 
 def empty_buckets(d: Deployment, owned: Iterable[Owned]) -> None:

@@ -130,10 +130,9 @@ class Deployment:
         Raises:
             SettingInvalid: it leads to another.
         """
-        path = str(self.folder.kubeconfig)
         self.folder.kubeconfig.unlink(missing_ok=True)
         # Its own file, so not a change in a dry run, which has a folder to throw away.
-        self.aws("eks", "update-kubeconfig", "--name", self.cluster, "--kubeconfig", path)
+        self.aws.update_kubeconfig(self.cluster, str(self.folder.kubeconfig))
         if self.runner.print_only:
             return
         self.folder.kubeconfig.chmod(0o600)

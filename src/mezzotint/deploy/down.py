@@ -12,7 +12,7 @@ from functools import partial
 
 from mezzotint.deploy.checks import check_versions
 from mezzotint.deploy.data import (
-    check_snapshots,
+    delete_databases,
     delete_kept,
     empty_buckets,
     kept_addresses,
@@ -177,12 +177,13 @@ def _infra(r: Removal) -> None:
     if r.delete_data:
         empty_buckets(d, owned)
     else:
-        check_snapshots(d, owned)
         kept = kept_addresses(d, owned)
     going = [each for each in owned if each.address not in kept]
     if going:
         _ensure_variables(d, "infra")
         prepare_for_destroy(d, going)
+        if not r.delete_data:
+            delete_databases(d, going)
         _destroy(d, kept)
     else:
         d.say("  terraform's state holds nothing to remove")

@@ -25,6 +25,7 @@ LIMITS = {
     "services_gone": 900,
     "namespace_gone": 900,
     "nodes_gone": 1_800,
+    "database_gone": 1_800,
     "leftovers_gone": 900,
     "listing": 300,
 }
