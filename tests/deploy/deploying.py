@@ -208,7 +208,7 @@ def png(width: int, height: int) -> bytes:
 
 
 class Service:
-    """What a client sees of the service; `wrong` makes one thing of it so. Keys are not judged, but asked for."""
+    """What a client sees of the service; `wrong` makes one thing of it so. Any key will do."""
 
     def __init__(self) -> None:
         self.wrong = ""

@@ -1,4 +1,4 @@
-"""`mezzotint deploy down` against the same model: after any failure, twice, without a state, with leftovers."""
+"""`mezzotint deploy down` against the same model: after any failure, twice, stateless, with leftovers."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class TestBrokenOff:
         shutil.rmtree(up.folder)
         up.times = 1 / 2_000
         with pytest.raises(
-            DeployFailed, match="stage proof failed: .* things are left in us-west-2:"
+            DeployFailed, match=r"stage proof failed: .* things are left in us-west-2:"
         ) as caught:
             up.down()
         for thing in ("EKS cluster mezzotint", "NAT gateway nat-1", "elastic IP eipalloc-1", "rds:us-west-2"):
@@ -257,16 +257,18 @@ class TestRefusals:
         assert self.untouched(up)
 
     def test_another_region_is_refused(self, up: Site) -> None:
-        with pytest.raises(SettingInvalid, match="region is eu-west-1; mezzotint was deployed to us-west-2"):
+        with up.deployment(region="eu-west-1") as d:
             # The model has one region, so what is asked before is answered.
-            with up.deployment(region="eu-west-1") as d:
-                d.aws.region = "us-west-2"
+            d.aws.region = "us-west-2"
+            with pytest.raises(
+                SettingInvalid, match="region is eu-west-1; mezzotint was deployed to us-west-2"
+            ):
                 d.check_account()
         assert self.untouched(up)
 
     def test_a_kubeconfig_of_another_cluster_is_refused(self, up: Site) -> None:
         up.world.change(leads_to=ARN.replace("cluster/mezzotint", "cluster/production"))
-        with pytest.raises(SettingInvalid, match="leads to .*cluster/production"):
+        with pytest.raises(SettingInvalid, match=r"leads to .*cluster/production"):
             up.down()
         assert self.untouched(up)
 

@@ -126,7 +126,7 @@ class TestStages:
 class TestChecks:
     def test_missing_and_old_tools_are_said_all_at_once(self, site: Site) -> None:
         site.launch.without = {"terraform", "kubectl"}
-        with pytest.raises(DeployFailed, match="terraform .at least 1.11.*; kubectl .at least") as caught:
+        with pytest.raises(DeployFailed, match=r"terraform .at least 1.11.*; kubectl .at least") as caught:
             site.up()
         assert "aws" not in caught.value.message
         assert site.calls == ["aws --version"]
@@ -147,7 +147,7 @@ class TestChecks:
     ) -> None:
         other = ARN.replace("cluster/mezzotint", "cluster/production")
         site.world.change(leads_to=other)
-        with pytest.raises(SettingInvalid, match="leads to .*cluster/production, not to"):
+        with pytest.raises(SettingInvalid, match=r"leads to .*cluster/production, not to"):
             site.up()
         assert [call for call in site.called("kubectl") if "config view" not in call] == [
             "kubectl version --client --output json"
@@ -177,7 +177,7 @@ class TestChecks:
         assert any("quota cannot be read" in line for line in site.said)
 
     def test_variables_that_terraform_has_not_are_refused_before_anything_is_called(self, site: Site) -> None:
-        with pytest.raises(SettingInvalid, match="no variable zone_cuont; there are .*zone_count"):
+        with pytest.raises(SettingInvalid, match=r"no variable zone_cuont; there are .*zone_count"):
             site.up(terraform={"zone_cuont": 3})
         assert site.calls == []
 
@@ -195,7 +195,7 @@ class TestPlans:
     def test_a_plan_that_destroys_is_not_applied_unasked(self, site: Site) -> None:
         site.world.change(destroys=2)
         site.answers = Answers()
-        with pytest.raises(SettingInvalid, match="it destroys 2.*--yes"):
+        with pytest.raises(SettingInvalid, match=r"it destroys 2.*--yes"):
             site.up()
         assert applies(site) == []
 
@@ -407,7 +407,7 @@ class TestReadiness:
     def test_an_internal_load_balancer_that_is_not_reached_says_from_where_it_is(self, site: Site) -> None:
         site.times = 1 / 5_000
         site.world.change(address="127.0.0.1:9")
-        with pytest.raises(DeployFailed, match="stage verify failed: .*is reached from inside its network"):
+        with pytest.raises(DeployFailed, match=r"stage verify failed: .*is reached from inside its network"):
             site.up()
 
 

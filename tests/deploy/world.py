@@ -1,8 +1,8 @@
 """A small model of an AWS account with a cluster in it, and terraform, aws and kubectl that act upon it.
 
 It knows what depends on what, which is what an order of removal is about: a network cannot go while a load
-balancer stands in it; load balancers, Ray's clusters and nodes go only while the controller that made them runs;
-a bucket with objects is not destroyed. Options that the real tools do not have are refused.
+balancer stands in it; load balancers, Ray's clusters and nodes go only while the controller that made them
+runs; a bucket with objects is not destroyed. Options that the real tools do not have are refused.
 
 As a program it is the three tools: `WORLD=state.json python world.py TOOL ARGUMENT…`. It imports nothing but
 the standard library, so that it starts quickly.
@@ -398,6 +398,7 @@ def settle_nodes(s: dict) -> None:
 
 def settle_pods(s: dict) -> None:
     available = {"conditions": [{"type": "Available", "status": "True"}], "updatedReplicas": 2}
+    available["availableReplicas"] = 2
     for name in named(s, "deployments"):
         each = s["objects"][f"deployments/{name}"]
         if name != "page" or "secrets/mezzotint-page" in s["objects"]:

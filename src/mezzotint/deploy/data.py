@@ -45,7 +45,7 @@ def kept_addresses(d: Deployment, owned: Sequence[Owned]) -> frozenset[str]:
 
 
 def delete_databases(d: Deployment, owned: Iterable[Owned]) -> None:
-    """Those whose last snapshot's name an earlier round has taken: terraform knows no other, and would fail."""
+    """Those whose last snapshot's name is taken: terraform knows no other, and would fail."""
     there = snapshots(d)
     for each in owned:
         name = each.values.get("final_snapshot_identifier")

@@ -55,12 +55,19 @@ class Launch(Protocol):
 
 class Processes:
     def __init__(
-        self, interrupts: Interrupts, environment: Mapping[str, str], *, grace_s: float, progress_s: float
+        self,
+        interrupts: Interrupts,
+        environment: Mapping[str, str],
+        *,
+        grace_s: float,
+        progress_s: float,
+        last_grace_s: float = LAST_GRACE_S,
     ) -> None:
         self._interrupts = interrupts
         self._environment = dict(environment)
         self._grace_s = grace_s
         self._progress_s = progress_s
+        self._last_grace_s = last_grace_s
 
     def __call__(
         self,
@@ -142,7 +149,7 @@ class Processes:
         """As gently as terraform wants it, and in the end for certain."""
         for number, grace_s in (
             (signal.SIGINT, self._grace_s),
-            (signal.SIGTERM, LAST_GRACE_S),
+            (signal.SIGTERM, self._last_grace_s),
             (signal.SIGKILL, LAST_GRACE_S),
         ):
             child.send_signal(number)
