@@ -22,8 +22,10 @@ from mezzotint.deploy.config import OVERLAYS, DeployConfig, read_config
 from mezzotint.deploy.deployment import environment_of
 from mezzotint.deploy.folder import Folder
 from mezzotint.deploy.interrupts import Interrupts
+from mezzotint.deploy.leftovers import KINDS
 from mezzotint.deploy.pace import LIMITS, Pace
 from mezzotint.deploy.processes import Processes
+from mezzotint.deploy.proof import ONE_BY_ONE
 from mezzotint.deploy.redaction import Redaction
 from mezzotint.deploy.runner import CallFailed, Runner
 from mezzotint.deploy.stages import DOWN, UP
@@ -227,9 +229,7 @@ class TestCommand:
             options = self.arguments(site)
             results = {}
             for command in (["up"], ["status", "--json"], ["verify", "--json"], ["down", "--yes"]):
-                given = [
-                    each for each in options if command[0] != "status" or each not in ("--every", "0.01")
-                ]
+                given = options if command[0] in ("up", "down") else options[:2]
                 process = site.command(*command, *given)
                 out, err = process.communicate(timeout=PATIENCE_S * 4)
                 assert process.returncode == 0, err
@@ -307,7 +307,9 @@ class TestRealTools:
         own_commands = {"eks update-kubeconfig"}
         own_options = {"--max-items", "--region", "--output"}
         session = botocore.session.get_session()
-        for call, options in model.AWS.items():
+        asked = [(" ".join(call), option) for *call, option in ONE_BY_ONE.values()]
+        asked += [(f"ec2 {kind.delete}", kind.option) for kind in KINDS]
+        for call, options in [*model.AWS.items(), *asked]:
             if call in own_commands:
                 continue
             service, command = call.split()

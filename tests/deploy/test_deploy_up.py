@@ -108,6 +108,7 @@ class TestStages:
         site.fail(FAILURES[stage], how)
         site.up()
         assert any("again in" in line for line in site.said)
+        assert set(site.state["stages"]) == set(STAGES)
 
     def test_what_does_not_pass_is_tried_four_times_and_no_more(self, site: Site) -> None:
         for _ in range(9):

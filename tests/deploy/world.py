@@ -261,6 +261,9 @@ class World:
                     self._do_fail(how, line)
 
     def _do_fail(self, how: str, line: str) -> None:
+        if " apply " in line and line.startswith("terraform"):
+            # A plan that was begun is stale.
+            Path(line.split()[-1]).unlink()
         if how == "throttle":
             raise aws_error("ThrottlingException", "Rate exceeded")
         if how == "reset":
@@ -453,6 +456,8 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     override = json.loads((place / "backend_override.tf.json").read_text())
     backend = override["terraform"]["backend"]
     state = Path(backend["local"]["path"]) if "local" in backend else place / "remote"
+    if command == "apply" and not Path(options[-1]).exists():
+        raise Refused(1, "Error: Saved plan is stale")
     value = {each.partition("=")[0]: each.partition("=")[2] for each in options if "=" in each}
     if command in ("plan", "apply", "destroy", "state") and s["locked"]:
         raise Refused(1, "Error: Error acquiring the state lock")
@@ -480,6 +485,7 @@ def terraform_plan(s: dict, root: str, value: dict, options: list[str]) -> objec
 
 def terraform_apply(s: dict, root: str, value: dict, options: list[str]) -> object:
     planned, variables = json.loads(Path(options[-1]).read_text())
+    Path(options[-1]).unlink()
     if planned != root:
         raise Refused(1, "Error: Inconsistent plan")
     s["made"][root], s["variables"][root] = list(ROOTS[root]), variables

@@ -105,13 +105,13 @@ def status(
     config: Config = None,
     cluster: Cluster = None,
     region: Region = None,
-    source: Source = None,
     as_json: Json = False,
 ) -> None:
     """What was done, and what runs now."""
     from mezzotint.deploy.status import as_text, status_of
 
-    with _deployment(config, {"cluster": cluster, "region": region}, source, 1.0) as d:
+    flags = {"cluster": cluster, "region": region}
+    with _deployment(config, flags, None, 1.0, reads_source=False) as d:
         d.check_account()
         found = status_of(d)
         typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
@@ -123,7 +123,6 @@ def verify(
     cluster: Cluster = None,
     region: Region = None,
     url: Url = None,
-    source: Source = None,
     every: Every = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -134,7 +133,7 @@ def verify(
     from mezzotint.deploy.up import run_stage, told, verify_service
 
     flags = {"cluster": cluster, "region": region, "url": url}
-    with _deployment(config, flags, source, every) as d:
+    with _deployment(config, flags, None, every, reads_source=False) as d:
 
         def work() -> None:
             if not (d.config.url and os.environ.get("MEZZOTINT_API_KEY")):
@@ -181,6 +180,7 @@ def _deployment(
     *,
     yes: bool = False,
     dry_run: bool = False,
+    reads_source: bool = True,
 ) -> Iterator[Deployment]:
     """What a command works with; says how to go on when it stops."""
     from mezzotint.deploy.checkout import find_source
@@ -194,8 +194,8 @@ def _deployment(
     from mezzotint.deploy.runner import Runner
 
     asked = read_config(config, **flags)
-    found = find_source(source)
     folder = Folder(folder_of(asked.cluster))
+    found = find_source(source) if reads_source else folder.source
     if not asked.region:
         asked = read_config(config, **{**flags, "region": folder.state.get("region")})
     if not asked.region:

@@ -23,7 +23,7 @@ __all__ = ["CLUSTER_TAG", "Answers", "Deployment", "environment_of"]
 CLUSTER_TAG = "mezzotint.dev/cluster"
 PARTITIONS = {"cn": "aws-cn", "us-gov": "aws-us-gov"}
 # They would make terraform do something else than what is written here.
-NOT_INHERITED = ("KUBECONFIG", "TF_WORKSPACE", "TF_DATA_DIR", "AWS_PROFILE_OUTPUT")
+NOT_INHERITED = ("KUBECONFIG", "TF_WORKSPACE", "TF_DATA_DIR")
 
 
 @dataclass(frozen=True)

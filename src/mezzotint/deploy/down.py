@@ -7,7 +7,7 @@ second time, it does what is left to do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mezzotint.deploy.checks import check_versions
@@ -58,6 +58,9 @@ def take_down(d: Deployment, *, delete_data: bool = False, skip_kubernetes: bool
     DeployFailed: a stage failed, or something billable is left.
     SettingInvalid: it is the wrong account, region or cluster, or nobody confirmed it.
     """
+    if not d.config.backend:
+        # Where terraform's state is, is known from `up`.
+        d.config = replace(d.config, backend=d.folder.state.get("backend", {}))
     removal = Removal(d, delete_data, skip_kubernetes)
     for number, stage in enumerate(DOWN, 1):
         d.say(f"{number}/{len(DOWN)} {stage.name}: {stage.what}")

@@ -89,7 +89,8 @@ class Folder:
 
     def forget(self) -> None:
         """All is removed: what is left of the state is who and where, and when."""
-        kept = {name: self.state[name] for name in ("cluster", "account", "region") if name in self.state}
+        names = ("cluster", "account", "region", "backend")
+        kept = {name: self.state[name] for name in names if name in self.state}
         self.state = {**kept, "removed": datetime.now(UTC).isoformat(timespec="seconds")}
         self._write()
         self.kubeconfig.unlink(missing_ok=True)

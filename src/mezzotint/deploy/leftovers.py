@@ -136,14 +136,17 @@ def remove_leftovers(d: Deployment, kept_by: Iterable[str] = ()) -> None:
     d.say(f"  {len(removed) or 'no'} leftovers")
 
 
-def find_leftovers(d: Deployment, kept_by: frozenset[str] = frozenset()) -> list[Left]:
-    """Of the kinds above, everything with the cluster's tag that can go."""
+def find_leftovers(
+    d: Deployment, kept_by: frozenset[str] = frozenset(), *, everything: bool = False
+) -> list[Left]:
+    """Of the kinds above, what has the cluster's tag: what can go and is nobody else's, or everything."""
     found = [Left("load balancer", arn) for arn in load_balancers(d)]
     found += [Left("target group", arn) for arn in _target_groups(d)]
     for kind in KINDS:
         for each in _tagged(d, kind):
             id, tags = str(each[kind.id]), _tags(each)
-            if kind.removable(each) and not any(tag in tags for tag in OF_EKS):
+            can_go = kind.removable(each) and not any(tag in tags for tag in OF_EKS)
+            if everything or can_go:
                 found.append(Left(kind.name, id))
     return [each for each in found if each.id not in kept_by]
 
@@ -172,7 +175,12 @@ def _of_cluster(d: Deployment, arns: list[str]) -> list[str]:
     found: list[str] = []
     for at in range(0, len(arns), TAGS_AT_ONCE):
         some = arns[at : at + TAGS_AT_ONCE]
-        told = d.aws("elbv2", "describe-tags", "--resource-arns", *some, missing=GONE) or {}
+        told = d.aws("elbv2", "describe-tags", "--resource-arns", *some, missing=GONE)
+        if told is None:
+            # One of them went in between, and nothing is told of the others.
+            if len(some) > 1:
+                found += [arn for each in some for arn in _of_cluster(d, [each])]
+            continue
         described = told.get("TagDescriptions", [])
         found += [str(each["ResourceArn"]) for each in described if is_of_cluster(d, _tags(each))]
     return found

@@ -54,8 +54,6 @@ BILLABLES = (
         "VpcEndpointId",
         lambda each: str(each.get("State", "")).lower() in ("deleted", "deleting"),
     ),
-    Billable("volume", "describe-volumes", "Volumes", "VolumeId"),
-    Billable("network interface", "describe-network-interfaces", "NetworkInterfaces", "NetworkInterfaceId"),
     Billable("VPC", "describe-vpcs", "Vpcs", "VpcId"),
     Billable("subnet", "describe-subnets", "Subnets", "SubnetId"),
 )
@@ -93,6 +91,13 @@ ONE_BY_ONE: dict[str, tuple[str, str, str]] = {
         "describe-serverless-caches",
         "--serverless-cache-name",
     ),
+    "elasticache:subnetgroup": ("elasticache", "describe-cache-subnet-groups", "--cache-subnet-group-name"),
+    "elasticache:parametergroup": (
+        "elasticache",
+        "describe-cache-parameter-groups",
+        "--cache-parameter-group-name",
+    ),
+    "rds:pg": ("rds", "describe-db-parameter-groups", "--db-parameter-group-name"),
     "sqs:": ("sqs", "get-queue-url", "--queue-name"),
     "kms:key": ("kms", "describe-key", "--key-id"),
     "secretsmanager:secret": ("secretsmanager", "describe-secret", "--secret-id"),
@@ -110,7 +115,7 @@ BY_LAST_PART = ("iam:role", "iam:instance-profile")
 
 def look_for_billables(d: Deployment) -> Found:
     """Everything with the cluster's tag, sorted into what is left and what is kept: data, and its keys."""
-    left = [str(each) for each in find_leftovers(d)]
+    left = [str(each) for each in find_leftovers(d, everything=True)]
     for kind in BILLABLES:
         for tag in tag_filters(d):
             listed = d.aws("ec2", kind.describe, *_filter(kind, tag)).get(kind.list, [])

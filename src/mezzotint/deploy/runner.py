@@ -33,13 +33,16 @@ WORTH_ANOTHER_TRY = re.compile(
 
 
 class CallFailed(Exception):
-    """A tool did not do what it was asked to. `why` is one line, `lines` the end of what it said."""
+    """A tool did not do what it was asked to. `why` is one line, `lines` the end of what it said; `may_pass`,
+    whether it may be different the next time.
+    """
 
-    def __init__(self, argv: Sequence[str], why: str, said: str) -> None:
+    def __init__(self, argv: Sequence[str], why: str, said: str, *, may_pass: bool = False) -> None:
         super().__init__(why)
         self.argv = tuple(argv)
         self.why = why
         self.said = said
+        self.may_pass = may_pass
 
     @property
     def lines(self) -> list[str]:
@@ -91,8 +94,10 @@ class Runner:
             ended = self._once(argv, limit_s, stdin, log)
             if ended.code in accepted and not ended.timed_out:
                 return ended
-            said = self.redaction(ended.err.strip() or ended.out)
-            if attempt == tries or ended.timed_out or not WORTH_ANOTHER_TRY.search(said):
+            # What a tool prints on its standard output is its answer, which may be a secret.
+            said = self.redaction(ended.err if log is None else ended.out)
+            may_pass = not ended.timed_out and WORTH_ANOTHER_TRY.search(said) is not None
+            if attempt == tries or not may_pass:
                 break
             wait_s = self._pace.retry_s * 2 ** (attempt - 1)
             self._say(f"  {argv[0]}: {_last(said)}; again in {wait_s:g} s")
@@ -101,7 +106,7 @@ class Runner:
             raise CallFailed(argv, f"did not end within {limit_s:g} s and was stopped", said)
         times = f" at the {attempt}th try" if attempt > 1 else ""
         how = f"exit code {ended.code}" if ended.code >= 0 else f"ended by signal {-ended.code}"
-        raise CallFailed(argv, f"{how}{times}", said)
+        raise CallFailed(argv, f"{how}{times}", said, may_pass=may_pass)
 
     def _once(self, argv: Sequence[str], limit_s: float, stdin: str | None, log: Path | None) -> Ended:
         began = time.monotonic()

@@ -19,7 +19,7 @@ from mezzotint.deploy.checkout import digest_of
 from mezzotint.deploy.folder import Folder
 from mezzotint.deploy.pace import Pace
 from mezzotint.deploy.processes import Ended
-from mezzotint.deploy.runner import Runner
+from mezzotint.deploy.runner import TRIES, Runner
 
 __all__ = ["Owned", "Plan", "Root"]
 
@@ -99,8 +99,9 @@ class Root:
         return Plan(ended.code == 2, add, change, destroy)
 
     def apply(self) -> None:
-        """What was planned, and nothing else."""
-        self._call("apply", *QUIET, LOCK_WAIT, str(self._plan), limit=self.name, log=True, changes=True)
+        """What was planned, and nothing else. Tried once: a plan that was begun is stale."""
+        argv = ("apply", *QUIET, LOCK_WAIT, str(self._plan))
+        self._call(*argv, limit=self.name, log=True, changes=True, tries=1)
 
     def outputs(self) -> dict[str, Any]:
         """Those that are no secret."""
@@ -158,12 +159,13 @@ class Root:
         log: bool = False,
         changes: bool = False,
         accepted: tuple[int, ...] = (0,),
+        tries: int = TRIES,
     ) -> Ended:
         place = self._folder.source / "terraform" / self.name
         argv = ["terraform", f"-chdir={place}", *arguments]
         file = self._folder.logs / f"{self.name}-{arguments[0]}.log" if log else None
         return self._runner.run(
-            argv, limit_s=self._pace.limit(limit), changes=changes, log=file, accepted=accepted
+            argv, limit_s=self._pace.limit(limit), changes=changes, log=file, accepted=accepted, tries=tries
         )
 
 

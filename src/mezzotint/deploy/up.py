@@ -15,7 +15,7 @@ from mezzotint.deploy.config import NOT_VARIABLES, OVERLAYS
 from mezzotint.deploy.deployment import Deployment, shown_failure
 from mezzotint.deploy.keys import make_keys
 from mezzotint.deploy.readiness import address_of, wait_until_ready
-from mezzotint.deploy.runner import CallFailed
+from mezzotint.deploy.runner import TRIES, CallFailed
 from mezzotint.deploy.site import apply_manifests, check_images
 from mezzotint.deploy.stages import STAGES, UP, Stage
 from mezzotint.deploy.stored_secrets import store_secrets
@@ -116,15 +116,25 @@ def _applied(d: Deployment, root: Root, variables: Mapping[str, Any]) -> bool:
         d.say(f"  as before; terraform is not asked ({root.name} is done with the same files and variables)")
         return False
     root.set_variables(variables)
-    plan = root.plan()
-    if not plan.changes:
-        d.say("  nothing to change")
-        return True
-    d.say(f"  to add {plan.add}, to change {plan.change}, to destroy {plan.destroy}")
-    if not d.dry_run:
-        _confirm(d, root.name, plan)
-    root.apply()
-    return True
+    confirmed: Plan | None = None
+    for attempt in range(1, TRIES + 1):
+        plan = root.plan()
+        if not plan.changes:
+            d.say("  nothing to change")
+            return True
+        d.say(f"  to add {plan.add}, to change {plan.change}, to destroy {plan.destroy}")
+        if not d.dry_run and (confirmed is None or plan.destroy > confirmed.destroy):
+            _confirm(d, root.name, plan)
+            confirmed = plan
+        try:
+            root.apply()
+            return True
+        except CallFailed as error:
+            if attempt == TRIES or not error.may_pass:
+                raise
+            d.say(f"  {error.why}; this may pass, so the rest is planned again in {d.pace.retry_s:g} s")
+            time.sleep(d.pace.retry_s)
+    raise AssertionError("the last try returns or raises")
 
 
 def _confirm(d: Deployment, root: str, plan: Plan) -> None:
