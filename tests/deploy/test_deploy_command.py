@@ -275,6 +275,15 @@ class TestCommand:
         assert err.splitlines()[-1].startswith("error: these credentials are of the account 123456789012;")
         assert "to go on" not in err
 
+    def test_status_looks_while_an_up_is_at_work(self, tmp_path: Path) -> None:
+        site = Site(tmp_path)
+        options = self.arguments(site)
+        with site.deployment():
+            process = site.command("status", *options[:2])
+            out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+        assert "no EKS cluster of this name" in out
+
     @pytest.mark.parametrize(("script", "command"), [("install.sh", "up"), ("cleanup.sh", "down")])
     def test_the_scripts_pass_their_options_and_the_exit_code_on(
         self, tmp_path: Path, script: str, command: str

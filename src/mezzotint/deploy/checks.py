@@ -27,9 +27,9 @@ NO_REGION = ("Could not connect to the endpoint", "Invalid endpoint")
 
 def check_tools(d: Deployment) -> None:
     check_versions(d)
+    _check_region(d)
     d.check_account()
     d.say(f"  account {d.account}, region {d.config.region}")
-    _check_region(d)
     _check_engine(d)
 
 
@@ -65,8 +65,10 @@ def _version(tool: str, said: str) -> tuple[int, ...]:
 def _check_region(d: Deployment) -> None:
     """Raises SettingInvalid: there is no such region, or the account has not opted into it."""
     region = d.config.region
+    asked = ("ec2", "describe-regions", "--region-names", region)
     try:
-        found = d.aws("ec2", "describe-regions", "--region-names", region, missing=("InvalidParameterValue",))
+        # Tried twice, for a region that is none looks like a network that is down.
+        found = d.aws(*asked, missing=("InvalidParameterValue",), tries=2)
     except CallFailed as error:
         if any(told in error.said for told in NO_REGION):
             raise SettingInvalid(f"region takes one of AWS's; not {region!r}", param="region") from None

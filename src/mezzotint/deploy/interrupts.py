@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, while tools run.
+"""Ctrl-C, SIGTERM and a terminal that closes, while tools run.
 
 Terraform releases its state's lock only if it is asked to stop once and waited for. So a signal goes to the
 running tool, and ends the command after it; between two tools it ends the command at once.
@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["Interrupts"]
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
@@ -28,7 +28,9 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in STOPPING}
+            # What whoever started this wants ignored, as `nohup` does, stays so.
+            heard = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(

@@ -38,7 +38,7 @@ def bring_up(d: Deployment, until: str | None = None, again: bool = False) -> No
     stages = _chosen(d, until)
     if again and not d.dry_run:
         d.folder.unmark(*STAGES)
-    d.folder.keep(cluster=d.cluster, overlay=d.config.overlay)
+    d.folder.keep(cluster=d.cluster, overlay=d.config.overlay, removed=None)
     for number, stage in enumerate(stages, 1):
         d.say(f"{number}/{len(UP)} {stage.name}: {stage.what}")
         run_stage(d, stage.name, partial(WORK[stage.name], d))

@@ -24,8 +24,15 @@ __all__ = ["Verified", "verify", "wait_until_reachable"]
 PNG = b"\x89PNG\r\n\x1a\n"
 PROMPT = "a red apple"
 SEED = 1
-# Of Ray, which lets whoever reaches them run anything, and of Envoy. Only the edge stands before them.
-HIDDEN_PATHS = ("/dashboard", "/api/jobs/", "/api/serve/applications/", "/serve/dashboard", "/server_info")
+# Of Ray, which runs whatever it is sent there, and of the gateways. Only the edge stands before them.
+HIDDEN_PATHS = (
+    "/dashboard",
+    "/api/jobs/",
+    "/api/serve/applications/",
+    "/serve/dashboard",
+    "/-/routes",
+    "/metrics",
+)
 EVENTS = "text/event-stream"
 MAX_SHOWN = 200
 
