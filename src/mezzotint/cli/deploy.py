@@ -194,22 +194,20 @@ def _deployment(
     from mezzotint.deploy.runner import Runner
 
     asked = read_config(config, **flags)
-    folder = Folder(folder_of(asked.cluster))
-    found = find_source(source) if reads_source else folder.source
+    kept = Folder(folder_of(asked.cluster))
     if not asked.region:
-        asked = read_config(config, **{**flags, "region": folder.state.get("region")})
+        asked = read_config(config, **{**flags, "region": kept.state.get("region")})
     if not asked.region:
         raise SettingInvalid("region is not given: --region, AWS_REGION, or the file", param="region")
+    found = find_source(source) if reads_source else kept.source
     pace, redaction = Pace(every_s=every), Redaction()
+    environment = environment_of(asked.region, os.environ)
     ask = _ask if sys.stdin.isatty() and sys.stderr.isatty() else None
-    with Interrupts() as interrupts, Folder.for_trial(folder.path) if dry_run else folder.locked() as held:
-        folder = held or folder
-        launch = Processes(
-            interrupts,
-            environment_of(asked.region, os.environ),
-            grace_s=pace.grace_s,
-            progress_s=pace.progress_s,
-        )
+    # Those that only look do not wait for one that works, nor change what it reads.
+    looks = dry_run or not reads_source
+    with Interrupts() as interrupts, Folder.for_trial(kept.path) if looks else kept.locked() as copy:
+        folder = copy or kept
+        launch = Processes(interrupts, environment, grace_s=pace.grace_s, progress_s=pace.progress_s)
         runner = Runner(launch, pace, redaction, _say, log=folder.logs / "deploy.log", dry_run=dry_run)
         answers = Answers(yes=yes, ask=ask)
         try:
