@@ -450,7 +450,7 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     known = ("-input=", "-no-color", "-lock-timeout=", "-detailed-exitcode", "-var-file=", "-out=", "-json")
     for option in options:
         if option.startswith("-") and not option.startswith(
-            (*known, "-auto-approve", "-target=", "-reconfigure")
+            (*known, "-auto-approve", "-target=", "-reconfigure", "-refresh=false")
         ):
             raise Refused(1, f"flag provided but not defined: {option}")
     override = json.loads((place / "backend_override.tf.json").read_text())
@@ -525,6 +525,8 @@ def terraform_destroy(s: dict, root: str, value: dict, options: list[str]) -> ob
     addresses = [each[0] for each in going]
     if root == "addons" and any("helm_release" in each for each in addresses) and not has_cluster(s):
         raise Refused(1, "Error: Kubernetes cluster unreachable")
+    if root == "addons" and not has_cluster(s) and "-refresh=false" not in options:
+        raise Refused(1, "Error: reading EKS Cluster (mezzotint): couldn't find resource")
     if root == "infra":
         check_destroy(s, going)
     s["made"][root] = [each for each in s["made"][root] if each[0] not in addresses]

@@ -165,7 +165,8 @@ def _addons(r: Removal) -> None:
         owned = [each for each in owned if not each.type.startswith(IN_CLUSTER)]
     if owned:
         _ensure_variables(d, "addons")
-        root.destroy()
+        # Without a cluster, what the root reads of it is not there.
+        root.destroy(refresh=r.in_cluster)
 
 
 def _leftovers(r: Removal) -> None:

@@ -122,12 +122,15 @@ class Root:
         if chosen:
             self._call("state", "rm", LOCK_WAIT, *chosen, limit="change", changes=True)
 
-    def destroy(self, only: Iterable[str] = ()) -> None:
-        """All of it, or only these addresses and what depends on them."""
+    def destroy(self, only: Iterable[str] = (), *, refresh: bool = True) -> None:
+        """All of it, or only these addresses and what depends on them. Without `refresh` nothing is read
+        before, which a root cannot whose data sources are gone.
+        """
         self._prepare()
         argv = ("destroy", "-auto-approve", *QUIET, LOCK_WAIT, f"-var-file={self._variables}")
         targets = (f"-target={address}" for address in only)
-        self._call(*argv, *targets, limit=self.name, log=True, changes=True)
+        unread = () if refresh else ("-refresh=false",)
+        self._call(*argv, *unread, *targets, limit=self.name, log=True, changes=True)
 
     def _prepare(self) -> None:
         """Copy the root and its modules, and have their providers fetched; once a command."""
