@@ -212,6 +212,18 @@ class TestLeftovers:
         for kind in ("load balancer", "target group", "security group", "network interface", "volume"):
             assert any(f"removing {kind}" in line for line in up.said), kind
 
+    def test_what_cannot_go_yet_does_not_keep_the_rest_from_going(self, up: Site) -> None:
+        world = up.world.read()
+        held = {**world["groups"], "sg-held": {"held": True}}
+        up.world.change(groups=held)
+        up.times = 1 / 2_000
+        with pytest.raises(DeployFailed, match="stage infra failed") as caught:
+            up.down()
+        assert "DependencyViolation" in caught.value.message
+        assert any("security group sg-held; left for later" in line for line in up.said)
+        left = {kind: up.world.read()[kind] for kind in BILLED}
+        assert left == {**{kind: {} for kind in BILLED}, "groups": {"sg-held": {"held": True}}}
+
     def test_a_group_that_others_let_in_is_taken_out_of_their_rules_first(self, up: Site) -> None:
         world = up.world.read()
         up.world.change(leaks=["group"], groups={**world["groups"], "sg-lb": {"used_by": "sg-eks"}})

@@ -702,7 +702,7 @@ def ec2_delete(s: dict, command: str, options: dict) -> object:
     [id] = options[option]
     if id not in s[kind]:
         raise aws_error(missing)
-    if kind == "groups" and (s["balancers"] or "used_by" in s[kind][id]):
+    if kind == "groups" and (s["balancers"] or "used_by" in s[kind][id] or "held" in s[kind][id]):
         raise aws_error("DependencyViolation", f"resource {id} has a dependent object")
     del s[kind][id]
     return {}

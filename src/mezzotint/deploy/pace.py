@@ -26,7 +26,7 @@ LIMITS = {
     "namespace_gone": 900,
     "nodes_gone": 1_800,
     "database_gone": 1_800,
-    "leftovers_gone": 900,
+    "leftovers_gone": 600,
     "listing": 300,
 }
 
