@@ -126,7 +126,7 @@ def _namespace(r: Removal) -> None:
     d.kubectl.delete("namespace", NAMESPACE, cluster_wide=True)
 
     def look() -> str:
-        names = [each["metadata"]["name"] for each in d.kubectl.list("namespaces", cluster_wide=True)]
+        names = [each["metadata"]["name"] for each in d.kubectl.items("namespaces", cluster_wide=True)]
         return f"namespace {NAMESPACE} is there" if NAMESPACE in names else ""
 
     d.wait("the namespace to go", "namespace_gone", look)
@@ -150,7 +150,7 @@ def _still(d: Deployment, kinds: tuple[str, ...], cluster_wide: bool = False) ->
     return ", ".join(
         f"{kind.partition('.')[0]}/{each['metadata']['name']}"
         for kind in kinds
-        for each in d.kubectl.list(kind, cluster_wide=cluster_wide)
+        for each in d.kubectl.items(kind, cluster_wide=cluster_wide)
     )
 
 

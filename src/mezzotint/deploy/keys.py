@@ -33,7 +33,7 @@ def make_keys(d: Deployment) -> None:
 def _gateway_pod(d: Deployment) -> str:
     if d.dry_run:
         return "<gateway>"
-    for pod in d.kubectl.list("pods", selector=GATEWAY_PODS):
+    for pod in d.kubectl.items("pods", selector=GATEWAY_PODS):
         conditions = pod.get("status", {}).get("conditions") or []
         if any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions):
             return str(pod["metadata"]["name"])

@@ -35,7 +35,7 @@ class Kubectl:
         contexts = view.get("contexts") or [{}]
         return str(contexts[0].get("context", {}).get("cluster", ""))
 
-    def list(self, kind: str, *, selector: str = "", cluster_wide: bool = False) -> list[dict[str, Any]]:
+    def items(self, kind: str, *, selector: str = "", cluster_wide: bool = False) -> list[dict[str, Any]]:
         """Every object of a kind in the namespace; none where the kind is not known."""
         argv = self._argv(
             "get", kind, *self._scope(cluster_wide), "--output", "json", "--request-timeout=30s"

@@ -33,7 +33,7 @@ class Billable:
 
     name: str
     describe: str
-    list: str
+    listed: str
     id: str
     gone: Callable[[Mapping[str, Any]], bool] = lambda _: False
 
@@ -118,7 +118,7 @@ def look_for_billables(d: Deployment) -> Found:
     left = [str(each) for each in find_leftovers(d, everything=True)]
     for kind in BILLABLES:
         for tag in tag_filters(d):
-            listed = d.aws("ec2", kind.describe, *_filter(kind, tag)).get(kind.list, [])
+            listed = d.aws("ec2", kind.describe, *_filter(kind, tag)).get(kind.listed, [])
             left += [f"{kind.name} {each[kind.id]}" for each in listed if not kind.gone(each)]
     if d.aws("eks", "describe-cluster", "--name", d.cluster, missing=("ResourceNotFoundException",)):
         left.append(f"EKS cluster {d.cluster}")

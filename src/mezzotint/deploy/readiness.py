@@ -52,7 +52,7 @@ def _missing(d: Deployment) -> str:
 
 
 def _deployments(d: Deployment) -> list[str]:
-    found = {each["metadata"]["name"]: each for each in d.kubectl.list("deployments")}
+    found = {each["metadata"]["name"]: each for each in d.kubectl.items("deployments")}
     wanted = [name for name in DEPLOYMENTS if name not in LATER]
     missing = [f"no deployment {name}" for name in wanted if name not in found]
     unready = [
@@ -81,7 +81,7 @@ def _is_available(deployment: dict[str, Any]) -> bool:
 
 
 def _ray_service(d: Deployment) -> list[str]:
-    services = d.kubectl.list(RAYSERVICES)
+    services = d.kubectl.items(RAYSERVICES)
     if not services:
         return ["no RayService"]
     unready = []
@@ -100,11 +100,11 @@ def _condition(thing: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def address_of(d: Deployment) -> str:
     """The load balancer's name in DNS; empty as long as it has none."""
-    for gateway in d.kubectl.list(GATEWAYS):
+    for gateway in d.kubectl.items(GATEWAYS):
         for address in gateway.get("status", {}).get("addresses") or []:
             if address.get("value"):
                 return str(address["value"])
-    for ingress in d.kubectl.list(INGRESSES):
+    for ingress in d.kubectl.items(INGRESSES):
         for point in ingress.get("status", {}).get("loadBalancer", {}).get("ingress") or []:
             if point.get("hostname") or point.get("ip"):
                 return str(point.get("hostname") or point["ip"])
@@ -113,7 +113,7 @@ def address_of(d: Deployment) -> str:
 
 def pod_troubles(d: Deployment) -> Iterable[str]:
     """Of the pods that do not run, the first few: a line each, with the reason as Kubernetes gives it."""
-    lines = [line for pod in d.kubectl.list("pods") if (line := _pod_trouble(pod))]
+    lines = [line for pod in d.kubectl.items("pods") if (line := _pod_trouble(pod))]
     return lines[:SHOWN_PODS]
 
 

@@ -45,7 +45,7 @@ def _running(d: Deployment) -> dict[str, Any]:
     deployments = {
         each["metadata"]["name"]: f"{each.get('status', {}).get('availableReplicas', 0)}/"
         f"{each.get('spec', {}).get('replicas', 1)}"
-        for each in d.kubectl.list("deployments")
+        for each in d.kubectl.items("deployments")
     }
     ready = {
         each["metadata"]["name"]: next(
@@ -56,9 +56,9 @@ def _running(d: Deployment) -> dict[str, Any]:
             ),
             "unknown",
         )
-        for each in d.kubectl.list(RAYSERVICES)
+        for each in d.kubectl.items(RAYSERVICES)
     }
-    nodes = d.kubectl.list("nodes", cluster_wide=True)
+    nodes = d.kubectl.items("nodes", cluster_wide=True)
     pools: dict[str, int] = {}
     for node in nodes:
         pool = node["metadata"].get("labels", {}).get("mezzotint.dev/pool", "system")
