@@ -110,7 +110,7 @@ class Processes:
         self, argv: Sequence[str], limit_s: float, log: Path, progress: Callable[[str], None]
     ) -> Ended:
         with self._interrupts.shield():
-            with log.open("w", encoding="utf-8", opener=_private) as file:
+            with open(log, "w", encoding="utf-8", opener=_private) as file:
                 child = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
