@@ -194,7 +194,7 @@ class TestBrokenOff:
 
     def test_a_cluster_that_does_not_answer_can_be_left_out(self, up: Site) -> None:
         up.down(skip_kubernetes=True)
-        assert not [call for call in up.called("kubectl") if "delete" in call]
+        assert not [call for call in up.called("kubectl --kubeconfig") if "delete" in call]
         assert_gone(up)
         assert up.called("terminate-instances")
         assert up.called("delete-load-balancer")

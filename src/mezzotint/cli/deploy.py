@@ -222,6 +222,8 @@ def _say_how_to_go_on(error: BaseException, redaction: Any) -> None:
         # The one line that every error becomes would not show which line is which.
         _say(redaction(error.message))
         error.message = error.message.partition("\n")[0].rstrip(":")
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted")
     if not isinstance(error, SettingInvalid):
         _say(f"to go on: {shlex.join(['mezzotint', *sys.argv[1:]])}")
 
