@@ -396,10 +396,16 @@ class TestRealTools:
             assert not root.plan().changes
             addresses = {each.address for each in root.resources()}
             assert addresses == {"terraform_data.kept", 'terraform_data.this["a b"]'}
-            root.destroy(['terraform_data.this["a b"]'])
-            assert [each.address for each in root.resources()] == ["terraform_data.kept"]
+            [id] = [each.id for each in root.resources() if each.address == "terraform_data.kept"]
             root.forget(["terraform_data.kept"])
+            root.destroy()
             assert root.resources() == []
+            again = Root("infra", source, {}, runner, folder, Pace())
+            again.take_over({"terraform_data.kept": id})
+            assert again.plan().add == 1
+            again.apply()
+            assert id in {each.id for each in again.resources()}
+            again.destroy()
         assert (folder.path / "terraform/infra/terraform.tfstate").is_file()
         assert sorted(path.name for path in infra.iterdir()) == ["main.tf"]
 

@@ -56,8 +56,9 @@ def up(site: Site) -> Site:
 
 
 def made(site: Site) -> set[str]:
-    found = site.world.read()["made"]
-    return {each[0] for root in ("infra", "addons") for each in found[root]}
+    """What is there, in terraform's state or not."""
+    found = site.world.read()
+    return {each[0] for each in [*found["made"]["infra"], *found["made"]["addons"], *found["orphans"]]}
 
 
 def assert_gone(site: Site) -> None:

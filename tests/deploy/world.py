@@ -56,6 +56,7 @@ def new_world() -> dict:
         "stale": [],
         "failures": [],
         "leaks": [],
+        "orphans": [],
         "crashing": False,
     }
 
@@ -452,7 +453,7 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     known = ("-input=", "-no-color", "-lock-timeout=", "-detailed-exitcode", "-var-file=", "-out=", "-json")
     for option in options:
         if option.startswith("-") and not option.startswith(
-            (*known, "-auto-approve", "-target=", "-reconfigure", "-refresh=false")
+            (*known, "-auto-approve", "-reconfigure", "-refresh=false")
         ):
             raise Refused(1, f"flag provided but not defined: {option}")
     override = json.loads((place / "backend_override.tf.json").read_text())
@@ -461,6 +462,7 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     if command == "apply" and not Path(options[-1]).exists():
         raise Refused(1, "Error: Saved plan is stale")
     value = {each.partition("=")[0]: each.partition("=")[2] for each in options if "=" in each}
+    value["place"] = str(place)
     if command in ("plan", "apply", "destroy", "state") and s["locked"]:
         raise Refused(1, "Error: Error acquiring the state lock")
     if "local" in backend and command in ("show", "output", "destroy") and not state.exists():
@@ -486,10 +488,17 @@ def terraform_plan(s: dict, root: str, value: dict, options: list[str]) -> objec
 
 
 def terraform_apply(s: dict, root: str, value: dict, options: list[str]) -> object:
+    place = value["place"]
     planned, variables = json.loads(Path(options[-1]).read_text())
     Path(options[-1]).unlink()
     if planned != root:
         raise Refused(1, "Error: Inconsistent plan")
+    if root == "infra":
+        imported = (Path(place) / "kept_imports.tf").read_text()
+        for address, *_ in s["orphans"]:
+            if f"to = {address}\n" not in imported:
+                raise Refused(1, f"Error: {address}: BucketAlreadyOwnedByYou")
+        s["orphans"] = []
     s["made"][root], s["variables"][root] = list(ROOTS[root]), variables
     take_effect(s, root)
     return "Apply complete!\n"
@@ -515,6 +524,9 @@ def terraform_show(s: dict, root: str, value: dict, options: list[str]) -> objec
 def terraform_state(s: dict, root: str, value: dict, options: list[str]) -> object:
     if options[0] != "rm":
         raise Refused(1, "unknown command")
+    # What is forgotten is there all the same.
+    if root == "infra":
+        s["orphans"] += [each for each in s["made"][root] if each[0] in options]
     s["made"][root] = [each for each in s["made"][root] if each[0] not in options]
     return "Successfully removed.\n"
 
@@ -522,8 +534,7 @@ def terraform_state(s: dict, root: str, value: dict, options: list[str]) -> obje
 def terraform_destroy(s: dict, root: str, value: dict, options: list[str]) -> object:
     if "-auto-approve" not in options:
         raise Refused(1, "Error: asks for a terminal")
-    targets = [each.removeprefix("-target=") for each in options if each.startswith("-target=")]
-    going = [each for each in s["made"][root] if not targets or each[0] in targets]
+    going = list(s["made"][root])
     addresses = [each[0] for each in going]
     if root == "addons" and any("helm_release" in each for each in addresses) and not has_cluster(s):
         raise Refused(1, "Error: Kubernetes cluster unreachable")
@@ -783,7 +794,12 @@ def rds(s: dict, command: str, options: dict) -> object:
 
 
 def made(s: dict, kind: str) -> bool:
-    return any(kind in each[0] for each in s["made"]["infra"])
+    return any(kind in each[0] for each in [*s["made"]["infra"], *s["orphans"]])
+
+
+def forget(s: dict, kind: str) -> None:
+    s["orphans"] = [each for each in s["orphans"] if kind not in each[0]]
+    s["made"]["infra"] = [each for each in s["made"]["infra"] if kind not in each[0]]
 
 
 def s3(s: dict, command: str, options: dict) -> object:
@@ -798,13 +814,13 @@ def s3(s: dict, command: str, options: dict) -> object:
         s["buckets"][bucket] -= len(asked["Objects"])
     elif command == "delete-bucket":
         del s["buckets"][bucket]
-        s["made"]["infra"] = [each for each in s["made"]["infra"] if "aws_s3_bucket" not in each[0]]
+        forget(s, "aws_s3_bucket")
     return {}
 
 
 def kms(s: dict, command: str, options: dict) -> object:
     if command == "schedule-key-deletion":
-        s["made"]["infra"] = [each for each in s["made"]["infra"] if "aws_kms_key" not in each[0]]
+        forget(s, "aws_kms_key")
     state = "Enabled" if made(s, "aws_kms_key") else "PendingDeletion"
     return {"KeyMetadata": {"KeyState": state}}
 
@@ -818,7 +834,7 @@ def ecr(s: dict, command: str, options: dict) -> object:
 def tagging(s: dict, command: str, options: dict) -> object:
     found = []
     if options["--tag-filters"] == [f"Key={TAG},Values={CLUSTER}"]:
-        found = [end for _, _, _, end in s["made"]["infra"] if end] + s["stale"]
+        found = [end for _, _, _, end in [*s["made"]["infra"], *s["orphans"]] if end] + s["stale"]
         found += [f"ec2:instance/{id}" for id in s["instances"]]
         # It goes on naming what has gone.
         found += ["ec2:instance/i-gone", "kms:key/data-key"]

@@ -1,8 +1,9 @@
 """What `down` keeps unless it is told otherwise: buckets that hold objects, the database's last snapshot, and
 the keys that they are encrypted with.
 
-What is kept stays in terraform's state, so that the next `up` finds it; the destroy is told everything else
-by name. Nothing that is kept depends on anything that is not.
+What is kept is taken out of terraform's state, so that its destroy neither fails on it nor removes what
+protects it, and is imported again by the next `up`. A destroy of everything else by name would not do: what
+is kept depends on the cluster, if only for its name, and would go with it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ __all__ = [
     "delete_kept",
     "empty_buckets",
     "holds_objects",
-    "kept_addresses",
+    "kept_resources",
     "prepare_for_destroy",
     "snapshots",
+    "still_there",
 ]
 
 ENCRYPTION = "aws_s3_bucket_server_side_encryption_configuration"
+BUCKET = "aws_s3_bucket"
 NO_BUCKET = ("NoSuchBucket",)
 NO_DATABASE = ("DBInstanceNotFound", "DBInstanceNotFoundFault")
 # The fewest that AWS takes.
@@ -37,11 +40,39 @@ KEY_DAYS = 7
 KEYS = ("aws_kms_key", "aws_kms_alias")
 
 
-def kept_addresses(d: Deployment, owned: Sequence[Owned]) -> frozenset[str]:
-    """Of the resources, those that stay."""
-    kept = [bucket for bucket in _buckets(owned) if holds_objects(d, bucket)]
+def kept_resources(d: Deployment, owned: Sequence[Owned]) -> dict[str, str]:
+    """Of the resources, those that stay: by address, what each is imported by."""
+    kept = {name for each in owned for name in _names(each) if each.type == BUCKET and _has_objects(d, each)}
     keys = _keys_of(owned, kept)
-    return frozenset(each.address for each in owned if _belongs_to(each, kept, keys))
+    return {each.address: _import_id(each) for each in owned if _belongs_to(each, kept, keys)}
+
+
+def still_there(d: Deployment, kept: Mapping[str, str]) -> dict[str, str]:
+    """Of what was kept, what nobody has deleted since."""
+    there = {id: _exists(d, address, id) for address, id in kept.items()}
+    return {address: id for address, id in kept.items() if there[id]}
+
+
+def _exists(d: Deployment, address: str, id: str) -> bool:
+    if ".aws_kms_key." in f".{address}":
+        found = d.aws("kms", "describe-key", "--key-id", id, missing=("NotFoundException",)) or {}
+        return bool(found.get("KeyMetadata", {}).get("KeyState") == "Enabled")
+    if ".aws_s3_bucket" in f".{address}":
+        return d.aws("s3api", "get-bucket-location", "--bucket", id, missing=NO_BUCKET) is not None
+    return True
+
+
+def _names(bucket: Owned) -> set[str]:
+    return {str(bucket.values.get("bucket") or bucket.id), bucket.id}
+
+
+def _has_objects(d: Deployment, bucket: Owned) -> bool:
+    return holds_objects(d, str(bucket.values.get("bucket") or bucket.id))
+
+
+def _import_id(each: Owned) -> str:
+    named = {"aws_kms_key": "key_id", "aws_kms_alias": "name"}.get(each.type, "bucket")
+    return str(each.values.get(named) or each.id)
 
 
 def delete_databases(d: Deployment, owned: Iterable[Owned]) -> None:
@@ -143,7 +174,7 @@ def delete_kept(d: Deployment, buckets: Iterable[str], keys: Iterable[str], back
 
 
 def _buckets(owned: Iterable[Owned]) -> list[str]:
-    return sorted(str(each.values.get("bucket") or each.id) for each in owned if each.type == "aws_s3_bucket")
+    return sorted(str(each.values.get("bucket") or each.id) for each in owned if each.type == BUCKET)
 
 
 def _keys_of(owned: Iterable[Owned], buckets: Iterable[str]) -> set[str]:
@@ -171,8 +202,8 @@ def _named(value: Any, name: str) -> Iterable[str]:
             yield from _named(inner, name)
 
 
-def _belongs_to(each: Owned, buckets: list[str], keys: set[str]) -> bool:
-    if each.type.startswith("aws_s3_bucket"):
+def _belongs_to(each: Owned, buckets: set[str], keys: set[str]) -> bool:
+    if each.type.startswith(BUCKET):
         return str(each.values.get("bucket") or each.id) in buckets
     if each.type in KEYS:
         own = {str(each.values.get(name)) for name in ("arn", "key_id", "target_key_arn", "target_key_id")}

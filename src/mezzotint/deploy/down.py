@@ -15,7 +15,7 @@ from mezzotint.deploy.data import (
     delete_databases,
     delete_kept,
     empty_buckets,
-    kept_addresses,
+    kept_resources,
     prepare_for_destroy,
 )
 from mezzotint.deploy.deployment import Deployment
@@ -177,40 +177,40 @@ def _leftovers(r: Removal) -> None:
 def _infra(r: Removal) -> None:
     d, root = r.d, r.d.root("infra")
     owned = root.resources()
-    kept: frozenset[str] = frozenset()
+    kept: dict[str, str] = {}
     if r.delete_data:
         empty_buckets(d, owned)
     else:
-        kept = kept_addresses(d, owned)
+        kept = kept_resources(d, owned)
+        # Noted before they are forgotten: by this alone the next `up` finds them.
+        d.folder.keep(kept={**d.folder.state.get("kept", {}), **kept})
+        root.forget(kept)
     going = [each for each in owned if each.address not in kept]
     if going:
         _ensure_variables(d, "infra")
         prepare_for_destroy(d, going)
         if not r.delete_data:
             delete_databases(d, going)
-        _destroy(d, kept)
+        _destroy(d)
     else:
         d.say("  terraform's state holds nothing to remove")
     if r.delete_data and not d.dry_run:
         _delete_kept(d)
 
 
-def _destroy(d: Deployment, kept: frozenset[str]) -> None:
+def _destroy(d: Deployment) -> None:
     """Twice at most: what the cluster made while it ended, such as interfaces, may hold the network."""
     root = d.root("infra")
-
-    def targets() -> list[str]:
-        return [each.address for each in root.resources() if each.address not in kept] if kept else []
-
     try:
-        root.destroy(targets())
+        root.destroy()
     except CallFailed:
         d.say("  terraform could not remove everything; looking for what holds the rest")
         remove_leftovers(d, [each.id for each in root.resources()])
-        root.destroy(targets())
+        root.destroy()
 
 
 def _delete_kept(d: Deployment) -> None:
+    d.folder.keep(kept={})
     kinds = [(*split(arn), arn) for arn in tagged(d)]
     delete_kept(
         d,

@@ -89,7 +89,7 @@ class Folder:
 
     def forget(self) -> None:
         """All is removed: what is left of the state is who and where, and when."""
-        names = ("cluster", "account", "region", "backend")
+        names = ("cluster", "account", "region", "backend", "kept")
         kept = {name: self.state[name] for name in names if name in self.state}
         self.state = {**kept, "removed": datetime.now(UTC).isoformat(timespec="seconds")}
         self._write()

@@ -23,7 +23,7 @@ from mezzotint.deploy.runner import TRIES, Runner
 
 __all__ = ["Owned", "Plan", "Root"]
 
-TOTALS = re.compile(r"Plan: (\d+) to add, (\d+) to change, (\d+) to destroy")
+TOTALS = re.compile(r"Plan: (?:\d+ to import, )?(\d+) to add, (\d+) to change, (\d+) to destroy")
 VARIABLE = re.compile(r'^\s*variable\s+"?(\w+)"?\s*{', re.MULTILINE)
 NOT_COPIED = shutil.ignore_patterns(
     ".terraform", "*.tfstate*", "*.tfvars", "*.tfvars.json", "tests", "*.tftest.hcl"
@@ -69,6 +69,7 @@ class Root:
         self._files = folder.terraform(name)
         self._variables = self._files / "variables.tfvars.json"
         self._plan = self._files / "plan"
+        self._imports: dict[str, str] = {}
         self._ready = False
 
     def declared(self) -> set[str]:
@@ -88,6 +89,10 @@ class Root:
     @property
     def has_variables(self) -> bool:
         return self._variables.exists()
+
+    def take_over(self, kept: Mapping[str, str]) -> None:
+        """Have the next plan import what is there already: by address, what it is imported by."""
+        self._imports = dict(kept)
 
     def plan(self) -> Plan:
         self._prepare()
@@ -122,15 +127,12 @@ class Root:
         if chosen:
             self._call("state", "rm", LOCK_WAIT, *chosen, limit="change", changes=True)
 
-    def destroy(self, only: Iterable[str] = (), *, refresh: bool = True) -> None:
-        """All of it, or only these addresses and what depends on them. Without `refresh` nothing is read
-        before, which a root cannot whose data sources are gone.
-        """
+    def destroy(self, *, refresh: bool = True) -> None:
+        """Without `refresh` nothing is read before, which a root cannot whose data sources are gone."""
         self._prepare()
         argv = ("destroy", "-auto-approve", *QUIET, LOCK_WAIT, f"-var-file={self._variables}")
-        targets = (f"-target={address}" for address in only)
         unread = () if refresh else ("-refresh=false",)
-        self._call(*argv, *unread, *targets, limit=self.name, log=True, changes=True)
+        self._call(*argv, *unread, limit=self.name, log=True, changes=True)
 
     def _prepare(self) -> None:
         """Copy the root and its modules, and have their providers fetched; once a command."""
@@ -144,6 +146,10 @@ class Root:
         (copy / self.name / "backend_override.tf.json").write_text(
             json.dumps({"terraform": {"backend": self._where()}}), encoding="utf-8"
         )
+        imports = (
+            f"import {{\n  to = {to}\n  id = {json.dumps(id)}\n}}\n" for to, id in self._imports.items()
+        )
+        (copy / self.name / "kept_imports.tf").write_text("".join(imports), encoding="utf-8")
         self._call("init", *QUIET, "-reconfigure", limit="init", log=True)
         self._ready = True
 

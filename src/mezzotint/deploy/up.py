@@ -12,6 +12,7 @@ from typing import Any
 
 from mezzotint.deploy.checks import check_tools
 from mezzotint.deploy.config import NOT_VARIABLES, OVERLAYS
+from mezzotint.deploy.data import still_there
 from mezzotint.deploy.deployment import Deployment, shown_failure
 from mezzotint.deploy.keys import make_keys
 from mezzotint.deploy.readiness import address_of, wait_until_ready
@@ -95,7 +96,9 @@ def _infra(d: Deployment) -> None:
     variables = d.variables(root)
     if not d.dry_run:
         d.folder.keep(account=d.account, region=d.config.region, backend=dict(d.config.backend))
+    root.take_over(still_there(d, d.folder.state.get("kept") or {}))
     if _applied(d, root, variables):
+        d.folder.keep(kept={})
         outputs = root.outputs() if not d.dry_run else {}
         _check_outputs(d, outputs)
         d.folder.keep(outputs={**d.folder.state.get("outputs", {}), **outputs})
