@@ -29,9 +29,10 @@ pytestmark = [
 def test_the_real_infra_is_applied_gives_every_sites_value_and_goes_but_for_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.deploy import test_terraform as roots
     from tests.deploy.terraform.provider import serving
     from tests.deploy.terraform.schemas import PACKAGES, NotFetched, read_schema
+
+    from tests.deploy import test_terraform as roots
 
     try:
         schemas = {name: roots.used(read_schema(name, roots.CACHE), roots.SOURCE) for name in PACKAGES}
