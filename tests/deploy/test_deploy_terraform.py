@@ -29,19 +29,18 @@ pytestmark = [
 def test_the_real_infra_is_applied_gives_every_sites_value_and_goes_but_for_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.deploy.terraform.provider import serving
-    from tests.deploy.terraform.schemas import PACKAGES, NotFetched, read_schema
-
-    from tests.deploy import test_terraform as roots
-
+    # With its providers, which are made from the real ones' schemas.
+    roots = pytest.importorskip("tests.deploy.test_terraform")
     try:
-        schemas = {name: roots.used(read_schema(name, roots.CACHE), roots.SOURCE) for name in PACKAGES}
-    except NotFetched as reason:
+        schemas = {
+            name: roots.used(roots.read_schema(name, roots.CACHE), roots.SOURCE) for name in roots.PACKAGES
+        }
+    except roots.NotFetched as reason:
         pytest.skip(str(reason))
     monkeypatch.setattr("mezzotint.deploy.data.holds_objects", lambda d, bucket: "models" in bucket)
     folder = Folder(tmp_path / "home")
     folder.create()
-    with serving(schemas, roots.ANSWERS) as attached, Interrupts() as interrupts:
+    with roots.serving(schemas, roots.ANSWERS) as attached, Interrupts() as interrupts:
         environment = environment_of("us-west-2", roots.environment(tmp_path, attached))
         launch = Processes(interrupts, environment, grace_s=60, progress_s=60)
         runner = Runner(launch, Pace(), Redaction(), lambda line: None)
