@@ -57,6 +57,7 @@ class TestStages:
         assert told == list(STAGES)
         assert list(site.state["stages"]) == list(STAGES)
         assert any("drew 64x32 in" in line for line in site.said)
+        assert "exec gateway-1 -- mezzotint keys create NAME" in site.said[-1]
 
     def test_a_second_up_asks_terraform_nothing_and_changes_no_key(self, site: Site) -> None:
         site.up()
@@ -229,6 +230,11 @@ class TestDryRun:
         assert site.called("infra plan")
         assert not site.folder.exists()
         assert any("would run: kubectl" in line and "--kustomize" in line for line in site.said)
+        assert [line for line in site.said if line.startswith("9/9")]
+
+    def test_a_dry_run_needs_no_images_and_says_which_will_be_needed(self, site: Site) -> None:
+        site.up(dry_run=True, images={})
+        assert site.said[0].startswith("the images mezzotint/neuron, mezzotint/ui are not given")
         assert [line for line in site.said if line.startswith("9/9")]
 
     def test_a_dry_run_over_what_is_there_changes_none_of_it(self, site: Site) -> None:

@@ -10,7 +10,7 @@ from mezzotint.deploy.readiness import wait_for_deployment
 from mezzotint.deploy.stored_secrets import apply_secret
 from mezzotint.errors import DeployFailed
 
-__all__ = ["make_keys"]
+__all__ = ["gateway_pod", "make_keys"]
 
 # Whose: what the key may do more. Prometheus reads the metrics, which tell of every key.
 RIGHTS: dict[str, tuple[str, ...]] = {"page": (), "metrics": ("--admin",)}
@@ -20,7 +20,7 @@ GATEWAY_PODS = "ray.io/group=gateways"
 def make_keys(d: Deployment) -> None:
     missing = [name for name in RIGHTS if not d.kubectl.exists("secret", f"mezzotint-{name}")]
     if missing:
-        pod = _gateway_pod(d)
+        pod = gateway_pod(d)
         _revoke_lost(d, pod, missing)
         for name in missing:
             apply_secret(d, f"mezzotint-{name}", {"api_key": _make_key(d, pod, name)})
@@ -30,7 +30,8 @@ def make_keys(d: Deployment) -> None:
     wait_for_deployment(d, "page")
 
 
-def _gateway_pod(d: Deployment) -> str:
+def gateway_pod(d: Deployment) -> str:
+    """One that is ready, where `mezzotint keys` finds the database."""
     if d.dry_run:
         return "<gateway>"
     for pod in d.kubectl.items("pods", selector=GATEWAY_PODS):

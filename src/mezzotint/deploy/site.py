@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ def apply_manifests(d: Deployment) -> None:
 
 
 def check_images(d: Deployment) -> None:
-    """Raises SettingInvalid: an image that the overlay runs is not given."""
-    missing = [name for name in _needed(d) if name not in d.config.images]
-    if missing:
+    """Raises SettingInvalid: an image that the overlay runs is not given; a dry run only says so."""
+    missing = [name for name in _overlay_images(d) if name not in d.config.images]
+    if missing and d.dry_run:
+        d.say(f"the images {', '.join(missing)} are not given, and are needed from the stage manifests on")
+    elif missing:
         raise SettingInvalid(
             f"images: {', '.join(missing)} of the overlay {d.config.overlay} not given. The registry is made "
             "by infra: first `mezzotint deploy up --until addons`, then `make push` to it",
@@ -103,15 +105,12 @@ def _overlay_images(d: Deployment) -> Mapping[str, str]:
     }
 
 
-def _needed(d: Deployment) -> Sequence[str]:
-    return list(_overlay_images(d))
-
-
 def _images(d: Deployment) -> list[dict[str, str]]:
     """By the names that the overlay gives them, for it comes first."""
     images = []
     for name, renamed in _overlay_images(d).items():
-        new_name, _, digest = d.config.images[name].partition("@")
+        # Only a dry run gets here without.
+        new_name, _, digest = d.config.images.get(name, f"<{name}>@<digest>").partition("@")
         images.append({"name": renamed, "newName": new_name, "digest": digest})
     return images
 

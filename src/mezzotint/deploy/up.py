@@ -14,7 +14,8 @@ from mezzotint.deploy.checks import check_tools
 from mezzotint.deploy.config import NOT_VARIABLES, OVERLAYS
 from mezzotint.deploy.data import still_there
 from mezzotint.deploy.deployment import Deployment, shown_failure
-from mezzotint.deploy.keys import make_keys
+from mezzotint.deploy.keys import gateway_pod, make_keys
+from mezzotint.deploy.kubectl import NAMESPACE
 from mezzotint.deploy.readiness import address_of, wait_until_ready
 from mezzotint.deploy.runner import TRIES, CallFailed
 from mezzotint.deploy.site import apply_manifests, check_images
@@ -176,7 +177,9 @@ def _verify(d: Deployment) -> None:
         d.say(f"  would draw a picture at {d.config.url or 'the load balancer'}")
         return
     found = verify_service(d)
-    d.say(f"  {found.url} draws")
+    d.say(f"  {found.url} draws, and in a browser is the page")
+    inside = f"--namespace {NAMESPACE} exec {gateway_pod(d)} -- mezzotint keys create NAME"
+    d.say(f"  a key for a client: kubectl --kubeconfig {d.folder.kubeconfig} {inside}")
 
 
 def verify_service(d: Deployment) -> Verified:
