@@ -23,6 +23,7 @@
     ├── GenerationFailed      500  the model produced no usable picture (NaN, a backend fault)
     ├── SettingInvalid        500  a setting of this process is wrong; found at start-up
     ├── OutputUnwritable      500  a picture was drawn but could not be written where asked
+    ├── DeployFailed          500  a stage of `mezzotint deploy` failed
     ├── StoreUnavailable      503  the database or the image store does not answer
     ├── ModelLoading          503  no replica is ready to draw yet, or just now
     ├── ReplicaLost           503  the replica ended while it drew the picture
@@ -43,6 +44,7 @@ __all__ = [
     "BodyTooSlow",
     "DeadlineExceeded",
     "DeadlineUnreachable",
+    "DeployFailed",
     "GenerationFailed",
     "HeadersTooLarge",
     "IdempotencyConflict",
@@ -191,6 +193,12 @@ class OutputUnwritable(MezzotintError):
     """The output path cannot be written."""
 
     code = "output_unwritable"
+
+
+class DeployFailed(MezzotintError):
+    """A stage of `mezzotint deploy` failed. The message may have several lines."""
+
+    code = "deploy_failed"
 
 
 class NotSupported(MezzotintError):

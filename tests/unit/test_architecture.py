@@ -48,6 +48,8 @@ MAY_IMPORT = {
     },
     # A client of the service over HTTP: of the rest it knows the file formats and the names of samplers.
     "ui": {"core", "errors", "samplers", "imaging.formats", "imaging.metadata", "ui"},
+    # Drives other programs; a wheel without the server can deploy one.
+    "deploy": {"errors", "config_file", "deploy"},
     "bench": {"core", "errors", "engine", "backends.base", "models", "imaging", "bench", "threads"},
 }
 # No module of these rooms may import these libraries, at any depth of the file.
@@ -58,6 +60,7 @@ WITHOUT = {
     "serve": {"torch", "diffusers"},
     "imaging": {"torch", "diffusers", "ray"},
     "ui": {"torch", "diffusers", "ray", "transformers", "sqlalchemy"},
+    "deploy": {"torch", "diffusers", "ray", "sqlalchemy", "boto3", "kubernetes"},
 }
 # What must be known of a model at once, before torch is there.
 WITHOUT_TORCH = {"models/artefact.py", "models/locations.py", "backends/neuron/shapes.py", "cores.py"}

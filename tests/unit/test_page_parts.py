@@ -220,7 +220,9 @@ class TestWish:
 
 class TestSentences:
     # Of this process's own start, or of a caller that has gone: no answer of the service.
-    NEVER_ANSWERED = frozenset({"cancelled", "model_invalid", "setting_invalid", "output_unwritable"})
+    NEVER_ANSWERED = frozenset(
+        {"cancelled", "deploy_failed", "model_invalid", "setting_invalid", "output_unwritable"}
+    )
     # What only a program that calls the service can do wrong.
     NOT_OF_A_PAGE = frozenset({"body_too_slow", "headers_too_large", "idempotency_conflict"})
 

@@ -12,7 +12,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from mezzotint import __version__
-from mezzotint.cli import compile, config, doctor, draw, keys, models, serve, top, ui
+from mezzotint.cli import compile, config, deploy, doctor, draw, keys, models, serve, top, ui
 from mezzotint.errors import MezzotintError, ModelInvalid, OutputUnwritable, SettingInvalid
 
 __all__ = ["app", "main"]
@@ -38,6 +38,7 @@ app.command("ui")(ui.ui)
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
+app.add_typer(deploy.app, name="deploy")
 app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 if find_spec("mezzotint.bench.cli") is not None:
