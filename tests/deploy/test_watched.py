@@ -8,11 +8,12 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -22,12 +23,14 @@ from mezzotint.serve.stores.keys import KeyStore, NewKey
 from tests.deploy.foreign_series import FOREIGN
 from tests.deploy.load import under_load
 from tests.deploy.watching import asked, objects, queries, rules
-from tests.servers import Server
+from tests.servers import Server, is_running
 
 LIMIT_SECONDS = 60.0
 # So that a test sees in seconds what takes minutes in a cluster.
 EVERY = "1s"
 RATE_WINDOW = "10s"
+# No load makes a sound engine fail for certain: test_alerts.py holds the names of that series.
+MAY_BE_EMPTY = {"Pictures that came to nothing, by reason"}
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 
@@ -148,8 +151,8 @@ def test_every_query_of_the_dashboard_has_an_answer_after_a_load(
 ) -> None:
     wanted = {
         expression.replace("$__rate_interval", RATE_WINDOW)
-        for _, expression in queries()
-        if is_of_the_application(expression)
+        for title, expression in queries()
+        if is_of_the_application(expression) and title not in MAY_BE_EMPTY
     }
     assert len(wanted) > 40
     missing = set(wanted)
@@ -182,21 +185,32 @@ def test_every_rule_is_evaluated_without_an_error(prometheus: Prometheus) -> Non
     assert len(found) == sum(len(group["rules"]) for group in rules()["groups"])
 
 
+def listening(processes: Iterable[psutil.Process]) -> set[int]:
+    """The ports on which Ray's agents, which have the series, listen; which of theirs it is, Ray tells nobody."""
+    agents = [each for each in processes if is_running(each) and "DashboardAgent" in each.name()]
+    connections = [each for agent in agents for each in agent.net_connections("tcp")]
+    return {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
+
+
+def metrics_at(port: int) -> str:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text
+    except httpx.TransportError:
+        return ""
+
+
 def test_ray_tells_the_series_that_rules_ask_it_for(served: Server) -> None:
-    lines = [argument for helper in served.helpers for argument in helper.cmdline()]
-    ports = {found[1] for line in lines if (found := re.match(r"--metrics-export-port=(\d+)", line))}
     # Of a device, only where there is one.
-    wanted = {name for name in FOREIGN if name.startswith("ray_") and "gpu" not in name}
-    missing = set(wanted)
+    missing = {name for name in FOREIGN if name.startswith("ray_") and "gpu" not in name}
 
     def all_told() -> bool:
-        for port in ports:
-            text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
-            for name in set(missing):
-                found = re.search(rf"^{name}{{([^}}]*)}}", text, re.MULTILINE)
-                if found is not None:
-                    assert set(re.findall(r'(\w+)="', found[1])) >= FOREIGN[name], found[0]
-                    missing.discard(name)
+        processes = served.process.children(recursive=True)
+        text = "\n".join(metrics_at(port) for port in listening(processes))
+        for name in set(missing):
+            found = re.search(rf"^{name}{{([^}}]*)}}", text, re.MULTILINE)
+            if found is not None:
+                assert set(re.findall(r'(\w+)="', found[1])) >= FOREIGN[name], found[0]
+                missing.discard(name)
         return not missing
 
-    wait_for(all_told, lambda: f"{missing} at {ports}")
+    wait_for(all_told, lambda: f"series of Ray: {missing}")

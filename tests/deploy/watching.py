@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def asked(expression: str) -> Asked:
     return Asked(tuple(found), frozenset(labels))
 
 
+@cache
 def objects(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((COMPONENT / name).read_text()))
 
@@ -68,6 +70,7 @@ def rules() -> dict[str, Any]:
     return spec
 
 
+@cache
 def dashboard() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((COMPONENT / "dashboard.json").read_text())
     return loaded
