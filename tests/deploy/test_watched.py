@@ -186,7 +186,7 @@ def test_every_rule_is_evaluated_without_an_error(prometheus: Prometheus) -> Non
 
 
 def listening(processes: Iterable[psutil.Process]) -> set[int]:
-    """The ports on which Ray's agents, which have the series, listen; which of theirs it is, Ray tells nobody."""
+    """The ports of Ray's agents, which have the series; which of theirs it is, Ray tells nobody."""
     agents = [each for each in processes if is_running(each) and "DashboardAgent" in each.name()]
     connections = [each for agent in agents for each in agent.net_connections("tcp")]
     return {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
