@@ -84,11 +84,15 @@ def test_every_selector_finds_the_pods_it_is_named_for(manifests: list[Manifest]
         ("NetworkPolicy", "edge"): {"edge"},
         ("NetworkPolicy", "load-balancer"): {"edge"},
         ("NetworkPolicy", "page"): {"page"},
+        ("NetworkPolicy", "prometheus-to-ray"): {"head", "gateways", "engines"},
+        ("NetworkPolicy", "prometheus-to-edge"): {"edge"},
+        ("PodMonitor", "ray"): {"head", "gateways", "engines"},
+        ("PodMonitor", "edge"): {"edge"},
     }
     for each in manifests:
         name = (each["kind"], each["metadata"]["name"])
         selector = each.get("spec", {}).get("selector") or each.get("spec", {}).get("podSelector")
-        if each["kind"] in ("PodDisruptionBudget", "NetworkPolicy") and selector:
+        if each["kind"] in ("PodDisruptionBudget", "NetworkPolicy", "PodMonitor") and selector:
             assert selected(selector, manifests) == expected[name], name
         if each["kind"] == "Service":
             assert selected({"matchLabels": selector}, manifests) == {each["metadata"]["name"]}
