@@ -28,7 +28,7 @@ from tests.servers import is_running
 __all__ = ["RayCluster", "ray_start"]
 
 START_SECONDS = 120.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 5.0
 BIN = Path(sys.executable).parent
 
 
