@@ -12,19 +12,6 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-__all__ = [
-    "NESTED_CONF",
-    "USER",
-    "Container",
-    "answers",
-    "ask",
-    "expect",
-    "fetch",
-    "free_port",
-    "output",
-    "run",
-]
-
 USER = 10001
 READY_SECONDS = 300.0
 STOP_SECONDS = 60

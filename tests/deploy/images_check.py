@@ -1,12 +1,13 @@
 """Build the images `cpu` and `ui` and run them as a cluster would: what `make images-check` runs.
 
 Each runs as its own user on a read-only root, without capabilities. The service draws a picture, the page in
-another container fetches it from there, a container becomes a Ray node as KubeRay starts one, a model is baked
-in, and all stop in time. What was built is pushed to a registry on this machine and asked for by its digest.
+another container fetches it from there, a container becomes a Ray node as KubeRay starts one, a model is
+baked in, and all stop in time. What was built is pushed to a registry on this machine and asked for by its
+digest.
 
-It needs podman, docker-registry and skopeo. `--nested` is for a machine that is a container or a small virtual
-machine itself, without a registry in reach: the base is made of Debian's packages, which needs debootstrap and
-root. The findings go to docs/measurements/images-COMMIT.json.
+It needs podman, docker-registry and skopeo. `--nested` is for a machine that is a container or a small
+virtual machine itself, without a registry in reach: the base is made of Debian's packages, which needs
+debootstrap and root. The findings go to docs/measurements/images-COMMIT.json.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def main() -> None:
         findings: dict[str, Any] = {
             "command": f"make images-check CHECK_FLAGS='{' '.join(sys.argv[1:])}'",
             "commit": tag,
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {output('podman', '--version').strip()}",
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+            "engine": output("podman", "--version").strip(),
         }
         if given.nested and not given.base:
             given.base = local_base(folder)
@@ -137,34 +139,28 @@ def build_and_describe(given: argparse.Namespace, image: str, tag: str) -> dict[
 def check_service_and_page(tag: str) -> dict[str, Any]:
     at, page_at = free_port(), free_port()
     api, url = f"http://127.0.0.1:{at}", f"http://127.0.0.1:{page_at}"
-    network = f"--network={RUN}"
+    name, network = f"{RUN}-service", f"--network={RUN}"
+    found: dict[str, Any] = {}
     run("podman", "network", "create", RUN)
     try:
-        name = f"{RUN}-service"
-        with Container(
-            name, f"mezzotint/cpu:{tag}", options=(network, f"--publish=127.0.0.1:{at}:8000")
-        ) as service:
-            found = {
-                "service_ready_s": service.wait("the service is ready", lambda: answers(f"{api}/readyz"))
-            }
+        options = (network, f"--publish=127.0.0.1:{at}:8000")
+        with Container(name, f"mezzotint/cpu:{tag}", options=options) as service:
+            found["service_ready_s"] = service.wait("the service is ready", lambda: answers(f"{api}/readyz"))
             key = check_service(service, api)
             # By the environment and not the command line: a key is a secret.
             os.environ["MEZZOTINT_API_KEY"] = key
             options = (network, f"--publish=127.0.0.1:{page_at}:7860", "--env=MEZZOTINT_API_KEY")
-            with Container(
-                f"{RUN}-page",
-                f"mezzotint/ui:{tag}",
-                options=(*options, f"--env=MEZZOTINT_API=http://{name}:8000"),
-            ) as page:
+            options = (*options, f"--env=MEZZOTINT_API=http://{name}:8000")
+            with Container(f"{RUN}-page", f"mezzotint/ui:{tag}", options=options) as page:
                 found["page_ready_s"] = page.wait("the page is ready", lambda: answers(url))
                 check_page(page, url, service, api, key)
                 found["page_memory_bytes"] = page.memory_bytes()
                 found["page_stops_s"] = page.stop()
             found["service_memory_bytes"] = service.memory_bytes()
             found["service_stops_s"] = service.stop()
-        return found
     finally:
         run("podman", "network", "rm", "--force", RUN)
+    return found
 
 
 def check_service(service: Container, api: str) -> str:
