@@ -198,9 +198,9 @@ def check_ray_node(tag: str) -> dict[str, Any]:
         )
         print(f"ok: KubeRay's probes pass after {seconds} s")
         head.check_hardened()
-        status = head.exec("ray", "status")
-        expect("it is a node of its own cluster", "1 node_" in status)
-        return {"ready_s": seconds}
+        head.wait("it is a node of its cluster", lambda: "1 node_" in head.exec("ray", "status"))
+        print("ok: it is a node of its cluster")
+        return {"ready_s": seconds, "stops_s": head.stop()}
 
 
 def check_baked(given: argparse.Namespace, folder: Path, tag: str) -> dict[str, Any]:

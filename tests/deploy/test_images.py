@@ -370,6 +370,11 @@ def test_a_lock_is_written_with_the_hash_of_the_very_file(
     lines = lock.resolve(order).splitlines()[2:]
     sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (whole, part)}
     assert lines == [f"part==2.5 --hash=sha256:{sums[part]}", f"whole==1.0 --hash=sha256:{sums[whole]}"]
+    # What the base brings is resolved against, and not listed.
+    order = lock.Order(
+        order.lock, "a test", ("whole",), provided=("part==2.5",), left_out=frozenset({"part"})
+    )
+    assert lock.resolve(order).splitlines()[2:] == lines[1:]
 
 
 def write_wheel(folder: Path, name: str, version: str, *metadata: str) -> Path:
