@@ -115,8 +115,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def fetch(url: str, key: str = "", body: dict[str, Any] | None = None) -> bytes:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+def fetch(url: str, key: str = "", body: dict[str, Any] | None = None, accept: str = "*/*") -> bytes:
+    headers = {"Accept": accept, **({"Authorization": f"Bearer {key}"} if key else {})}
     data = None if body is None else json.dumps(body).encode()
     if data is not None:
         headers["Content-Type"] = "application/json"

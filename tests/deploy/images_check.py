@@ -5,7 +5,7 @@ another container fetches it from there, a container becomes a Ray node as KubeR
 baked in, and all stop in time. What was built is pushed to a registry on this machine and asked for by its
 digest.
 
-It needs podman, docker-registry and skopeo. `--nested` is for a machine that is a container or a small
+It needs podman and docker-registry. `--nested` is for a machine that is a container or a small
 virtual machine itself, without a registry in reach: the base is made of Debian's packages, which needs
 debootstrap and root. The findings go to docs/measurements/images-COMMIT.json.
 """
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -55,6 +56,7 @@ PROBES = (
     "wget --tries 1 -T 5 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success",
     "wget --tries 1 -T 5 -q -O- http://localhost:8265/api/gcs_healthz | grep success",
 )
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 REGISTRY = """\
 version: 0.1
 log: {{level: error}}
@@ -227,13 +229,16 @@ def check_push(folder: Path, tag: str) -> dict[str, Any]:
         file = folder / "kustomization.yaml"
         command = [sys.executable, str(IMAGES), "push", "--builder=podman", f"--tag={tag}"]
         run(*command, f"--registry={prefix}", f"--output={file}", *NAMES)
-        component = file.read_text()
+        told = re.findall(r"newName: (\S+)\n +digest: (\S+)", file.read_text())
+        expect("every image that was pushed is told of", len(told) == len(NAMES))
         sizes = {}
-        for image in NAMES:
-            told = output("skopeo", "inspect", "--format={{.Digest}}", f"docker://{prefix}/{image}:{tag}")
-            expect(f"{image} was pushed under the digest told", f"digest: {told.strip()}" in component)
-            manifest = json.loads(output("skopeo", "inspect", "--raw", f"docker://{prefix}/{image}:{tag}"))
-            sizes[f"{image}_compressed_bytes"] = sum(layer["size"] for layer in manifest["layers"])
+        for name, digest in told:
+            run("podman", "pull", "--quiet", f"{name}@{digest}")
+            url = f"http://127.0.0.1:{port}/v2/{name.partition('/')[2]}/manifests/{digest}"
+            manifest = json.loads(fetch(url, accept=MANIFEST))
+            print(f"ok: {name} is pulled by the digest that was told")
+            sizes[f"{Path(name).name}_compressed_bytes"] = sum(each["size"] for each in manifest["layers"])
+            run("podman", "image", "rm", f"{name}@{digest}")
         return sizes
 
 
