@@ -56,7 +56,7 @@ PROBES = (
     "wget --tries 1 -T 5 -q -O- http://localhost:52365/api/local_raylet_healthz | grep success",
     "wget --tries 1 -T 5 -q -O- http://localhost:8265/api/gcs_healthz | grep success",
 )
-MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
 REGISTRY = """\
 version: 0.1
 log: {{level: error}}
