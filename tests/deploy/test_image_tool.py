@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.test_images import DOCKER, IMAGES, ROOT, load
+from tests.deploy.image_files import DOCKER, IMAGES, ROOT, load
 
 images = load("images")
 DIGEST = f"sha256:{'ab' * 32}"
