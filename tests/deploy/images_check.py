@@ -74,7 +74,7 @@ def main() -> None:
             os.environ["CONTAINERS_CONF"] = str(folder / "containers.conf")
         tag = output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD").strip()
         findings: dict[str, Any] = {
-            "command": f"make images-check CHECK_FLAGS='{' '.join(sys.argv[1:])}'",
+            "command": f"make images-check{' CHECK_FLAGS=--nested' if given.nested else ''}",
             "commit": tag,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
             "engine": output("podman", "--version").strip(),
@@ -101,16 +101,13 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(given: argparse.Namespace, image: str, tag: str, *further: str) -> float:
-    """Seconds that it took."""
+def build(given: argparse.Namespace, image: str, tag: str, *further: str) -> None:
     flags = given.flags + (" --isolation=chroot --network=host" if given.nested else "")
     command = [sys.executable, str(IMAGES), "build", "--builder=podman", f"--tag={tag}", "--unpinned"]
     command += [f"--flags={flags}", *([f"--base={given.base}"] if given.base else [])]
     if given.wheels:
         command.append(f"--wheels={given.wheels / image}")
-    begun = time.monotonic()
     run(*command, *further, image)
-    return round(time.monotonic() - begun, 1)
 
 
 def local_base(folder: Path) -> str:
@@ -127,7 +124,7 @@ def local_base(folder: Path) -> str:
 
 
 def build_and_describe(given: argparse.Namespace, image: str, tag: str) -> dict[str, Any]:
-    seconds = build(given, image, tag)
+    build(given, image, tag)
     [told] = json.loads(output("podman", "image", "inspect", f"mezzotint/{image}:{tag}"))
     config = told["Config"]
     expect(f"{image} runs as {USER}", config["User"] == f"{USER}:{USER}")
@@ -135,7 +132,7 @@ def build_and_describe(given: argparse.Namespace, image: str, tag: str) -> dict[
     expect(f"{image} says its commit", config["Labels"]["org.opencontainers.image.revision"] == tag)
     base = config["Labels"]["org.opencontainers.image.base.name"]
     [of_base] = json.loads(output("podman", "image", "inspect", base))
-    return {"base": base, "bytes": told["Size"], "bytes_of_base": of_base["Size"], "build_s": seconds}
+    return {"base": base, "bytes": told["Size"], "bytes_of_base": of_base["Size"]}
 
 
 def check_service_and_page(tag: str) -> dict[str, Any]:
