@@ -185,6 +185,15 @@ def test_a_pinned_base_is_one_that_is_built_on(
     assert f"@{DIGEST}@" not in table.read_text()
 
 
+def test_a_description_is_made_of_the_lock(stand_ins: Path, log: Path, tmp_path: Path) -> None:
+    tool = shutil.copy(stand_ins / "skopeo", stand_ins / "cyclonedx-py")
+    assert images.main(["sbom", "--tool", str(tool), "--output", str(tmp_path / "sbom"), "cpu", "ui"]) == 0
+    cpu, ui = log.read_text().splitlines()
+    assert " requirements deploy/docker/cpu/requirements.txt " in cpu
+    assert f"--output-file {tmp_path}/sbom/ui.cdx.json" in ui
+    assert images.main(["sbom", "--tool", str(tmp_path / "none"), "ui"]) == 2
+
+
 def test_an_unknown_image_is_told_from_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert images.main(["build", "gpu"]) == 2
     assert ", ".join(IMAGES) in capsys.readouterr().err
