@@ -16,7 +16,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 
 .PHONY: help
 help:  ## Say what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 .PHONY: setup
 setup: $(STAMP)  ## Install everything into .venv
@@ -87,7 +87,43 @@ manifests:  ## Render each overlay to one file, for `kubectl apply -f`
 		kubectl kustomize deploy/kubernetes/overlays/$${each%:*} > $$file && echo "wrote $$file"; \
 	done
 
+# The images: IMAGES="cpu ui", BUILDER=docker|podman|buildah, BUILD_FLAGS, TAG; docs/deploy/images.md.
+IMAGES ?= cpu cuda neuron ui
+IMAGE_TOOL := $(PYTHON) deploy/docker/images.py
+OF_A_BUILD = $(if $(BUILDER),--builder $(BUILDER)) $(if $(TAG),--tag $(TAG)) --flags='$(BUILD_FLAGS)'
+
+.PHONY: images
+images:  ## Build the images (IMAGES="cpu ui", MODEL_DIR=folder to bake in, UNPINNED=1)
+	$(IMAGE_TOOL) build $(OF_A_BUILD) $(if $(UNPINNED),--unpinned) $(if $(BASE),--base $(BASE)) \
+		$(if $(MODEL_DIR),--models $(MODEL_DIR)) $(if $(WHEELS),--wheels $(WHEELS)) $(IMAGES)
+
+.PHONY: push
+push:  ## Push them to REGISTRY=host/prefix, and write their digests for the overlays
+	@test -n "$(REGISTRY)" || { echo "error: say where to: make push REGISTRY=host/prefix" >&2; exit 2; }
+	$(IMAGE_TOOL) push $(OF_A_BUILD) --registry $(REGISTRY) $(IMAGES)
+
+.PHONY: pin
+pin:  ## Ask the registries for the bases' digests and write them down
+	$(IMAGE_TOOL) pin $(IMAGES)
+
+.PHONY: lock
+lock:  ## Resolve the images' packages anew, with their hashes
+	$(PYTHON) deploy/docker/lock.py $(LOCKS)
+
+SBOM := .venv-sbom
+
+.PHONY: sbom
+sbom:  ## Write what the images' locks hold to build/sbom, as CycloneDX
+	test -x $(SBOM)/bin/python || $(PYTHON) -m venv $(SBOM)
+	$(SBOM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r deploy/docker/sbom.txt
+	$(IMAGE_TOOL) sbom --tool $(SBOM)/bin/cyclonedx-py $(IMAGES)
+
+.PHONY: images-check
+images-check:  ## Build cpu and ui, run them as a cluster would, and measure them (podman; as root)
+	$(PYTHON) -m tests.deploy.images_check $(CHECK_FLAGS)
+
 .PHONY: clean
 clean:  ## Remove what was made here, the environment too
-	rm -rf $(VENV) $(CONTRACT) $(SCAN) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out
+	rm -rf $(VENV) $(CONTRACT) $(SCAN) $(SBOM) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist out
 	find src tests training -name __pycache__ -type d -prune -exec rm -rf {} +
