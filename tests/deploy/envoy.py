@@ -23,14 +23,15 @@ class Edge:
 
     def __init__(self, folder: Path, *, serve: str, page: str) -> None:
         """serve, page: `host:port` of what stands behind it."""
-        self.port, metrics, admin = free_port(), free_port(), free_port()
+        self.port, metrics, health, admin = (free_port() for _ in range(4))
         self.address = f"http://127.0.0.1:{self.port}"
-        self.metrics = f"http://127.0.0.1:{metrics}"
+        self.metrics, self.health = f"http://127.0.0.1:{metrics}", f"http://127.0.0.1:{health}"
         self._config, self._log = folder / "envoy.yaml", folder / "envoy.log"
         text = (KUBERNETES / "base/edge/envoy.yaml").read_text()
         places = {
             "address: 0.0.0.0, port_value: 8080": f"address: 127.0.0.1, port_value: {self.port}",
             "address: 0.0.0.0, port_value: 9902": f"address: 127.0.0.1, port_value: {metrics}",
+            "address: 0.0.0.0, port_value: 9903": f"address: 127.0.0.1, port_value: {health}",
             "port_value: 9901": f"port_value: {admin}",
             "address: mezzotint-serve-svc, port_value: 8000": _place(serve),
             "address: page, port_value: 7860": _place(page),
@@ -60,7 +61,7 @@ class Edge:
         while time.monotonic() < deadline:
             assert self._process.poll() is None, self.log
             try:
-                if httpx.get(f"{self.metrics}/ready", timeout=1.0).status_code == 200:
+                if httpx.get(f"{self.health}/ready", timeout=1.0).status_code == 200:
                     return
             except httpx.TransportError:
                 pass

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from mezzotint.serve.proxy import LOST_HEADER
 from tests.deploy.envoy import Edge
 from tests.deploy.upstream import CHUNK, Upstream
 
@@ -121,8 +122,15 @@ def test_a_lost_gateways_request_is_sent_again(
     assert len(serve.seen) == 3
 
 
+def test_what_a_gateway_gave_up_is_not_sent_again(client: httpx.Client, serve: Upstream) -> None:
+    assert client.get("/imagine?refuse=1").status_code == 503
+    assert len(serve.seen) == 1
+
+
 def test_it_is_not_sent_again_for_ever(client: httpx.Client, serve: Upstream) -> None:
-    assert client.get("/imagine?fail=99").status_code == 503
+    response = client.get("/imagine?fail=99")
+    assert response.status_code == 503
+    assert LOST_HEADER not in response.headers
     assert len(serve.seen) == 4
 
 
@@ -191,7 +199,10 @@ def test_a_thousand_slow_connections_are_closed_while_others_are_answered(
             connection.close()
 
 
-def test_the_metrics_port_shows_metrics_and_health_alone(edge: Edge) -> None:
+def test_the_other_ports_show_metrics_and_health_alone(edge: Edge) -> None:
     assert "envoy_http_downstream_rq" in httpx.get(f"{edge.metrics}/stats/prometheus").text
+    assert httpx.get(f"{edge.health}/ready").status_code == 200
     for path in ("/", "/config_dump", "/quitquitquit", "/stats"):
         assert httpx.get(edge.metrics + path).status_code == 404
+        assert httpx.get(edge.health + path).status_code == 404
+    assert httpx.get(f"{edge.health}/stats/prometheus").status_code == 404

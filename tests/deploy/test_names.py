@@ -80,7 +80,10 @@ def test_every_selector_finds_the_pods_it_is_named_for(manifests: list[Manifest]
         ("NetworkPolicy", "ray"): {"head", "gateways", "engines"},
         ("NetworkPolicy", "operator"): {"head"},
         ("NetworkPolicy", "kubernetes-api"): {"head"},
-        ("NetworkPolicy", "stores"): {"head", "gateways", "engines"},
+        ("NetworkPolicy", "s3"): {"head", "gateways", "engines"},
+        ("NetworkPolicy", "postgresql"): {"gateways"},
+        ("NetworkPolicy", "valkey"): {"head"},
+        ("PodDisruptionBudget", "engines"): {"engines"},
         ("NetworkPolicy", "edge"): {"edge"},
         ("NetworkPolicy", "load-balancer"): {"edge"},
         ("NetworkPolicy", "page"): {"page"},
@@ -166,6 +169,7 @@ NO_FLOWS = [
     ("gateways", "page", 7860),
     ("gateways", "edge", 9902),
     ("page", "edge", 9902),
+    ("page", "edge", 9903),
 ]
 
 
@@ -178,7 +182,7 @@ def test_the_policies_open_the_flows_that_are_and_no_others(manifests: list[Mani
         return sent and allows(policies, "Ingress", labels[target], labels[source], port)
 
     assert [flow for flow in FLOWS if not flows(*flow)] == []
-    # From the load balancer, which is no pod, the edge's 9902 may be asked: that end alone is open.
+    # From the load balancer, which is no pod, the edge's 9903 may be asked: that end alone is open.
     assert [flow for flow in NO_FLOWS if flows(*flow)] == []
     assert one(policies, "NetworkPolicy", "deny-all")["spec"] == {
         "podSelector": {},
@@ -349,16 +353,31 @@ def test_nothing_ends_before_the_requests_that_it_carries(manifests: list[Manife
     assert spec["rayClusterDeletionDelaySeconds"] >= settings.deadline_s + settings.drain_s
     for name in ("gateways", "engines"):
         grace = ray_groups(manifests)[name]["template"]["spec"]["terminationGracePeriodSeconds"]
-        assert grace > settings.drain_s
+        assert settings.drain_s < drain_of_ray(manifests) < grace
     edge = one(manifests, "Deployment", "edge")["spec"]["template"]["spec"]
-    assert edge["terminationGracePeriodSeconds"] > settings.deadline_s
+    # Envoy ends at once when it is told to: what it carries must have gone out before.
+    (envoy,) = edge["containers"]
+    slept = envoy["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert settings.deadline_s < slept < edge["terminationGracePeriodSeconds"]
     for route in routes():
         if route.get("route", {}).get("cluster") == "serve":
             seconds = float(route["route"]["timeout"].removesuffix("s"))
             assert seconds == 0 or seconds > settings.deadline_s
     for balancer in (each for each in manifests if each["kind"] == "LoadBalancerConfiguration"):
         attributes = {each["key"]: each["value"] for each in balancer["spec"]["loadBalancerAttributes"]}
-        assert float(attributes["idle_timeout.timeout_seconds"]) > settings.deadline_s
+        idle = float(attributes["idle_timeout.timeout_seconds"])
+        assert settings.deadline_s < idle
+        # Whoever in front keeps a connection longer sends into one that has just been closed.
+        assert idle < float(http_manager()["common_http_protocol_options"]["idle_timeout"].removesuffix("s"))
+
+
+def drain_of_ray(manifests: list[Manifest]) -> float:
+    name = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+    from ray._private import ray_constants
+
+    assert hasattr(ray_constants, name)
+    (seconds,) = {float(value or 0) for _, each, value in environment(manifests) if each == name}
+    return seconds
 
 
 # Variables, images, secrets, the site
@@ -479,10 +498,33 @@ def edge_config() -> dict[str, Any]:
     return config
 
 
-def route_table() -> dict[str, Any]:
+def http_manager() -> dict[str, Any]:
     (listener,) = [each for each in edge_config()["static_resources"]["listeners"] if each["name"] == "http"]
-    table: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]["route_config"]
+    manager: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    return manager
+
+
+def route_table() -> dict[str, Any]:
+    table: dict[str, Any] = http_manager()["route_config"]
     return table
+
+
+def test_what_the_edge_sends_again_is_what_the_proxy_marks_as_lost() -> None:
+    for route in routes():
+        if route.get("route", {}).get("cluster") == "serve":
+            policy = route["route"]["retry_policy"]
+            assert [each["name"] for each in policy["retriable_headers"]] == [proxy.LOST_HEADER]
+            assert "retriable-headers" in policy["retry_on"]
+            # A 503 of a gateway's own is its last word: it has tried two engines.
+            assert "5xx" not in policy["retry_on"]
+            assert "status" not in policy["retry_on"]
+    assert proxy.LOST_HEADER in route_table()["response_headers_to_remove"]
+
+
+def test_probes_are_answered_when_strangers_have_filled_the_limits() -> None:
+    for listener in edge_config()["static_resources"]["listeners"]:
+        spared = listener.get("ignore_global_conn_limit") and listener.get("bypass_overload_manager")
+        assert bool(spared) == (listener["name"] in ("metrics", "health"))
 
 
 def routes() -> list[dict[str, Any]]:
@@ -588,7 +630,7 @@ def test_the_edge_talks_to_the_services_and_ports_that_there_are(manifests: list
             assert backend["port"] == one(manifests, "Service", "edge")["spec"]["ports"][0]["port"]
         if each["kind"] == "TargetGroupConfiguration":
             check = each["spec"]["defaultConfiguration"]["healthCheckConfig"]
-            assert int(check["healthCheckPort"]) == listeners["metrics"]
+            assert int(check["healthCheckPort"]) == listeners["health"]
 
 
 # Documents

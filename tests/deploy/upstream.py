@@ -6,6 +6,8 @@ import asyncio
 import threading
 from dataclasses import dataclass, field
 
+from mezzotint.serve.proxy import LOST_HEADER
+
 __all__ = ["Seen", "Upstream"]
 
 CHUNK = b"event: progress\ndata: {}\n\n"
@@ -21,8 +23,8 @@ class Seen:
 class Upstream:
     """HTTP/1.1 on a free port, in a thread. A context manager.
 
-    `?fail=N` gives 503 the first N times, `?drop=N` closes it as often; `?stream` sends one event,
-    and the second only when `release` is set. Everything else is answered with its own name.
+    `?fail=N` is lost the first N times, `?refuse=N` gives 503 of its own, `?drop=N` closes the connection as
+    often; `?stream` sends one event, and the second only when `release` is set. All else is answered by name.
     """
 
     def __init__(self, name: str) -> None:
@@ -86,6 +88,8 @@ class Upstream:
         if "stream" in target:
             await self._stream(writer)
         elif self._still(target, "fail="):
+            await self._answer(writer, f"503 Service Unavailable\r\n{LOST_HEADER}: gateway", b'{"error": {}}')
+        elif self._still(target, "refuse="):
             await self._answer(writer, "503 Service Unavailable", b'{"error": {}}')
         elif self._still(target, "drop="):
             return False

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mezzotint.serve.middleware import SecureHeaders
-from mezzotint.serve.proxy import TellErrors
+from mezzotint.serve.proxy import LOST_HEADER, TellErrors
 
 
 async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,6 +37,8 @@ async def test_when_no_gateway_answers_the_client_is_told_to_come_back(app: ASGI
     assert response.json()["error"]["code"] == "model_loading"
     assert int(response.headers["retry-after"]) > 0
     assert response.headers["x-should-retry"] == "true"
+    # So that an edge in front knows that no gateway had the request to its end.
+    assert response.headers[LOST_HEADER] == "gateway"
 
 
 @pytest.mark.parametrize(("sent", "told"), [({"retry-after": "7"}, 7), ({}, 2)])
@@ -46,6 +48,7 @@ async def test_when_every_gateway_is_full_the_client_is_told_so_and_when_to_come
     response = await ask(PlainTextResponse("too many requests", 429, sent))
     assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
     assert int(response.headers["retry-after"]) == told
+    assert LOST_HEADER not in response.headers
 
 
 @pytest.mark.parametrize(

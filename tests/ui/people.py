@@ -3,8 +3,8 @@
 `python -m tests.ui.people` has twenty draw with the demo model, and says how long the page took to answer
 each key: from the press, as the browser saw it, to the drawing's card in the list. `make people` runs it.
 
-All but two share a browser that has the lowest priority, for in life they would have machines of their own: on
-two cores, twenty tabs take more of them than everything that serves them. The two have one at the usual
+All but two share a browser that has the lowest priority, for in life they would have machines of their own:
+on two cores, twenty tabs take more of them than everything that serves them. The two have one at the usual
 priority, beside the engine; it is their keys that are timed. The others' are told too.
 """
 

@@ -38,7 +38,8 @@ def ui(
         raise SettingInvalid(EXTRA_MISSING)
     from mezzotint.ui.settings import UiSettings, service_address
 
-    settings = UiSettings(service_address(api, os.environ), key, host, port)
+    # From a file, a key ends with a line.
+    settings = UiSettings(service_address(api, os.environ), key.strip(), host, port)
     listener = _listen(host, port)
     from mezzotint.ui.running import run_page
 

@@ -14,7 +14,7 @@ from mezzotint.errors import MezzotintError, ModelLoading, QueueFull
 from mezzotint.serve.api.errors import error_response
 from mezzotint.serve.telemetry.record import is_plain_id
 
-__all__ = ["PROXY_CALLBACK", "StripHeaders", "TellErrors", "proxy_middleware"]
+__all__ = ["LOST_HEADER", "PROXY_CALLBACK", "StripHeaders", "TellErrors", "proxy_middleware"]
 
 REQUEST_ID = b"x-request-id"
 PROXY_CALLBACK = "mezzotint.serve.proxy.proxy_middleware"
@@ -29,6 +29,7 @@ STRIPPED = frozenset(
     }
 )
 RETRY_AFTER_SECONDS = 2.0
+LOST_HEADER = "x-mezzotint-lost"
 
 
 class StripHeaders:
@@ -66,13 +67,15 @@ class TellErrors:
             if message["type"] == "http.response.start":
                 begun, replaced = True, _is_the_proxys(message)
                 if replaced:
-                    await error_response(_in_words(message))(scope, receive, send)
+                    error = _in_words(message)
+                    await error_response(error, _lost(error))(scope, receive, send)
             if not replaced:
                 await send(message)
 
         await self._app(scope, receive, watch)
         if not begun:
-            await error_response(_not_here())(scope, receive, send)
+            error = _not_here()
+            await error_response(error, _lost(error))(scope, receive, send)
 
 
 class OneRequestId:
@@ -107,6 +110,11 @@ def _in_words(start: Message) -> MezzotintError:
     # Or a date, which Ray Serve does not send.
     retry_after_s = float(told) if told.isdecimal() else RETRY_AFTER_SECONDS
     return QueueFull("the gateways have too many requests", retry_after_s=retry_after_s)
+
+
+def _lost(error: MezzotintError) -> dict[str, str]:
+    """For an edge in front: no gateway has the request, or none any more, so it may send it again."""
+    return {LOST_HEADER: "gateway"} if isinstance(error, ModelLoading) else {}
 
 
 def _not_here() -> ModelLoading:
