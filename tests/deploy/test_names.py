@@ -693,3 +693,19 @@ def test_every_command_and_option_in_the_documents_is_there() -> None:
             if not path or unknown:
                 wrong.append(f"{document.relative_to(ROOT)}: mezzotint {line}")
     assert wrong == []
+
+
+# Where a path in a document may begin.
+TOP = ("src/", "tests/", "docs/", "deploy/", "training/", "overlays/", "components/", "base/", "modules/")
+
+
+def test_every_path_in_the_documents_is_there() -> None:
+    gone = []
+    for document in DOCUMENTS:
+        near = (ROOT, document.parent, KUBERNETES, ROOT / "deploy/terraform", ROOT / "deploy")
+        for path in re.findall(r"`([\w./-]+/[\w./*{},-]*)`", document.read_text()):
+            if not path.startswith(TOP) or "NAME" in path or "{" in path:
+                continue
+            if not any(list(place.glob(path.rstrip("/"))) for place in near):
+                gone.append(f"{document.relative_to(ROOT)}: {path}")
+    assert gone == []
