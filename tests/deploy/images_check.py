@@ -13,6 +13,7 @@ debootstrap and root. The findings go to docs/measurements/images-COMMIT.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -130,9 +131,32 @@ def build_and_describe(given: argparse.Namespace, image: str, tag: str) -> dict[
     expect(f"{image} runs as {USER}", config["User"] == f"{USER}:{USER}")
     expect(f"{image} has a health check", "healthcheck.py" in json.dumps(told))
     expect(f"{image} says its commit", config["Labels"]["org.opencontainers.image.revision"] == tag)
+    expect(f"{image} holds this checkout's code", code_in(f"mezzotint/{image}:{tag}") == code_here())
     base = config["Labels"]["org.opencontainers.image.base.name"]
     [of_base] = json.loads(output("podman", "image", "inspect", base))
     return {"base": base, "bytes": told["Size"], "bytes_of_base": of_base["Size"]}
+
+
+HASH_OF_CODE = """
+import hashlib, importlib.util, pathlib
+root = pathlib.Path(importlib.util.find_spec("mezzotint").origin).parent
+found = hashlib.sha256()
+for path in sorted(root.rglob("*.py")):
+    found.update(path.read_bytes())
+print(found.hexdigest())
+"""
+
+
+def code_in(image: str) -> str:
+    """A hash of the package in an image: what a builder's cache kept of an older commit shows here."""
+    return output("podman", "run", "--rm", "--entrypoint", "python3", image, "-c", HASH_OF_CODE).strip()
+
+
+def code_here() -> str:
+    found = hashlib.sha256()
+    for path in sorted((ROOT / "src/mezzotint").rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def check_service_and_page(tag: str) -> dict[str, Any]:
