@@ -250,6 +250,7 @@ class TestProof:
     def test_what_the_tagging_api_still_names_but_its_service_does_not_is_gone(self, up: Site) -> None:
         up.world.change(stale=["rds:db:mezzotint", "eks:cluster/mezzotint", "secretsmanager:secret:valkey"])
         up.down()
+        assert_gone(up)
 
     def test_what_is_only_slow_to_go_is_waited_for(self, up: Site) -> None:
         up.fail("get-resources", "throttle")

@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--model", default="demo")
     given = parser.parse_args()
+    if given.people <= TIMED:
+        parser.error(f"--people takes {TIMED + 1} or more: {TIMED} are timed beside the others")
     print(json.dumps(measure(given.people, given.model), indent=2))
 
 
