@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mezzotint.cli.main import run
 from mezzotint.deploy.checkout import find_source
@@ -432,8 +433,16 @@ class TestRealTools:
         from mezzotint.deploy.site import check_images, write_site
 
         site = Site(tmp_path)
-        site.source = ROOT / "deploy"
+        site.source = tmp_path / "deploy"
+        shutil.copytree(ROOT / "deploy/kubernetes", site.source / "kubernetes")
         names = ("cpu", "cuda", "neuron", "ui")
+        # What `make push` wrote of another push, as before a rollback: the configuration's word goes first.
+        pushed = [
+            {"name": f"mezzotint/{name}", "newName": f"registry.example/mezzotint/{name}"} for name in names
+        ]
+        component = yaml.safe_dump({"images": [{**each, "digest": f"sha256:{'1' * 64}"} for each in pushed]})
+        with (site.source / "kubernetes/components/images/kustomization.yaml").open("w") as file:
+            file.write(f"apiVersion: kustomize.config.k8s.io/v1alpha1\nkind: Component\n{component}")
         images = {f"mezzotint/{name}": f"registry.example/mezzotint/{name}@{DIGEST}" for name in names}
         cidrs = ("203.0.113.7/32", "198.51.100.0/24")
         certificate = "arn:aws:acm:us-west-2:123456789012:certificate/x"

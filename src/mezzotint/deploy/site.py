@@ -17,6 +17,7 @@ __all__ = ["SITE", "apply_manifests", "check_images", "write_site"]
 SITE = "site"
 OURS = "mezzotint/"
 TLS = "../../components/tls"
+PUSHED = "components/images/kustomization.yaml"
 # Of `site.env`: these may be said by the configuration; the rest comes from terraform's outputs alone.
 SAID = ("MODEL_URI", "LB_SCHEME", "LB_CIDRS", "CERTIFICATE_ARN")
 
@@ -54,6 +55,7 @@ def write_site(d: Deployment) -> Path:
     values["LB_CIDRS"] = cidrs[0]
     lines = "".join(f"{name}={value}\n" for name, value in values.items())
     (overlay / "site.env").write_text(lines, encoding="utf-8")
+    _forget_pushed(kubernetes / PUSHED)
     if values.get("CERTIFICATE_ARN"):
         _add_component(overlay / "kustomization.yaml", TLS)
     site = kubernetes / SITE
@@ -67,6 +69,13 @@ def write_site(d: Deployment) -> Path:
     }
     _write(site / "kustomization.yaml", kustomization)
     return site
+
+
+def _forget_pushed(component: Path) -> None:
+    """What `make push` last wrote would go before the configuration's images, and undo a rollback."""
+    if component.is_file():
+        found = yaml.safe_load(component.read_text(encoding="utf-8"))
+        _write(component, {**found, "images": []})
 
 
 def _values(d: Deployment, env: Path) -> dict[str, str]:
