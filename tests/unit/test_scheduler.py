@@ -116,6 +116,29 @@ def test_an_overdue_request_goes_before_shorter_newcomers() -> None:
     assert scheduler.plan(1000.0).rows == ("old",)
 
 
+def test_a_short_job_passes_a_backlog_that_is_overdue_and_the_backlog_keeps_its_order() -> None:
+    scheduler = Scheduler(BATCHES)
+    places = BATCHES.knee(GUIDED)
+    overdue = [f"long {number}" for number in range(2 * places)]
+    for id in overdue:
+        scheduler.submit(id, GUIDED, 50, 0.0)
+    scheduler.submit("short", GUIDED, 4, 1000.0)
+    plan = scheduler.plan(1000.0)
+    assert plan.rows == (*overdue[: places - 1], "short")
+
+
+def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("long", GUIDED, 50, 0.0)
+    passes = 0
+    while scheduler.state("long"):
+        for id in range(8):
+            scheduler.submit(f"{passes}/{id}", GUIDED, 1, 1000.0)
+        run_pass(scheduler, 1000.0)
+        passes += 1
+    assert passes == 50
+
+
 def test_max_running_bounds_the_requests_that_hold_latents() -> None:
     scheduler = Scheduler(BATCHES, max_running=2)
     for id in "abcd":

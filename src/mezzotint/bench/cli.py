@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,14 @@ def engine(
     output: Annotated[Path, typer.Option(help="Folder for engine.json and engine.png.")] = Path("out/bench"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    load: Annotated[
+        list[float] | None,
+        typer.Option(min=0.01, max=2.0, help="Part load: this share of the capacity; may be repeated."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Part load: rounds, each on idle servers.")
+    ] = None,
+    arrivals: Annotated[int | None, typer.Option(min=1, help="Part load: requests a round.")] = None,
 ) -> None:
     """The engine against diffusers serially, request-level batching, and one call at a time."""
     prepare_threads()
@@ -52,7 +61,14 @@ def engine(
     backend = load_backend(model, device=device, dtype=dtype)
     run = describe_run(backend.info)
     reference = Reference(model, info=backend.info)
-    bench = Bench(backend, reference, QUICK if quick else FULL)
+    effort = QUICK if quick else FULL
+    effort = replace(
+        effort,
+        loads=tuple(load) if load else effort.loads,
+        load_rounds=rounds or effort.load_rounds,
+        arrivals=arrivals or effort.arrivals,
+    )
+    bench = Bench(backend, reference, effort)
     results = []
     try:
         for name in chosen:

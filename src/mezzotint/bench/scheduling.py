@@ -9,12 +9,12 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 
 from rich.table import Table
 
 from mezzotint.engine.cost import StepCost
-from mezzotint.engine.scheduler import NARROWING, PATIENCE, STRETCH, BatchKey, Scheduler
+from mezzotint.engine.scheduler import NARROWING, OVERDUE_SHARE, PATIENCE, STRETCH, BatchKey, Scheduler
 from mezzotint.engine.simulate import Arrival, Outcome, simulate
 
 __all__ = ["Comparison", "Rules", "compare_rules", "rules_table"]
@@ -31,20 +31,25 @@ ARRIVALS = 1500
 
 @dataclass(frozen=True)
 class Rules:
-    """The scheduler's three constants."""
+    """The scheduler's constants."""
 
     stretch: float = STRETCH
+    overdue_share: float = OVERDUE_SHARE
     patience: int = PATIENCE
     narrowing: float = NARROWING
 
 
 VARIANTS = (
     Rules(),
+    Rules(stretch=1),
     Rules(stretch=4),
-    Rules(stretch=16),
+    Rules(stretch=8),
+    Rules(overdue_share=0.5),
+    Rules(overdue_share=1.0),
     Rules(patience=4),
     Rules(patience=16),
     Rules(narrowing=1.0),
+    Rules(narrowing=1.5),
     Rules(narrowing=2.0),
     Rules(narrowing=float("inf")),
 )
@@ -77,17 +82,15 @@ def rules_table(comparisons: Sequence[Comparison]) -> Table:
     table = Table(
         title=f"{len(SEEDS)} × {ARRIVALS} Poisson arrivals, a quarter unguided; mean / p99 in seconds"
     )
-    for name in ("stretch", "patience", "narrowing"):
-        table.add_column(name, justify="right")
+    for field in fields(Rules):
+        table.add_column(field.name.replace("_", " "), justify="right")
     for load in LOADS:
         table.add_column(f"{load:.0%}", justify="right")
     table.add_column("short", justify="right")
     table.add_column("saturated", justify="right")
     for each in comparisons:
         table.add_row(
-            f"{each.rules.stretch:g}",
-            f"{each.rules.patience}",
-            f"{each.rules.narrowing:g}",
+            *(f"{constant:g}" for constant in astuple(each.rules)),
             *(f"{mean:.2f} / {p99:.1f}" for mean, p99 in each.latency),
             f"{each.short_among_long:.2f}",
             f"{each.saturated:.2f}",
@@ -97,8 +100,7 @@ def rules_table(comparisons: Sequence[Comparison]) -> Table:
 
 def _simulate(rules: Rules, arrivals: Sequence[Arrival], curve: dict[int, float]) -> list[Outcome]:
     cost = _cost(curve)
-    scheduler = Scheduler(cost, stretch=rules.stretch, patience=rules.patience, narrowing=rules.narrowing)
-    return simulate(arrivals, cost, scheduler=scheduler)
+    return simulate(arrivals, cost, scheduler=Scheduler(cost, **asdict(rules)))
 
 
 def _cost(curve: dict[int, float]) -> StepCost:

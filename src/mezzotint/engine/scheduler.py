@@ -13,10 +13,11 @@ The rules of `plan`, in order:
    one tenant, and those of all while there is one.
 1. Requests share a pass when their `BatchKey`s are equal. Each key has a *window*: the requests that may run,
    no more than the key's knee (`cost.knee`), beyond which a wider pass buys no throughput.
-2. The window takes *overdue* requests first, in order of arrival; then those of higher priority; then those
-   with the fewest evaluations left, ties in order of arrival. Overdue means: in the system for more than
-   `STRETCH` times what the request would take alone. So short jobs pass long ones, nothing waits for ever,
-   and a backlog drains first come, first served instead of sharing itself slow.
+2. The window takes *overdue* requests first, in order of arrival, up to `OVERDUE_SHARE` of its places; then
+   those of higher priority; then those with the fewest evaluations left, ties in order of arrival. Overdue
+   means: in the system for more than `STRETCH` times what the request would take alone. So nothing waits for
+   ever, a backlog drains first come, first served instead of sharing itself slow, and a short job still
+   passes the backlog where a window has room for two.
 3. The pass takes the head of the window, as wide as lowers the total waiting most: the width w with the
    highest Σ weight/(evaluations left) ÷ (seconds of a pass of width w). This is Smith's rule (W. E. Smith,
    1956) for a server that takes batches: equals go together, and a nearly finished request does not pay for
@@ -54,9 +55,10 @@ __all__ = [
     "batch_key",
 ]
 
-STRETCH = 8.0
+STRETCH = 2.0
+OVERDUE_SHARE = 0.75
 PATIENCE = 8
-NARROWING = 1.5
+NARROWING = 1.75
 # A priority's share of the engine against normal.
 WEIGHTS: Mapping[Priority, float] = MappingProxyType({"low": 0.25, "normal": 1.0, "high": 4.0})
 # What one tenant may hold of `max_running`, so that another always finds a place.
@@ -159,12 +161,14 @@ class Scheduler:
         *,
         max_running: int = 32,
         stretch: float = STRETCH,
+        overdue_share: float = OVERDUE_SHARE,
         patience: int = PATIENCE,
         narrowing: float = NARROWING,
     ) -> None:
         self._cost = cost
         self._max_running = max_running
         self._stretch = stretch
+        self._overdue_share = overdue_share
         self._patience = patience
         self._narrowing = narrowing
         self._rows: dict[str, Row] = {}
@@ -256,17 +260,25 @@ class Scheduler:
         )
 
     def _windows(self, now: float, skip: set[str]) -> list[list[Row]]:
-        groups: dict[BatchKey, list[Ranked]] = {}
+        groups: dict[BatchKey, list[Row]] = {}
         for row in self._active():
             if row.id not in skip:
-                groups.setdefault(row.key, []).append((self._rank(row, now), row))
+                groups.setdefault(row.key, []).append(row)
         windows = []
-        for key, ranked in groups.items():
+        for key, rows in groups.items():
+            ranked = self._ranked(rows, now)
             running = [each for each in ranked if each[1].state is State.RUNNING]
             newcomers = [each for each in ranked if each[1].state is State.QUEUED]
             window = self._fairly(running + self._with_room(newcomers), self._cost.knee(key))
             windows.append([row for _, row in window])
         return windows
+
+    def _ranked(self, rows: list[Row], now: float) -> list[Ranked]:
+        """Requests of one key. Overdue ones beyond those whose turn it is rank as if they were not."""
+        overdue = sorted((row for row in rows if self._overdue(row, now)), key=lambda row: row.order)
+        places = max(1, int(self._overdue_share * self._cost.knee(rows[0].key)))
+        first = {row.id for row in overdue[:places]}
+        return [(self._rank(row, overdue=row.id in first), row) for row in rows]
 
     def _with_room(self, newcomers: list[Ranked]) -> list[Ranked]:
         """Those that may hold latents beside the requests that do."""
@@ -309,10 +321,11 @@ class Scheduler:
         for tenant in self._charged.keys() - waiting:
             self._charged[tenant] = max(self._charged[tenant], level - credit)
 
-    def _rank(self, row: Row, now: float) -> Rank:
-        if now - row.arrived > self._stretch * self._alone(row):
-            return (0, 0.0, 0, row.order)
-        return (1, -row.weight, row.remaining, row.order)
+    def _overdue(self, row: Row, now: float) -> bool:
+        return now - row.arrived > self._stretch * self._alone(row)
+
+    def _rank(self, row: Row, *, overdue: bool) -> Rank:
+        return (0, 0.0, 0, row.order) if overdue else (1, -row.weight, row.remaining, row.order)
 
     def _worth(self, window: list[Row], width: int, now: float) -> float:
         gain = sum((1 + (now - row.arrived) / self._alone(row)) / row.remaining for row in window[:width])
@@ -375,7 +388,9 @@ class Scheduler:
         return seconds_of_work(self._cost, key, evaluations)
 
     def _standings(self, now: float, *newcomers: Row) -> Iterator[Standing]:
-        rows = [(self._rank(row, now), row) for row in (*self._active(), *newcomers)]
+        rows = [
+            (self._rank(row, overdue=self._overdue(row, now)), row) for row in (*self._active(), *newcomers)
+        ]
         return standings(rows, self._cost)
 
     def _seconds_of(self, row: Row) -> float:
