@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
-from mezzotint.errors import IdempotencyConflict, InvalidRequest, JobNotFound, QueueFull
+from mezzotint.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFound,
+    QueueFull,
+    StoreUnavailable,
+)
 from mezzotint.serve.stores import job_rows
 from mezzotint.serve.stores.database import Database, open_database
 from mezzotint.serve.stores.job import FINAL, STATES, TRANSITIONS, Job, NewJob
@@ -72,8 +79,10 @@ async def test_a_job_is_drawn_from_creation_to_its_pictures(stores: Stores) -> N
         (0, "name0", {"seed": 0}),
         (1, "name1", {"seed": 1}),
     ]
+    told = [event.data for event in await stores.one.events_after(0, [made.id]) if event.kind == "image"]
+    assert told == [{"index": index, "seed": index, "name": f"name{index}"} for index in (1, 0)]
     assert done.finished is not None
-    assert await kinds(stores.one, made.id) == ["queued", "running", "done"]
+    assert await kinds(stores.one, made.id) == ["queued", "running", "image", "image", "done"]
 
 
 async def test_a_job_over_which_replicas_are_lost_again_and_again_fails(stores: Stores) -> None:
@@ -141,19 +150,20 @@ async def test_the_order_is_priority_then_whoever_has_fewest_running_then_age(st
 async def test_a_job_whose_owner_vanished_is_drawn_by_another_who_alone_is_heard(stores: Stores) -> None:
     job = await stores.one.create(NEW)
     await stores.one.claim("lost", LEASE)
-    await stores.one.set_image(job.id, "lost", 0, "first", {})
+    await stores.one.set_image(job.id, "lost", 0, "first", {"seed": 7})
     assert await stores.other.claim("other", LEASE) is None
     stores.clock.ahead = LEASE + 1
     again = await stores.other.claim("other", LEASE)
     assert again is not None
     assert (again.id, again.owner, again.lost) == (job.id, "other", 1)
     assert [image.name for image in again.images] == ["first"]
-    assert not await stores.one.set_image(job.id, "lost", 1, "late", {})
+    assert not await stores.one.set_image(job.id, "lost", 1, "late", {"seed": 8})
     assert not await stores.one.finish(job.id, "lost", "failed", ERROR)
     assert not await stores.one.release(job.id, "lost", 1.0)
     assert await stores.one.renew([job.id], "lost", LEASE) == {}
+    assert await stores.one.held([job.id], "lost") == {}
     assert await stores.other.finish(job.id, "other", "done")
-    assert await kinds(stores.one, job.id) == ["queued", "running", "queued", "running", "done"]
+    assert await kinds(stores.one, job.id) == ["queued", "running", "image", "queued", "running", "done"]
 
 
 async def test_a_renewed_lease_keeps_a_job(stores: Stores) -> None:
@@ -161,6 +171,7 @@ async def test_a_renewed_lease_keeps_a_job(stores: Stores) -> None:
     await stores.one.claim("runner", LEASE)
     stores.clock.ahead = LEASE - 1
     assert await stores.one.renew([job.id, "job_unknown"], "runner", LEASE) == {job.id: False}
+    assert await stores.one.held([job.id, "job_unknown"], "runner") == {job.id: False}
     stores.clock.ahead = 2 * LEASE - 2
     assert await stores.other.claim("other", LEASE) is None
 
@@ -200,6 +211,7 @@ async def test_a_queued_job_is_cancelled_at_once_and_a_running_one_when_its_owne
     asked = await stores.other.cancel(running.id, "alice")
     assert (asked.state, asked.cancel_requested) == ("running", True)
     assert await stores.one.renew([running.id], "runner", LEASE) == {running.id: True}
+    assert await stores.one.held([running.id], "runner") == {running.id: True}
     assert await stores.one.finish(running.id, "runner", "cancelled")
     assert await kinds(stores.one, running.id) == ["queued", "running", "cancelled"]
     # Cancelling what has ended changes nothing and tells of nothing.
@@ -321,9 +333,60 @@ async def test_a_listener_misses_no_event_and_gets_none_twice(stores: Stores) ->
     assert heard == sorted(heard)
 
 
-async def test_an_event_of_no_job_is_refused(stores: Stores) -> None:
+async def test_an_event_of_no_job_is_refused_and_those_told_with_it_are_not(stores: Stores) -> None:
     with pytest.raises(JobNotFound):
         await stores.one.append_event("job_unknown", "progress", {})
+    jobs = [await stores.one.create(NEW) for _ in range(3)]
+    ids = [jobs[0].id, "job_unknown", jobs[1].id, "job_unknown_too", jobs[2].id]
+    told = await asyncio.gather(
+        *(stores.one.append_event(id, "progress", {}) for id in ids), return_exceptions=True
+    )
+    assert [isinstance(answer, JobNotFound) for answer in told] == [False, True, False, True, False]
+    for job in jobs:
+        assert await kinds(stores.one, job.id) == ["queued", "progress"]
+
+
+async def test_events_told_at_once_are_written_together(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [await stores.one.create(NEW) for _ in range(10)]
+    transactions: list[int] = []
+    append = stores.one._append
+
+    async def counted(events: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Any]:
+        transactions.append(len(events))
+        return await append(events)
+
+    monkeypatch.setattr(stores.one._news, "_work", counted)
+    told = await asyncio.gather(*(stores.one.append_event(job.id, "progress", {}) for job in jobs))
+    assert told == sorted(set(told))
+    assert (sum(transactions), len(transactions)) == (10, 1)
+
+
+async def test_a_teller_that_leaves_does_not_take_its_event_or_others_with_it(stores: Stores) -> None:
+    jobs = [await stores.one.create(NEW) for _ in range(2)]
+    tellers = [asyncio.create_task(stores.one.append_event(job.id, "progress", {})) for job in jobs]
+    await asyncio.sleep(0)
+    tellers[0].cancel()
+    await tellers[1]
+    for job in jobs:
+        assert await kinds(stores.one, job.id) == ["queued", "progress"]
+
+
+async def test_when_the_database_does_not_answer_every_teller_hears_of_it(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [await stores.one.create(NEW) for _ in range(2)]
+
+    async def fail(*_: Any) -> None:
+        raise StoreUnavailable("it does not")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.one, "_change", fail)
+        tellers = (stores.one.append_event(job.id, "progress", {}) for job in jobs)
+        told = await asyncio.gather(*tellers, return_exceptions=True)
+    assert [type(answer) for answer in told] == [StoreUnavailable] * 2
+    assert await stores.one.append_event(jobs[0].id, "progress", {})
 
 
 async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stores: Stores) -> None:
@@ -336,7 +399,7 @@ async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stor
     running = await stores.one.create(NEW)
     await stores.one.claim("runner", 100_000.0)
     await stores.one.append_event(old.id, "progress", {})
-    await stores.one.set_image(old.id, "runner", 0, "name", {})
+    await stores.one.set_image(old.id, "runner", 0, "name", {"seed": 7})
     await stores.one.finish(old.id, "runner", "done")
     await stores.one.claim("runner", 100_000.0)
     await stores.one.forget_progress()

@@ -156,7 +156,6 @@ class Drawing:
                 await self._images.delete([name])
             raise RequestCancelled("another has taken the job over")
         self._admission.drawn += 1
-        await self._tell("image", {"index": number, "seed": drawn.receipt["seed"], "name": name})
 
     async def _keep_preview(self, number: int, step: Step, preview: bytes) -> None:
         # Whoever follows can do without one.
@@ -171,7 +170,8 @@ class Drawing:
             await self._news.wait()
             self._news.clear()
             await self._tell("progress", self._progress())
-            await asyncio.sleep(NEWS_SECONDS)
+            # All jobs at the same moments: what is told together is written together.
+            await asyncio.sleep(NEWS_SECONDS - time.monotonic() % NEWS_SECONDS)
 
     def _progress(self) -> dict[str, Any]:
         steps = [self._steps.get(number, self._total_steps) for number in range(self._job.n)]

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.4
 # How long a killed gateway's jobs lie.
 LEASE_SECONDS = 10.0
+# How often it says that it still holds them.
+RENEW_SECONDS = 2.5
 # Pictures claimed for each place in a step: as many wait at the engines as are drawn.
 CLAIMED_PER_PLACE = 2
 MIN_RETRY_SECONDS = 1.0
@@ -77,7 +79,9 @@ class JobRunner:
         self._gateways, self._ttl_s = gateways, ttl_s
         self._owner = f"runner-{secrets.token_hex(8)}"
         self._held: dict[str, _Held] = {}
-        # Both on `time.monotonic`'s clock. The engines had no room: nothing is claimed before.
+        # On `time.monotonic`'s clock, as the next two: when the leases are to be renewed.
+        self._renew_at = 0.0
+        # The engines had no room: nothing is claimed before.
         self._full_until = 0.0
         # These callers' limits were used up: nothing of theirs is claimed before, unless one of theirs ends.
         self._limited_until: dict[str, float] = {}
@@ -117,9 +121,13 @@ class JobRunner:
             self._woken.clear()
 
     async def _keep(self) -> None:
-        """Renew the leases; stop what is cancelled or lost."""
+        """Renew the leases when it is time; stop what is cancelled or lost."""
         asked = [id for id, held in self._held.items() if not held.stopped]
-        kept = await self._store.renew(asked, self._owner, LEASE_SECONDS)
+        if time.monotonic() < self._renew_at:
+            kept = await self._store.held(asked, self._owner)
+        else:
+            kept = await self._store.renew(asked, self._owner, LEASE_SECONDS)
+            self._renew_at = time.monotonic() + RENEW_SECONDS
         for id in asked:
             held = self._held.get(id)
             if held is not None and kept.get(id, True):

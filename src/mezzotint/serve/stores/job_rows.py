@@ -6,7 +6,7 @@ out ids before it commits, so without it a listener could see event 8 and never 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -46,6 +46,7 @@ __all__ = [
     "next_sequence",
     "settle_overdue",
     "tell",
+    "tell_all",
 ]
 
 # Any number, the same in every version.
@@ -66,8 +67,17 @@ async def lock_events(connection: AsyncConnection) -> None:
 async def tell(
     connection: AsyncConnection, job_id: str, kind: str, data: Mapping[str, Any], now: float
 ) -> int:
-    row = {"job_id": job_id, "kind": kind, "data": dict(data), "created": now}
-    return int(await connection.scalar(insert(job_events).values(row).returning(job_events.c.id)) or 0)
+    [id] = await tell_all(connection, [(job_id, kind, data)], now)
+    return id
+
+
+async def tell_all(
+    connection: AsyncConnection, events: Sequence[tuple[str, str, Mapping[str, Any]]], now: float
+) -> list[int]:
+    """Each with its job's id and its kind; their own ids, which rise."""
+    rows = [{"job_id": id, "kind": kind, "data": dict(data), "created": now} for id, kind, data in events]
+    statement = insert(job_events).returning(job_events.c.id, sort_by_parameter_order=True)
+    return [int(id) for id in await connection.scalars(statement, rows)]
 
 
 async def move(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,8 +12,15 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.core import PRIORITIES
-from mezzotint.errors import IdempotencyConflict, InvalidRequest, JobNotFound, QueueFull
+from mezzotint.errors import (
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFound,
+    MezzotintError,
+    QueueFull,
+)
 from mezzotint.serve.stores.database import Database
+from mezzotint.serve.stores.group import Group
 from mezzotint.serve.stores.job import FINAL, UPLOADS, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.job_rows import (
     BROKEN,
@@ -29,12 +36,15 @@ from mezzotint.serve.stores.job_rows import (
     next_sequence,
     settle_overdue,
     tell,
+    tell_all,
 )
 from mezzotint.serve.stores.tables import job_events, job_images, jobs
 
 __all__ = ["MAX_IDEMPOTENCY_KEY", "JobStore"]
 
 T = TypeVar("T")
+News = tuple[str, str, Mapping[str, Any]]
+"""The job's id, the event's kind, and what it tells."""
 
 QUEUE_FULL_SECONDS = 30.0
 MAX_IDEMPOTENCY_KEY = 255
@@ -56,6 +66,7 @@ class JobStore:
     def __init__(self, database: Database, max_jobs: int) -> None:
         self._database = database
         self._max_jobs = max_jobs
+        self._news = Group(self._append)
         # The progress of what ended before is forgotten already.
         self._forgotten_until = 0.0
 
@@ -166,8 +177,18 @@ class JobStore:
         # Runners ask all the time; only when there is something need they wait for each other.
         return await self._change(work) if await self._database.read(look) else None
 
+    async def held(self, ids: Collection[str], owner: str) -> dict[str, bool]:
+        """Of the jobs, those that `owner` still holds; whether each is to stop."""
+        held = and_(jobs.c.id.in_(ids), jobs.c.state == "running", jobs.c.owner == owner)
+        statement = select(jobs.c.id, jobs.c.cancel_requested).where(held)
+
+        async def work(connection: AsyncConnection) -> dict[str, bool]:
+            return {row.id: row.cancel_requested for row in await connection.execute(statement)}
+
+        return await self._database.read(work) if ids else {}
+
     async def renew(self, ids: Collection[str], owner: str, lease_s: float) -> dict[str, bool]:
-        """Of the jobs, those that `owner` still holds, for `lease_s` from now; whether each is to stop."""
+        """As `held`, and holds them for `lease_s` from now."""
         held = and_(jobs.c.id.in_(ids), jobs.c.state == "running", jobs.c.owner == owner)
         statement = update(jobs).where(held).values(lease_ends=self._database.now() + lease_s)
 
@@ -196,7 +217,7 @@ class JobStore:
         return await self._change(work)
 
     async def set_image(self, id: str, owner: str, index: int, name: str, receipt: Mapping[str, Any]) -> bool:
-        """Note a finished picture. False: the job is not held, and nothing was noted."""
+        """Note a finished picture and tell of it. False: the job is not held, and nothing was noted."""
         held = select(jobs.c.id).where(held_by(id, owner)).with_for_update()
         values = {"name": name, "receipt": dict(receipt)}
         new = self._database.insert(job_images).values(job_id=id, number=index, **values)
@@ -206,9 +227,11 @@ class JobStore:
             if await connection.scalar(held) is None:
                 return False
             await connection.execute(noted)
+            told = {"index": index, "seed": receipt["seed"], "name": name}
+            await tell(connection, id, "image", told, self._database.now())
             return True
 
-        return await self._database.write(work)
+        return await self._change(work)
 
     async def finish(
         self, id: str, owner: str, state: JobState, error: Mapping[str, Any] | None = None
@@ -243,20 +266,28 @@ class JobStore:
     async def append_event(self, id: str, kind: str, data: Mapping[str, Any]) -> int:
         """Tell of something; the event's id. Events become visible in the order of their ids.
 
+        Those that are told at about the same time are written together: many jobs in progress would
+        otherwise keep the one writer of SQLite busy, and whoever asks for a job waits for it.
+
         Raises:
             JobNotFound: there is none.
         """
+        return await self._news.do((id, kind, data))
 
-        async def work(connection: AsyncConnection) -> int:
+    async def _append(self, events: Sequence[News]) -> list[int | MezzotintError]:
+        async def work(connection: AsyncConnection) -> list[int]:
             if self._database.is_postgresql:
                 # Everyone who tells waits for this commit. A crash of the database may forget progress.
                 await connection.execute(text("SET LOCAL synchronous_commit TO off"))
-            return await tell(connection, id, kind, data, self._database.now())
+            return await tell_all(connection, events, self._database.now())
 
         try:
-            return await self._change(work)
+            return [*await self._change(work)]
         except IntegrityError:
-            raise JobNotFound("no such job") from None
+            if len(events) == 1:
+                return [JobNotFound("no such job")]
+        # One of them is of no job; that is no reason for the others not to be told.
+        return [answer for event in events for answer in await self._append([event])]
 
     async def last_event_id(self) -> int:
         """The newest event's id; 0 when there is none."""
