@@ -3,9 +3,10 @@
 `python -m tests.ui.people` has twenty draw with the demo model, and says how long the page took to answer
 each key: from the press, as the browser saw it, to the drawing's card in the list. `make people` runs it.
 
-All but two share a browser that has the lowest priority, for in life they would have machines of their own:
-on two cores, twenty tabs take more of them than everything that serves them. The two have one at the usual
-priority, beside the engine; it is their keys that are timed. The others' are told too.
+All but two share a browser that stands still while a key of the two is timed, and has the lowest priority at
+other times: in life they would have machines of their own, and twenty tabs take more of two cores than
+everything that serves them. What is drawn for them goes on meanwhile, and what the page tells them waits for
+them. The two have a browser at the usual priority, on the same cores as the service and its engine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,8 @@ def measure(count: int, model: str) -> dict[str, Any]:
 
         others = set(psutil.Process().children(recursive=True))
         crowds = launch()
-        for process in set(psutil.Process().children(recursive=True)) - others:
+        crowds_processes = set(psutil.Process().children(recursive=True)) - others
+        for process in crowds_processes:
             # What it starts from now on has the same.
             process.nice(LOWEST_PRIORITY)
         with Server(Path(folder), "--model", model, page=True) as server:
@@ -123,16 +126,31 @@ def measure(count: int, model: str) -> dict[str, Any]:
                     turn = next(turns)
                     # The page shows a dozen, and more when it is asked to.
                     if len(turn.asked) < SHOWN:
-                        turn.ask(f"{prompt} for {turn.name}, {len(turn.asked)}")
+                        with standing_still(crowds_processes):
+                            turn.ask(f"{prompt} for {turn.name}, {len(turn.asked)}")
             everybody = [*timed, *crowd]
             for person in everybody:
                 person.wait()
         mixed_up = [person.name for person in everybody if person.sees() != sorted(person.asked)]
-        figures = {
-            "timed": _summary([wait for person in timed for wait in person.waits_ms()]),
-            "crowd": _summary([wait for person in crowd for wait in person.waits_ms()]),
-        }
+        figures = _summary([wait for person in timed for wait in person.waits_ms()])
     return {"people": count, "mixed_up": mixed_up, **figures, "wall_s": round(time.monotonic() - began, 1)}
+
+
+@contextmanager
+def standing_still(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """Within, neither these run nor what they have started."""
+    every = {each for process in processes for each in (process, *process.children(recursive=True))}
+    stopped = []
+    try:
+        for each in every:
+            with suppress(psutil.NoSuchProcess):
+                each.suspend()
+                stopped.append(each)
+        yield
+    finally:
+        for each in stopped:
+            with suppress(psutil.NoSuchProcess):
+                each.resume()
 
 
 def _summary(waits: Sequence[float]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from mezzotint.ui.widgets import offered
 __all__ = ["ASK_AGAIN_SECONDS", "Watching"]
 
 # How long one answer tells the news; the page asks again when it ends, or breaks.
-WATCH_SECONDS, ASK_AGAIN_SECONDS = 30.0, 1.0
+WATCH_SECONDS, ASK_AGAIN_SECONDS = 120.0, 0.25
 # The least time between two pieces of news, and how often it looks without any: the banner is everybody's.
 NEWS_SECONDS, LOOK_SECONDS = 0.05, 1.0
 Updates = dict[Any, Any]
