@@ -16,13 +16,16 @@ from mezzotint.ui.watching import ASK_AGAIN_SECONDS, Watching
 
 __all__ = ["build_page"]
 
-# Nothing of the page is for other programs: they have the service itself. All may run at once.
+# Nothing of the page is for other programs: they have the service itself. All may run at once, and none but
+# the news stands in a queue.
 QUIET: dict[str, Any] = {
     "api_visibility": "private",
+    "queue": False,
     "show_progress": "hidden",
     "concurrency_limit": None,
     "trigger_mode": "multiple",
 }
+MAX_OPEN_PAGES = 2_000
 # How often uploads are looked through, and how old they get. Seconds.
 DELETE_UPLOADS = (600, 3600)
 
@@ -36,6 +39,8 @@ def build_page(desk: Desk) -> gr.Blocks:
         _wire_wishes(parts, answers)
         _wire_pictures(parts, answers)
         _wire_news(blocks, parts, Watching(desk, parts))
+    # Each open page listens to an answer that goes on, and Gradio gives no more than so many at a time.
+    blocks.max_threads = MAX_OPEN_PAGES
     blocks.queue(default_concurrency_limit=None, api_open=False)
     return blocks
 
@@ -75,5 +80,5 @@ def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
     parts.search.change(watching.look_for, [parts.search], None, **latest)
     timer = gr.Timer(ASK_AGAIN_SECONDS)
     # While one answer goes on, the timer asks for no other.
-    once = {**QUIET, "trigger_mode": "once"}
+    once = {**QUIET, "queue": True, "trigger_mode": "once"}
     gr.on([blocks.load, timer.tick], watching.watch, [parts.stored], watching.outputs, **once)
