@@ -8,6 +8,8 @@ tokenizer breaks into fragments that the text encoders thus learn to ignore.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -90,6 +92,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "meat on the bone": ("meat",),
     "sneaker": ("running shoe",),
 }
+# Beside those, Unicode's own keywords.
+KEYWORDS = Path(__file__).with_name("keywords.txt")
 ARTICLES = ("a", "an", "the", "one", "my", "some", "this")
 ADJECTIVES = listed(
     """
@@ -136,6 +140,18 @@ STYLE_WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
+def synonyms(name: str) -> tuple[str, ...]:
+    """Other words for a pictogram."""
+    return SYNONYMS.get(name, ()) + _keywords().get(name, ())
+
+
+@cache
+def _keywords() -> dict[str, tuple[str, ...]]:
+    lines = KEYWORDS.read_text().splitlines() if KEYWORDS.exists() else []
+    parts = (line.partition(": ") for line in lines if not line.startswith("#"))
+    return {name: listed(words) for name, _, words in parts}
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a training picture shows."""
@@ -159,16 +175,24 @@ def plain(scene: Scene) -> str:
 
 def invented(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     """A word that means nothing: pieces of known words, or plain letters."""
-    if rng.random() < 0.35:
-        return "".join(chr(97 + int(i)) for i in rng.integers(0, 26, int(rng.integers(2, 8))))
-    parts = []
-    for _ in range(int(rng.integers(1, 4))):
-        word = words[rng.integers(len(words))]
-        start = int(rng.integers(0, max(len(word) - 2, 1)))
-        parts.append(word[start : start + int(rng.integers(2, 5))])
-    joined = "".join(parts)
-    # A piece can happen to be a whole known word: then it would mean something after all.
-    return joined + "zq"[int(rng.integers(2))] if joined in words else joined
+    known = _as_set(words)
+    while True:
+        if rng.random() < 0.35:
+            made = "".join(chr(97 + int(i)) for i in rng.integers(0, 26, int(rng.integers(2, 8))))
+        else:
+            made = ""
+            for _ in range(int(rng.integers(1, 4))):
+                word = words[rng.integers(len(words))]
+                start = int(rng.integers(0, max(len(word) - 2, 1)))
+                made += word[start : start + int(rng.integers(2, 5))]
+        # It can happen to be a whole known word: then it would mean something after all.
+        if made not in known:
+            return made
+
+
+@cache
+def _as_set(words: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(words)
 
 
 def place(rng: np.random.Generator, background: str) -> str:
@@ -205,7 +229,8 @@ def caption(rng: np.random.Generator, scene: Scene, words: tuple[str, ...]) -> s
         return plain(scene)
     things = []
     for name in scene.names:
-        noun = pick(SYNONYMS[name]) if name in SYNONYMS and chance(0.3) else name
+        others = synonyms(name)
+        noun = pick(others) if others and chance(0.3) else name
         if chance(0.15):
             noun = f"{pick(ADJECTIVES)} {noun}"
         if chance(0.8):
@@ -244,8 +269,16 @@ def caption(rng: np.random.Generator, scene: Scene, words: tuple[str, ...]) -> s
 
 def vocabulary_words(names: tuple[str, ...]) -> tuple[str, ...]:
     """Every word that captions are made of, lower case, sorted; each becomes one token."""
-    phrases: list[str] = [*names, *ARTICLES, *ADJECTIVES, *ACTIONS, *OPENINGS, *ENDINGS]
-    for group in (GROUNDS, SPELLINGS, SYNONYMS, STYLE_WORDS):
+    phrases: list[str] = [
+        *names,
+        *(word for name in names for word in synonyms(name)),
+        *ARTICLES,
+        *ADJECTIVES,
+        *ACTIONS,
+        *OPENINGS,
+        *ENDINGS,
+    ]
+    for group in (GROUNDS, SPELLINGS, STYLE_WORDS):
         for key, values in group.items():
             phrases += [key, *values]
     phrases += ["and next to beside with on in front of background against by at is as & , ."]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 OUT = Path(__file__).parent / "out"
+MODEL = Path(__file__).parents[1] / "src" / "mezzotint" / "models" / "demo"
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,10 @@ class Config:
     """Everything that a run depends on besides the font. Times in seconds, channels per level."""
 
     name: str = "cpu"
-    glyph_file: str = "glyphs.txt"
+    #: How many of `glyphs.txt` it knows; `None` for all.
+    glyph_count: int | None = 336
+    #: Start from the model in the repository, which knows so many of the list; 0 starts from nothing.
+    known: int = 0
     seed: int = 20
     device: str = "cpu"
     threads: int = 2
@@ -48,10 +52,19 @@ class Config:
 
 
 CPU = Config()
+GROWN = replace(
+    CPU,
+    name="grown",
+    glyph_count=600,
+    known=336,
+    unet_budget=2700.0,
+    unet_rate=2.5e-3,
+    pairs=12000,
+)
 GPU = replace(
     CPU,
     name="gpu",
-    glyph_file="glyphs-full.txt",
+    glyph_count=None,
     device="cuda",
     threads=8,
     workers=12,
@@ -68,4 +81,4 @@ GPU = replace(
     bf16_unet=True,
     pairs=40000,
 )
-PRESETS = {"cpu": CPU, "gpu": GPU}
+PRESETS = {"cpu": CPU, "grown": GROWN, "gpu": GPU}

@@ -54,14 +54,14 @@ class Glyph:
 
 
 @cache
-def glyphs(file: str = "glyphs.txt") -> tuple[Glyph, ...]:
-    """The vocabulary, in the order of ``training/<file>``."""
-    found = []
-    for line in (Path(__file__).parent / file).read_text().splitlines():
+def glyphs(count: int | None = None) -> tuple[Glyph, ...]:
+    """The first ``count`` of ``glyphs.txt``, or all: every model knows a beginning of one list."""
+    found: list[Glyph] = []
+    for line in (Path(__file__).parent / "glyphs.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             codes, name = line.split(" ", 1)
             found.append(Glyph(name, "".join(chr(int(code, 16)) for code in codes.split("+"))))
-    return tuple(found)
+    return tuple(found[:count])
 
 
 @cache

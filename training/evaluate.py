@@ -76,9 +76,9 @@ def figures(report: Report) -> dict[str, Any]:
     }
 
 
-def reconstruction(pipe: StableDiffusionXLPipeline, names: list[str], glyph_file: str) -> float:
+def reconstruction(pipe: StableDiffusionXLPipeline, names: list[str]) -> float:
     """PSNR in dB of decode(encode) over all glyphs on a held-out background, 128×128."""
-    texts = {g.name: g.text for g in data.glyphs(glyph_file)}
+    texts = {g.name: g.text for g in data.glyphs()}
     pictures = [data.compose([texts[n]], data.BACKGROUNDS[data.held_out(n)[0]], (128, 128)) for n in names]
     return vae.psnr(pipe.vae, vae.to_tensor(np.stack(pictures)))
 
@@ -90,9 +90,7 @@ def pairs(names: list[str], count: int) -> list[Asked]:
     return [Asked((a, b), data.held_out(a)[0]) for a, b in chosen]
 
 
-def evaluate(
-    model: Path = MODEL, out: Path = OUT, quick: bool = False, glyph_file: str = "glyphs.txt"
-) -> dict[str, Any]:
+def evaluate(model: Path = MODEL, out: Path = OUT, quick: bool = False) -> dict[str, Any]:
     """Draw, judge, write figures and the sheet; ``quick`` draws a sixth."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     pipe = StableDiffusionXLPipeline.from_pretrained(model, torch_dtype=torch.float32)
@@ -100,7 +98,7 @@ def evaluate(
     vocabulary = Vocabulary.load(model)
     stride = 6 if quick else 1
     names = list(vocabulary.glyphs)[::stride]
-    result: dict[str, Any] = {"vae_psnr_db": round(reconstruction(pipe, names, glyph_file), 2)}
+    result: dict[str, Any] = {"vae_psnr_db": round(reconstruction(pipe, names), 2)}
 
     def report(name: str, asked: list[Asked], prompts: list[str], size: tuple[int, int]) -> list[Image.Image]:
         start = time.monotonic()

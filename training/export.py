@@ -18,9 +18,8 @@ from PIL import Image
 
 from mezzotint.models.manifest import write_manifest
 from training import data, unet
-from training.config import PRESETS, Config
+from training.config import MODEL, PRESETS, Config
 
-MODEL = Path(__file__).parents[1] / "src" / "mezzotint" / "models" / "demo"
 CELL, COLUMNS = 64, 24
 
 
@@ -46,7 +45,7 @@ def pipeline(config: Config) -> StableDiffusionXLPipeline:
 def vocabulary(config: Config) -> dict[str, object]:
     """A plain list of what the model knows."""
     return {
-        "glyphs": [g.name for g in data.glyphs(config.glyph_file)],
+        "glyphs": [g.name for g in data.glyphs(config.glyph_count)],
         "backgrounds": list(data.BACKGROUNDS),
         "background_colours": {name: list(colour) for name, colour in data.BACKGROUNDS.items()},
         "styles": list(data.STYLES),
@@ -56,7 +55,7 @@ def vocabulary(config: Config) -> dict[str, object]:
 
 def atlas(config: Config) -> Image.Image:
     """Every glyph at 64×64 RGBA, 24 a row, in the order of the vocabulary."""
-    glyphs = data.glyphs(config.glyph_file)
+    glyphs = data.glyphs(config.glyph_count)
     rows = -(-len(glyphs) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * CELL, rows * CELL), (0, 0, 0, 0))
     for i, glyph in enumerate(glyphs):

@@ -6,7 +6,8 @@ Time-based schedules: a run is given seconds, not steps, so on a busy machine it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ def learning_rate(progress: float, peak: float, warm_up: float = 0.02, floor: fl
         return peak * max(progress / warm_up, 0.01)
     fraction = min((progress - warm_up) / (1.0 - warm_up), 1.0)
     return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * fraction)))
+
+
+def clock_of(device: str, threads: int) -> Callable[[], float]:
+    """What budgets are counted in: seconds of each thread's work, or a GPU's wall clock.
+
+    A run on processors that others use too, or that is stopped for a while, does as much as one that has
+    them alone.
+    """
+    return (lambda: time.process_time() / threads) if device == "cpu" else time.monotonic
 
 
 class Average:

@@ -17,12 +17,14 @@ from training.config import PRESETS, Config
 
 def stages(config: Config, into: Path) -> dict[str, Callable[[], object]]:
     """What to do, in order, by name."""
+    # What begins with a finished model keeps its autoencoder.
+    first: dict[str, Callable[[], object]] = {} if config.known else {"vae": lambda: vae.train(config)}
     return {
-        "vae": lambda: vae.train(config),
+        **first,
         "latents": lambda: unet.cache_latents(config),
         "unet": lambda: unet.train(config),
         "export": lambda: export.export(config, into),
-        "evaluate": lambda: evaluate.evaluate(into, config.out, glyph_file=config.glyph_file),
+        "evaluate": lambda: evaluate.evaluate(into, config.out),
     }
 
 

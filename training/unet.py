@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     CLIPTextConfig,
@@ -31,8 +33,8 @@ from transformers import (
 )
 
 from training import captions, data, tokenizer, vae
-from training.config import PRESETS, Config
-from training.optim import Average, learning_rate, optimisers
+from training.config import MODEL, PRESETS, Config
+from training.optim import Average, clock_of, learning_rate, optimisers
 from training.stream import batches
 
 #: SDXL's own, so that code written for it meets the same magnitude of latents.
@@ -53,7 +55,7 @@ def build_tokenizer(config: Config, folder: Path) -> CLIPTokenizer:
 
 def words(config: Config) -> tuple[str, ...]:
     """Every word that becomes one token."""
-    return captions.vocabulary_words(tuple(g.name for g in data.glyphs(config.glyph_file)))
+    return captions.vocabulary_words(tuple(g.name for g in data.glyphs(config.glyph_count)))
 
 
 def build_text(config: Config, tokens: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
@@ -105,6 +107,26 @@ def build_unet(config: Config) -> UNet2DConditionModel:
     )
 
 
+def begin_with(
+    folder: Path, tokens: CLIPTokenizer, first: CLIPTextModel, second: CLIPTextModelWithProjection, unet: Any
+) -> None:
+    """Take a finished model's weights, where its vocabulary is a beginning of this one.
+
+    A word's embedding is found by the word: longer lists give the same words other numbers.
+    """
+    old = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    new = tokens.get_vocab()
+    both = [(new[token], index) for token, index in old.items() if token in new]
+    here, there = (torch.tensor(column) for column in zip(*both, strict=True))
+    for name, model in (("text_encoder", first), ("text_encoder_2", second)):
+        state = load_file(folder / name / "model.safetensors")
+        known = next(key for key in state if key.endswith("token_embedding.weight"))
+        embeddings = model.state_dict()[known].clone()
+        embeddings[here] = state[known][there].float()
+        model.load_state_dict({**state, known: embeddings})
+    unet.load_state_dict(load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+
+
 def build_scheduler() -> EulerDiscreteScheduler:
     """SDXL's scheduler configuration."""
     return EulerDiscreteScheduler(
@@ -126,6 +148,8 @@ def load_vae(config: Config) -> AutoencoderKL:
     The affine map of each channel is folded into the 1×1 convolutions either side of the latents, which
     changes nothing in what encode-then-decode returns.
     """
+    if config.known:
+        return AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).eval()
     state = torch.load(config.out / "vae.pt", weights_only=True)
     model = vae.build(config)
     model.load_state_dict(state["average"]["values"])
@@ -140,7 +164,7 @@ def load_vae(config: Config) -> AutoencoderKL:
         mean, deviation = saved["mean"], saved["deviation"]
     else:
         rng = np.random.default_rng(config.seed)
-        glyphs = data.glyphs(config.glyph_file)
+        glyphs = data.glyphs(config.glyph_count)
         with torch.no_grad():
             pictures = [vae.sample(rng, glyphs, (128, 128)) for _ in range(256)]
             latents = torch.cat(
@@ -218,6 +242,7 @@ class Example:
 
 
 #: How often each group of examples is drawn in training.
+NEW_WEIGHT = 3.0
 GROUP_SHARES = {"single": 0.50, "shaped": 0.14, "pair": 0.22, "style": 0.08, "frame": 0.06}
 
 
@@ -225,7 +250,7 @@ def examples(config: Config) -> list[Example]:
     """The training set; no glyph ever stands on its held-out backgrounds."""
     rng = np.random.default_rng(config.seed)
     found: list[Example] = []
-    names = [g.name for g in data.glyphs(config.glyph_file)]
+    names = [g.name for g in data.glyphs(config.glyph_count)]
     square, *others = data.SIZES
 
     def jitter() -> tuple[int, int]:
@@ -265,7 +290,7 @@ def cache_latents(config: Config) -> Path:
         return path
     torch.set_num_threads(config.threads)
     encoder = load_vae(config).to(config.device)
-    texts = {g.name: g.text for g in data.glyphs(config.glyph_file)}
+    texts = {g.name: g.text for g in data.glyphs(config.glyph_count)}
     every = examples(config)
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, example in enumerate(every):
@@ -310,6 +335,7 @@ class Batches:
         self.config, self.tokens = config, tokens
         self.every = examples(config)
         self.words = words(config)
+        known = {glyph.name for glyph in data.glyphs(config.known)}
         store = torch.load(cache_latents(config), weights_only=True)
         self.pools: list[tuple[Tensor, list[int], Any]] = []
         counts: dict[str, int] = defaultdict(int)
@@ -318,7 +344,10 @@ class Batches:
         shares = []
         for entry in store.values():
             indices = entry["indices"].tolist()
-            weights = np.array([GROUP_SHARES[g] / counts[g] for g in (self.every[i].group for i in indices)])
+            found = [self.every[i] for i in indices]
+            weights = np.array([GROUP_SHARES[each.group] / counts[each.group] for each in found])
+            # What a model knows it only has to keep.
+            weights *= [1.0 if known.issuperset(each.scene.names) else NEW_WEIGHT for each in found]
             shares.append(weights.sum())
             self.pools.append((entry["latents"], indices, np.cumsum(weights / weights.sum())))
         self.shares = np.array(shares) / sum(shares)
@@ -381,6 +410,8 @@ def train(config: Config, budget: float | None = None) -> Path:
     first, second = build_text(config, tokens)
     built = build_unet(config)
     model = torch.nn.ModuleDict({"first": first, "second": second, "unet": built})
+    if config.known:
+        begin_with(MODEL, tokens, first, second, built)
     model.to(config.device)
     if config.device == "cpu":
         # On two cores together 0.50 s instead of 0.84 s a step: fused attention is slow backwards when
@@ -402,20 +433,21 @@ def train(config: Config, budget: float | None = None) -> Path:
     snr = alphas / (1 - alphas)
     weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
     unet: Any = torch.compile(built) if config.compile else built
-    start, saved, running = time.monotonic() - elapsed, time.monotonic(), 0.0
+    clock = clock_of(config.device, config.threads)
+    start, saved, running = clock() - elapsed, time.monotonic(), 0.0
 
     def save() -> None:
         state = {
             "model": model.state_dict(),
             "solvers": [s.state_dict() for s in solvers],
             "average": average.state_dict(),
-            "elapsed": time.monotonic() - start,
+            "elapsed": clock() - start,
             "step": step,
         }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
-    while (elapsed := time.monotonic() - start) < budget:
+    while (elapsed := clock() - start) < budget:
         for solver in solvers:
             for group in solver.param_groups:
                 group["lr"] = learning_rate(elapsed / budget, config.unet_rate)

@@ -106,7 +106,7 @@ def train(config: Config, budget: float | None = None, resume: bool = True) -> P
     out = config.out
     out.mkdir(parents=True, exist_ok=True)
     path = out / "vae.pt"
-    glyphs = data.glyphs(config.glyph_file)
+    glyphs = data.glyphs(config.glyph_count)
     vae = build(config).to(config.device)
     solvers = optimisers([vae], config.vae_optimiser, config.vae_rate)
     average = Average(vae, 0.999)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from mezzotint.bench import quality
 
+DEMO = Path(__file__).parents[2] / "src/mezzotint/models/demo"
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 captions = pytest.importorskip("training.captions", reason="needs the repository root on the path")
 data = pytest.importorskip("training.data", reason="needs the repository root on the path")
+vocabulary = pytest.importorskip("training.vocabulary", reason="needs the repository root on the path")
 needs_font = pytest.mark.skipif(not FONT.exists(), reason="needs fonts-noto-color-emoji")
 
 
@@ -23,10 +29,68 @@ def test_every_name_and_every_glyph_is_listed_once() -> None:
     assert len({g.text for g in glyphs}) == len(glyphs)
 
 
-def test_the_full_vocabulary_begins_with_the_small_one() -> None:
-    small, full = data.glyphs(), data.glyphs("glyphs-full.txt")
-    assert full[: len(small)] == small
-    assert len({g.name for g in full}) == len(full) >= 1000
+def test_the_shipped_model_knows_the_beginning_of_the_list() -> None:
+    shipped = quality.Vocabulary.load(DEMO).glyphs
+    assert tuple(shipped) == tuple(glyph.name for glyph in data.glyphs(len(shipped)))
+    assert data.glyphs(3) == data.glyphs()[:3]
+
+
+def test_another_word_means_one_pictogram_and_is_the_name_of_none() -> None:
+    names = [glyph.name for glyph in data.glyphs()]
+    others = [word for name in names for word in captions._keywords().get(name, ())]
+    assert len(others) > 500
+    assert len(set(others)) == len(others)
+    assert set(others).isdisjoint(names)
+    assert not {word for other in others for word in other.split()} & vocabulary.reserved()
+
+
+def test_another_word_stands_for_its_pictogram_in_captions() -> None:
+    words = captions.vocabulary_words(("owl",))
+    assert "wise" in captions.synonyms("owl")
+    assert "wise" in words
+    texts = [
+        captions.caption(np.random.default_rng(i), captions.Scene(("owl",), "blue"), words)
+        for i in range(300)
+    ]
+    assert any("wise" in text and "owl" not in text for text in texts)
+
+
+def test_names_are_written_as_captions_have_them() -> None:
+    assert vocabulary.plain("Piñata") == "pinata"
+    assert vocabulary.plain("rescue worker’s helmet") == "rescue workers helmet"
+    assert vocabulary.plain("Mrs. Claus, non-potable") == "mrs claus non potable"
+
+
+@needs_font
+def test_of_pictograms_that_look_the_same_only_the_first_comes() -> None:
+    fox, fox_again, wolf, rocket = (vocabulary.Named(text, text, ()) for text in "🦊🦊🐺🚀")
+    order = vocabulary.by_difference(["🐺"], [fox, wolf, rocket, fox_again])
+    assert sorted(each.text for each in order) == sorted("🦊🚀")
+
+
+@needs_font
+def test_the_font_has_one_picture_for_a_joined_sequence_and_none_for_letters() -> None:
+    assert vocabulary.is_one_picture("\U0001f9d1\u200d\U0001f680")
+    assert not vocabulary.is_one_picture("ab")
+
+
+def test_a_longer_vocabulary_begins_with_what_the_model_knows() -> None:
+    unet = pytest.importorskip("training.unet")
+    config = replace(pytest.importorskip("training.config").CPU, glyph_count=345)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = unet.build_tokenizer(config, Path(folder))
+    first, second = unet.build_text(config, tokens)
+    built = unet.build_unet(config)
+    new = first.get_input_embeddings().weight.detach().clone()
+    unet.begin_with(DEMO, tokens, first, second, built)
+    shipped = CLIPTextModel.from_pretrained(DEMO / "text_encoder", torch_dtype=torch.float32)
+    old_ids, ids = CLIPTokenizer.from_pretrained(DEMO / "tokenizer").get_vocab(), tokens.get_vocab()
+    weights = first.get_input_embeddings().weight
+    for word in ("fox</w>", "astronaut</w>", "<|endoftext|>"):
+        assert torch.equal(weights[ids[word]], shipped.get_input_embeddings().weight[old_ids[word]])
+    unknown = "sparkler</w>"
+    assert unknown not in old_ids
+    assert torch.equal(weights[ids[unknown]], new[ids[unknown]])
 
 
 def test_a_glyph_is_never_allowed_on_its_held_out_backgrounds() -> None:
@@ -91,32 +155,29 @@ def test_caption_words_are_single_tokens_whatever_their_case(text: str, tmp_path
 
 @needs_font
 def test_the_judge_names_every_true_picture_even_shifted() -> None:
-    folder = Path(__file__).parents[2] / "src/mezzotint/models/demo"
-    vocabulary = quality.Vocabulary.load(folder)
+    known = quality.Vocabulary.load(DEMO)
     rng = np.random.default_rng(0)
     pictures, asked = [], []
-    for glyph in data.glyphs()[::8]:
+    for glyph in data.glyphs(len(known.glyphs))[::8]:
         background = data.held_out(glyph.name)[0]
         shift = (int(rng.integers(-4, 5)), int(rng.integers(-4, 5)))
         pictures.append(data.compose([glyph.text], data.BACKGROUNDS[background], (128, 128), shift))
         asked.append(quality.Asked((glyph.name,), background))
-    report = quality.judge(pictures, asked, vocabulary)
+    report = quality.judge(pictures, asked, known)
     assert (report.top1, report.backgrounds) == (1.0, 1.0)
 
 
 @needs_font
 def test_the_judge_does_not_see_a_glyph_that_is_not_there() -> None:
-    folder = Path(__file__).parents[2] / "src/mezzotint/models/demo"
-    vocabulary = quality.Vocabulary.load(folder)
+    known = quality.Vocabulary.load(DEMO)
     texts = {g.name: g.text for g in data.glyphs()}
     picture = data.compose([texts["fox"]], data.BACKGROUNDS["red"], (128, 128))
-    report = quality.judge([picture], [quality.Asked(("koala",), "blue")], vocabulary)
+    report = quality.judge([picture], [quality.Asked(("koala",), "blue")], known)
     assert (report.top1, report.backgrounds) == (0.0, 0.0)
     assert report.verdicts[0].seen.glyphs == ("fox",)
 
 
 def test_the_judge_refuses_names_that_it_does_not_know() -> None:
-    folder = Path(__file__).parents[2] / "src/mezzotint/models/demo"
-    vocabulary = quality.Vocabulary.load(folder)
+    known = quality.Vocabulary.load(DEMO)
     with pytest.raises(ValueError, match="not in the vocabulary: quokka"):
-        quality.judge([np.zeros((8, 8, 3), np.uint8)], [quality.Asked(("quokka",))], vocabulary)
+        quality.judge([np.zeros((8, 8, 3), np.uint8)], [quality.Asked(("quokka",))], known)
