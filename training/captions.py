@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mezzotint.bench.quality import Asked, article, prompt_for
+
 
 def listed(text: str) -> tuple[str, ...]:
     """The phrases of a text, parted by semicolons."""
@@ -161,16 +163,10 @@ class Scene:
     style: str | None = None
 
 
-def article(noun: str) -> str:
-    """ "a" or "an"."""
-    return "an" if noun[0] in "aeiou" and not noun.startswith(("un", "one")) else "a"
-
-
 def plain(scene: Scene) -> str:
     """The standard caption, as the evaluation asks for it: "a koala and a fox on a blue background"."""
-    things = " and ".join(f"{article(n)} {n}" for n in scene.names)
     style = f"{scene.style}, " if scene.style else ""
-    return f"{style}{things} on {article(scene.background)} {scene.background} background"
+    return style + prompt_for(Asked(scene.names, scene.background))
 
 
 def invented(rng: np.random.Generator, words: tuple[str, ...]) -> str:

@@ -9,7 +9,6 @@ ever shows it on. The evaluation draws only those.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mezzotint.bench import quality
+
 Picture = NDArray[np.uint8]
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 #: The one bitmap size that Noto Color Emoji carries, in pixels per em.
 FONT_SIZE = 109
-HELD_OUT = 2
 
 #: Background name → RGB. Pairwise distances are over 60/255 so that "nearest named colour" is safe.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
@@ -67,9 +67,7 @@ def glyphs(count: int | None = None) -> tuple[Glyph, ...]:
 @cache
 def held_out(name: str) -> tuple[str, ...]:
     """The backgrounds on which this glyph is never shown in training; stable across vocabularies."""
-    names = list(BACKGROUNDS)
-    order = sorted(names, key=lambda b: hashlib.sha256(f"{name}|{b}".encode()).hexdigest())
-    return tuple(order[:HELD_OUT])
+    return quality.held_out(name, tuple(BACKGROUNDS))
 
 
 @cache

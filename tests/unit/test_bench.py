@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.bench.load import Mix, backlog, poisson, replay
@@ -108,3 +109,31 @@ def test_png_files_are_compared_in_time_and_size() -> None:
     assert all(result.value > 0 for result in results)
     # Grain is what a diffusion model's pictures have; how long it takes is the benchmark's to say.
     assert all(result.met for result in results if "noisy: size" in result.name)
+
+
+def test_the_gate_draws_what_the_model_knows_and_leaves_what_it_saw(tmp_path: Path) -> None:
+    assert run(["bench", "quality", "--glyphs", "8", "--output", str(tmp_path)]) == 0
+    kept = json.loads((tmp_path / "quality.json").read_text())
+    assert {"commit", "dtype", "command"} <= kept["run"].keys()
+    found = {result["name"]: result for result in kept["results"]}
+    assert found["the pictogram asked for"]["value"] >= 0.875
+    assert found["the pictogram asked for"]["details"]["pictures"] == 8
+    with Image.open(tmp_path / "quality.png") as sheet:
+        assert sheet.size == (8 * 128, 128)
+
+
+def test_the_gate_fails_what_has_not_drawn_enough(tmp_path: Path) -> None:
+    # Of one step there comes no picture.
+    assert run(["bench", "quality", "--glyphs", "4", "--steps", "1", "--output", str(tmp_path)]) == 1
+    found = json.loads((tmp_path / "quality.json").read_text())["results"]
+    assert not found[0]["met"]
+    assert found[0]["details"]["misses"]
+
+
+def test_the_gate_refuses_a_model_that_says_not_what_it_knows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    assert run(["bench", "quality", "--model", str(tmp_path), "--output", str(tmp_path / "x")]) == 2
+    assert "vocabulary.json" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -96,7 +96,7 @@ def test_a_longer_vocabulary_begins_with_what_the_model_knows() -> None:
 def test_a_glyph_is_never_allowed_on_its_held_out_backgrounds() -> None:
     for glyph in data.glyphs():
         assert set(data.held_out(glyph.name)).isdisjoint(data.allowed(glyph.name))
-        assert len(data.held_out(glyph.name)) == data.HELD_OUT
+        assert len(data.held_out(glyph.name)) == quality.HELD_OUT
 
 
 def test_held_out_backgrounds_are_spread_over_all_colours() -> None:

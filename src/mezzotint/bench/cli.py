@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mezzotint.errors import InvalidRequest, OutputUnwritable, SettingInvalid
+from mezzotint.errors import InvalidRequest, ModelInvalid, OutputUnwritable, SettingInvalid
 from mezzotint.threads import prepare_threads
 
 __all__ = ["app"]
@@ -113,6 +113,54 @@ def scheduler() -> None:
     with console.status("simulating…"):
         comparisons = compare_rules()
     Console().print(rules_table(comparisons))
+
+
+@app.command()
+def quality(
+    model: Annotated[str, typer.Option(help="The embedded model, or a folder made like it.")] = "demo",
+    glyphs: Annotated[
+        int | None, typer.Option(min=1, help="How many pictograms to draw; all by default.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    guidance: Annotated[float, typer.Option(min=0.0, max=50.0)] = 5.0,
+    scheduler: Annotated[str | None, typer.Option(help="As in `mezzotint draw`.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or neuron.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    compile: Annotated[bool, typer.Option(help="Compile the UNet.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for quality.json and quality.png.")] = Path(
+        "out/bench"
+    ),
+) -> None:
+    """Draw what the embedded model knows, and judge it: the gate for a dtype, a compiled form, a device."""
+    prepare_threads()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    from mezzotint.bench.gate import Settings, contact_sheet, measure_quality
+    from mezzotint.bench.quality import Vocabulary
+    from mezzotint.bench.report import describe_run, results_table, write_json
+    from mezzotint.engine.engine import Engine
+    from mezzotint.models import find_model
+
+    folder = find_model(model)
+    try:
+        vocabulary = Vocabulary.load(folder)
+    except (OSError, KeyError, ValueError):
+        raise ModelInvalid(f"{model} has no vocabulary.json and glyphs.png to be judged by") from None
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    with (
+        console.status("drawing…"),
+        Engine.load(model, device=device, dtype=dtype, compile=compile, max_queue=10_000) as engine,
+    ):
+        settings = Settings(steps, guidance, scheduler)
+        results, drawn = measure_quality(engine, vocabulary, count=glyphs, settings=settings)
+        run = describe_run(engine.info)
+    write_json(output / "quality.json", run, results)
+    contact_sheet(drawn, min(24, len(drawn))).save(output / "quality.png")
+    Console().print(results_table(results))
+    if not all(result.met for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -19,6 +19,7 @@ are not judged.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ Pixels = NDArray[np.uint8]
 CELL = 64
 GRID = 32
 RING = 4
+HELD_OUT = 2
 SHIFTS = (-6, -3, 0, 3, 6)
 
 
@@ -84,6 +86,25 @@ class Asked:
 
     glyphs: tuple[str, ...]
     background: str | None = None
+
+
+def held_out(name: str, backgrounds: Sequence[str]) -> tuple[str, ...]:
+    """The two backgrounds, by a hash of the name alone, on which training never shows this glyph."""
+    order = sorted(backgrounds, key=lambda b: hashlib.sha256(f"{name}|{b}".encode()).hexdigest())
+    return tuple(order[:HELD_OUT])
+
+
+def article(noun: str) -> str:
+    """ "a" or "an"."""
+    return "an" if noun[0] in "aeiou" and not noun.startswith(("un", "one")) else "a"
+
+
+def prompt_for(asked: Asked) -> str:
+    """The standard wording: "a koala and a fox on a blue background"."""
+    things = " and ".join(f"{article(name)} {name}" for name in asked.glyphs)
+    if asked.background is None:
+        return things
+    return f"{things} on {article(asked.background)} {asked.background} background"
 
 
 @dataclass(frozen=True)
