@@ -42,7 +42,7 @@ class Studio:
         )
 
     def draw(self, *arrivals: tuple[int, ResolvedRequest]) -> list[Pixels]:
-        """Draw requests together, each joining the pass of its number; guided and unguided ones apart."""
+        """Draw requests together, each joining the pass of its number; each size has its passes."""
         waiting = {f"r{index}": arrival for index, arrival in enumerate(arrivals)}
         left: dict[str, int] = {}
         pixels: dict[str, Pixels] = {}
@@ -65,10 +65,10 @@ class Studio:
 
     @staticmethod
     def _groups(left: dict[str, int], arrivals: Sequence[tuple[int, ResolvedRequest]]) -> list[list[str]]:
-        groups: dict[tuple[int, int, bool], list[str]] = {}
+        groups: dict[tuple[int, int], list[str]] = {}
         for request_id in left:
             request = arrivals[int(request_id[1:])][1]
-            groups.setdefault((request.width, request.height, request.guided), []).append(request_id)
+            groups.setdefault((request.width, request.height), []).append(request_id)
         return list(groups.values())
 
     def reference(self, request: ResolvedRequest) -> Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from mezzotint.engine.scheduler import (
     IllegalMove,
     Scheduler,
     State,
+    measured_as,
 )
 from mezzotint.engine.simulate import Arrival, simulate
 
@@ -55,11 +57,37 @@ def test_equal_requests_share_a_pass_up_to_the_knee() -> None:
     assert scheduler.plan(0.0).rows == ("a", "b", "c", "d")
 
 
-def test_different_keys_never_share_a_pass() -> None:
+def test_different_shapes_never_share_a_pass() -> None:
     scheduler = Scheduler(BATCHES)
-    for id, key in (("a", GUIDED), ("b", UNGUIDED), ("c", WIDE)):
+    adapted = replace(GUIDED, adapters=("ink",))
+    for id, key in (("a", GUIDED), ("b", adapted), ("c", WIDE)):
         scheduler.submit(id, key, 10, 0.0)
     assert {run_pass(scheduler) for _ in range(12)} == {("a",), ("b",), ("c",)}
+
+
+def test_guided_requests_and_others_share_a_pass_of_as_many_rows_as_pay() -> None:
+    assert (BATCHES.knee(GUIDED), BATCHES.knee(UNGUIDED)) == (4, 6)
+    scheduler = Scheduler(BATCHES)
+    for id, key in zip("aubvcwd", (GUIDED, UNGUIDED) * 3 + (GUIDED,), strict=True):
+        scheduler.submit(id, key, 10, 0.0)
+    # Eight rows of the UNet, which is what four guided images take.
+    assert scheduler.plan(0.0).rows == tuple("aubvc")
+
+
+def test_a_pass_of_both_costs_what_its_rows_do() -> None:
+    assert measured_as([GUIDED]) == (GUIDED, 1)
+    assert measured_as([UNGUIDED] * 3) == (UNGUIDED, 3)
+    assert measured_as([UNGUIDED, GUIDED, UNGUIDED]) == (GUIDED, 2)
+    assert measured_as([GUIDED, UNGUIDED]) == (GUIDED, 2)
+
+
+def test_in_a_pass_of_both_each_is_charged_for_its_rows() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("g", GUIDED, 10, 0.0, tenant="g")
+    scheduler.submit("u", UNGUIDED, 10, 0.0, tenant="u")
+    assert set(run_pass(scheduler)) == {"g", "u"}
+    assert scheduler._charged["g"] == pytest.approx(2 * scheduler._charged["u"])
+    assert sum(scheduler._charged.values()) == pytest.approx(BATCHES.seconds(GUIDED, 2))
 
 
 def test_a_newcomer_joins_the_next_pass_when_there_is_room() -> None:
@@ -348,15 +376,15 @@ def test_one_request_beside_a_flood_starts_at_once_and_is_in_every_pass() -> Non
     assert all("quiet" in run_pass(scheduler, 1.0) for _ in range(30))
 
 
-def test_tenants_of_different_keys_share_the_seconds_evenly() -> None:
-    scheduler, tenants = Scheduler(BATCHES), {"u": "one", **{f"g{i}": "many" for i in range(8)}}
-    scheduler.submit("u", UNGUIDED, 200, 0.0, tenant="one")
+def test_tenants_of_different_shapes_share_the_seconds_evenly() -> None:
+    scheduler, tenants = Scheduler(BATCHES), {"w": "one", **{f"g{i}": "many" for i in range(8)}}
+    scheduler.submit("w", WIDE, 200, 0.0, tenant="one")
     for i in range(8):
         scheduler.submit(f"g{i}", GUIDED, 200, 0.0, tenant="many")
     seconds: Counter[str] = Counter()
     for _ in range(100):
         rows = run_pass(scheduler)
-        key = UNGUIDED if "u" in rows else GUIDED
+        key = WIDE if "w" in rows else GUIDED
         seconds[tenants[rows[0]]] += BATCHES.seconds(key, len(rows))
     assert 0.7 < seconds["one"] / seconds["many"] < 1.4
 
@@ -488,9 +516,13 @@ class SchedulerMachine(RuleBasedStateMachine):
                 most = max(1, int(TENANT_SHARE * self.max_running))
                 assert len(held) >= self.max_running or held.count(self.tenants[id]) >= most
             return
-        keys = {self.keys[id] for id in plan.rows}
-        assert len(keys) == 1
-        assert len(plan.rows) <= self.cost.knee(keys.pop())
+        keys = [self.keys[id] for id in plan.rows]
+        assert len({key.shape for key in keys}) == 1
+        assert len(keys) <= self.cost.max_width
+        # Of rows no more than the widest pass that pays for any request of this shape.
+        shape = keys[0].shape
+        both = (shape, replace(shape, guided=True))
+        assert sum(key.rows for key in keys) <= max(key.rows * self.cost.knee(key) for key in both)
         for id in plan.starting:
             self.scheduler.start(id)
         failed = plan.rows[:fail] if fail < len(plan.rows) else ()

@@ -78,8 +78,8 @@ class Backend(Protocol):
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         """Advance each request by one UNet evaluation, all in one pass.
 
-        The requests share latent size and guidance mode. Returns the requests that failed in this pass,
-        and why; the others have moved on by one evaluation.
+        The requests share latent size; some may be guided and others not. Returns those that failed in this
+        pass, and why; the others have moved on by one evaluation.
 
         Raises:
             MezzotintError: the pass as a whole failed (out of memory, device lost); none has moved.

@@ -78,11 +78,18 @@ class _Row:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """What stays the same while the same rows share passes. Guided: all negatives, then all positives."""
+    """What stays the same while the same rows share passes.
+
+    conditioning: the negatives of those that are guided, then the positives of all.
+    guidance: the scales of the former. places: where they stand among all; `index` has them on the device,
+        unless they are all.
+    """
 
     request_ids: tuple[str, ...]
     conditioning: _Conditioning
     guidance: torch.Tensor | None
+    places: tuple[int, ...]
+    index: torch.Tensor | None
 
 
 class DiffusersBackend:
@@ -221,18 +228,22 @@ class DiffusersBackend:
             return self._batch
         positives = [row.positive for row in rows]
         negatives = [row.negative for row in rows if row.negative is not None]
-        guidance = None
+        guidance = index = None
+        places = tuple(place for place, row in enumerate(rows) if row.negative is not None)
         if negatives:
-            scales = [row.request.guidance_scale for row in rows]
+            scales = [rows[place].request.guidance_scale for place in places]
             guidance = torch.tensor(scales, dtype=torch.float32, device=self._device).view(-1, 1, 1, 1)
-        self._batch = _Batch(request_ids, _join([*negatives, *positives]), guidance)
+            if len(places) < len(rows):
+                index = torch.tensor(places, device=self._device)
+        self._batch = _Batch(request_ids, _join([*negatives, *positives]), guidance, places, index)
         return self._batch
 
     def _predict(self, batch: _Batch, scaled: torch.Tensor, timesteps: list[float]) -> torch.Tensor:
         """The UNet's prediction for each row, guidance applied; as many rows as `scaled` has."""
         if batch.guidance is not None:
-            scaled = torch.cat([scaled, scaled])
-            timesteps = timesteps + timesteps
+            twice = scaled if batch.index is None else scaled[batch.index]
+            scaled = torch.cat([twice, scaled])
+            timesteps = [*(timesteps[place] for place in batch.places), *timesteps]
         conditioning = batch.conditioning
         noise: torch.Tensor = self._unet(
             scaled,
@@ -244,8 +255,10 @@ class DiffusersBackend:
         )[0]
         if batch.guidance is None:
             return noise
-        negative, positive = noise.chunk(2)
-        return (negative + batch.guidance * (positive - negative)).to(noise.dtype)
+        negative, positive = noise.tensor_split([len(batch.guidance)])
+        towards = positive if batch.index is None else positive[batch.index]
+        guided = (negative + batch.guidance * (towards - negative)).to(noise.dtype)
+        return guided if batch.index is None else positive.index_copy(0, batch.index, guided)
 
 
 def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.scheduler import BatchKey, Plan, State, batch_key
+from mezzotint.engine.scheduler import BatchKey, Plan, State, batch_key, measured_as
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
 
@@ -373,9 +373,11 @@ class Engine:
     def _settle(self, plan: Plan, failed: Mapping[str, MezzotintError], seconds: float) -> None:
         previews = self._previews(plan, failed)
         with self._changed:
-            key = self._requests.key(plan)
-            if not failed:
-                self.cost.observe(key, len(plan.rows), seconds)
+            keys = self._requests.keys(plan)
+            key, width = measured_as(keys)
+            # A row too few teaches nothing about so many.
+            if not failed and width * key.rows == sum(each.rows for each in keys):
+                self.cost.observe(key, width, seconds)
             tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
             self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1

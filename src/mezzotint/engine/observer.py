@@ -18,7 +18,7 @@ class Observer:
     """
 
     def passed(self, key: BatchKey, tenants: Sequence[str], seconds: float) -> None:
-        """A pass ran, with one image of each of `tenants`."""
+        """A pass ran, with one image of each of `tenants`; `key` is guided if any of them is."""
 
     def ended(self, ticket: Ticket, event: Event) -> None:
         """The request has ended with `event`."""

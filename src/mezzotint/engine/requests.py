@@ -120,8 +120,9 @@ class RequestTable:
         ticket.started, ticket.warnings = time.monotonic(), warnings
         self.scheduler.start(request_id)
 
-    def key(self, plan: Plan) -> BatchKey:
-        return batch_key(self.tickets[plan.rows[0]].request)
+    def keys(self, plan: Plan) -> list[BatchKey]:
+        """Of each image in the pass."""
+        return [batch_key(self.tickets[request_id].request) for request_id in plan.rows]
 
     def settle(
         self, plan: Plan, failed: Mapping[str, MezzotintError], previews: Mapping[str, Pixels]

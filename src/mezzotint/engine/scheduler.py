@@ -11,8 +11,9 @@ The rules of `plan`, in order:
    Goyal, Vin and Cheng, 1996). One that comes, or comes back, starts level with the least charged; one that
    wants less than its share saves up no more than `PATIENCE` passes. The rules below order the requests of
    one tenant, and those of all while there is one.
-1. Requests share a pass when their `BatchKey`s are equal. Each key has a *window*: the requests that may run,
-   no more than the key's knee (`cost.knee`), beyond which a wider pass buys no throughput.
+1. Requests share a pass when their pictures have one shape, with guidance or without: a guided picture is two
+   rows of the UNet's batch, another one. Each shape has a *window*: the requests that may run, no more than
+   its knee (`cost.knee`), beyond which a wider pass buys no throughput.
 2. The window takes *overdue* requests first, in order of arrival, up to `OVERDUE_SHARE` of its places; then
    those of higher priority; then those with the fewest evaluations left, ties in order of arrival. Overdue
    means: in the system for more than `STRETCH` times what the request would take alone. So nothing waits for
@@ -25,8 +26,8 @@ The rules of `plan`, in order:
    1971), so that waiting counts. A pass narrower than the window must be `NARROWING` times as good, since
    wide ones save work.
 4. Of several windows, the one whose best pass is worth most. But a request in a window is passed over at
-   most `PATIENCE` times in a row, a new one at most once, and once more for each other key whose turn is due:
-   then its key is served, in a pass wide enough for it.
+   most `PATIENCE` times in a row, a new one at most once, and once more for each other shape whose turn is
+   due: then its shape is served, in a pass wide enough for it.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Protocol
 
@@ -53,6 +54,7 @@ __all__ = [
     "Scheduler",
     "State",
     "batch_key",
+    "measured_as",
 ]
 
 STRETCH = 2.0
@@ -92,7 +94,7 @@ class IllegalMove(Exception):
 
 @dataclass(frozen=True)
 class BatchKey:
-    """What requests must have in common to share a pass. Sizes in pixels."""
+    """What an image costs in a pass depends on. Sizes in pixels."""
 
     width: int
     height: int
@@ -100,14 +102,35 @@ class BatchKey:
     adapters: tuple[str, ...] = ()
 
     @property
+    def rows(self) -> int:
+        """Of the UNet's batch that one image takes."""
+        return 2 if self.guided else 1
+
+    @property
     def area(self) -> int:
-        """Pixels of one image in a pass; a guided image is two rows of the UNet's batch."""
-        return self.width * self.height * (2 if self.guided else 1)
+        """Pixels of one image's rows."""
+        return self.width * self.height * self.rows
+
+    @property
+    def shape(self) -> BatchKey:
+        """What requests must have in common to share a pass: the key of those without guidance."""
+        return replace(self, guided=False)
 
 
 def batch_key(request: ResolvedRequest) -> BatchKey:
     """The key of a request's passes."""
     return BatchKey(request.width, request.height, request.guided)
+
+
+def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, int]:
+    """The key and the width that a pass of images of these keys, all of one shape, costs as much as.
+
+    Guided and others together cost what as many rows of guided ones do; an odd row counts as two.
+    """
+    rows = sum(key.rows for key in keys)
+    if rows == len(keys):
+        return keys[0], rows
+    return replace(keys[0], guided=True), (rows + 1) // 2
 
 
 class Cost(Protocol):
@@ -212,10 +235,10 @@ class Scheduler:
         for row in moved:
             row.remaining -= 1
             row.passed_over = 0
-            self._charged[row.tenant] += self._charge(row, len(moved))
+            self._charged[row.tenant] += self._share(row, moved)
             if row.remaining == 0:
                 self._charged[row.tenant] += self._cost.decode_seconds(row.key) / row.weight
-        self._level(plan, PATIENCE * self._cost.seconds(moved[0].key, len(moved)) if moved else 0.0)
+        self._level(plan, PATIENCE * self._seconds(moved) if moved else 0.0)
         for id in plan.passed_over:
             if id in self._rows:
                 self._rows[id].passed_over += 1
@@ -263,21 +286,23 @@ class Scheduler:
         groups: dict[BatchKey, list[Row]] = {}
         for row in self._active():
             if row.id not in skip:
-                groups.setdefault(row.key, []).append(row)
+                groups.setdefault(row.key.shape, []).append(row)
         windows = []
-        for key, rows in groups.items():
-            ranked = self._ranked(rows, now)
+        for rows in groups.values():
+            keys = {row.key for row in rows}
+            most = max(self._cost.knee(key) for key in keys)
+            room = max(key.rows * self._cost.knee(key) for key in keys)
+            ranked = self._ranked(rows, now, room)
             running = [each for each in ranked if each[1].state is State.RUNNING]
             newcomers = [each for each in ranked if each[1].state is State.QUEUED]
-            window = self._fairly(running + self._with_room(newcomers), self._cost.knee(key))
-            windows.append([row for _, row in window])
+            window = [row for _, row in self._fairly(running + self._with_room(newcomers), most)]
+            windows.append(_within(room, window))
         return windows
 
-    def _ranked(self, rows: list[Row], now: float) -> list[Ranked]:
-        """Requests of one key. Overdue ones beyond those whose turn it is rank as if they were not."""
+    def _ranked(self, rows: list[Row], now: float, room: int) -> list[Ranked]:
+        """Those for a window with such room. Overdue ones beyond their share rank as if they were not."""
         overdue = sorted((row for row in rows if self._overdue(row, now)), key=lambda row: row.order)
-        places = max(1, int(self._overdue_share * self._cost.knee(rows[0].key)))
-        first = {row.id for row in overdue[:places]}
+        first = {row.id for row in (_within(int(self._overdue_share * room), overdue) or overdue[:1])}
         return [(self._rank(row, overdue=row.id in first), row) for row in rows]
 
     def _with_room(self, newcomers: list[Ranked]) -> list[Ranked]:
@@ -303,14 +328,23 @@ class Scheduler:
         while queues and len(chosen) < count:
             tenant = min(queues, key=lambda t: (charged[t], queues[t][0][1].order))
             chosen.append(queues[tenant].popleft())
-            charged[tenant] += self._charge(chosen[-1][1], count)
+            charged[tenant] += self._usual_charge(chosen[-1][1])
             if not queues[tenant]:
                 del queues[tenant]
         return chosen
 
-    def _charge(self, row: Row, width: int) -> float:
-        """What a pass of `width` images costs the row's tenant for it."""
-        return self._cost.seconds(row.key, width) / width / row.weight
+    def _share(self, row: Row, company: Sequence[Row]) -> float:
+        """What a pass of `company` costs the row's tenant for it."""
+        rows = sum(each.key.rows for each in company)
+        return self._seconds(company) * row.key.rows / rows / row.weight
+
+    def _usual_charge(self, row: Row) -> float:
+        """What a pass costs its tenant for it among as many as pay."""
+        knee = self._cost.knee(row.key)
+        return self._cost.seconds(row.key, knee) / knee / row.weight
+
+    def _seconds(self, rows: Sequence[Row]) -> float:
+        return self._cost.seconds(*measured_as([row.key for row in rows]))
 
     def _level(self, plan: Plan, credit: float) -> None:
         """Whoever had places for all it has is owed `credit` seconds at most: it could not use its share."""
@@ -329,7 +363,7 @@ class Scheduler:
 
     def _worth(self, window: list[Row], width: int, now: float) -> float:
         gain = sum((1 + (now - row.arrived) / self._alone(row)) / row.remaining for row in window[:width])
-        return gain / max(self._cost.seconds(window[0].key, width), 1e-9)
+        return gain / max(self._seconds(window[:width]), 1e-9)
 
     def _width(self, window: list[Row], now: float) -> int:
         narrowest = max((i for i, row in enumerate(window, 1) if self._overtaken(row) >= 0), default=1)
@@ -413,3 +447,9 @@ class Scheduler:
             del self._rows[id]
             if all(other.tenant != row.tenant for other in self._rows.values()):
                 del self._charged[row.tenant]
+
+
+def _within(room: int, rows: list[Row]) -> list[Row]:
+    """As many of the first as there is room for, in rows of the UNet's batch."""
+    ends = accumulate(row.key.rows for row in rows)
+    return [row for row, end in zip(rows, ends, strict=True) if end <= room]

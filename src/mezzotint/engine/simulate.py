@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mezzotint.engine.scheduler import BatchKey, Cost, Scheduler, State
+from mezzotint.engine.scheduler import BatchKey, Cost, Scheduler, State, measured_as
 
 __all__ = ["Arrival", "Outcome", "simulate"]
 
@@ -63,7 +63,7 @@ def simulate(arrivals: Iterable[Arrival], cost: Cost, *, scheduler: Scheduler | 
         for request_id in plan.starting:
             scheduler.start(request_id)
             started[request_id] = (now, passes - here[request_id][1])
-        now += cost.seconds(here[plan.rows[0]][0].key, len(plan.rows))
+        now += cost.seconds(*measured_as([here[request_id][0].key for request_id in plan.rows]))
         passes += 1
         for request_id in scheduler.stepped(plan):
             assert scheduler.state(request_id) is State.DECODING
