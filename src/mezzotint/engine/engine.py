@@ -34,6 +34,7 @@ from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.scheduler import BatchKey, Plan, State, batch_key
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
+from mezzotint.tuning import Tuning
 
 __all__ = ["Engine", "EngineStatus", "Outlook", "Ticket"]
 
@@ -115,7 +116,7 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        compile: bool = False,
+        tuning: Tuning | None = None,
         threads: int | None = None,
         stand_in: bool = False,
         max_width: int | None = None,
@@ -126,8 +127,9 @@ class Engine:
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
 
-        compile: compile the UNet's repeated blocks, each of `warm_up_sizes` (width, height) before the first
-            request wants it.
+        tuning: what speed is bought with.
+        warm_up_sizes: (width, height), of which passes are measured, compiled and recorded before the first
+            request wants them.
         stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
 
         Raises:
@@ -139,7 +141,7 @@ class Engine:
 
         began = time.monotonic()
         backend = load_backend(
-            model, device=device, dtype=dtype, compile=compile, threads=threads, stand_in=stand_in
+            model, device=device, dtype=dtype, tuning=tuning, threads=threads, stand_in=stand_in
         )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
