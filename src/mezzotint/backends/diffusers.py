@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.backends.lanes import Lanes, lanes_of
 from mezzotint.backends.painting import Kept, begin
 from mezzotint.backends.passes import Pass, PassQueue
@@ -25,9 +24,9 @@ from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.transfers import to_device
-from mezzotint.backends.tuned import compute_with, is_on, prepare_unet, prepare_vae
+from mezzotint.backends.tuned import tune_unet, tune_vae
 from mezzotint.core import Pixels, ResolvedRequest
-from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
+from mezzotint.errors import GenerationFailed, MezzotintError
 from mezzotint.tuning import Tuning
 
 __all__ = ["DiffusersBackend", "PipelineParts"]
@@ -119,13 +118,8 @@ class DiffusersBackend:
         tuning = tuning or Tuning()
         device = self._device = parts.unet.device
         self._lanes = lanes or lanes_of(device)
-        prepare_unet(parts.unet, tuning, device)
-        prepare_vae(parts.vae, tuning, device)
-        self._unet = compute_with(parts.unet, tuning, device)
-        if is_on(tuning.cuda_graphs, device):
-            if device.type != "cuda":
-                raise SettingInvalid("cuda_graphs must be auto or off on a CPU, not on", param="cuda_graphs")
-            self._unet = GraphedCalls(self._unet, CudaRecorder())
+        self._unet = tune_unet(parts.unet, tuning, device)
+        tune_vae(parts.vae, tuning, device)
         self._info = info
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
         self._channels = int(parts.unet.config.in_channels)
@@ -146,6 +140,12 @@ class DiffusersBackend:
     @property
     def info(self) -> BackendInfo:
         return self._info
+
+    def compute(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        """A bare pass of the UNet as tuned, in the steps' queue and without waiting for it. For measuring."""
+        with self._lanes.steps():
+            result: tuple[torch.Tensor] = self._unet(*args, **kwargs)
+            return result
 
     @property
     def counters(self) -> Mapping[str, int]:

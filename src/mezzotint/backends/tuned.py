@@ -16,10 +16,11 @@ import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
-__all__ = ["compute_with", "fuse_projections", "is_on", "prepare_unet", "prepare_vae"]
+__all__ = ["compute_with", "is_on", "tune_unet", "tune_vae"]
 
 # The oldest GPUs that multiply fp8 (Ada, Hopper) and int8 (Ampere) as torchao does.
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
@@ -39,26 +40,30 @@ def is_on(switch: Switch, device: torch.device) -> bool:
     return switch == "on" or (switch == "auto" and device.type == "cuda")
 
 
-def prepare_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
+def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
     """Lay the VAE's weights out."""
     if is_on(tuning.channels_last, device):
         vae.to(memory_format=torch.channels_last)
 
 
-def prepare_unet(unet: Any, tuning: Tuning, device: torch.device) -> None:
-    """Lay out, fuse, quantise and compile the UNet, in place.
+def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., Any]:
+    """Lay out, fuse, quantise and compile the UNet, in place; what to call for a pass of it.
 
     Raises:
         SettingInvalid: this device or installation cannot do what is asked.
     """
+    if tuning.cuda_graphs == "on" and device.type != "cuda":
+        raise SettingInvalid("cuda_graphs must be auto or off on a CPU, not on", param="cuda_graphs")
     if is_on(tuning.channels_last, device):
         unet.to(memory_format=torch.channels_last)
     if is_on(tuning.fused_projections, device):
-        fuse_projections(unet)
+        _fuse_projections(unet)
     if tuning.quantisation != "none":
         _quantise(unet, tuning.quantisation, device)
     if tuning.compile != "none":
         _compile(unet, tuning.compile, tuning.compile_cache)
+    compute = compute_with(unet, tuning, device)
+    return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
 
 
 def compute_with(unet: Callable[..., Any], tuning: Tuning, device: torch.device) -> Callable[..., Any]:
@@ -87,7 +92,7 @@ def compute_with(unet: Callable[..., Any], tuning: Tuning, device: torch.device)
     return compute
 
 
-def fuse_projections(unet: Any) -> None:
+def _fuse_projections(unet: Any) -> None:
     """Make one product of each attention's query, key and value; of cross attention, of key and value.
 
     As diffusers' `fuse_qkv_projections`, but the parts are dropped: kept, they are a seventh of the UNet's

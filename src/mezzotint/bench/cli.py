@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from mezzotint.errors import InvalidRequest, ModelInvalid, OutputUnwritable, SettingInvalid
-from mezzotint.threads import prepare_threads
+from mezzotint.threads import prepare_libraries
 
 __all__ = ["app"]
 
@@ -36,7 +36,7 @@ def engine(
     arrivals: Annotated[int | None, typer.Option(min=1, help="Part load: requests a round.")] = None,
 ) -> None:
     """The engine against diffusers serially, request-level batching, and one call at a time."""
-    prepare_threads()
+    prepare_libraries()
     # Heavy imports wait until the command is really run.
     import transformers
 
@@ -60,7 +60,7 @@ def engine(
     console = Console(stderr=True)
     backend = load_backend(model, device=device, dtype=dtype)
     run = describe_run(backend.info)
-    reference = Reference(model, info=backend.info)
+    reference = Reference.load(model, backend.info)
     effort = QUICK if quick else FULL
     effort = replace(
         effort,
@@ -85,13 +85,60 @@ def engine(
 
 
 @app.command()
+def gpu(
+    part: Annotated[list[str] | None, typer.Option(help="Measure only this part; may be repeated.")] = None,
+    quick: Annotated[
+        bool, typer.Option(help="A tiny model on any device; figures not worth quoting.")
+    ] = False,
+    json: Annotated[Path, typer.Option(metavar="FILE", help="Where the figures go.")] = Path(
+        "out/bench/gpu.json"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Full-size SDXL with random weights on one GPU: shares of its floor, peers, load; under 9 minutes."""
+    prepare_libraries()
+    import diffusers
+    import transformers
+
+    for library in (diffusers.utils.logging, transformers.logging):
+        library.set_verbosity_error()
+    from mezzotint.bench.gpu import open_bench, run_parts
+    from mezzotint.bench.gpu_parts import PARTS
+    from mezzotint.bench.report import describe_run, results_table, write_json
+
+    chosen = part or list(PARTS)
+    for name in chosen:
+        if name not in PARTS:
+            raise InvalidRequest(f"unknown part {name!r}; accepted are {', '.join(PARTS)}", param="part")
+    console = Console(stderr=True)
+    bench = open_bench(quick=quick, device=device)
+    try:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.touch()
+    except OSError as error:
+        raise OutputUnwritable(f"cannot write to {json}: {error.strerror}", param="json") from None
+    try:
+        run = describe_run(bench.info)
+        results = run_parts(bench, chosen, PARTS, lambda name: console.print(f"measuring {name} …"))
+    finally:
+        bench.close()
+    write_json(json, run, results, left_out=bench.left_out)
+    Console().print(results_table(results))
+    for each in bench.left_out:
+        console.print(f"left out: {each}")
+    console.print(f"wrote {json}")
+    if not quick and not all(result.met for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
 def service(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "demo",
     trials: Annotated[int, typer.Option(min=2, help="Pictures a side, one at a time.")] = 24,
     output: Annotated[Path, typer.Option(help="Folder for service.json.")] = Path("out/bench"),
 ) -> None:
     """The whole service, HTTP and Ray, against the bare engine."""
-    prepare_threads()
+    prepare_libraries()
     from mezzotint.bench.report import describe_run, results_table, write_json
     from mezzotint.bench.service import measure_service, served
     from mezzotint.engine.engine import Engine
@@ -132,7 +179,7 @@ def quality(
     ),
 ) -> None:
     """Draw what the embedded model knows, and judge it: the gate for a dtype, a compiled form, a device."""
-    prepare_threads()
+    prepare_libraries()
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -169,7 +216,7 @@ def png(
     output: Annotated[Path, typer.Option(help="Folder for png.json.")] = Path("out/bench"),
 ) -> None:
     """PNG files against Pillow's: time and size, over pictures of each kind."""
-    prepare_threads()
+    prepare_libraries()
     import transformers
 
     transformers.logging.set_verbosity_error()

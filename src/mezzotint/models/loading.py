@@ -6,7 +6,6 @@ Nothing here uses the network.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import platform
 import warnings
@@ -14,19 +13,14 @@ from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mezzotint.threads import prepare_threads
+from mezzotint.threads import prepare_libraries
 
 # Here, for through this module both the command line and a replica come to torch.
-prepare_threads()
-
-import torch
-
-# diffusers imports torchao where that is installed, which then tells of kernels it has for other machines.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+prepare_libraries()
 
 import diffusers
 import psutil
+import torch
 import transformers
 
 import mezzotint
