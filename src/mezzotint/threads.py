@@ -1,5 +1,6 @@
-"""What must be settled before torch and its kin are imported: how torch's threads wait for each other on a CPU,
-and what is said meanwhile. Knows the environment and logging alone."""
+"""What is settled before torch and its kin are imported: how torch's threads wait for each other on a CPU,
+and who is quiet meanwhile. Knows the environment and logging alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ __all__ = ["prepare_libraries", "prepare_threads"]
 # Chosen by measurement: docs/decisions/0006.
 SPINS = 10_000
 
-# diffusers imports torchao where that is installed, and all three then tell of what other machines would need.
+# diffusers imports torchao where it is installed, and all three then tell of what other machines would need.
 CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 

@@ -43,6 +43,7 @@ class Preset:
 
     sizes: sides of square pictures in pixels, the last the one that bars are for.
     budgets: seconds by part.
+    set_up_seconds: what building and compiling one more model may take; with less left, none is begun.
     tuning: ours; diffusers' best form is compiled to the same extent.
     """
 
@@ -57,6 +58,7 @@ class Preset:
     arrivals: int
     trials: int
     tuning: Tuning
+    set_up_seconds: float
     budgets: dict[str, float]
 
 
@@ -72,14 +74,15 @@ FULL = Preset(
     arrivals=60,
     trials=60,
     tuning=Tuning(compile="blocks"),
+    set_up_seconds=30.0,
     budgets={
         "matrix": 10,
-        "unet": 45,
-        "throughput": 100,
-        "load": 140,
-        "loop": 35,
-        "decode": 25,
-        "compile": 110,
+        "unet": 40,
+        "throughput": 120,
+        "load": 110,
+        "loop": 25,
+        "decode": 20,
+        "compile": 140,
         "memory": 10,
         "quantisation": 50,
     },
@@ -96,6 +99,7 @@ QUICK = Preset(
     arrivals=6,
     trials=12,
     tuning=Tuning(),
+    set_up_seconds=0.0,
     budgets=dict.fromkeys(FULL.budgets, 60.0),
 )
 

@@ -58,7 +58,7 @@ def unet(bench: GpuBench) -> list[Result]:
     compute = _compute(bench)
     for size in reversed(bench.preset.sizes):
         for width in bench.preset.widths:
-            if not bench.has_time(f"unet at {size}², width {width}", 1.0):
+            if not bench.has_time(f"unet at {size}², width {width}"):
                 continue
             seconds = bench.seconds_of(_pass(bench, compute, bench.parts, 2 * width, size))
             rate = 2 * width * bench.tflop_of_row(size) / seconds
@@ -140,7 +140,7 @@ def loop(bench: GpuBench) -> list[Result]:
     # Beyond the knee the engine makes no passes.
     knee = bench.engine.cost.knee(BatchKey(bench.size, bench.size, True))
     for width in [each for each in bench.preset.widths[:3] if each <= knee]:
-        if not bench.has_time(f"loop at width {width}", 1.0):
+        if not bench.has_time(f"loop at width {width}"):
             continue
         run = _pass(bench, compute, bench.parts, 2 * width, bench.size)
         bare, ours = [], []
@@ -210,7 +210,7 @@ def compile_(bench: GpuBench) -> list[Result]:
             ("whole UNet, cold", "unet", "unet"),
         )
         for name, scope, cache in runs:
-            if not bench.has_time(f"compile of {name}", 5.0):
+            if not bench.has_time(f"compile of {name}", bench.preset.set_up_seconds):
                 continue
             found = _cold_start(bench, scope, f"{folder}/{cache}")
             if found is None:
@@ -245,7 +245,7 @@ def quantisation(bench: GpuBench) -> list[Result]:
     plain = _pass(bench, _compute(bench), bench.parts, 2 * width, bench.size)
     kinds: tuple[Quantisation, ...] = ("fp8", "int8")
     for kind in kinds:
-        if not bench.has_time(f"quantisation {kind}", 5.0):
+        if not bench.has_time(f"quantisation {kind}", bench.preset.set_up_seconds):
             continue
         parts = bench.build()
         tuning = Tuning(compile=bench.preset.tuning.compile, quantisation=kind)
