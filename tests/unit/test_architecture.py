@@ -58,6 +58,7 @@ MAY_IMPORT = {
         "engine",
         "backends.base",
         "backends.diffusers",
+        "backends.tuned",
         "models",
         "imaging",
         "bench",
