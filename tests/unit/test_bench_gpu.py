@@ -62,7 +62,7 @@ def test_every_part_of_a_quick_run_finds_what_can_be(tmp_path: Path) -> None:
     # for a machine that is shared, which may have been busy with one side alone.
     assert len(of("unet", "share")) == len(QUICK.sizes) * len(QUICK.widths)
     assert all(share < 1.5 for share in of("unet", "share"))
-    assert all(0.05 < ratio < 2 for ratio in of("loop", "÷"))
+    assert all(0.05 < ratio < 5 for ratio in of("loop", "÷"))
     assert of("throughput", "ours ÷ diffusers serially")
     assert of("throughput", "ours ÷ request batches")
     assert {"mean", "p99"} == {
