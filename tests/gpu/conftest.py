@@ -27,6 +27,11 @@ def tiny_studio(tiny_sdxl: Path) -> Studio:
 
 
 @pytest.fixture(scope="session")
+def modules_studio(tiny_studio: Studio) -> Studio:
+    return tiny_studio
+
+
+@pytest.fixture(scope="session")
 def bf16_studio(tiny_sdxl: Path) -> Studio:
     return open_studio(str(tiny_sdxl), device="cuda", dtype="bf16")
 
