@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
 from mezzotint.errors import InvalidRequest, ModelInvalid, OutputUnwritable, SettingInvalid
 from mezzotint.threads import prepare_libraries
+from mezzotint.tuning import Compile, Quantisation, Tuning
 
 __all__ = ["app"]
 
@@ -173,7 +174,10 @@ def quality(
     scheduler: Annotated[str | None, typer.Option(help="As in `mezzotint draw`.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or neuron.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    compile: Annotated[bool, typer.Option(help="Compile the UNet.")] = False,
+    compile: Annotated[
+        str, typer.Option(metavar="WHAT", help="Compile first: none, blocks or unet.")
+    ] = "none",
+    quantisation: Annotated[str, typer.Option(metavar="KIND", help="none, int8 or fp8.")] = "none",
     output: Annotated[Path, typer.Option(help="Folder for quality.json and quality.png.")] = Path(
         "out/bench"
     ),
@@ -189,6 +193,8 @@ def quality(
     from mezzotint.engine.engine import Engine
     from mezzotint.models import find_model
 
+    # Tuning says what it accepts.
+    tuning = Tuning(compile=cast("Compile", compile), quantisation=cast("Quantisation", quantisation))
     folder = find_model(model)
     try:
         vocabulary = Vocabulary.load(folder)
@@ -198,7 +204,7 @@ def quality(
     console = Console(stderr=True)
     with (
         console.status("drawing…"),
-        Engine.load(model, device=device, dtype=dtype, compile=compile, max_queue=10_000) as engine,
+        Engine.load(model, device=device, dtype=dtype, tuning=tuning, max_queue=10_000) as engine,
     ):
         settings = Settings(steps, guidance, scheduler)
         results, drawn = measure_quality(engine, vocabulary, count=glyphs, settings=settings)
