@@ -12,7 +12,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from mezzotint.config_file import read_table
 from mezzotint.errors import SettingInvalid
+from mezzotint.tuning import Attention, Compile, Quantisation, Switch, Tuning
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -68,7 +69,20 @@ class Settings(BaseSettings):
     gateways: int = Field(1, ge=1, le=64, description="gateway replicas, 1…64")
     device: str = Field("auto", min_length=1, description="auto, cpu, cuda, cuda:N or neuron")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto, fp32, bf16 or fp16")
-    compile: bool = Field(False, description="true or false")
+    channels_last: Switch = Field("auto", description="auto (on for CUDA), on or off")
+    fused_projections: Switch = Field("auto", description="auto (on for CUDA), on or off")
+    attention: Attention = Field(
+        "auto", description="auto (torch chooses), flash, cudnn, efficient or math; a CPU has auto and math"
+    )
+    compile: Compile = Field("none", description="none, blocks (the UNet's repeated ones) or unet")
+    compile_cache: str = Field("", description="a folder for what was compiled; empty is torch's own")
+    cuda_graphs: Switch = Field("auto", description="auto (on for CUDA), on or off; a CPU has none")
+    quantisation: Quantisation = Field(
+        "none", description="none, int8 or fp8 (CUDA alone); with the extra quantisation"
+    )
+    preview_vae: str = Field(
+        "", description="a folder with an AutoencoderTiny for previews; empty is a linear map"
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of a replica, 1…1024")
     neuron_cores: int = Field(
         2, ge=1, le=32, description="NeuronCores of a replica with the device neuron, 1…32; a chip has 2"
@@ -125,6 +139,10 @@ class Settings(BaseSettings):
         "info", description="debug, info, warning or error"
     )
     log_format: Literal["json", "text"] = Field("json", description="json or text")
+
+    def tuning(self) -> Tuning:
+        """What of these buys speed."""
+        return Tuning(**{field.name: getattr(self, field.name) for field in fields(Tuning)})
 
     @field_validator("*", mode="before")
     @classmethod

@@ -1,13 +1,26 @@
-"""How torch's threads wait for each other on a CPU. Knows the environment alone; torch reads it once."""
+"""What is settled before torch and its kin are imported: how torch's threads wait for each other on a CPU,
+and who is quiet meanwhile. Knows the environment and logging alone.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 
-__all__ = ["prepare_threads"]
+__all__ = ["prepare_libraries", "prepare_threads"]
 
 # Chosen by measurement: docs/decisions/0006.
 SPINS = 10_000
+
+# diffusers imports torchao where it is installed, and all three then tell of what other machines would need.
+CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+
+
+def prepare_libraries() -> None:
+    """Before torch, diffusers or transformers are first imported."""
+    prepare_threads()
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def prepare_threads() -> None:

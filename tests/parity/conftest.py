@@ -20,7 +20,7 @@ from PIL import Image as PilImage
 from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest, resolve
-from mezzotint.models.loading import load_backend
+from mezzotint.models.loading import DTYPES, load_backend
 from mezzotint.samplers import find_sampler
 
 
@@ -115,14 +115,16 @@ def _pipeline_for(request: ResolvedRequest) -> Any:
     return diffusers.StableDiffusionXLInpaintPipeline
 
 
-def open_studio(model: str, backend: Backend | None = None) -> Studio:
+def open_studio(
+    model: str, backend: Backend | None = None, *, device: str = "cpu", dtype: str = "fp32"
+) -> Studio:
     from mezzotint.models.locations import find_model
 
-    backend = backend or load_backend(model, device="cpu", threads=1)
+    backend = backend or load_backend(model, device=device, dtype=dtype, threads=1)
     assert isinstance(backend, DiffusersBackend)
     pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(
-        find_model(model), dtype=torch.float32, local_files_only=True, add_watermarker=False
-    )
+        find_model(model), dtype=DTYPES[dtype], local_files_only=True, add_watermarker=False
+    ).to(device)
     return Studio(backend, pipeline, dict(pipeline.scheduler.config))
 
 
@@ -144,6 +146,11 @@ def graphs_studio(modules_studio: Studio, tiny_graphs_backend: Backend) -> Studi
 def tiny_studio(request: pytest.FixtureRequest) -> Studio:
     studio: Studio = request.getfixturevalue(f"{request.param}_studio")
     return studio
+
+
+@pytest.fixture(scope="session")
+def bf16_studio(tiny_sdxl: Path) -> Studio:
+    return open_studio(str(tiny_sdxl), dtype="bf16")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import torch
 from mezzotint.backends.diffusers import DiffusersBackend, guidance_embedding
 from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
 from mezzotint.errors import GenerationFailed, InvalidRequest
+from mezzotint.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 Make = Callable[..., DiffusersBackend]
@@ -261,7 +262,7 @@ def test_bf16_draws_a_picture(fresh_modules: Make) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of many kinds
 def test_compiled_blocks_draw_the_same_picture(fresh_modules: Make) -> None:
-    plain, compiled = fresh_modules(), fresh_modules(compile=True)
+    plain, compiled = fresh_modules(), fresh_modules(tuning=Tuning(compile="blocks"))
     request = request_for(plain, steps=2)
     drawn = [np.frombuffer(finish(each, "a", request), np.uint8).astype(int) for each in (plain, compiled)]
     assert np.abs(drawn[0] - drawn[1]).max() <= 2

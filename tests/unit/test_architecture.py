@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "cores": {"errors"},
     "neuron_versions": set(),
     "core": {"errors", "samplers", "imaging"},
-    "config": {"errors", "config_file"},
+    "tuning": {"errors"},
+    "config": {"errors", "config_file", "tuning"},
     "config_file": {"errors"},
-    "backends": {"core", "cores", "errors", "samplers", "backends", "imaging.inputs"},
+    "backends": {"core", "cores", "errors", "samplers", "backends", "imaging.inputs", "tuning"},
     # `Engine.load` asks the models for a backend; the rest of the engine knows only the protocol.
-    "engine": {"core", "errors", "engine", "backends.base", "models.loading"},
-    "models": {"core", "cores", "errors", "samplers", "backends", "models", "threads"},
+    "engine": {"core", "errors", "engine", "backends.base", "models.loading", "tuning"},
+    "models": {"core", "cores", "errors", "samplers", "backends", "models", "threads", "tuning"},
     "imaging": {"core", "errors", "imaging"},
     "serve": {
         "core",
@@ -50,13 +51,27 @@ MAY_IMPORT = {
     "ui": {"core", "errors", "samplers", "imaging.formats", "imaging.metadata", "ui"},
     # Drives other programs; a wheel without the server can deploy one.
     "deploy": {"errors", "config_file", "deploy"},
-    "bench": {"core", "errors", "engine", "backends.base", "models", "imaging", "bench", "threads"},
+    # Besides its clients it has the peers that are compared: diffusers' modules, put together its own way.
+    "bench": {
+        "core",
+        "errors",
+        "engine",
+        "backends.base",
+        "backends.diffusers",
+        "backends.tuned",
+        "models",
+        "imaging",
+        "bench",
+        "threads",
+        "tuning",
+    },
 }
 # No module of these rooms may import these libraries, at any depth of the file.
 WITHOUT = {
     "engine": {"torch", "diffusers", "ray", "transformers"},
     "core": {"torch", "diffusers", "ray", "asyncio"},
     "samplers": {"torch", "diffusers"},
+    "tuning": {"torch", "diffusers"},
     "serve": {"torch", "diffusers"},
     "imaging": {"torch", "diffusers", "ray"},
     "ui": {"torch", "diffusers", "ray", "transformers", "sqlalchemy"},

@@ -45,7 +45,7 @@ def test_a_flag_goes_before_a_variable_and_a_variable_before_the_default(
         ("MEZZOTINT_DEADLINE_S", "nan", "seconds"),
         ("MEZZOTINT_DRAIN_S", "inf", "0…3600"),
         ("MEZZOTINT_MODEL", "", "name"),
-        ("MEZZOTINT_COMPILE", "perhaps", "true or false"),
+        ("MEZZOTINT_COMPILE", "true", "none, blocks"),
         ("MEZZOTINT_NEURON_CORES", "0", "1…32"),
         ("MEZZOTINT_STAND_IN", "true", "the device neuron alone"),
     ],

@@ -56,6 +56,18 @@ def test_observations_move_the_estimate_without_one_slow_pass_ruling_it() -> Non
     assert cost.seconds(SMALL, 1) == pytest.approx(0.06, rel=0.1)
 
 
+def test_a_shape_that_was_measured_has_a_curve_and_a_knee_of_its_own() -> None:
+    cost = measured({1: 0.1, 2: 0.2, 4: 0.4, 8: 0.8})
+    assert cost.knee(LARGE) == 1
+    cost.learn(LARGE, {1: 0.2, 2: 0.21, 4: 0.22, 8: 0.9})
+    assert cost.seconds(LARGE, 4) == pytest.approx(0.22)
+    assert cost.knee(LARGE) == 4
+    assert cost.knee(SMALL) == 1
+    # What is served corrects it, as it does every other.
+    cost.observe(LARGE, 4, 0.4)
+    assert cost.seconds(LARGE, 4) > 0.22
+
+
 def test_the_first_pass_of_a_width_is_cold_and_does_not_count() -> None:
     cost = measured(CURVE)
     cost.observe(HALF, 1, 9.0)

@@ -460,6 +460,16 @@ def test_warm_up_draws_at_each_size_it_is_given_with_and_without_guidance() -> N
     assert {(64, 96, True), (64, 96, False), (256, 128, True), (256, 128, False)} <= seen
 
 
+def test_warm_up_measures_each_size_it_is_given_by_width() -> None:
+    backend = FakeBackend(pass_seconds=0.002, row_seconds=0.001)
+    with Engine(backend) as engine:
+        engine.warm_up([(64, 96)])
+        table = engine.cost.table(BatchKey(64, 96, True))
+    # Were it guessed from 128×128's curve, its passes would cost a third in proportion at width 8.
+    assert table[1] >= 0.003
+    assert table[8] >= 0.010
+
+
 def test_a_model_that_cannot_draw_fails_its_warm_up(make_backend: MakeBackend) -> None:
     def fault(where: str, _: ResolvedRequest, done: int) -> MezzotintError | None:
         return GenerationFailed("latents are not finite") if where == "step" else None

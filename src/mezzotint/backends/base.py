@@ -78,8 +78,9 @@ class Backend(Protocol):
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         """Advance each request by one UNet evaluation, all in one pass.
 
-        The requests share latent size; some may be guided and others not. Returns those that failed in this
-        pass, and why; the others have moved on by one evaluation.
+        The requests share latent size; some may be guided and others not. Returns those of them that failed,
+        in this pass or, where the device runs behind the host, in the one before; the others have moved on
+        by one.
 
         Raises:
             MezzotintError: the pass as a whole failed (out of memory, device lost); none has moved.
@@ -87,7 +88,7 @@ class Backend(Protocol):
         ...
 
     def preview(self, request_id: str) -> Pixels:
-        """A cheap look at the running picture: latent height × latent width × 3."""
+        """A cheap look at the running picture: latent height × latent width × 3, or the picture's size."""
         ...
 
     def decode(self, request_id: str) -> Pixels:

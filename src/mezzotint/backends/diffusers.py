@@ -17,12 +17,17 @@ from typing import Any
 import torch
 
 from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.lanes import Lanes, lanes_of
 from mezzotint.backends.painting import Kept, begin
+from mezzotint.backends.passes import Pass, PassQueue
 from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
+from mezzotint.backends.transfers import to_device
+from mezzotint.backends.tuned import tune_unet, tune_vae
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.tuning import Tuning
 
 __all__ = ["DiffusersBackend", "PipelineParts"]
 
@@ -44,6 +49,8 @@ class PipelineParts:
     force_zeros_for_empty_prompt: bool
     # The only sizes, width and height in pixels, that VAE and UNet take; `None` where they take any.
     sizes: tuple[tuple[int, int], ...] | None = None
+    # A small decoder for previews, diffusers' `AutoencoderTiny`.
+    preview_vae: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,9 @@ class _Row:
     kept: Kept | None = None
     # What the last evaluation saw and predicted, and where; kept only for previews.
     last: tuple[torch.Tensor, torch.Tensor, float] | None = None
+    # The latest pass it was in, and what is known so far of all of them.
+    in_pass: Pass | None = None
+    finite: bool = True
 
     def advance(self, noise: torch.Tensor) -> None:
         """Move on by the evaluation that predicted `noise`."""
@@ -93,11 +103,30 @@ class _Batch:
 
 
 class DiffusersBackend:
-    """One set of modules, any number of requests. See `mezzotint.backends.base` for what each method owes."""
+    """One set of modules, any number of requests. See `mezzotint.backends.base` for what each method owes.
 
-    def __init__(self, parts: PipelineParts, info: BackendInfo, *, compile: bool = False) -> None:
-        self._unet = parts.unet
-        self._device = parts.unet.device
+    On a GPU `step` returns while the device is still at its pass (`mezzotint.backends.passes`), and a row
+    whose numbers are not finite fails at its next step or at its decoding.
+    """
+
+    def __init__(
+        self,
+        parts: PipelineParts,
+        info: BackendInfo,
+        tuning: Tuning | None = None,
+        *,
+        lanes: Lanes | None = None,
+    ) -> None:
+        """`lanes`: in place of those of the modules' device.
+
+        Raises:
+            SettingInvalid: this device or installation cannot do what `tuning` asks.
+        """
+        tuning = tuning or Tuning()
+        device = self._device = parts.unet.device
+        self._lanes = lanes or lanes_of(device)
+        self._unet = tune_unet(parts.unet, tuning, device)
+        tune_vae(parts.vae, tuning, device)
         self._info = info
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
         self._channels = int(parts.unet.config.in_channels)
@@ -106,19 +135,24 @@ class DiffusersBackend:
             parts.text_encoders,
             zeros_without_negative=parts.force_zeros_for_empty_prompt,
         )
-        self._pictures = PictureCodec(parts.vae, parts.sizes)
+        self._pictures = PictureCodec(
+            parts.vae, parts.sizes, preview_vae=parts.preview_vae, fetch=self._lanes.fetch
+        )
         self._scale_factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
-        self._samplings = SamplingFactory(parts.scheduler_config)
+        self._samplings = SamplingFactory(parts.scheduler_config, device)
         self._rows: dict[str, _Row] = {}
         self._batch: _Batch | None = None
-        # Decoding overlaps with the loop's passes only on a stream of its own.
-        self._decode_stream = _new_stream(self._device)
-        if compile:
-            _compile(self._unet)
+        self._passes = PassQueue(self._lanes)
 
     @property
     def info(self) -> BackendInfo:
         return self._info
+
+    def compute(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        """A bare pass of the UNet as tuned, in the steps' queue and without waiting for it. For measuring."""
+        with self._lanes.steps():
+            result: tuple[torch.Tensor] = self._unet(*args, **kwargs)
+            return result
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -130,7 +164,7 @@ class DiffusersBackend:
     @torch.inference_mode()
     def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
         """Encode prompts and image and draw the noise, from the request's own generator."""
-        with _failures_of("starting the request"):
+        with _failures_of("starting the request"), self._lanes.steps():
             generator = torch.Generator("cpu").manual_seed(request.seed)
             sampling = self._samplings.make(
                 request.scheduler,
@@ -149,11 +183,31 @@ class DiffusersBackend:
     @torch.inference_mode()
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         rows = [self._rows[request_id] for request_id in request_ids]
-        with _failures_of("a pass of the UNet"):
+        with _failures_of("a pass of the UNet"), self._lanes.steps():
+            self._passes.begin()
             batch = self._batch_of(tuple(request_ids), rows)
             timesteps = [row.sampling.timestep for row in rows]
             scaled = torch.cat([row.sampling.scale(row.latents) for row in rows])
             noise = self._predict(batch, scaled, timesteps)
+            failed = self._advance(request_ids, rows, scaled, noise, timesteps)
+            finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
+            kind = (scaled.shape, len(batch.places))
+            this = self._passes.end(kind, rows, finite)
+        for request_id, row in zip(request_ids, rows, strict=True):
+            row.in_pass = this
+            if not row.finite and request_id not in failed:
+                failed[request_id] = _not_finite()
+        return failed
+
+    def _advance(
+        self,
+        request_ids: Sequence[str],
+        rows: Sequence[_Row],
+        scaled: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: Sequence[float],
+    ) -> dict[str, MezzotintError]:
+        """Move each row on by its own sampler; those that could not be."""
         failed: dict[str, MezzotintError] = {}
         for index, (request_id, row) in enumerate(zip(request_ids, rows, strict=True)):
             row_noise = noise[index : index + 1]
@@ -163,31 +217,26 @@ class DiffusersBackend:
                 row.advance(row_noise)
             except Exception as error:
                 failed[request_id] = _failure("the sampler's step", error)
-        finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1).tolist()
-        for request_id, is_finite in zip(request_ids, finite, strict=True):
-            if not is_finite and request_id not in failed:
-                failed[request_id] = GenerationFailed(
-                    "the model's prediction for this picture was not a finite number"
-                )
         return failed
 
     @torch.inference_mode()
     def preview(self, request_id: str) -> Pixels:
         row = self._rows[request_id]
-        with _failures_of("the preview"):
+        with _failures_of("the preview"), self._lanes.steps():
             if row.last is None:
                 return self._pictures.preview(row.latents / row.sampling.initial_sigma)
             return self._pictures.preview(row.sampling.predict_clean(*row.last))
 
     @torch.inference_mode()
     def decode(self, request_id: str) -> Pixels:
-        # `step` waits for its result, so these latents are whole whichever stream reads them.
-        latents = self._rows[request_id].latents
-        with _failures_of("decoding the picture"):
-            if self._decode_stream is None:
-                return self._pictures.decode(latents)
-            with torch.cuda.stream(self._decode_stream):
-                return self._pictures.decode(latents)
+        row = self._rows[request_id]
+        with _failures_of("decoding the picture"), self._lanes.decodes():
+            if row.in_pass is not None:
+                # Until then the latents are still being made, in the other lane.
+                row.in_pass.look()
+            if not row.finite:
+                raise _not_finite()
+            return self._pictures.decode(row.latents)
 
     def release(self, request_id: str) -> None:
         self._rows.pop(request_id, None)
@@ -198,6 +247,7 @@ class DiffusersBackend:
         """Forget every request and drop the modules. Nothing can be drawn afterwards."""
         self._rows.clear()
         self._batch = None
+        self._passes.forget()
         self._unet = self._pictures = self.prompts = None  # type: ignore[assignment]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -209,11 +259,11 @@ class DiffusersBackend:
         prompt = self.prompts.encode(request.prompt)
         # The size the picture should look cropped from, the crop's corner, and its size: SDXL's section 2.2.
         sizes = (request.height, request.width, 0, 0, request.height, request.width)
-        time_ids = torch.tensor([sizes], dtype=prompt.hidden.dtype, device=self._device)
+        time_ids = to_device(torch.tensor([sizes], dtype=prompt.hidden.dtype), self._device)
         embedding = None
         if self._guidance_width is not None:
             embedding = guidance_embedding(request.guidance_scale, self._guidance_width)
-            embedding = embedding.to(self._device, prompt.hidden.dtype)
+            embedding = to_device(embedding.to(prompt.hidden.dtype), self._device)
         positive = _Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding)
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
@@ -232,9 +282,9 @@ class DiffusersBackend:
         places = tuple(place for place, row in enumerate(rows) if row.negative is not None)
         if negatives:
             scales = [rows[place].request.guidance_scale for place in places]
-            guidance = torch.tensor(scales, dtype=torch.float32, device=self._device).view(-1, 1, 1, 1)
+            guidance = to_device(torch.tensor(scales, dtype=torch.float32), self._device).view(-1, 1, 1, 1)
             if len(places) < len(rows):
-                index = torch.tensor(places, device=self._device)
+                index = to_device(torch.tensor(places), self._device)
         self._batch = _Batch(request_ids, _join([*negatives, *positives]), guidance, places, index)
         return self._batch
 
@@ -247,7 +297,7 @@ class DiffusersBackend:
         conditioning = batch.conditioning
         noise: torch.Tensor = self._unet(
             scaled,
-            torch.tensor(timesteps, dtype=torch.float32, device=self._device),
+            to_device(torch.tensor(timesteps, dtype=torch.float32), self._device),
             encoder_hidden_states=conditioning.hidden,
             timestep_cond=conditioning.guidance_embedding,
             added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids},
@@ -283,18 +333,6 @@ def _join(parts: Sequence[_Conditioning]) -> _Conditioning:
     )
 
 
-def _new_stream(device: torch.device) -> Any:
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-
-def _compile(unet: Any) -> None:
-    # The repeated transformer blocks are most of the work; compiling one serves them all.
-    if getattr(unet, "_repeated_blocks", None):
-        unet.compile_repeated_blocks(fullgraph=True)
-    else:
-        unet.compile()
-
-
 @contextmanager
 def _failures_of(what: str) -> Iterator[None]:
     """Turn whatever torch raises into this project's error, and tell the log the whole of it."""
@@ -313,6 +351,10 @@ def _failure(what: str, error: Exception) -> GenerationFailed:
             torch.cuda.empty_cache()
         return GenerationFailed(f"{what} ran out of memory; try a smaller size")
     return GenerationFailed(f"{what} failed ({type(error).__name__})")
+
+
+def _not_finite() -> GenerationFailed:
+    return GenerationFailed("the model's prediction for this picture was not a finite number")
 
 
 def _tells_of_memory(message: str) -> bool:

@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.sampling import Sampling
+from mezzotint.backends.transfers import to_device
 from mezzotint.core import Mask, ResolvedRequest
 
 __all__ = ["Kept", "begin"]
@@ -18,16 +18,20 @@ __all__ = ["Kept", "begin"]
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The part of an image that inpainting leaves alone. All tensors but `redraw` are 1 × 4 × h × w."""
+    """The part of an image that inpainting leaves alone. All tensors but `redraw` are 1 × 4 × h × w.
+
+    is_whole: whether nothing is redrawn.
+    """
 
     clean: torch.Tensor
     noise: torch.Tensor
     redraw: torch.Tensor
+    is_whole: bool
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the receipt should say."""
-        if bool(self.redraw.any()):
+        if not self.is_whole:
             return ()
         return (
             "mask: nothing is redrawn; it is read at every eighth pixel, and is 127 or less at all of them",
@@ -62,19 +66,22 @@ def begin(
     if request.mask is None:
         return sampling.add_noise(clean, noise), None
     _noise(noise_like, generator)
-    kept = Kept(clean, noise, _at_latents(request.mask, noise_like))
+    redraw = _at_latents(request.mask, noise_like)
+    kept = Kept(
+        clean, noise, to_device(redraw.to(noise_like.dtype), noise_like.device), not bool(redraw.any())
+    )
     if request.strength == 1.0:
         return noise * sampling.initial_sigma, kept
     return sampling.add_noise(clean, noise), kept
 
 
 def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    noise: torch.Tensor = randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-    return noise
+    # On the CPU and in the latents' own dtype, as diffusers' `randn_tensor` takes from a CPU's generator.
+    return to_device(torch.randn(like.shape, generator=generator, dtype=like.dtype), like.device)
 
 
 def _at_latents(mask: Mask, like: torch.Tensor) -> torch.Tensor:
-    """1 × 1 × h × w, 1 where to redraw, from the first pixel of each cell: `interpolate`'s nearest."""
+    """1 × 1 × h × w on the CPU, 1 where to redraw, from the first pixel of each cell: `interpolate`'s
+    nearest."""
     height, width = mask.shape[0] // like.shape[-2], mask.shape[1] // like.shape[-1]
-    cells = torch.from_numpy((mask[::height, ::width] > 0).astype("float32"))
-    return cells.to(like.device, like.dtype)[None, None]
+    return torch.from_numpy((mask[::height, ::width] > 0).astype("float32"))[None, None]

@@ -6,7 +6,7 @@ and `VaeImageProcessor`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,21 @@ TEST_CARD_SIZE = 192
 class PictureCodec:
     """A VAE in evaluation mode. `decode` may run in one thread while another encodes or previews."""
 
-    def __init__(self, vae: Any, sizes: Sequence[tuple[int, int]] | None = None) -> None:
-        """`sizes`: the only ones (width, height) that the VAE takes, where it does not take any."""
+    def __init__(
+        self,
+        vae: Any,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        *,
+        preview_vae: Any = None,
+        fetch: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
+    ) -> None:
+        """`sizes`: the only ones (width, height) that the VAE takes, where it does not take any.
+
+        preview_vae: a small decoder in place of the linear map.
+        fetch: brings a tensor to the CPU.
+        """
+        self._preview_vae = preview_vae
+        self._fetch = fetch
         # fp16 overflows in SDXL's own VAE. diffusers casts it up for each picture; once is enough.
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)
@@ -49,9 +62,14 @@ class PictureCodec:
         else:
             latents = latents / self._scaling
         image = self._vae.decode(latents, return_dict=False)[0]
-        if not bool(torch.isfinite(image).all()):
+        # Both in one copy: each would be a wait of its own.
+        finite = torch.isfinite(image).all().byte()
+        fetched = self._fetch(torch.cat([_to_bytes(image).flatten(), finite[None]]))
+        if not fetched[-1]:
             raise GenerationFailed("the decoded picture holds values that are not finite numbers")
-        return _to_pixels(image)
+        height, width = image.shape[-2:]
+        pixels: Pixels = fetched[:-1].view(height, width, 3).numpy()
+        return pixels
 
     def encode(self, pixels: Pixels, generator: torch.Generator) -> torch.Tensor:
         """8h × 8w × 3 to latents 1 × 4 × h × w, drawn with `generator` from what the VAE finds likely.
@@ -68,14 +86,23 @@ class PictureCodec:
         return latents
 
     def preview(self, latents: torch.Tensor) -> Pixels:
-        """Clean latents 1 × 4 × h × w to h × w × 3, by one linear map for the colour of each cell."""
+        """Clean latents 1 × 4 × h × w to 8h × 8w × 3 by the small decoder; without one to h × w × 3, by one
+        linear map for the colour of each cell."""
+        if self._preview_vae is not None:
+            vae = self._preview_vae
+            image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+            return self._to_pixels(image)
         if self._rgb_map is None:
             self._rgb_map = self._fit_rgb_map()
         cells = latents[0].float().flatten(1).T
         colours = torch.cat([cells, cells.new_ones(len(cells), 1)], dim=1) @ self._rgb_map
         height, width = latents.shape[-2:]
         image = colours.T.reshape(1, 3, height, width)
-        return _to_pixels(torch.nan_to_num(image))
+        return self._to_pixels(image)
+
+    def _to_pixels(self, image: torch.Tensor) -> Pixels:
+        pixels: Pixels = self._fetch(_to_bytes(torch.nan_to_num(image))).numpy()
+        return np.ascontiguousarray(pixels)
 
     def _fit_rgb_map(self) -> torch.Tensor:
         """Least squares from the VAE's latents of a test card to the card's colours; 5 × 3.
@@ -106,8 +133,7 @@ class PictureCodec:
         return torch.tensor(values, device=self._vae.device, dtype=self._vae.dtype).view(1, -1, 1, 1)
 
 
-def _to_pixels(image: torch.Tensor) -> Pixels:
+def _to_bytes(image: torch.Tensor) -> torch.Tensor:
     """1 × 3 × h × w in -1…1 to h × w × 3 bytes, rounding as `VaeImageProcessor` does."""
     unit = (image * 0.5 + 0.5).clamp(0, 1)
-    pixels: Pixels = (unit[0].permute(1, 2, 0).float() * 255).round().to(torch.uint8).cpu().numpy()
-    return np.ascontiguousarray(pixels)
+    return (unit[0].permute(1, 2, 0).float() * 255).round().to(torch.uint8)

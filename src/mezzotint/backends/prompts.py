@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from mezzotint.backends.transfers import to_device
+
 __all__ = ["Embedding", "PromptEncoder"]
 
 MAX_CACHED_ENTRIES = 512
@@ -106,7 +108,7 @@ class PromptEncoder:
             # Only a full window can have lost anything; one word of warning serves both tokenizers.
             if not cut and bool(tokens.attention_mask.all()):
                 cut, window = _cut(tokenizer, text), length - 2
-            output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+            output = encoder(to_device(tokens.input_ids, encoder.device), output_hidden_states=True)
             # The first encoder's first output is its last hidden state, the second's its projection.
             if pooled is None and output[0].ndim == 2:
                 pooled = output[0]

@@ -11,11 +11,13 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import diffusers
 import torch
 
+from mezzotint.backends.transfers import WithoutWaiting
 from mezzotint.errors import InvalidRequest
 from mezzotint.samplers import Sampler, find_sampler
 
@@ -27,8 +29,16 @@ MAX_PROTOTYPES = 64
 class Sampling:
     """The state of one request between its evaluations, of which the first is number `first`."""
 
-    def __init__(self, scheduler: Any, generator: torch.Generator, first: int = 0) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        generator: torch.Generator,
+        first: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        """`device`: where the latents are, when it is not the CPU that the scheduler's numbers are on."""
         self._scheduler = scheduler
+        self._device = device
         self._timesteps = list(scheduler.timesteps)[first:]
         # The UNet turns timesteps into float32 in any case; as plain numbers a batch of them is one copy.
         self._numbers = [float(timestep) for timestep in self._timesteps]
@@ -59,7 +69,13 @@ class Sampling:
         """The clean latents under as much of `noise` as the next evaluation expects; after the last, none."""
         if self.finished:
             return clean
-        noisy: torch.Tensor = self._scheduler.add_noise(clean, noise, self._timesteps[self._done].reshape(1))
+        # The scheduler would take its tables to the latents' device and wait for what it reads there. But
+        # what it does is linear: asked on the CPU for 1 and 0, and 0 and 1, it tells its two factors.
+        one, zero = torch.ones(1, dtype=clean.dtype), torch.zeros(1, dtype=clean.dtype)
+        timestep = self._timesteps[self._done].reshape(1)
+        signal = self._scheduler.add_noise(one, zero, timestep)
+        disturbance = self._scheduler.add_noise(zero, one, timestep)
+        noisy: torch.Tensor = signal.squeeze() * clean + disturbance.squeeze() * noise
         return noisy
 
     def scale(self, latents: torch.Tensor) -> torch.Tensor:
@@ -70,9 +86,10 @@ class Sampling:
     def advance(self, noise: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The latents after the evaluation that predicted `noise`."""
         timestep = self._timesteps[self._done]
-        moved: torch.Tensor = self._scheduler.step(
-            noise, timestep, latents, **self._extra, return_dict=False
-        )[0]
+        with nullcontext() if self._device is None else WithoutWaiting(self._device):
+            moved: torch.Tensor = self._scheduler.step(
+                noise, timestep, latents, **self._extra, return_dict=False
+            )[0]
         self._done += 1
         return moved
 
@@ -113,8 +130,10 @@ class SamplingFactory:
     each request gets a copy of one kept for that.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], device: torch.device | None = None) -> None:
+        """`device`: where the latents are."""
         self._config = dict(config)
+        self._device = None if device is None or device.type == "cpu" else device
         self._prototypes: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     def make(
@@ -132,7 +151,7 @@ class SamplingFactory:
         first = sampler.first_evaluation(skipped)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
-        return Sampling(scheduler, generator, first)
+        return Sampling(scheduler, generator, first, self._device)
 
     def _prototype(self, sampler: Sampler, steps: int) -> Any:
         key = (sampler.name, steps)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
 from mezzotint.errors import InvalidRequest, ModelInvalid, OutputUnwritable, SettingInvalid
-from mezzotint.threads import prepare_threads
+from mezzotint.threads import prepare_libraries
+from mezzotint.tuning import Compile, Quantisation, Tuning
 
 __all__ = ["app"]
 
@@ -36,7 +37,7 @@ def engine(
     arrivals: Annotated[int | None, typer.Option(min=1, help="Part load: requests a round.")] = None,
 ) -> None:
     """The engine against diffusers serially, request-level batching, and one call at a time."""
-    prepare_threads()
+    prepare_libraries()
     # Heavy imports wait until the command is really run.
     import transformers
 
@@ -60,7 +61,7 @@ def engine(
     console = Console(stderr=True)
     backend = load_backend(model, device=device, dtype=dtype)
     run = describe_run(backend.info)
-    reference = Reference(model, info=backend.info)
+    reference = Reference.load(model, backend.info)
     effort = QUICK if quick else FULL
     effort = replace(
         effort,
@@ -85,13 +86,60 @@ def engine(
 
 
 @app.command()
+def gpu(
+    part: Annotated[list[str] | None, typer.Option(help="Measure only this part; may be repeated.")] = None,
+    quick: Annotated[
+        bool, typer.Option(help="A tiny model on any device; figures not worth quoting.")
+    ] = False,
+    json: Annotated[Path, typer.Option(metavar="FILE", help="Where the figures go.")] = Path(
+        "out/bench/gpu.json"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Full-size SDXL with random weights on one GPU: shares of its floor, peers, load; under 9 minutes."""
+    prepare_libraries()
+    import diffusers
+    import transformers
+
+    for library in (diffusers.utils.logging, transformers.logging):
+        library.set_verbosity_error()
+    from mezzotint.bench.gpu import open_bench, run_parts
+    from mezzotint.bench.gpu_parts import PARTS
+    from mezzotint.bench.report import describe_run, results_table, write_json
+
+    chosen = part or list(PARTS)
+    for name in chosen:
+        if name not in PARTS:
+            raise InvalidRequest(f"unknown part {name!r}; accepted are {', '.join(PARTS)}", param="part")
+    console = Console(stderr=True)
+    bench = open_bench(quick=quick, device=device)
+    try:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.touch()
+    except OSError as error:
+        raise OutputUnwritable(f"cannot write to {json}: {error.strerror}", param="json") from None
+    try:
+        run = describe_run(bench.info)
+        results = run_parts(bench, chosen, PARTS, lambda name: console.print(f"measuring {name} …"))
+    finally:
+        bench.close()
+    write_json(json, run, results, left_out=bench.left_out)
+    Console().print(results_table(results))
+    for each in bench.left_out:
+        console.print(f"left out: {each}")
+    console.print(f"wrote {json}")
+    if not quick and not all(result.met for result in results):
+        raise typer.Exit(1)
+
+
+@app.command()
 def service(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "demo",
     trials: Annotated[int, typer.Option(min=2, help="Pictures a side, one at a time.")] = 24,
     output: Annotated[Path, typer.Option(help="Folder for service.json.")] = Path("out/bench"),
 ) -> None:
     """The whole service, HTTP and Ray, against the bare engine."""
-    prepare_threads()
+    prepare_libraries()
     from mezzotint.bench.report import describe_run, results_table, write_json
     from mezzotint.bench.service import measure_service, served
     from mezzotint.engine.engine import Engine
@@ -126,13 +174,16 @@ def quality(
     scheduler: Annotated[str | None, typer.Option(help="As in `mezzotint draw`.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or neuron.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    compile: Annotated[bool, typer.Option(help="Compile the UNet.")] = False,
+    compile: Annotated[
+        str, typer.Option(metavar="WHAT", help="Compile first: none, blocks or unet.")
+    ] = "none",
+    quantisation: Annotated[str, typer.Option(metavar="KIND", help="none, int8 or fp8.")] = "none",
     output: Annotated[Path, typer.Option(help="Folder for quality.json and quality.png.")] = Path(
         "out/bench"
     ),
 ) -> None:
     """Draw what the embedded model knows, and judge it: the gate for a dtype, a compiled form, a device."""
-    prepare_threads()
+    prepare_libraries()
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -142,6 +193,8 @@ def quality(
     from mezzotint.engine.engine import Engine
     from mezzotint.models import find_model
 
+    # Tuning says what it accepts.
+    tuning = Tuning(compile=cast("Compile", compile), quantisation=cast("Quantisation", quantisation))
     folder = find_model(model)
     try:
         vocabulary = Vocabulary.load(folder)
@@ -151,7 +204,7 @@ def quality(
     console = Console(stderr=True)
     with (
         console.status("drawing…"),
-        Engine.load(model, device=device, dtype=dtype, compile=compile, max_queue=10_000) as engine,
+        Engine.load(model, device=device, dtype=dtype, tuning=tuning, max_queue=10_000) as engine,
     ):
         settings = Settings(steps, guidance, scheduler)
         results, drawn = measure_quality(engine, vocabulary, count=glyphs, settings=settings)
@@ -169,7 +222,7 @@ def png(
     output: Annotated[Path, typer.Option(help="Folder for png.json.")] = Path("out/bench"),
 ) -> None:
     """PNG files against Pillow's: time and size, over pictures of each kind."""
-    prepare_threads()
+    prepare_libraries()
     import transformers
 
     transformers.logging.set_verbosity_error()

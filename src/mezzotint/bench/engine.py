@@ -28,7 +28,19 @@ from mezzotint.engine.engine import Engine
 from mezzotint.engine.scheduler import BatchKey
 from mezzotint.engine.ticket import Ticket
 
-__all__ = ["PARTS", "Bench", "Effort", "Result"]
+__all__ = [
+    "PARTS",
+    "Bench",
+    "Effort",
+    "Result",
+    "at_least",
+    "at_most",
+    "figure",
+    "pass_periods",
+    "percentile",
+    "summary",
+    "trimmed_mean",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,8 @@ QUICK = Effort(1, 1, 4, 6, (0.7,), 4, 3, steps=(2, 4, 8))
 
 @dataclass(frozen=True)
 class Result:
-    """One figure and its bar. `samples` are what it was computed from, in seconds where not said."""
+    """One figure and its bar, if it has one. `samples` are what it was computed from, in seconds where not
+    said."""
 
     part: str
     name: str
@@ -62,6 +75,11 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def figure(part: str, name: str, value: float, **details: Any) -> Result:
+    """A figure without a bar."""
+    return Result(part, name, value, "", True, details)
 
 
 def at_least(part: str, name: str, value: float, bar: float, **details: Any) -> Result:
@@ -152,7 +170,7 @@ class Bench:
             others = [p.ended - p.began for p in self.recorder.passes[-200:]]
             waits.append((first.began - submitted) / statistics.median(others))
         background.stop()
-        p50, p99 = statistics.median(waits), _percentile(waits, 0.99)
+        p50, p99 = statistics.median(waits), percentile(waits, 0.99)
         return [
             at_most("join", "steps until the first, free slot, p50", p50, 1.0, samples=waits),
             at_most("join", "steps until the first, free slot, p99", p99, 2.0),
@@ -202,7 +220,7 @@ class Bench:
                     engine_s.append(period - beside)
             self.recorder.beside = None
             # The worst tenth on either side is the machine's doing, not the loop's.
-            ratio = _trimmed_mean(bare_s) / _trimmed_mean(engine_s)
+            ratio = trimmed_mean(bare_s) / trimmed_mean(engine_s)
             name = f"bare UNet ÷ engine loop, width {width}"
             results.append(at_least("loop", name, ratio, 0.95, engine=engine_s, bare=bare_s))
             width *= 2
@@ -237,9 +255,9 @@ class Bench:
 
     def _compare(self, share: float, capacity: float, seconds: dict[str, list[float]]) -> list[Result]:
         part = "load"
-        summary = {name: _summary(values) for name, values in seconds.items()}
-        details = {"share": share, "rate": share * capacity, "latency": summary, "samples": seconds}
-        ours, batches = summary["engine"], summary["request batches"]
+        latency = {name: summary(values) for name, values in seconds.items()}
+        details = {"share": share, "rate": share * capacity, "latency": latency, "samples": seconds}
+        ours, batches = latency["engine"], latency["request batches"]
         label = f"{share:.0%} load, engine ÷ request batches"
         return [
             at_most(part, f"{label}, mean", ours["mean"] / batches["mean"], 1 / 2.5, **details),
@@ -270,18 +288,7 @@ class Bench:
 
     def _pass_periods(self, width: int) -> list[tuple[float, float]]:
         """For passes of `width` images while nothing comes or goes: (seconds beside, begin to next begin)."""
-        first = len(self.recorder.passes)
-        tickets = [self.engine.submit(self._request(steps=50)) for _ in range(width)]
-        for ticket in tickets:
-            ticket.result()
-        passes = [p for p in self.recorder.passes[first:] if len(p.request_ids) == width]
-        periods = [
-            (before.beside_s, after.began - before.began)
-            for before, after in pairwise(passes)
-            if before.request_ids == after.request_ids
-        ]
-        # The first is cold; the last few may share the device with a decode.
-        return periods[1:45]
+        return pass_periods(self.engine, self.recorder, [self._request(steps=50) for _ in range(width)])
 
 
 class _Background:
@@ -317,20 +324,37 @@ PARTS: dict[str, Callable[[Bench], list[Result]]] = {
 }
 
 
-def _trimmed_mean(values: Sequence[float]) -> float:
+def pass_periods(
+    engine: Engine, recorder: RecordingBackend, requests: Sequence[GenerationRequest]
+) -> list[tuple[float, float]]:
+    """For the passes that all of `requests` share: (seconds beside, begin to next begin)."""
+    first = len(recorder.passes)
+    for ticket in [engine.submit(request) for request in requests]:
+        ticket.result()
+    passes = [p for p in recorder.passes[first:] if len(p.request_ids) == len(requests)]
+    periods = [
+        (before.beside_s, after.began - before.began)
+        for before, after in pairwise(passes)
+        if before.request_ids == after.request_ids
+    ]
+    # The first is cold; the last few may share the device with a decode.
+    return periods[1:-4]
+
+
+def trimmed_mean(values: Sequence[float]) -> float:
     """The mean without the highest tenth."""
     return statistics.fmean(sorted(values)[: max(1, len(values) - len(values) // 10)])
 
 
-def _percentile(values: Sequence[float], share: float) -> float:
+def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
+def summary(values: Sequence[float]) -> dict[str, float]:
     return {
         "mean": statistics.fmean(values),
-        "p50": _percentile(values, 0.5),
-        "p95": _percentile(values, 0.95),
-        "p99": _percentile(values, 0.99),
+        "p50": percentile(values, 0.5),
+        "p95": percentile(values, 0.95),
+        "p99": percentile(values, 0.99),
     }

@@ -9,23 +9,19 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.core import GenerationRequest
 from mezzotint.models import CATALOGUE, find_model
 from mezzotint.models.loading import DTYPES, load_parts
 
-__all__ = ["Reference"]
+__all__ = ["Reference", "unet_inputs"]
 
 
 class Reference:
-    """`StableDiffusionXLPipeline` on a copy of the model's modules, in the engine's dtype and place."""
+    """`StableDiffusionXLPipeline` on modules of its own."""
 
-    def __init__(self, model: str, *, info: BackendInfo) -> None:
-        # "cpu (x86_64)" and "cuda (…)" describe the device; the first word is torch's name for it.
-        self._device = info.device.split()[0]
-        self._dtype = DTYPES[info.dtype]
-        parts = load_parts(
-            find_model(model), CATALOGUE.get(model), dtype=self._dtype, device=torch.device(self._device)
-        )
+    def __init__(self, parts: PipelineParts) -> None:
+        self._device, self._dtype = parts.unet.device, parts.unet.dtype
         self.pipeline: Any = StableDiffusionXLPipeline(
             vae=parts.vae,
             text_encoder=parts.text_encoders[0],
@@ -38,6 +34,14 @@ class Reference:
             add_watermarker=False,
         )
         self.pipeline.set_progress_bar_config(disable=True)
+
+    @classmethod
+    def load(cls, model: str, info: BackendInfo) -> Reference:
+        """On a copy of `model`'s modules, in the dtype and place that `info` tells of."""
+        # "cpu (x86_64)" and "cuda (…)" describe the device; the first word is torch's name for it.
+        device = torch.device(info.device.split()[0])
+        entry = CATALOGUE.get(model)
+        return cls(load_parts(find_model(model), entry, dtype=DTYPES[info.dtype], device=device))
 
     def draw(self, requests: Sequence[GenerationRequest]) -> Any:
         """One call for requests that differ only in prompt and seed. Returns Pillow images."""
@@ -53,23 +57,34 @@ class Reference:
 
     def unet_pass(self, images: int, width: int, height: int, *, guided: bool) -> Callable[[], None]:
         """A bare pass of the UNet for `images` pictures of width × height pixels, and nothing else."""
-        unet, encoder = self.pipeline.unet, self.pipeline.text_encoder_2
-        rows = images * (2 if guided else 1)
-        tokens = self.pipeline.tokenizer.model_max_length
-        factor = self.pipeline.vae_scale_factor
-        like: dict[str, Any] = {"device": self._device, "dtype": self._dtype}
-        latents = torch.randn(rows, unet.config.in_channels, height // factor, width // factor, **like)
-        hidden = torch.randn(rows, tokens, unet.config.cross_attention_dim, **like)
-        conditions = {
-            "text_embeds": torch.randn(rows, encoder.config.projection_dim, **like),
-            "time_ids": torch.tensor([[height, width, 0, 0, height, width]], **like).repeat(rows, 1),
-        }
-        timesteps = torch.full((rows,), 500.0, device=self._device)
+        args, kwargs = unet_inputs(self.pipeline, images * (2 if guided else 1), width, height)
 
         def run() -> None:
             with torch.inference_mode():
-                unet(latents, timesteps, hidden, added_cond_kwargs=conditions, return_dict=False)
-            if self._device == "cuda":
+                self.pipeline.unet(*args, **kwargs)
+            if self._device.type == "cuda":
                 torch.cuda.synchronize()
 
         return run
+
+
+def unet_inputs(modules: Any, rows: int, width: int, height: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a pass of `rows` rows is called with, for pictures of width × height pixels; random numbers.
+
+    modules: has `unet`, `vae` and `text_encoder_2`.
+    """
+    unet, encoder = modules.unet, modules.text_encoder_2
+    factor = 2 ** (len(modules.vae.config.block_out_channels) - 1)
+    tokens = encoder.config.max_position_embeddings
+    like: dict[str, Any] = {"device": unet.device, "dtype": unet.dtype}
+    latents = torch.randn(rows, unet.config.in_channels, height // factor, width // factor, **like)
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], **like)
+    return (latents, torch.full((rows,), 500.0, device=unet.device)), {
+        "encoder_hidden_states": torch.randn(rows, tokens, unet.config.cross_attention_dim, **like),
+        "timestep_cond": None,
+        "added_cond_kwargs": {
+            "text_embeds": torch.randn(rows, encoder.config.projection_dim, **like),
+            "time_ids": sizes.repeat(rows, 1),
+        },
+        "return_dict": False,
+    }

@@ -49,12 +49,16 @@ def results_table(results: Sequence[Result]) -> Table:
     table = Table("part", "figure", "found", "bar", "", title="mezzotint bench")
     for result in results:
         verdict = "[green]met[/]" if result.met else "[red]missed[/]"
+        if not result.bar:
+            verdict = ""
         table.add_row(result.part, result.name, f"{result.value:.3f}", result.bar, verdict)
     return table
 
 
-def write_json(path: Path, run: dict[str, Any], results: Sequence[Result]) -> None:
-    path.write_text(json.dumps({"run": run, "results": [r.to_dict() for r in results]}, indent=1) + "\n")
+def write_json(path: Path, run: dict[str, Any], results: Sequence[Result], **more: Any) -> None:
+    """`more`: what else is to be told, by name."""
+    told = {"run": run, "results": [r.to_dict() for r in results], **more}
+    path.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def plot_latency(path: Path, run: dict[str, Any], results: Sequence[Result]) -> bool:

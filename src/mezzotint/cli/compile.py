@@ -48,9 +48,9 @@ def compile_(
     limits = limits_of(model)
     default = f"{limits.default_width}x{limits.default_height}"
     sizes = tuple(parse_size(each) for each in (size or default).split(","))
-    from mezzotint.threads import prepare_threads
+    from mezzotint.threads import prepare_libraries
 
-    prepare_threads()
+    prepare_libraries()
     from mezzotint.models.compiling import Order, compile_model
 
     with _Told() as told:

@@ -8,7 +8,7 @@ import sys
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from mezzotint.core import Done, Failed, GenerationRequest, Image, ModelLimits, 
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
+from mezzotint.tuning import Compile, Tuning
 
 if TYPE_CHECKING:
     from mezzotint.cli.progress import Bars
@@ -60,7 +61,9 @@ def draw(
     as_json: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    compile: Annotated[bool, typer.Option("--compile", help="Compile the model first.")] = False,
+    compile: Annotated[
+        str, typer.Option(metavar="WHAT", help="Compile first: none, blocks or unet.")
+    ] = "none",
     stand_in: StandIn = False,
 ) -> None:
     """Draw pictures on this machine."""
@@ -79,7 +82,9 @@ def draw(
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
     for path in paths:
         check_output(path)
-    images = _draw_all(requests, model=model, device=device, dtype=dtype, compile=compile, stand_in=stand_in)
+    # Tuning says what it accepts.
+    tuning = Tuning(compile=cast("Compile", compile))
+    images = _draw_all(requests, model=model, device=device, dtype=dtype, tuning=tuning, stand_in=stand_in)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)

@@ -1,8 +1,9 @@
 """What a pass costs: seconds by batch key and width, and the knee where wider stops paying.
 
-Warm-up measures one shape at a few widths. That curve, read by the pixels in a pass, is the guess for every
-other: two images of 128×128 cost about what one of 128×256 does. Each pass that is served corrects the guess
-for its own key and width, and for the widths near it, so what is never run is never thought free or hopeless.
+Warm-up measures one shape at a few widths, and those it is asked for. The first curve, read by the pixels in
+a pass, is the guess for every other: two images of 128×128 cost about what one of 128×256 does. Each pass
+that is served corrects the guess for its own key and width, and for the widths near it, so what is never run
+is never thought free or hopeless.
 """
 
 from __future__ import annotations
@@ -56,12 +57,17 @@ class StepCost:
         self._factors.clear()
         self._forget()
 
+    def learn(self, key: BatchKey, seconds: Mapping[int, float]) -> None:
+        """Median seconds of a pass of `key` by width, measured like the curve; this key's alone."""
+        factors: dict[int, float | None] = {
+            width: value / self._guess(key, width) for width, value in seconds.items()
+        }
+        self._remember(key).update(factors)
+        self._forget()
+
     def observe(self, key: BatchKey, width: int, seconds: float) -> None:
         """A pass of `width` images took `seconds`."""
-        factors = self._factors.setdefault(key, {})
-        self._factors.move_to_end(key)
-        if len(self._factors) > MAX_KEYS:
-            self._factors.popitem(last=False)
+        factors = self._remember(key)
         if width not in factors:
             factors[width] = None
             return
@@ -120,6 +126,14 @@ class StepCost:
     def table(self, key: BatchKey) -> dict[int, float]:
         """The expected seconds of a pass at every width."""
         return {width: self.seconds(key, width) for width in range(1, self.max_width + 1)}
+
+    def _remember(self, key: BatchKey) -> dict[int, float | None]:
+        """What was observed of `key`, which is now the latest."""
+        factors = self._factors.setdefault(key, {})
+        self._factors.move_to_end(key)
+        if len(self._factors) > MAX_KEYS:
+            self._factors.popitem(last=False)
+        return factors
 
     def _forget(self) -> None:
         self._known.clear()

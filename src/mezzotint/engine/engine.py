@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mezzotint.backends.base import Backend, BackendInfo
@@ -34,6 +35,7 @@ from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.scheduler import BatchKey, Plan, State, batch_key, measured_as
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
+from mezzotint.tuning import Tuning
 
 __all__ = ["Engine", "EngineStatus", "Outlook", "Ticket"]
 
@@ -115,7 +117,7 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        compile: bool = False,
+        tuning: Tuning | None = None,
         threads: int | None = None,
         stand_in: bool = False,
         max_width: int | None = None,
@@ -126,8 +128,9 @@ class Engine:
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
 
-        compile: compile the UNet's repeated blocks, each of `warm_up_sizes` (width, height) before the first
-            request wants it.
+        tuning: what speed is bought with.
+        warm_up_sizes: (width, height), of which passes are measured, compiled and recorded before the first
+            request wants them.
         stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
 
         Raises:
@@ -139,7 +142,7 @@ class Engine:
 
         began = time.monotonic()
         backend = load_backend(
-            model, device=device, dtype=dtype, compile=compile, threads=threads, stand_in=stand_in
+            model, device=device, dtype=dtype, tuning=tuning, threads=threads, stand_in=stand_in
         )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
@@ -225,8 +228,9 @@ class Engine:
         return self._backend.counters
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
-        """Measure what a pass costs by width, draw once at each of `sizes` with and without guidance, then
-        one image as a request would. Where sizes are compiled ahead, by default at each of those.
+        """Measure what a pass costs by width, of the default size and each of `sizes` (width, height); draw
+        once at each of these with and without guidance, then one image as a request would. Where sizes are
+        compiled ahead, those are drawn by default.
 
         Raises:
             MezzotintError: the model cannot draw.
@@ -235,7 +239,7 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise ShuttingDown("the engine is shutting down")
-            self._jobs.append((self._calibrate, done))
+            self._jobs.append((partial(self._calibrate, sizes), done))
             self._changed.notify_all()
         done.result()
         for width, height in sizes or self.info.limits.served or ():
@@ -424,14 +428,19 @@ class Engine:
         for _, future in jobs:
             future.set_exception(error)
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, sizes: Sequence[tuple[int, int]]) -> None:
         limits = self.info.limits
-        request = resolve(
-            GenerationRequest(WARM_UP_PROMPT, seed=0, steps=min(PASSES, limits.max_steps)), limits
-        )
-        seconds = dict(measure_passes(self._backend, request, self.cost.max_width))
+        asked = GenerationRequest(WARM_UP_PROMPT, seed=0, steps=min(PASSES, limits.max_steps))
+        default = resolve(asked, limits)
+        seconds = dict(measure_passes(self._backend, default, self.cost.max_width))
         with self._changed:
-            self.cost.calibrate(batch_key(request), seconds)
+            self.cost.calibrate(batch_key(default), seconds)
+        for width, height in sizes:
+            request = resolve(replace(asked, width=width, height=height), limits)
+            if batch_key(request) != batch_key(default):
+                seconds = dict(measure_passes(self._backend, request, self.cost.max_width))
+                with self._changed:
+                    self.cost.learn(batch_key(request), seconds)
 
     # The decoder's thread
 

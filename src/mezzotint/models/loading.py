@@ -9,12 +9,14 @@ import hashlib
 import os
 import platform
 import warnings
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mezzotint.threads import prepare_threads
+from mezzotint.threads import prepare_libraries
 
 # Here, for through this module both the command line and a replica come to torch.
-prepare_threads()
+prepare_libraries()
 
 import diffusers
 import psutil
@@ -29,7 +31,8 @@ from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
-from mezzotint.models.reading import load_parts
+from mezzotint.models.reading import load_parts, read_preview_vae
+from mezzotint.tuning import Tuning
 
 __all__ = ["DTYPES", "load_backend", "load_parts", "revision_of"]
 
@@ -43,7 +46,7 @@ def load_backend(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    compile: bool = False,
+    tuning: Tuning | None = None,
     threads: int | None = None,
     stand_in: bool = False,
 ) -> Backend:
@@ -52,13 +55,14 @@ def load_backend(
 
     device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1` or `neuron`.
     dtype: `auto` (fp32 on a CPU, bf16 on CUDA), `fp32`, `bf16` or `fp16`.
+    tuning: what speed is bought with; not for `neuron`, whose graphs are compiled already.
     threads: for the CPU; by default the physical cores this process may use.
     stand_in: with `neuron`, this CPU in the chip's place, for graphs that were compiled for it.
 
     Raises:
         ModelNotFound: there is no such model on this machine.
         ModelInvalid: its files are altered, corrupt, of a refused kind, or no SDXL.
-        SettingInvalid: no such device or dtype here.
+        SettingInvalid: no such device or dtype here, or it cannot do what `tuning` asks.
     """
     if model.partition(":")[0] == "fake":
         from mezzotint.backends.fake import FakeBackend
@@ -67,7 +71,7 @@ def load_backend(
     if device == NEURON:
         _set_threads(threads)
         _silence_known_noise()
-        return _load_graphs(model, dtype=dtype, compile=compile, stand_in=stand_in)
+        return _load_graphs(model, dtype=dtype, tuning=tuning, stand_in=stand_in)
     if stand_in:
         raise SettingInvalid(f"--stand-in is for --device {NEURON}, not {device}", param="stand_in")
     chosen_device = _choose_device(device)
@@ -79,7 +83,13 @@ def load_backend(
         raise SettingInvalid(f"{model} holds compiled graphs; they take --device {NEURON}", param="device")
     entry = CATALOGUE.get(model)
     verified = verify(path, required=entry is not None)
-    parts = load_parts(path, entry, dtype=DTYPES[chosen_dtype], device=chosen_device)
+    tuning = tuning or Tuning()
+    torch_dtype = DTYPES[chosen_dtype]
+    parts = load_parts(path, entry, dtype=torch_dtype, device=chosen_device)
+    if tuning.preview_vae:
+        folder = Path(tuning.preview_vae).expanduser()
+        small = read_preview_vae(folder, dtype=torch_dtype, device=chosen_device)
+        parts = replace(parts, preview_vae=small)
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
         revision=revision_of(path, entry, verified),
@@ -88,20 +98,32 @@ def load_backend(
         dtype=chosen_dtype,
         limits=limits_of(model),
         max_width=CUDA_WIDTH if chosen_device.type == "cuda" else CPU_WIDTH,
-        versions=versions(),
+        versions={**versions(), **_approximations(tuning)},
     )
-    return DiffusersBackend(parts, info, compile=compile)
+    return DiffusersBackend(parts, info, tuning)
 
 
-def _load_graphs(model: str, *, dtype: str, compile: bool, stand_in: bool) -> Backend:
+def _approximations(tuning: Tuning) -> dict[str, str]:
+    """What draws other pictures than the dtype says, for the receipt."""
+    if tuning.quantisation == "none":
+        return {}
+    try:
+        return {"quantisation": tuning.quantisation, "torchao": version("torchao")}
+    except PackageNotFoundError:
+        # The backend says so, with what to install.
+        return {}
+
+
+def _load_graphs(model: str, *, dtype: str, tuning: Tuning | None, stand_in: bool) -> Backend:
     from mezzotint.models.graphs import load_graphs
 
     if dtype not in ("auto", "fp32"):
         raise SettingInvalid(
             "dtype: graphs take and give fp32; what they compute in was compiled in", param="dtype"
         )
-    if compile:
-        raise SettingInvalid("--compile is for modules; graphs are compiled already", param="compile")
+    for name, value in asdict(tuning or Tuning()).items():
+        if value != getattr(Tuning(), name):
+            raise SettingInvalid(f"{name} is for modules; graphs are compiled already", param=name)
     path = find_model(model)
     if not holds_graphs(path):
         raise SettingInvalid(

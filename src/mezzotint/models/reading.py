@@ -17,11 +17,11 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from mezzotint.backends.diffusers import PipelineParts
-from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound
+from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, read_json, verify
 
-__all__ = ["check_is_sdxl", "load_parts", "quiet", "read_tokenizer", "tokenizer_home"]
+__all__ = ["check_is_sdxl", "load_parts", "quiet", "read_preview_vae", "read_tokenizer", "tokenizer_home"]
 
 
 def load_parts(
@@ -45,10 +45,28 @@ def load_parts(
     _check_is_complete(parts)
     for module in (parts.unet, parts.vae, *parts.text_encoders):
         module.eval().requires_grad_(False).to(device)
-        if device.type == "cuda" and module in (parts.unet, parts.vae):
-            # Tensor cores read convolutions in this order; otherwise each is preceded by a transposition.
-            module.to(memory_format=torch.channels_last)
     return parts
+
+
+def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """A small decoder of SDXL's latents, diffusers' `AutoencoderTiny`, from its own folder.
+
+    Raises:
+        SettingInvalid: there is no such folder.
+        ModelInvalid: it cannot be read, or decodes other latents.
+    """
+    if not (folder / "config.json").is_file():
+        raise SettingInvalid(
+            f"preview_vae must be a folder with an AutoencoderTiny, and {folder} has no config.json",
+            param="preview_vae",
+        )
+    with quiet():
+        vae = _read_module(diffusers.AutoencoderTiny, folder.parent, folder.name, dtype, None)
+    if vae.config.latent_channels != 4:
+        raise ModelInvalid(
+            f"{folder.name} decodes latents of {vae.config.latent_channels} channels, not of 4"
+        )
+    return vae.eval().requires_grad_(False).to(device)
 
 
 def tokenizer_home(path: Path, entry: CatalogueEntry | None = None) -> Path:

@@ -185,7 +185,7 @@ def _load(settings: Settings) -> Engine:
         settings.model,
         device=settings.device,
         dtype=settings.dtype,
-        compile=settings.compile,
+        tuning=settings.tuning(),
         threads=settings.threads,
         stand_in=settings.stand_in,
         max_width=settings.max_width,

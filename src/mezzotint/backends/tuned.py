@@ -1,0 +1,173 @@
+"""Puts a `Tuning` into effect on the modules of one model. Knows no requests.
+
+The order matters: projections are fused before they are quantised, quantised before they are compiled, and
+CUDA graphs record what all of that left.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
+from mezzotint.errors import SettingInvalid
+from mezzotint.tuning import Switch, Tuning
+
+__all__ = ["compute_with", "is_on", "tune_unet", "tune_vae"]
+
+# The oldest GPUs that multiply fp8 (Ada, Hopper) and int8 (Ampere) as torchao does.
+CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
+# Both kernels take sides of this many numbers and their multiples.
+QUANTISED_MULTIPLE = 16
+
+_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def is_on(switch: Switch, device: torch.device) -> bool:
+    """What a switch means on `device`."""
+    return switch == "on" or (switch == "auto" and device.type == "cuda")
+
+
+def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
+    """Lay the VAE's weights out."""
+    if is_on(tuning.channels_last, device):
+        vae.to(memory_format=torch.channels_last)
+
+
+def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., Any]:
+    """Lay out, fuse, quantise and compile the UNet, in place; what to call for a pass of it.
+
+    Raises:
+        SettingInvalid: this device or installation cannot do what is asked.
+    """
+    if tuning.cuda_graphs == "on" and device.type != "cuda":
+        raise SettingInvalid("cuda_graphs must be auto or off on a CPU, not on", param="cuda_graphs")
+    if is_on(tuning.channels_last, device):
+        unet.to(memory_format=torch.channels_last)
+    if is_on(tuning.fused_projections, device):
+        _fuse_projections(unet)
+    if tuning.quantisation != "none":
+        _quantise(unet, tuning.quantisation, device)
+    if tuning.compile != "none":
+        _compile(unet, tuning.compile, tuning.compile_cache)
+    compute = compute_with(unet, tuning, device)
+    return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
+
+
+def compute_with(unet: Callable[..., Any], tuning: Tuning, device: torch.device) -> Callable[..., Any]:
+    """`unet`, with the attention kernel that is asked for tried first.
+
+    diffusers' own `set_attention_backend` reaches none of SDXL's attention processors (0.42), which call
+    torch directly; so the order of torch's kernels is set around them.
+
+    Raises:
+        SettingInvalid: a kernel that a CPU does not have.
+    """
+    if tuning.attention == "auto":
+        return unet
+    if device.type != "cuda" and tuning.attention != "math":
+        raise SettingInvalid(f"attention {tuning.attention} is for CUDA; a CPU takes auto or math")
+    first = _KERNELS[tuning.attention]
+    # The others stay, for shapes that the first one does not take.
+    order = [first, *(kernel for kernel in _KERNELS.values() if kernel != first)]
+    # "math" alone is a way to compare with, so nothing may take its place.
+    kernels = [first] if tuning.attention == "math" else order
+
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(kernels, set_priority=True):
+            return unet(*args, **kwargs)
+
+    return compute
+
+
+def _fuse_projections(unet: Any) -> None:
+    """Make one product of each attention's query, key and value; of cross attention, of key and value.
+
+    As diffusers' `fuse_qkv_projections`, but the parts are dropped: kept, they are a seventh of the UNet's
+    memory for nothing.
+    """
+    with torch.no_grad():
+        for module in unet.modules():
+            if isinstance(module, Attention):
+                module.fuse_projections(fuse=True)
+                unused = ("to_k", "to_v") if module.is_cross_attention else ("to_q", "to_k", "to_v")
+                for name in unused:
+                    delattr(module, name)
+    unet.set_attn_processor(FusedAttnProcessor2_0())
+    unet.eval().requires_grad_(False)
+
+
+def _quantise(unet: Any, kind: str, device: torch.device) -> None:
+    if find_spec("torchao") is None:
+        raise SettingInvalid(
+            f"quantisation {kind} needs torchao: pip install 'mezzotint[quantisation]'", param="quantisation"
+        )
+    if device.type == "cuda":
+        needed, found = CAPABILITY[kind], torch.cuda.get_device_capability(device)
+        if found < needed:
+            raise SettingInvalid(
+                f"quantisation {kind} needs a GPU of compute capability {needed[0]}.{needed[1]} or newer; "
+                f"{torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}",
+                param="quantisation",
+            )
+    elif kind == "fp8":
+        raise SettingInvalid("quantisation fp8 needs a GPU; a CPU takes none or int8", param="quantisation")
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Int8DynamicActivationInt8WeightConfig,
+        PerRow,
+        quantize_,
+    )
+
+    # Left alone, torchao changes inductor's settings for the whole process.
+    config: Any = (
+        Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+        if kind == "fp8"
+        else Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    )
+    quantize_(unet, config, filter_fn=_is_quantised)
+
+
+def _is_quantised(module: Any, name: str) -> bool:
+    """The products of the transformers, which are most of the work; what makes embeddings stays exact."""
+    return (
+        isinstance(module, torch.nn.Linear)
+        and ".transformer_blocks." in name
+        and module.in_features % QUANTISED_MULTIPLE == 0
+        and module.out_features % QUANTISED_MULTIPLE == 0
+    )
+
+
+def _compile(unet: Any, scope: str, cache: str) -> None:
+    if cache:
+        _keep_in(Path(cache))
+    # The repeated transformer blocks are most of the work; compiling one serves them all.
+    if scope == "blocks" and getattr(unet, "_repeated_blocks", None):
+        unet.compile_repeated_blocks(fullgraph=True)
+    else:
+        unet.compile()
+
+
+def _keep_in(folder: Path) -> None:
+    """Have torch keep what it compiles in `folder`. For the whole process, as torch has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingInvalid(
+            f"compile_cache must be a folder that can be written to, not {folder}: {error.strerror}",
+            param="compile_cache",
+        ) from None
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")

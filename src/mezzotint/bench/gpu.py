@@ -1,0 +1,312 @@
+"""`mezzotint bench gpu`: full-size SDXL with random weights on one GPU, against its floor and its peers.
+
+Parts are asked for by name; each keeps to a budget of seconds and says what it left out for it. Both sides of
+a ratio take turns in one run. `--quick` runs a tiny model of the same architecture on whatever device there
+is, which shows that the benchmark works and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.bench.engine import Result
+from mezzotint.bench.fullsize import FULL_SIZE, TINY, Architecture, build, tflop_of_decode, tflop_of_row
+from mezzotint.bench.load import Mix
+from mezzotint.bench.reference import Reference
+from mezzotint.bench.servers import RecordingBackend
+from mezzotint.core import GenerationRequest
+from mezzotint.engine.engine import Engine
+from mezzotint.errors import MezzotintError, SettingInvalid
+from mezzotint.models.catalogue import limits_of_size
+from mezzotint.models.loading import versions
+from mezzotint.tuning import Tuning
+
+__all__ = ["FULL", "QUICK", "GpuBench", "Preset", "open_bench", "run_parts"]
+
+# Everything together ends within this, the building of models included.
+WHOLE_SECONDS = 525.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is measured, of what, and for how long at most.
+
+    sizes: sides of square pictures in pixels, the last the one that bars are for.
+    budgets: seconds by part.
+    set_up_seconds: what building and compiling one more model may take; with less left, none is begun.
+    tuning: ours; diffusers' best form is compiled to the same extent.
+    """
+
+    architecture: Architecture
+    dtype: torch.dtype
+    matrix: tuple[int, ...]
+    sizes: tuple[int, ...]
+    widths: tuple[int, ...]
+    steps: int
+    mixed_steps: tuple[int, ...]
+    backlog: int
+    arrivals: int
+    trials: int
+    tuning: Tuning
+    set_up_seconds: float
+    budgets: dict[str, float]
+
+
+FULL = Preset(
+    FULL_SIZE,
+    torch.bfloat16,
+    matrix=(4096, 8192, 16384),
+    sizes=(512, 1024),
+    widths=(1, 2, 4, 8, 16),
+    steps=20,
+    mixed_steps=(15, 20, 30, 50),
+    backlog=16,
+    arrivals=60,
+    trials=60,
+    tuning=Tuning(compile="blocks"),
+    set_up_seconds=30.0,
+    budgets={
+        "matrix": 10,
+        "unet": 40,
+        "throughput": 120,
+        "load": 110,
+        "loop": 25,
+        "decode": 20,
+        "compile": 140,
+        "memory": 10,
+        "quantisation": 50,
+    },
+)
+QUICK = Preset(
+    TINY,
+    torch.float32,
+    matrix=(64, 256),
+    sizes=(32, 64),
+    widths=(1, 2, 4),
+    steps=4,
+    mixed_steps=(2, 4),
+    backlog=8,
+    arrivals=6,
+    trials=12,
+    tuning=Tuning(),
+    set_up_seconds=0.0,
+    budgets=dict.fromkeys(FULL.budgets, 60.0),
+)
+
+
+@dataclass
+class GpuBench:
+    """One device, one preset; the models that parts share, built when first asked for."""
+
+    preset: Preset
+    device: torch.device
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    left_out: list[str] = field(default_factory=list)
+    _until: float = float("inf")
+    _tflop: dict[tuple[int, int], float] = field(default_factory=dict)
+    _rate: float | None = None
+
+    # Models
+
+    def build(self) -> PipelineParts:
+        return build(self.preset.architecture, device=self.device, dtype=self.preset.dtype)
+
+    @property
+    def size(self) -> int:
+        """Pixels a side, of what the bars are for."""
+        return self.preset.sizes[-1]
+
+    @property
+    def info(self) -> BackendInfo:
+        name = {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.preset.dtype]
+        limits = limits_of_size(self.size, self.size, "Euler")
+        return BackendInfo(
+            model=self.preset.architecture.name,
+            revision="random weights, seed 0",
+            backend="diffusers",
+            device=self._described,
+            dtype=name,
+            limits=replace(limits, min_size=min(limits.min_size, *self.preset.sizes)),
+            max_width=self.preset.widths[-1],
+            versions={**versions(), "cuda": str(torch.version.cuda)},
+        )
+
+    @property
+    def _described(self) -> str:
+        if self.device.type == "cuda":
+            return f"{self.device} ({torch.cuda.get_device_name(self.device)})"
+        return str(self.device)
+
+    @cached_property
+    def parts(self) -> PipelineParts:
+        """Ours: what `backend` has tuned."""
+        return self.build()
+
+    @cached_property
+    def backend(self) -> DiffusersBackend:
+        return DiffusersBackend(self.parts, self.info, self.preset.tuning)
+
+    @cached_property
+    def recorder(self) -> RecordingBackend:
+        return RecordingBackend(self.backend)
+
+    @cached_property
+    def engine(self) -> Engine:
+        engine = Engine(self.recorder, max_queue=10_000)
+        engine.warm_up([(size, size) for size in self.preset.sizes[:-1]])
+        return engine
+
+    @cached_property
+    def eager(self) -> Reference:
+        """diffusers as it comes."""
+        return Reference(self.build())
+
+    @cached_property
+    def compiled(self) -> Reference:
+        """diffusers with all it offers short of quantisation, compiled to the extent that ours is."""
+        reference = Reference(self.build())
+        unet = reference.pipeline.unet
+        unet.to(memory_format=torch.channels_last)
+        reference.pipeline.vae.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            unet.fuse_qkv_projections()
+        if self.preset.tuning.compile == "blocks":
+            unet.compile_repeated_blocks(fullgraph=True)
+        return reference
+
+    def close(self) -> None:
+        if "engine" in self.__dict__:
+            self.engine.close()
+
+    # Time
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """A budget for what follows."""
+        self._until = time.perf_counter() + seconds
+        try:
+            yield
+        finally:
+            self._until = float("inf")
+
+    @property
+    def left(self) -> float:
+        """Seconds left of the budget."""
+        return self._until - time.perf_counter()
+
+    def has_time(self, what: str, seconds: float = 0.0) -> bool:
+        """Whether `what`, of about so many seconds, fits; where not, it is told as left out."""
+        if self.left > seconds:
+            return True
+        self.left_out.append(f"{what}: out of time")
+        return False
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds_of(self, run: Callable[[], object], *, most: int = 30, budget: float = 2.0) -> float:
+        """Mean seconds of `run` over repetitions that are handed over together, after three that are not
+        timed."""
+        with torch.inference_mode():
+            began = time.perf_counter()
+            for _ in range(3):
+                run()
+            self.synchronise()
+            one = (time.perf_counter() - began) / 3
+            count = max(2, min(most, int(min(budget, self.left) / max(one, 1e-6))))
+            began = time.perf_counter()
+            for _ in range(count):
+                run()
+            self.synchronise()
+        return (time.perf_counter() - began) / count
+
+    # Work
+
+    def mix(self, size: int, *, steps: tuple[int, ...] | None = None) -> Mix:
+        guidance = (5.0,) if steps else (0.0, 3.0, 5.0, 7.5)
+        return Mix(steps or self.preset.mixed_steps, guidance, size, size)
+
+    def requests(self, mix: Mix, count: int) -> list[GenerationRequest]:
+        return [mix.draw(self.rng, number) for number in range(count)]
+
+    def tflop_of_row(self, size: int) -> float:
+        key = (size, 0)
+        if key not in self._tflop:
+            self._tflop[key] = tflop_of_row(self.preset.architecture, size, size)
+        return self._tflop[key]
+
+    def tflop_of_image(self, size: int, steps: int) -> float:
+        """TFLOP of one guided picture: two rows a step, and its decoding."""
+        key = (size, 1)
+        if key not in self._tflop:
+            self._tflop[key] = tflop_of_decode(self.preset.architecture, size, size)
+        return 2 * steps * self.tflop_of_row(size) + self._tflop[key]
+
+    @property
+    def matrix_rate(self) -> float:
+        """TFLOP/s of the quickest square matrix product in the preset's dtype."""
+        if self._rate is None:
+            self._rate = max(self.rate_of_product(side) for side in self.preset.matrix)
+        return self._rate
+
+    def rate_of_product(self, side: int) -> float:
+        one, other = torch.randn(2, side, side, device=self.device, dtype=self.preset.dtype)
+        return 2 * side**3 / self.seconds_of(lambda: one @ other, budget=1.0) / 1e12
+
+
+def open_bench(*, quick: bool, device: str = "auto") -> GpuBench:
+    """The benchmark on `device`, auto, cpu or cuda.
+
+    Raises:
+        SettingInvalid: no GPU, for the full size.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise SettingInvalid(f"device must be auto, cpu or cuda, not {device!r}", param="device")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise SettingInvalid("there is no CUDA device on this machine", param="device")
+    if name == "cpu" and not quick:
+        raise SettingInvalid(
+            "full-size SDXL is measured on a GPU, and there is none here; --quick shows that it runs",
+            param="device",
+        )
+    return GpuBench(QUICK if quick else FULL, torch.device(name))
+
+
+def run_parts(
+    bench: GpuBench,
+    parts: Sequence[str],
+    table: dict[str, Callable[[GpuBench], list[Result]]],
+    before: Callable[[str], object] = lambda _: None,
+) -> list[Result]:
+    """The figures of `parts`. A part that fails is told as left out, and the others go on."""
+    began, results = time.perf_counter(), []
+    for name in parts:
+        before(name)
+        remaining = WHOLE_SECONDS - (time.perf_counter() - began)
+        if remaining <= 0:
+            bench.left_out.append(f"{name}: out of time")
+            continue
+        part_began = time.perf_counter()
+        with bench.within(min(bench.preset.budgets[name], remaining)):
+            try:
+                results += table[name](bench)
+            except (RuntimeError, MezzotintError) as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                bench.left_out.append(f"{name}: failed, {reason[:200]}")
+        results.append(Result(name, "seconds it took", time.perf_counter() - part_began, "", True))
+        gc.collect()
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return results

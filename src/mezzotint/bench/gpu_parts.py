@@ -1,0 +1,363 @@
+"""What `mezzotint bench gpu` measures, a function a part. Each claims what its first line says."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from mezzotint.backends.diffusers import PipelineParts
+from mezzotint.backends.tuned import tune_unet
+from mezzotint.bench.engine import (
+    Result,
+    at_least,
+    at_most,
+    figure,
+    pass_periods,
+    percentile,
+    summary,
+    trimmed_mean,
+)
+from mezzotint.bench.gpu import GpuBench
+from mezzotint.bench.load import backlog, poisson, replay
+from mezzotint.bench.reference import unet_inputs
+from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, request_batch_server
+from mezzotint.core import resolve
+from mezzotint.engine.scheduler import BatchKey
+from mezzotint.errors import MezzotintError, SettingInvalid
+from mezzotint.tuning import Compile, Quantisation, Tuning
+
+__all__ = ["PARTS"]
+
+LOAD = 0.7
+ROUNDS = 2
+# Of the requests whose passes are timed: enough for a mean, with both ends left out.
+LOOP_STEPS = 30
+
+
+def matrix(bench: GpuBench) -> list[Result]:
+    """TFLOP/s of square matrix products: the rate that all shares are of."""
+    results = [
+        figure("matrix", f"TFLOP/s of {side}³", bench.rate_of_product(side)) for side in bench.preset.matrix
+    ]
+    return [*results, figure("matrix", "TFLOP/s, the best", max(result.value for result in results))]
+
+
+def unet(bench: GpuBench) -> list[Result]:
+    """The tuned UNet alone: TFLOP/s by size and width, guided, and its share of the matrix product."""
+    results = []
+    compute = _compute(bench)
+    for size in reversed(bench.preset.sizes):
+        for width in bench.preset.widths:
+            if not bench.has_time(f"unet at {size}², width {width}"):
+                continue
+            seconds = bench.seconds_of(_pass(bench, compute, bench.parts, 2 * width, size))
+            rate = 2 * width * bench.tflop_of_row(size) / seconds
+            name = f"{size}², width {width}: "
+            results.append(figure("unet", name + "TFLOP/s", rate, seconds=seconds))
+            results.append(figure("unet", name + "share of the matrix product", rate / bench.matrix_rate))
+    return results
+
+
+def throughput(bench: GpuBench) -> list[Result]:
+    """Images a second of guided pictures of one size and step count, VAE included; all sides in turn."""
+    mix = bench.mix(bench.size, steps=(bench.preset.steps,))
+    servers: dict[str, Callable[[], Any]] = {
+        "ours": lambda: engine_server(bench.engine),
+        "diffusers serially": lambda: blocking_server(bench.eager.draw),
+        "diffusers serially, compiled": lambda: blocking_server(bench.compiled.draw),
+        f"request batches of {MAX_BATCH}": lambda: request_batch_server(bench.compiled.draw),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in servers}
+    for name, server in servers.items():
+        # The first of each pays for what the later ones find ready.
+        with server() as serve:
+            backlog(serve, bench.requests(mix, 1 if "serially" in name else MAX_BATCH))
+    for number in range(ROUNDS):
+        for name, server in servers.items():
+            count = max(2, bench.preset.backlog // 8) if "serially" in name else bench.preset.backlog
+            if bench.has_time(f"throughput, round {number + 1} of {name}"):
+                with server() as serve:
+                    requests = bench.requests(mix, count)
+                    rates[name].append(count / backlog(serve, requests))
+    found = {name: statistics.median(values) for name, values in rates.items() if values}
+    results = [
+        figure("throughput", f"{name}, images a second", rate, samples=rates[name])
+        for name, rate in found.items()
+    ]
+    if ours := found.pop("ours", None):
+        results += [figure("throughput", f"ours ÷ {name}", ours / rate) for name, rate in found.items()]
+        work = bench.tflop_of_image(bench.size, bench.preset.steps)
+        share = ours * work / bench.matrix_rate
+        name = "ours, share of the matrix product, VAE included"
+        results.append(at_least("throughput", name, share, 0.65, tflop_of_image=work))
+    return results
+
+
+def load(bench: GpuBench) -> list[Result]:
+    """Latency of mixed steps and guidance, Poisson arrivals at 70 % of our capacity, ÷ request batches."""
+    results = []
+    bars = dict(zip(reversed(bench.preset.sizes), (1 / 1.5, 1 / 3), strict=True))
+    share_of_time = bench.left / len(bench.preset.sizes)
+    for size in reversed(bench.preset.sizes):
+        began = bench.left
+        with engine_server(bench.engine) as serve:
+            requests = bench.requests(bench.mix(size), bench.preset.backlog)
+            capacity = len(requests) / backlog(serve, requests)
+        rate = LOAD * capacity
+        # Our side ends soon after the last arrival, the other when it has caught up: thrice that, say.
+        affordable = int((share_of_time - (began - bench.left)) / 4 * rate)
+        count = min(bench.preset.arrivals, affordable)
+        if count < min(6, bench.preset.arrivals):
+            bench.left_out.append(f"load at {size}²: out of time")
+            continue
+        trace = poisson(bench.mix(size), rate, count, bench.rng)
+        with engine_server(bench.engine) as serve:
+            ours = summary(replay(serve, trace))
+        with request_batch_server(bench.compiled.draw) as serve:
+            batches = summary(replay(serve, trace))
+        details = {"capacity": capacity, "arrivals": count, "ours": ours, "request batches": batches}
+        for statistic in ("mean", "p99"):
+            name = f"{size}², {LOAD:.0%} load, {statistic} ÷ request batches"
+            ratio = ours[statistic] / batches[statistic]
+            results.append(at_most("load", name, ratio, bars[size], **details))
+    return results
+
+
+def loop(bench: GpuBench) -> list[Result]:
+    """Bare passes of the same tuned UNet ÷ the engine's loop, at the same width, in turn."""
+    results = []
+    compute = _compute(bench)
+    # Beyond the knee the engine makes no passes.
+    knee = bench.engine.cost.knee(BatchKey(bench.size, bench.size, True))
+    for width in [each for each in bench.preset.widths[:3] if each <= knee]:
+        if not bench.has_time(f"loop at width {width}"):
+            continue
+        run = _pass(bench, compute, bench.parts, 2 * width, bench.size)
+        bare, ours = [], []
+        mix = bench.mix(bench.size, steps=(LOOP_STEPS,))
+        for _ in range(ROUNDS):
+            bare.append(bench.seconds_of(run, most=20))
+            periods = pass_periods(bench.engine, bench.recorder, bench.requests(mix, width))
+            ours += [period for _, period in periods]
+        if not ours:
+            bench.left_out.append(f"loop at width {width}: too few passes were shared")
+            continue
+        # The worst tenth is a neighbour's doing, not the loop's.
+        ratio = statistics.median(bare) / trimmed_mean(ours)
+        name = f"bare UNet ÷ engine loop, {bench.size}², width {width}"
+        results.append(at_least("loop", name, ratio, 0.97, bare=bare, engine=ours))
+    return results
+
+
+def decode(bench: GpuBench) -> list[Result]:
+    """What a decode beside them does to the steps' p99, and the steps to a decode."""
+    backend = bench.backend
+    mix = bench.mix(bench.size, steps=(min(bench.preset.trials + 8, 150),))
+    width = bench.preset.widths[1]
+    ids = [f"beside-{number}" for number in range(width + 1)]
+    requests = [resolve(request, bench.info.limits) for request in bench.requests(mix, width + 1)]
+    alone: list[float] = []
+    beside: list[float] = []
+    decodes: list[float] = []
+    try:
+        # The last of them is decoded again and again.
+        backend.start(ids[-1], requests[-1])
+        backend.step(ids[-1:])
+        backend.decode(ids[-1])
+        for number in range(2 * ROUNDS):
+            for request_id, request in zip(ids[:-1], requests, strict=False):
+                backend.release(request_id)
+                backend.start(request_id, request)
+            if not bench.has_time(f"decode, block {number + 1}"):
+                continue
+            steps = bench.preset.trials
+            if number % 2 == 0:
+                alone += _steps(backend, ids[:-1], steps)
+            else:
+                with _Decoding(lambda: backend.decode(ids[-1])) as running:
+                    beside += _steps(backend, ids[:-1], steps)
+                decodes += running.seconds
+    finally:
+        for request_id in ids:
+            backend.release(request_id)
+    if not alone or not beside:
+        return []
+    ratio = percentile(beside, 0.99) / percentile(alone, 0.99)
+    name = f"p99 of steps of width {width} with decodes beside ÷ without, {bench.size}²"
+    return [
+        at_most("decode", name, ratio, 1.3, alone=alone, beside=beside),
+        figure("decode", "seconds of a decode beside steps, median", statistics.median(decodes)),
+    ]
+
+
+def compile_(bench: GpuBench) -> list[Result]:
+    """Seconds from a new process to its first image: compiled by blocks and whole, cold; from the cache."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        runs: tuple[tuple[str, Compile, str], ...] = (
+            ("blocks, cold", "blocks", "blocks"),
+            ("blocks, warm cache", "blocks", "blocks"),
+            ("whole UNet, cold", "unet", "unet"),
+        )
+        for name, scope, cache in runs:
+            if not bench.has_time(f"compile of {name}", bench.preset.set_up_seconds):
+                continue
+            found = _cold_start(bench, scope, f"{folder}/{cache}")
+            if found is None:
+                bench.left_out.append(f"compile of {name}: not done within {bench.left:.0f} s of its budget")
+                continue
+            label = f"{name}: seconds to the first image"
+            whole = found["whole"]
+            results.append(
+                at_most("compile", label, whole, 60.0, phases=found)
+                if "warm" in name
+                else figure("compile", label, whole, phases=found)
+            )
+    return results
+
+
+def memory(bench: GpuBench) -> list[Result]:
+    """The most memory at the widest pass with a decode beside it: on a GPU of torch's, else the process's."""
+    on_gpu = bench.device.type == "cuda"
+    with engine_server(bench.engine) as serve:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(bench.device)
+        backlog(serve, bench.requests(bench.mix(bench.size, steps=(2,)), bench.preset.widths[-1]))
+    peak = torch.cuda.max_memory_allocated(bench.device) if on_gpu else psutil.Process().memory_info().rss
+    name = f"GiB at {bench.size}², up to {bench.preset.widths[-1]} images in a pass"
+    return [figure("memory", name, peak / 2**30)]
+
+
+def quantisation(bench: GpuBench) -> list[Result]:
+    """Seconds of a pass in the plain dtype ÷ quantised, both tuned alike, in turn."""
+    results = []
+    width = bench.preset.widths[min(2, len(bench.preset.widths) - 1)]
+    plain = _pass(bench, _compute(bench), bench.parts, 2 * width, bench.size)
+    kinds: tuple[Quantisation, ...] = ("fp8", "int8")
+    for kind in kinds:
+        if not bench.has_time(f"quantisation {kind}", bench.preset.set_up_seconds):
+            continue
+        parts = bench.build()
+        tuning = Tuning(compile=bench.preset.tuning.compile, quantisation=kind)
+        try:
+            compute = tune_unet(parts.unet, tuning, bench.device)
+            run = _pass(bench, compute, parts, 2 * width, bench.size)
+            pairs = [(bench.seconds_of(plain), bench.seconds_of(run)) for _ in range(ROUNDS)]
+        except (SettingInvalid, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            bench.left_out.append(f"quantisation {kind}: {reason[:200]}")
+            continue
+        ratio = statistics.median(one / other for one, other in pairs)
+        name = f"plain ÷ {kind}, seconds of a pass of width {width} at {bench.size}²"
+        results.append(
+            at_least("quantisation", name, ratio, 1.25, pairs=pairs)
+            if kind == "fp8"
+            else figure("quantisation", name, ratio, pairs=pairs)
+        )
+    return results
+
+
+PARTS: dict[str, Callable[[GpuBench], list[Result]]] = {
+    "matrix": matrix,
+    "unet": unet,
+    "throughput": throughput,
+    "load": load,
+    "loop": loop,
+    "decode": decode,
+    "compile": compile_,
+    "memory": memory,
+    "quantisation": quantisation,
+}
+
+
+def _compute(bench: GpuBench) -> Callable[..., Any]:
+    """What the engine calls for a pass."""
+    return bench.backend.compute
+
+
+def _pass(
+    bench: GpuBench, compute: Callable[..., Any], parts: PipelineParts, rows: int, size: int
+) -> Callable[[], object]:
+    with torch.inference_mode():
+        args, kwargs = unet_inputs(_Named(parts), rows, size, size)
+    # They were made on another stream than the one that reads them.
+    bench.synchronise()
+    return lambda: compute(*args, **kwargs)
+
+
+class _Named:
+    """Parts by the names that a pipeline gives them."""
+
+    def __init__(self, parts: PipelineParts) -> None:
+        self.unet, self.vae, self.text_encoder_2 = parts.unet, parts.vae, parts.text_encoders[1]
+
+
+def _steps(backend: Any, ids: Sequence[str], count: int) -> list[float]:
+    """Seconds of each of `count` steps, without the first three."""
+    seconds = []
+    for _ in range(count):
+        began = time.perf_counter()
+        failed = backend.step(ids)
+        seconds.append(time.perf_counter() - began)
+        for error in failed.values():
+            raise error
+    return seconds[3:]
+
+
+class _Decoding:
+    """Within, another thread decodes the same picture again and again."""
+
+    def __init__(self, decode: Callable[[], object]) -> None:
+        self._decode = decode
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._error: MezzotintError | None = None
+        self.seconds: list[float] = []
+
+    def __enter__(self) -> _Decoding:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            began = time.perf_counter()
+            try:
+                self._decode()
+            except MezzotintError as error:
+                self._error = error
+                return
+            self.seconds.append(time.perf_counter() - began)
+
+
+def _cold_start(bench: GpuBench, scope: str, cache: str) -> dict[str, float] | None:
+    """Seconds by phase of a process that draws one image; None when it did not end in time."""
+    command = [sys.executable, "-m", "mezzotint.bench.cold_start", scope, cache, str(bench.device)]
+    command.append("full" if bench.preset.architecture.name.startswith("sdxl,") else "tiny")
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=max(1.0, min(bench.left, 3600)), check=True
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    except subprocess.CalledProcessError as error:
+        last = next(reversed(error.stderr.strip().splitlines()), "nothing said")
+        raise RuntimeError(f"the process that starts cold ended with {error.returncode}: {last}") from None
+    phases: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return {**phases, "whole": time.perf_counter() - began}

@@ -1,0 +1,137 @@
+"""`bench gpu` in small on this machine: every part runs, and its figures are what they can be."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mezzotint.bench.fullsize import FULL_SIZE, Modules, _without_numbers, tflop_of_decode, tflop_of_row
+from mezzotint.bench.gpu import FULL, QUICK, WHOLE_SECONDS, GpuBench, run_parts
+from mezzotint.bench.gpu_parts import PARTS
+from mezzotint.cli.main import run
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+HERE = [name for name in PARTS if name != "compile"]
+
+
+@pytest.fixture(scope="module")
+def full_size() -> Modules:
+    return _without_numbers(FULL_SIZE)
+
+
+def test_the_full_size_is_sdxls(full_size: Modules) -> None:
+    def billions(module: Any) -> float:
+        return sum(weight.numel() for weight in module.parameters()) / 1e9
+
+    # The published counts, and the work by which the design reckons its floors.
+    assert billions(full_size.unet) == pytest.approx(2.567, abs=0.001)
+    assert billions(full_size.vae) == pytest.approx(0.0837, abs=0.0001)
+    assert billions(full_size.text_encoder_2) == pytest.approx(0.6947, abs=0.001)
+    assert tflop_of_row(FULL_SIZE, 1024, 1024) == pytest.approx(6.76, abs=0.01)
+    assert tflop_of_row(FULL_SIZE, 512, 512) == pytest.approx(1.59, abs=0.02)
+    assert tflop_of_decode(FULL_SIZE, 1024, 1024) == pytest.approx(10.5, abs=0.05)
+
+
+def test_every_part_of_a_quick_run_finds_what_can_be(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "gpu.json"
+    arguments = [word for name in HERE for word in ("--part", name)]
+    assert run(["bench", "gpu", "--quick", "--device", "cpu", "--json", str(file), *arguments]) == 0
+    kept = json.loads(file.read_text())
+    assert {"cpu", "cores", "commit", "command", "versions", "device"} <= kept["run"].keys()
+    assert {"torch", "cuda"} <= kept["run"]["versions"].keys()
+    found = {(each["part"], each["name"]): each["value"] for each in kept["results"]}
+    assert all(math.isfinite(value) and value > 0 for value in found.values())
+    assert all(each.startswith("quantisation ") for each in kept["left_out"])
+    assert {name for name, _ in found} == set(HERE)
+
+    def of(part: str, *words: str) -> list[float]:
+        return [
+            value for (owner, name), value in found.items() if owner == part and all(w in name for w in words)
+        ]
+
+    assert max(of("matrix", "³")) == of("matrix", "the best")[0]
+    # Nothing of a UNet is quicker than a bare product, and no engine quicker than the passes it makes; but
+    # for a machine that is shared, which may have been busy with one side alone.
+    assert len(of("unet", "share")) == len(QUICK.sizes) * len(QUICK.widths)
+    assert all(share < 1.5 for share in of("unet", "share"))
+    assert all(0.05 < ratio < 5 for ratio in of("loop", "÷"))
+    assert of("throughput", "ours ÷ diffusers serially")
+    assert of("throughput", "ours ÷ request batches")
+    assert {"mean", "p99"} == {
+        word for (_, name) in found for word in ("mean", "p99") if f"{word} ÷ request" in name
+    }
+    assert of("memory", "GiB")[0] < 64
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))),
+    reason="torch.compile on a CPU needs a C++ compiler, and there is none here",
+)
+@pytest.mark.slow
+def test_a_cold_start_compiles_and_a_warm_cache_is_found(tmp_path: Path) -> None:
+    bench = GpuBench(replace(QUICK, budgets={"compile": 240.0}), torch.device("cpu"))
+    results = run_parts(bench, ["compile"], {"compile": PARTS["compile"]})
+    seconds = {each.name: each.details["phases"] for each in results if "phases" in each.details}
+    assert bench.left_out == []
+    assert len(seconds) == 3
+    for phases in seconds.values():
+        parts = sum(phases[name] for name in ("import", "build", "first_image"))
+        assert 0 < parts < phases["whole"]
+
+
+def test_a_part_without_time_says_what_it_left_out_and_the_run_goes_on() -> None:
+    preset = replace(QUICK, budgets={**QUICK.budgets, "unet": 0.0, "quantisation": 0.0})
+    bench = GpuBench(preset, torch.device("cpu"))
+    results = run_parts(bench, ["unet", "quantisation", "matrix"], PARTS)
+    assert {each.part for each in results if each.name != "seconds it took"} == {"matrix"}
+    assert len(bench.left_out) == len(QUICK.sizes) * len(QUICK.widths) + 2
+    assert all(each.endswith("out of time") for each in bench.left_out)
+
+
+def test_a_part_that_fails_is_told_and_the_others_are_measured() -> None:
+    def broken(_: GpuBench) -> list[Any]:
+        raise RuntimeError("CUDA error: an illegal memory access\nand much more")
+
+    bench = GpuBench(replace(QUICK, budgets={"broken": 5.0, "matrix": 5.0}), torch.device("cpu"))
+    results = run_parts(bench, ["broken", "matrix"], {"broken": broken, "matrix": PARTS["matrix"]})
+    assert bench.left_out == ["broken: failed, CUDA error: an illegal memory access"]
+    assert any(each.part == "matrix" for each in results)
+
+
+def test_the_whole_run_is_given_less_than_nine_minutes() -> None:
+    assert FULL.budgets.keys() == PARTS.keys() == QUICK.budgets.keys()
+    assert sum(FULL.budgets.values()) <= WHOLE_SECONDS < 9 * 60
+
+
+@NO_GPU
+def test_the_full_size_without_a_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "gpu", "--json", str(tmp_path / "x.json")]) == 2
+    assert "--quick" in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--part", "speed"], "throughput"), (["--quick", "--device", "tpu"], "auto, cpu or cuda")],
+)
+def test_what_is_not_accepted_is_refused_with_what_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run(["bench", "gpu", "--json", str(tmp_path / "x.json"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert run(["bench", "gpu", "--quick", "--json", str(tmp_path / "file" / "x.json")]) != 0
+    assert "cannot write" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""The bookkeeping of recorded passes, with a recorder that replays by calling again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mezzotint.backends.cuda_graphs import GraphedCalls
+
+
+class Recorder:
+    """Replays as a graph does: the same tensors in, the same tensor out, whatever the call is given."""
+
+    def __init__(self) -> None:
+        self.fails = False
+        self.records = 0
+
+    def record(self, call: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.records += 1
+        result = call()
+        return lambda: (result.copy_(call()), None)[1], result
+
+
+class Unet:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor]:
+        self.calls += 1
+        total = sample + timestep.view(-1, 1, 1, 1) + inputs["encoder_hidden_states"].mean()
+        condition = inputs["timestep_cond"]
+        if condition is not None:
+            total = total + condition.sum()
+        return (total + sum(each.sum() for each in inputs["added_cond_kwargs"].values()),)
+
+
+def inputs(width: int, seed: int, *, condition: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return (random(width, 4, 8, 8), random(width)), {
+        "encoder_hidden_states": random(width, 3, 5),
+        "timestep_cond": random(width, 2) if condition else None,
+        "added_cond_kwargs": {"text_embeds": random(width, 6), "time_ids": random(width, 6)},
+        "return_dict": False,
+    }
+
+
+@pytest.mark.parametrize("condition", [False, True])
+def test_a_replay_gives_what_the_call_would(condition: bool) -> None:
+    graphed, plain = GraphedCalls(Unet(), Recorder(), calls_before=1), Unet()
+    for seed in range(6):
+        args, kwargs = inputs(2, seed, condition=condition)
+        torch.testing.assert_close(graphed(*args, **kwargs)[0], plain(*args, **kwargs)[0])
+    assert (graphed.recorded, graphed.replayed) == (1, 5)
+
+
+def test_a_result_is_the_callers_own() -> None:
+    graphed = GraphedCalls(Unet(), Recorder(), calls_before=0)
+    args, kwargs = inputs(1, 0)
+    first = graphed(*args, **kwargs)[0]
+    kept = first.clone()
+    args, kwargs = inputs(1, 1)
+    graphed(*args, **kwargs)
+    assert torch.equal(first, kept)
+
+
+def test_only_what_comes_often_is_recorded() -> None:
+    recorder = Recorder()
+    graphed = GraphedCalls(Unet(), recorder, calls_before=2)
+    for width in range(1, 6):
+        args, kwargs = inputs(width, 0)
+        graphed(*args, **kwargs)
+    assert recorder.records == 0
+    for _ in range(3):
+        args, kwargs = inputs(3, 0)
+        graphed(*args, **kwargs)
+    assert recorder.records == 1
+
+
+def test_the_kind_that_was_used_longest_ago_makes_room() -> None:
+    recorder = Recorder()
+    graphed = GraphedCalls(Unet(), recorder, max_graphs=2, calls_before=0)
+    for width in (1, 2, 1, 3):
+        args, kwargs = inputs(width, 0)
+        graphed(*args, **kwargs)
+    assert recorder.records == 3
+    args, kwargs = inputs(1, 0)
+    graphed(*args, **kwargs)
+    assert recorder.records == 3
+    args, kwargs = inputs(2, 0)
+    graphed(*args, **kwargs)
+    assert recorder.records == 4
+
+
+def test_what_cannot_be_recorded_is_called_and_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    unet, recorder = Unet(), Recorder()
+    recorder.fails = True
+    graphed, plain = GraphedCalls(unet, recorder, calls_before=0), Unet()
+    for seed in range(5):
+        args, kwargs = inputs(1, seed)
+        torch.testing.assert_close(graphed(*args, **kwargs)[0], plain(*args, **kwargs)[0])
+    assert unet.calls == 5
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
