@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "config": {"errors", "config_file"},
     "config_file": {"errors"},
     "backends": {"core", "cores", "errors", "samplers", "backends", "imaging.inputs"},
-    # `Engine.load` asks the models for a backend; the rest of the engine knows only the protocol.
-    "engine": {"core", "errors", "engine", "backends.base", "models.loading"},
+    # `Engine.load` makes the fake backend or asks the models for one; the rest knows only the protocol.
+    "engine": {"core", "errors", "engine", "backends.base", "backends.fake", "models.loading"},
     "models": {"core", "cores", "errors", "samplers", "backends", "models", "threads"},
     "imaging": {"core", "errors", "imaging"},
     "serve": {
