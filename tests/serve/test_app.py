@@ -19,8 +19,7 @@ from mezzotint.config import Settings
 from mezzotint.errors import SettingInvalid
 
 START_SECONDS = 120.0
-# `serve run` now and then never returns from its own shutdown; it is no claim of these tests.
-STOP_SECONDS = 15.0
+STOP_SECONDS = 60.0
 CONFIG = """
 http_options: {{host: 127.0.0.1, port: {port}}}
 applications:
