@@ -32,9 +32,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Serve the embedded model on this machine until Ctrl-C
 	@$(BIN)/mezzotint serve --model $(MODEL)
 
+# Processes that the tests are spread over, by lanes and files (tests/lanes.py); 0 for none but pytest's own.
+WORKERS ?= 2
+
 .PHONY: test
 test: $(STAMP)  ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 CHAOS_FIGURES ?= docs/measurements/chaos-$(shell git rev-parse --short HEAD).json
 

@@ -12,11 +12,36 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mezzotint.backends.base import Backend
+from tests.lanes import LANES, lane_of
+from tests.servers import STOP_SECONDS
 from tests.stores.postgres import PostgresServer, find_binary, postgres_server
 
 # How long an example takes says how busy the machine is, not whether the claim holds.
 settings.register_profile("mezzotint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("mezzotint")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out lanes and files, in the order of the collection."""
+    from xdist.scheduler import LoadScopeScheduling
+    from xdist.workermanage import NodeManager
+
+    class Lanes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return lane_of(nodeid)
+
+    config.option.loadscopereorder = False
+    # After Ctrl-C: as long as a server may take to end (tests/servers.py). Ten seconds would leave it behind.
+    NodeManager.EXIT_TIMEOUT = 2 * STOP_SECONDS
+    return Lanes(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a process of several, lanes come first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: lane_of(item.nodeid) not in LANES)
+
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TEXT_WINDOW = 16

@@ -42,14 +42,15 @@ def figures() -> Figures:
     return Figures(Path(path) if path else None)
 
 
-@pytest.fixture(scope="session")
+# Of these tests alone: a server that waits takes an eighth of a core from whatever comes after.
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two gateways before two engines, for the runs that leave a server as it was."""
     with launch(tmp_path_factory.mktemp("service"), *ARGUMENTS, **SETTINGS) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(service: Server) -> Iterator[Cluster]:
     with Cluster.of(service) as cluster:
         yield cluster

@@ -66,12 +66,16 @@ class Prometheus:
         self._log = folder / "prometheus.log"
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The answer's data; none while it does not listen yet. An error of the query is an error here."""
+        """The answer's data; none while it is not ready yet. An error of the query is an error here."""
         assert self.process.poll() is None, self._log.read_text()
         try:
-            answer = self._client.get(path, params=parameters).json()
+            response = self._client.get(path, params=parameters)
         except httpx.TransportError:
             return None
+        # It listens before it is ready, and says so in plain text.
+        if response.status_code == 503 and response.text.strip() == "Service Unavailable":
+            return None
+        answer = response.json()
         assert answer["status"] == "success", (parameters, answer)
         return answer["data"]
 

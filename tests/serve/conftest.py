@@ -1,4 +1,4 @@
-"""A real `mezzotint serve`: one for the session, or one of a test's own."""
+"""A real `mezzotint serve`: one for a file of tests, or one of a test's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.clean_up()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose passes take 0.1 s and hold one image each."""
     folder = tmp_path_factory.mktemp("server")

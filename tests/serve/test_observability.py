@@ -105,9 +105,11 @@ def test_a_real_prometheus_scrapes_the_whole_service_from_one_target(
 
         def found() -> set[str]:
             try:
-                answer = httpx.get(f"http://{own}/api/v1/query", params={"query": QUERY}, timeout=5).json()
+                response = httpx.get(f"http://{own}/api/v1/query", params={"query": QUERY}, timeout=5)
             except httpx.TransportError:
                 return set()
+            # It listens before it is ready.
+            answer = {} if response.status_code == 503 else response.json()
             return {each["metric"]["replica"] for each in answer.get("data", {}).get("result", [])}
 
         assert wait_for(lambda: len(replicas := found()) == 4 and replicas, "series of four processes")

@@ -58,7 +58,7 @@ def test_a_cancelled_drawing_stops_and_frees_its_place(page: Page, service: Live
 
 
 def test_a_reload_midway_finds_the_drawing_and_it_goes_on(page: Page) -> None:
-    long_drawing(page)
+    long_drawing(page, steps=150)
     drawing = begin(page, "a patient owl")
     expect(drawing.get_by_role("progressbar")).not_to_have_attribute("aria-valuenow", "0")
     before, job = percent(drawing), drawing.get_attribute("data-job")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mezzotint.engine.engine import Engine
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
 from mezzotint.models import (
     CATALOGUE,
@@ -221,9 +222,10 @@ def test_a_single_file_needs_a_pulled_sdxl(tiny_sdxl: Path, home: Path, tmp_path
 
 
 def test_the_fake_model_needs_no_files() -> None:
-    assert load("fake").info.backend == "fake"
+    with Engine.load("fake") as engine:
+        assert engine.info.backend == "fake"
     with pytest.raises(InvalidRequest):
-        load("fake:colour=1")
+        Engine.load("fake:colour=1")
 
 
 @pytest.mark.parametrize(

@@ -137,13 +137,19 @@ class Engine:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
             SettingInvalid: this machine has no such device, or cannot compute in `dtype`.
         """
-        # Here and not above: whoever brings a backend of their own needs no torch.
-        from mezzotint.models.loading import load_backend
-
         began = time.monotonic()
-        backend = load_backend(
-            model, device=device, dtype=dtype, tuning=tuning, threads=threads, stand_in=stand_in
-        )
+        backend: Backend
+        # Each imported where it is wanted: only what computes on a device needs torch.
+        if model.partition(":")[0] == "fake":
+            from mezzotint.backends.fake import FakeBackend
+
+            backend = FakeBackend.from_name(model)
+        else:
+            from mezzotint.models.loading import load_backend
+
+            backend = load_backend(
+                model, device=device, dtype=dtype, tuning=tuning, threads=threads, stand_in=stand_in
+            )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
         if warm_up:

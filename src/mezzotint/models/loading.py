@@ -64,10 +64,6 @@ def load_backend(
         ModelInvalid: its files are altered, corrupt, of a refused kind, or no SDXL.
         SettingInvalid: no such device or dtype here, or it cannot do what `tuning` asks.
     """
-    if model.partition(":")[0] == "fake":
-        from mezzotint.backends.fake import FakeBackend
-
-        return FakeBackend.from_name(model)
     if device == NEURON:
         _set_threads(threads)
         _silence_known_noise()
