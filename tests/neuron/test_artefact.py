@@ -17,6 +17,7 @@ from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, Settin
 from mezzotint.models import check, limits_of, write_manifest
 from mezzotint.models.artefact import adopt, read_artefact
 from mezzotint.models.loading import load_backend
+from mezzotint.tuning import Tuning
 
 GRAPH = "64x64/unet/model.neuron"
 
@@ -141,7 +142,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(
         ({"device": "auto", "stand_in": False}, "take --device neuron"),
         ({"device": "cpu"}, "--stand-in is for --device neuron"),
         ({"dtype": "bf16"}, "dtype"),
-        ({"compile": True}, "--compile"),
+        ({"tuning": Tuning(compile="blocks")}, "compile is for modules"),
     ],
 )
 def test_options_that_graphs_do_not_take_are_refused_by_name(
