@@ -1,4 +1,5 @@
-"""The two presets of the recipe: ``cpu`` (two cores, the shipped weights) and ``gpu`` (never run by us)."""
+"""The presets of the recipe: ``cpu`` (two cores, the shipped weights), ``grown`` (from those on; begun, not
+finished) and ``gpu`` (never run by us)."""
 
 from __future__ import annotations
 
