@@ -217,15 +217,22 @@ class JobStore:
         return await self._change(work)
 
     async def set_image(self, id: str, owner: str, index: int, name: str, receipt: Mapping[str, Any]) -> bool:
-        """Note a finished picture and tell of it. False: the job is not held, and nothing was noted."""
+        """Note a finished picture and tell of it, once, however often it is asked: an answer may be lost.
+        False: the job is not held, and nothing was noted.
+        """
         held = select(jobs.c.id).where(held_by(id, owner)).with_for_update()
         values = {"name": name, "receipt": dict(receipt)}
         new = self._database.insert(job_images).values(job_id=id, number=index, **values)
+        same = select(job_images.c.number).where(
+            job_images.c.job_id == id, job_images.c.number == index, job_images.c.name == name
+        )
         noted = new.on_conflict_do_update(index_elements=["job_id", "number"], set_=values)
 
         async def work(connection: AsyncConnection) -> bool:
             if await connection.scalar(held) is None:
                 return False
+            if await connection.scalar(same) is not None:
+                return True
             await connection.execute(noted)
             told = {"index": index, "seed": receipt["seed"], "name": name}
             await tell(connection, id, "image", told, self._database.now())
