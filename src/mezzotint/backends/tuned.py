@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
-__all__ = ["compute_with", "is_on", "tune_unet", "tune_vae"]
+__all__ = ["compute_with", "is_on", "tune_unet", "tune_vae", "with_plain_weights"]
 
 # The oldest GPUs that multiply fp8 (Ada, Hopper) and int8 (Ampere) as torchao does.
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
@@ -38,6 +39,20 @@ _KERNELS = {
 def is_on(switch: Switch, device: torch.device) -> bool:
     """What a switch means on `device`."""
     return switch == "on" or (switch == "auto" and device.type == "cuda")
+
+
+def with_plain_weights(tuning: Tuning) -> Tuning:
+    """The tuning of a model whose weights change between passes, as LoRAs do.
+
+    Raises:
+        SettingInvalid: it asks for what keeps weights in another form.
+    """
+    for name, plain in (("fused_projections", "off"), ("quantisation", "none")):
+        if getattr(tuning, name) not in (plain, "auto"):
+            raise SettingInvalid(
+                f"{name} must be {plain} with LoRAs, which change the plain weights", param=name
+            )
+    return replace(tuning, fused_projections="off")
 
 
 def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,17 @@ import typer
 from mezzotint.cli.known import limits_of_installed
 from mezzotint.cli.options import Device, Dtype, Json, Model, StandIn
 from mezzotint.cli.outputs import output_paths
-from mezzotint.core import Done, Failed, GenerationRequest, Image, ModelLimits, Progress, Queued, resolve
+from mezzotint.core import (
+    Done,
+    Failed,
+    GenerationRequest,
+    Image,
+    Lora,
+    ModelLimits,
+    Progress,
+    Queued,
+    resolve,
+)
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
@@ -55,6 +66,12 @@ def draw(
         str | None, typer.Option(metavar="NAME", help="The sampler, such as 'DPM++ 2M'.")
     ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LORA", help="A LoRA of the model's own or a .safetensors file; LORA:0.8 for less of it."
+        ),
+    ] = None,
     number: Annotated[
         int, typer.Option("-n", help=f"Images, 1 to {MAX_IMAGES}, with seeds counting up.")
     ] = 1,
@@ -68,6 +85,7 @@ def draw(
 ) -> None:
     """Draw pictures on this machine."""
     width, height = (None, None) if size is None else parse_size(size)
+    loras, files = _loras(lora or ())
     request = GenerationRequest(
         prompt=" ".join(prompt),
         negative_prompt=negative,
@@ -77,17 +95,36 @@ def draw(
         guidance_scale=guidance,
         scheduler=scheduler,
         seed=seed,
+        loras=loras,
     )
-    requests = _numbered(request, number, limits_of_installed(model))
+    requests = _numbered(request, number, limits_of_installed(model, files))
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
     for path in paths:
         check_output(path)
     # Tuning says what it accepts.
     tuning = Tuning(compile=cast("Compile", compile))
-    images = _draw_all(requests, model=model, device=device, dtype=dtype, tuning=tuning, stand_in=stand_in)
+    load = {"model": model, "device": device, "dtype": dtype, "tuning": tuning, "stand_in": stand_in}
+    images = _draw_all(requests, loras=files, **load)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)
+
+
+def _loras(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
+    """What the request names, and which of it are files to read."""
+    loras, files = [], []
+    for each in given:
+        name, colon, scale = each.rpartition(":")
+        name = name if colon else each
+        try:
+            loras.append(Lora(Path(name).stem if name.endswith(".safetensors") else name, float(scale or 1)))
+        except ValueError:
+            raise InvalidRequest(
+                f"--lora takes NAME, PATH or either with :SCALE, not {each!r}", param="lora"
+            ) from None
+        if name.endswith(".safetensors"):
+            files.append(name)
+    return tuple(loras), files
 
 
 def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> list[GenerationRequest]:

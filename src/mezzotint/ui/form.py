@@ -94,10 +94,16 @@ def read_seed(text: str) -> int | None:
 
 def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]:
     """The form's values for a picture like that, by field; a sentence on what could not be taken over."""
+    left_out: list[str] = []
     values: dict[str, Any] = {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt, "style": ""}
-    left_out = []
     if recipe.seed is not None:
         values["seed"] = str(recipe.seed)
+    served = [lora.name for lora in offer.loras] if offer else []
+    loras = [lora for lora in recipe.loras if lora.name in served]
+    left_out += [f"LoRA {lora.name}" for lora in recipe.loras if lora not in loras]
+    values["loras"] = [lora.name for lora in loras]
+    # The form has one strength for all.
+    values["lora_scale"] = loras[0].scale if loras else 1.0
     for name, value, fits in (
         ("size", recipe.size, offer is None or offer.accepts(recipe.size or "")),
         ("steps", recipe.steps, offer is None or 1 <= (recipe.steps or 0) <= offer.max_steps),
