@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from mezzotint.core import Lora
 from mezzotint.ui import cards
 from mezzotint.ui.desk import Desk
 from mezzotint.ui.editing import prepare_edit
@@ -148,8 +149,7 @@ class Answers:
             scheduler=scheduler or "",
             seed=seed,
             model=model or "",
-            loras=loras or (),
-            lora_scale=lora_scale,
+            loras=[Lora(name, lora_scale) for name in loras or ()],
         )
         return self._notice(await self._desk.draw(browser, wish))
 

@@ -100,6 +100,7 @@ class Desk:
             steps=recipe.steps,
             guidance=recipe.guidance,
             scheduler=recipe.scheduler or "",
+            loras=recipe.loras,
             strength=VARY_STRENGTH,
             image=data,
         )

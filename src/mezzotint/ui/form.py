@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from mezzotint.core import Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 
@@ -37,7 +38,7 @@ STYLES = (
 class Wish:
     """What somebody asks for. None and empty: as the service thinks best. image, mask: files.
 
-    seed: None draws one at random. loras: names, each as strong as lora_scale.
+    seed: None draws one at random.
     """
 
     prompt: str
@@ -50,8 +51,7 @@ class Wish:
     seed: int | None = None
     n: int = 1
     model: str = ""
-    loras: Sequence[str] = ()
-    lora_scale: float = 1.0
+    loras: Sequence[Lora] = ()
     strength: float | None = None
     image: bytes | None = None
     mask: bytes | None = None
@@ -69,7 +69,7 @@ class Wish:
             "scheduler": self.scheduler,
             "seed": self.seed,
             "model": self.model,
-            "loras": [{"name": name, "scale": self.lora_scale} for name in self.loras],
+            "loras": [asdict(lora) for lora in self.loras],
             "strength": self.strength if self.image is not None else None,
             "image": _encoded(self.image),
             "mask": _encoded(self.mask),
