@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,16 @@ def test_speed_that_keeps_weights_in_another_form_is_refused(tiny_sdxl: Path, fi
         load_backend(
             str(tiny_sdxl), device="cpu", threads=1, loras=files, tuning=Tuning(fused_projections="on")
         )
+
+
+def test_the_models_own_give_way_to_speed(tiny_sdxl: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_sdxl, tmp_path / "model")
+    write_lora(model / "loras/own.safetensors")
+    load = {"device": "cpu", "threads": 1}
+    plain = load_backend(str(model), **load)
+    fused = load_backend(str(model), tuning=Tuning(fused_projections="on"), **load)
+    assert [lora.name for lora in plain.info.limits.loras] == ["own"]
+    assert fused.info.limits.loras == ()
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, as it is imported

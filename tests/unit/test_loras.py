@@ -16,7 +16,7 @@ from mezzotint.core import GenerationRequest, Lora, ServedLora, UsedLora, resolv
 from mezzotint.engine.scheduler import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.imaging.metadata import parameters_text
-from mezzotint.models.loras import find_loras
+from mezzotint.models.loras import find_loras, read_choices
 from tests.loras import write_lora
 
 FEW = ServedLora("few", "Few steps", "f" * 64, steps=4, guidance_scale=1.0, scheduler="LCM")
@@ -116,6 +116,14 @@ class TestFiles:
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(ModelInvalid, match="truncated"):
             find_loras(tmp_path, [str(path)])
+
+
+def test_the_command_line_names_them_by_name_or_by_file() -> None:
+    loras, files = read_choices(["ink", "few-step:0.5", "/a/oil.safetensors", "b/c.safetensors:-1"])
+    assert loras == (Lora("ink"), Lora("few-step", 0.5), Lora("oil"), Lora("c", -1.0))
+    assert files == ["/a/oil.safetensors", "b/c.safetensors"]
+    with pytest.raises(InvalidRequest, match="--lora takes NAME"):
+        read_choices(["ink:much"])
 
 
 class Two(nn.Module):

@@ -21,7 +21,7 @@ from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
-__all__ = ["compute_with", "is_on", "tune_unet", "tune_vae", "with_plain_weights"]
+__all__ = ["compute_with", "is_on", "keeps_plain_weights", "tune_unet", "tune_vae", "with_plain_weights"]
 
 # The oldest GPUs that multiply fp8 (Ada, Hopper) and int8 (Ampere) as torchao does.
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
@@ -41,17 +41,24 @@ def is_on(switch: Switch, device: torch.device) -> bool:
     return switch == "on" or (switch == "auto" and device.type == "cuda")
 
 
+# What keeps weights in another form than files have them in, and how not to.
+PLAIN = {"fused_projections": "off", "quantisation": "none"}
+
+
+def keeps_plain_weights(tuning: Tuning) -> bool:
+    """Whether the weights may stay as files have them, so that they can change between passes."""
+    return all(getattr(tuning, name) in (plain, "auto") for name, plain in PLAIN.items())
+
+
 def with_plain_weights(tuning: Tuning) -> Tuning:
-    """The tuning of a model whose weights change between passes, as LoRAs do.
+    """The tuning of a model with LoRAs, which change its weights between passes.
 
     Raises:
         SettingInvalid: it asks for what keeps weights in another form.
     """
-    for name, plain in (("fused_projections", "off"), ("quantisation", "none")):
+    for name, plain in PLAIN.items():
         if getattr(tuning, name) not in (plain, "auto"):
-            raise SettingInvalid(
-                f"{name} must be {plain} with LoRAs, which change the plain weights", param=name
-            )
+            raise SettingInvalid(f"{name} must be {plain} with LoRAs", param=name)
     return replace(tuning, fused_projections="off")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from mezzotint.core import (
     Failed,
     GenerationRequest,
     Image,
-    Lora,
     ModelLimits,
     Progress,
     Queued,
@@ -30,6 +28,7 @@ from mezzotint.core import (
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
+from mezzotint.models.loras import read_choices
 from mezzotint.tuning import Compile, Tuning
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def draw(
 ) -> None:
     """Draw pictures on this machine."""
     width, height = (None, None) if size is None else parse_size(size)
-    loras, files = _loras(lora or ())
+    loras, files = read_choices(lora or ())
     request = GenerationRequest(
         prompt=" ".join(prompt),
         negative_prompt=negative,
@@ -108,23 +107,6 @@ def draw(
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)
-
-
-def _loras(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
-    """What the request names, and which of it are files to read."""
-    loras, files = [], []
-    for each in given:
-        name, colon, scale = each.rpartition(":")
-        name = name if colon else each
-        try:
-            loras.append(Lora(Path(name).stem if name.endswith(".safetensors") else name, float(scale or 1)))
-        except ValueError:
-            raise InvalidRequest(
-                f"--lora takes NAME, PATH or either with :SCALE, not {each!r}", param="lora"
-            ) from None
-        if name.endswith(".safetensors"):
-            files.append(name)
-    return tuple(loras), files
 
 
 def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> list[GenerationRequest]:

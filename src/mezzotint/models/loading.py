@@ -27,6 +27,7 @@ import transformers
 import mezzotint
 from mezzotint.backends.base import Backend, BackendInfo
 from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.tuned import keeps_plain_weights
 from mezzotint.errors import SettingInvalid
 from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
@@ -92,7 +93,8 @@ def load_backend(
         folder = Path(tuning.preview_vae).expanduser()
         small = read_preview_vae(folder, dtype=torch_dtype, device=chosen_device)
         parts = replace(parts, preview_vae=small)
-    files = find_loras(path, loras)
+    # Its own are a courtesy, which speed goes before; those that are named were asked for.
+    files = find_loras(path, loras) if loras or keeps_plain_weights(tuning) else ()
     parts = replace(parts, loras={each.served.name: read_lora(each.path, parts) for each in files})
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,

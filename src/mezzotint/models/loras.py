@@ -12,12 +12,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from mezzotint.core import ServedLora
+from mezzotint.core import Lora, ServedLora
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.models.manifest import files_hash
 from mezzotint.samplers import find_sampler
 
-__all__ = ["FOLDER", "LoraFile", "find_loras"]
+__all__ = ["FOLDER", "LoraFile", "find_loras", "read_choices"]
 
 FOLDER = "loras"
 SUFFIX = ".safetensors"
@@ -50,6 +50,28 @@ def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
             )
         found[name] = path
     return tuple(LoraFile(path, _described(name, path)) for name, path in found.items())
+
+
+def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
+    """What a command line asks to draw with, each NAME or PATH or either with `:SCALE`; and which are files.
+
+    Raises:
+        InvalidRequest: a scale is no number.
+    """
+    loras, files = [], []
+    for each in given:
+        place, colon, scale = each.rpartition(":")
+        place = place if colon else scale
+        is_file = place.endswith(SUFFIX)
+        try:
+            number = float(scale) if colon else 1.0
+        except ValueError:
+            raise InvalidRequest(
+                f"--lora takes NAME, PATH or either with :SCALE, not {each!r}", param="lora"
+            ) from None
+        loras.append(Lora(Path(place).stem if is_file else place, number))
+        files += [place] if is_file else []
+    return tuple(loras), files
 
 
 def _named(given: str) -> tuple[str, Path]:
