@@ -56,11 +56,11 @@ CPU = Config()
 GROWN = replace(
     CPU,
     name="grown",
-    glyph_count=600,
+    glyph_count=None,
     known=336,
-    unet_budget=2700.0,
-    unet_rate=2.5e-3,
-    pairs=12000,
+    unet_budget=4500.0,
+    unet_rate=3e-3,
+    pairs=14000,
 )
 GPU = replace(
     CPU,

@@ -215,6 +215,8 @@ class Example:
     def group(self) -> str:
         if self.scene.style:
             return "style"
+        if self.scene.place:
+            return "scene"
         if self.crop != (0, 0) or self.coarseness > 1:
             return "frame"
         if len(self.scene.names) == 2:
@@ -225,7 +227,7 @@ class Example:
         shift = (self.shift[0] - self.crop[1], self.shift[1] - self.crop[0])
         picture = data.compose(
             [texts[n] for n in self.scene.names],
-            data.BACKGROUNDS[self.scene.background],
+            self.scene.place or data.BACKGROUNDS[self.scene.background],
             self.size,
             shift,
         )
@@ -243,7 +245,7 @@ class Example:
 
 #: How often each group of examples is drawn in training.
 NEW_WEIGHT = 3.0
-GROUP_SHARES = {"single": 0.50, "shaped": 0.14, "pair": 0.22, "style": 0.08, "frame": 0.06}
+GROUP_SHARES = {"single": 0.40, "shaped": 0.15, "pair": 0.28, "style": 0.06, "frame": 0.04, "scene": 0.07}
 
 
 def examples(config: Config) -> list[Example]:
@@ -261,12 +263,16 @@ def examples(config: Config) -> list[Example]:
 
     for name in names:
         allowed = data.allowed(name)
-        framed = [(square, b) for b in (*allowed, *choose(allowed, 4))]
-        framed += [(size, b) for size in others for b in choose(allowed, 6)]
+        framed = [(square, b) for b in (*allowed, *choose(allowed, 2))]
+        framed += [(size, b) for size in others for b in choose(allowed, 3)]
         found += [Example(captions.Scene((name,), b), size, jitter()) for size, b in framed]
         for style in data.STYLES:
-            for background, size in zip(choose(allowed, 3), (square, square, others[0]), strict=True):
+            for background, size in zip(choose(allowed, 2), (square, others[0]), strict=True):
                 found.append(Example(captions.Scene((name,), background, style), size, jitter()))
+        for place, base in data.SCENES.items():
+            if base in allowed:
+                for size in (square, others[int(rng.integers(len(others)))]):
+                    found.append(Example(captions.Scene((name,), base, place=place), size, jitter()))
         for background in choose(allowed, 2):
             crop = (int(rng.integers(0, 5)) * 8, int(rng.integers(1, 5)) * 8)
             found.append(Example(captions.Scene((name,), background), square, jitter(), crop))
@@ -276,8 +282,9 @@ def examples(config: Config) -> list[Example]:
     for i in range(config.pairs):
         first, second = (names[j] for j in rng.choice(len(names), 2, replace=False))
         allowed = tuple(b for b in data.allowed(first) if b in data.allowed(second))
-        size = (square, others[0], square, others[0], others[1])[i % 5]
-        scene = captions.Scene((first, second), allowed[rng.integers(len(allowed))])
+        size = (square, others[0], square, *others)[i % 7]
+        tall = size[1] > size[0]
+        scene = captions.Scene((first, second), allowed[rng.integers(len(allowed))], tall=tall)
         found.append(Example(scene, size, jitter()))
     return found
 
