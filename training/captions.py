@@ -162,7 +162,7 @@ SCENE_WORDS: dict[str, tuple[str, ...]] = {
     ),
     "seaside": ("by the sea", "by the sea", "at the sea", "on the beach", "at the beach", "by the ocean"),
 }
-#: How two things stand: side by side, or one above the other. The second wordings name them the other way round.
+#: How two things stand: side by side, or one above the other. The second wordings name them in turned order.
 BESIDE = ((" left of ", " to the left of "), (" right of ", " to the right of "))
 ABOVE = ((" above ", " over "), (" below ", " under "))
 
