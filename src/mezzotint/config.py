@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     preview_vae: str = Field(
         "", description="a folder with an AutoencoderTiny for previews; empty is a linear map"
     )
+    loras: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="LoRAs beside the model's own: PATH.safetensors or NAME=PATH.safetensors, with commas"
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of a replica, 1…1024")
     neuron_cores: int = Field(
         2, ge=1, le=32, description="NeuronCores of a replica with the device neuron, 1…32; a chip has 2"
@@ -151,12 +154,12 @@ class Settings(BaseSettings):
             raise ValueError("a truth value")
         return value
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "loras", mode="before")
     @classmethod
-    def _read_origins(cls, value: object) -> object:
+    def _read_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        return tuple(each.strip() for each in value.split(",") if each.strip())
 
     @field_validator("cors_origins")
     @classmethod

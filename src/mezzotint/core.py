@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -36,6 +37,7 @@ __all__ = [
     "Failed",
     "GenerationRequest",
     "Image",
+    "Lora",
     "Mask",
     "ModelLimits",
     "Pixels",
@@ -44,6 +46,8 @@ __all__ = [
     "Queued",
     "Receipt",
     "ResolvedRequest",
+    "ServedLora",
+    "UsedLora",
     "resolve",
 ]
 
@@ -62,6 +66,19 @@ RANDOM_SEED_BITS = 32
 # The defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline.
 DEFAULT_STRENGTH = 0.3
 DEFAULT_INPAINTING_STRENGTH = 0.9999
+MAX_LORAS = 8
+MAX_LORA_SCALE = 4.0
+
+
+@dataclass(frozen=True, order=True)
+class Lora:
+    """A LoRA that a picture is drawn with, by the name it is served under.
+
+    scale: how much of it, -4…4; at 1 it is as it was trained, at 0 as if it were not there.
+    """
+
+    name: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,7 @@ class GenerationRequest:
     mask: inpainting redraws where this is above 127 and keeps the rest; needs `image`, of its size.
     strength: how far from `image` to go, above 0…1: of the steps, the last ⌊steps × strength⌋ are taken.
         The default is diffusers', 0.3 and with a mask 0.9999, or what takes one step if that takes none.
+    loras: each a name of the model's limits, at most 8.
     tenant: whose share of the engine the request uses; the shares of tenants are fair among each other.
     priority: low, normal or high: a quarter, one or four times the share, and the order within a tenant.
     """
@@ -102,8 +120,24 @@ class GenerationRequest:
     image: Pixels | None = field(default=None, compare=False, repr=False)
     mask: Mask | None = field(default=None, compare=False, repr=False)
     strength: float | None = None
+    loras: tuple[Lora, ...] = ()
     tenant: str = ""
     priority: Priority = "normal"
+
+
+@dataclass(frozen=True)
+class ServedLora:
+    """A LoRA that requests may name. sha256: of its file.
+
+    steps, guidance_scale, scheduler: what its makers draw with it; the model's own where that is None.
+    """
+
+    name: str
+    title: str
+    sha256: str
+    steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +159,15 @@ class ModelLimits:
     max_steps: int = 150
     max_guidance_scale: float = 50.0
     served: tuple[tuple[int, int], ...] | None = None
+    loras: tuple[ServedLora, ...] = ()
 
 
 @dataclass(frozen=True)
 class ResolvedRequest:
     """A request with nothing left open: valid for its model, and enough to draw the picture again.
 
-    `image` and `mask` are width × height; `mask` holds 0 and 255 alone.
+    `image` and `mask` are width × height; `mask` holds 0 and 255 alone. `loras` are by name, without those
+    that change nothing.
     """
 
     prompt: str
@@ -147,6 +183,7 @@ class ResolvedRequest:
     image: Pixels | None = field(default=None, compare=False, repr=False)
     mask: Mask | None = field(default=None, compare=False, repr=False)
     strength: float | None = None
+    loras: tuple[Lora, ...] = ()
     tenant: str = ""
     priority: Priority = "normal"
 
@@ -165,6 +202,13 @@ class ResolvedRequest:
     def evaluations(self) -> int:
         """UNet evaluations until the latents are final; a guided evaluation counts once."""
         return find_sampler(self.scheduler).evaluations(self.steps, self.steps_taken)
+
+
+@dataclass(frozen=True)
+class UsedLora(Lora):
+    """As a receipt tells it."""
+
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,10 +235,18 @@ class Receipt:
     strength: float | None = None
     image_sha256: str | None = None
     mask_sha256: str | None = None
+    loras: tuple[UsedLora, ...] = ()
+
+    @classmethod
+    def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
+        """As `to_dict` told it."""
+        loras = tuple(UsedLora(**lora) for lora in told["loras"])
+        return cls(**{**told, "warnings": tuple(told["warnings"]), "loras": loras})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in the order above."""
-        return {**asdict(self), "warnings": list(self.warnings)}
+        told = asdict(self)
+        return {**told, "warnings": list(self.warnings), "loras": list(told["loras"])}
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,6 +348,8 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
     _check_text("prompt", request.prompt, required=request.image is None)
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, required=False)
+    loras = _loras(request.loras, limits)
+    limits = _as_drawn_with(loras, limits)
     sampler = find_sampler(_default(request.scheduler, limits.default_scheduler, str, "scheduler"))
     width, height = _size(request, limits)
     max_steps = min(limits.max_steps, sampler.max_steps)
@@ -333,9 +387,47 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         image=image,
         mask=mask,
         strength=strength,
+        loras=loras,
         tenant=request.tenant,
         priority=priority,
     )
+
+
+def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
+    if len(asked) > MAX_LORAS:
+        raise InvalidRequest(f"loras takes at most {MAX_LORAS}, not {len(asked)}", param="loras")
+    served = [lora.name for lora in limits.loras]
+    for number, lora in enumerate(asked):
+        if lora.name not in served:
+            there_is = f"served are {', '.join(served)}" if served else "this model is served without any"
+            raise InvalidRequest(f"loras: there is no {_shown(lora.name)}; {there_is}", param="loras")
+        if lora.name in (other.name for other in asked[:number]):
+            raise InvalidRequest(f"loras names {lora.name} twice", param="loras")
+        scale = _default(lora.scale, 1.0, (int, float), "loras: scale")
+        if not abs(scale) <= MAX_LORA_SCALE:
+            raise InvalidRequest(
+                f"loras: the scale of {lora.name} must be {-MAX_LORA_SCALE:g}…{MAX_LORA_SCALE:g}, "
+                f"not {_shown(scale)}",
+                param="loras",
+            )
+    # In one order, so that those who ask for the same share passes.
+    return tuple(sorted(Lora(lora.name, float(lora.scale)) for lora in asked if lora.scale))
+
+
+def _as_drawn_with(loras: tuple[Lora, ...], limits: ModelLimits) -> ModelLimits:
+    """The defaults, where a LoRA has its own: few steps, no guidance."""
+    names = {lora.name for lora in loras}
+    for lora in limits.loras:
+        if lora.name in names:
+            limits = replace(
+                limits,
+                default_steps=lora.steps or limits.default_steps,
+                default_guidance_scale=limits.default_guidance_scale
+                if lora.guidance_scale is None
+                else lora.guidance_scale,
+                default_scheduler=lora.scheduler or limits.default_scheduler,
+            )
+    return limits
 
 
 def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:

@@ -24,11 +24,12 @@ PERCENT = "card => card.querySelector('[role=progressbar]')?.getAttribute('aria-
 
 
 def begin(page: Page, prompt: str) -> Locator:
-    """Type and press Enter; the drawing's card."""
+    """Type and press Enter; the drawing's card, once the service has taken it."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
     page.get_by_label("Prompt", exact=True).press("Enter")
     found = card(page, prompt)
     expect(found).to_be_visible()
+    expect(found).not_to_have_attribute("data-state", "asked")
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from mezzotint.backends.fake import FakeBackend
-from mezzotint.core import ResolvedRequest
+from mezzotint.core import ResolvedRequest, ServedLora
 from mezzotint.errors import GenerationFailed, MezzotintError
 from tests.api.live import Live, live
 from tests.ui.serving import page_server
@@ -23,6 +23,10 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # On two busy cores the page takes seconds to open.
 WAIT_MS = 30_000
 PASS_SECONDS = 0.03
+LORAS = (
+    ServedLora("few-step", "Four steps", "a" * 64, steps=4, guidance_scale=1.0, scheduler="LCM"),
+    ServedLora("ink", "In ink", "b" * 64),
+)
 
 
 def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
@@ -44,7 +48,7 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A drawing of 20 steps takes 0.6 s."""
-    backend = FakeBackend(pass_seconds=PASS_SECONDS, fault=fault)
+    backend = FakeBackend(pass_seconds=PASS_SECONDS, fault=fault, loras=LORAS)
     with live(tmp_path_factory.mktemp("service"), backend) as server:
         yield server
 

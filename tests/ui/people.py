@@ -1,7 +1,8 @@
 """Many people drawing through the page at once, each in a browser context of their own.
 
 `python -m tests.ui.people` has twenty draw with the demo model, and says how long the page took to answer
-each key: from the press, as the browser saw it, to the drawing's card in the list. `make people` runs it.
+each key: from the press, as the browser saw it, to the drawing's card in the list, and to the service's
+answer on that card. `make people` runs it.
 
 All but two share a browser that stands still while a key of the two is timed, and has the lowest priority at
 other times: in life they would have machines of their own, and twenty tabs take more of two cores than
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -34,21 +35,24 @@ WAIT_MS = 120_000
 LOWEST_PRIORITY = 19
 TIMED = 2
 SHOWN = 12
-# Notes when Enter was pressed, and when a card came that was not there before.
+ASKED = "li.mz-drawing[data-state=asked]"
+# Notes when Enter was pressed, when a card came that was not there before, and when one of a job did.
 STOPWATCH = """() => {
-  const known = () => new Set([...document.querySelectorAll('li.mz-drawing')].map(card => card.dataset.job));
-  window.waits = [];
-  let pressed = null, before = known();
+  const cards = of => new Set([...document.querySelectorAll(of)].map(card => card.dataset.job));
+  const all = 'li.mz-drawing', taken = all + ':not([data-state=asked])';
+  window.waits = {card: [], job: []};
+  let pressed = null, before, open = [];
   document.addEventListener('keydown', event => {
-    if (event.key === 'Enter') { pressed = performance.now(); before = known(); }
+    if (event.key === 'Enter') {
+      [pressed, before, open] = [performance.now(), cards(all), [['card', all], ['job', taken]]];
+    }
   }, true);
   new MutationObserver(() => {
-    if (pressed === null) return;
-    for (const job of known()) if (!before.has(job)) {
-      window.waits.push(performance.now() - pressed);
-      pressed = null;
-      return;
-    }
+    open = open.filter(([name, of]) => {
+      if ([...cards(of)].every(job => before.has(job))) return true;
+      window.waits[name].push(performance.now() - pressed);
+      return false;
+    });
   }).observe(document.body, {subtree: true, childList: true, attributes: true});
 }"""
 
@@ -71,6 +75,7 @@ class Person:
         self.page.get_by_label("Prompt", exact=True).fill(prompt)
         self.page.get_by_label("Prompt", exact=True).press("Enter")
         expect(self.page.locator("li.mz-drawing")).to_have_count(len(self.asked), timeout=WAIT_MS)
+        expect(self.page.locator(ASKED)).to_have_count(0, timeout=WAIT_MS)
 
     def wait(self) -> None:
         """Until every drawing is done."""
@@ -82,8 +87,8 @@ class Person:
         shown = self.page.locator("li.mz-drawing .mz-prompt").all_inner_texts()
         return sorted(shown)
 
-    def waits_ms(self) -> list[float]:
-        return list(self.page.evaluate("window.waits"))
+    def waits_ms(self, until: Literal["card", "job"]) -> list[float]:
+        return list(self.page.evaluate("until => window.waits[until]", until))
 
 
 def gather(browser: Browser, address: str, count: int, prompts: Sequence[str]) -> list[Person]:
@@ -132,7 +137,9 @@ def measure(count: int, model: str) -> dict[str, Any]:
             for person in everybody:
                 person.wait()
         mixed_up = [person.name for person in everybody if person.sees() != sorted(person.asked)]
-        figures = _summary([wait for person in timed for wait in person.waits_ms()])
+        heard = _summary([wait for person in timed for wait in person.waits_ms("card")])
+        taken = _summary([wait for person in timed for wait in person.waits_ms("job")])
+    figures = {"to_the_card": heard, "to_the_services_answer": taken}
     return {"people": count, "mixed_up": mixed_up, **figures, "wall_s": round(time.monotonic() - began, 1)}
 
 

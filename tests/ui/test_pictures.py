@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -168,3 +169,24 @@ def test_another_browser_sees_none_of_it(page: Page, visit: object) -> None:
     other = visit()  # type: ignore[operator]
     expect(other.get_by_text("Nothing yet.")).to_be_visible()
     expect(other.locator("li.mz-drawing")).to_have_count(0)
+
+
+def test_a_lora_of_few_steps_brings_its_settings_and_takes_them_away(page: Page) -> None:
+    open_settings(page)
+    loras = page.get_by_label("LoRAs")
+    steps = number(page, "Steps")
+    expect(steps).to_have_value("20")
+    loras.click()
+    page.get_by_role("option", name="Four steps").click()
+    expect(steps).to_have_value("4")
+    draw(page, "a wren")
+    panel = open_picture(page, "a wren")
+    panel.get_by_role("button", name="The whole receipt").click()
+    expect(page.locator("#receipt textarea")).to_have_value(re.compile('"name": "few-step"'))
+    expect(panel).to_contain_text("LCM")
+    loras.click()
+    loras.press("Backspace")
+    loras.press("Tab")
+    expect(steps).to_have_value("20")
+    panel.get_by_role("button", name="Use these settings").click()
+    expect(steps).to_have_value("4")

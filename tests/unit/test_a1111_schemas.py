@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from mezzotint.core import MAX_SEED
+from mezzotint.core import MAX_SEED, Lora
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, sampler_of, seeds_of
@@ -93,9 +93,22 @@ def test_a_setting_that_would_change_the_picture_is_refused() -> None:
         Txt2Img(prompt="a", override_settings={"CLIP_stop_at_last_layers": 4}).to_request()
 
 
-def test_a_network_in_the_prompt_is_refused() -> None:
-    with pytest.raises(NotSupported, match="lora"):
-        Txt2Img(prompt="a cat <lora:pixel:0.8>").to_request()
+def test_loras_in_the_prompt_are_read_and_leave_it() -> None:
+    request = Txt2Img(prompt="<lora:ink> a cat <lyco:pixel art:-0.8>").to_request()
+    assert request.prompt == "a cat"
+    assert request.loras == (Lora("ink", 1.0), Lora("pixel art", -0.8))
+
+
+@pytest.mark.parametrize("tag", ["<hypernet:a:1>", "<lora:a:0.5:0.7>", "<lora:a:te=1>", "<lora:>"])
+def test_another_network_in_the_prompt_is_refused(tag: str) -> None:
+    with pytest.raises(NotSupported, match="only <lora:name:scale> is served") as refused:
+        Txt2Img(prompt=f"a cat {tag}").to_request()
+    assert refused.value.param == "prompt"
+
+
+def test_a_loras_scale_must_be_a_number() -> None:
+    with pytest.raises(InvalidRequest, match="no number"):
+        Txt2Img(prompt="a cat <lora:a:1.2.3>").to_request()
 
 
 @pytest.mark.parametrize(("name", "value"), [("steps", True), ("seed", "many"), ("batch_size", 0)])

@@ -12,9 +12,13 @@ import httpx
 import pytest
 
 from mezzotint.ui import browsers as browsers_module
+from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser, Browsers, Changes
+from mezzotint.ui.desk import Desk
 from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.form import Wish
 from mezzotint.ui.service import Refused, Service, Unreachable
+from mezzotint.ui.views import View
 
 WAIT_SECONDS = 10.0
 JOB: dict[str, Any] = {
@@ -175,6 +179,39 @@ async def test_what_was_drawn_before_the_storage_was_read_is_not_lost() -> None:
     assert (browser.id, [each.prompt for each in browser.drawings.values()]) == ("f" * 32, ["early"])
     await known.close()
     await service.close()
+
+
+REFUSED = {"error": {"message": "no", "code": "invalid_request", "param": "prompt"}}
+
+
+@pytest.mark.parametrize(
+    ("answered", "left"),
+    [(httpx.Response(202, json=DONE), ["job_1"]), (httpx.Response(400, json=REFUSED), [])],
+)
+async def test_what_was_asked_for_is_in_the_list_before_the_service_answers(
+    answered: httpx.Response, left: list[str]
+) -> None:
+    waiting = asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        await waiting.wait()
+        return answered
+
+    desk = Desk(Service("http://service", "key", httpx.MockTransport(answer)))
+    browser, view = desk.browsers.of({}), View()
+    asking = asyncio.create_task(desk.draw(browser, Wish("an owl", size="96x64", n=2)))
+    await until(lambda: bool(view.found(browser)))
+    [shown] = view.found(browser)
+    assert (shown.prompt, shown.n, shown.size) == ("an owl", 2, (96, 64))
+    html = cards.drawings_list([shown], searching=False, more=0)
+    assert "Asking …" in html
+    assert "<button" not in html
+    assert browser.kept()["drawings"] == []
+    waiting.set()
+    assert (await asking is None) == bool(left)
+    assert [drawing.id for drawing in view.found(browser)] == left
+    await desk.browsers.close()
+    await desk.service.close()
 
 
 async def test_a_removed_drawing_does_not_come_back_from_another_tab() -> None:

@@ -13,13 +13,14 @@ from PIL import Image, PngImagePlugin
 
 from mezzotint import errors
 from mezzotint.backends.fake import FAKE_LIMITS
+from mezzotint.core import Lora
 from mezzotint.errors import MezzotintError, SettingInvalid
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, prepare_edit
 from mezzotint.ui.form import STYLES, Wish, filled, read_seed
-from mezzotint.ui.offer import Offer, read_offer
+from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import read_recipe
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
 from mezzotint.ui.service import Refused, Unreachable
@@ -106,12 +107,12 @@ class TestDrawing:
 class TestReceipts:
     def test_a_picture_of_a1111_fills_the_form(self, offer: Offer) -> None:
         text = (
-            "a castle, <lora:x:1>\nat night\nNegative prompt: fog\nSteps: 22, Sampler: DPM++ 2M, "
+            "a castle, <lora:x:0.5>\nat night\nNegative prompt: fog\nSteps: 22, Sampler: DPM++ 2M, "
             'Schedule type: Karras, CFG scale: 6.5, Seed: 99, Size: 832x1216, Model: "a, b", Version: v1.10'
         )
         recipe = read_recipe(with_parameters(text))
         assert recipe is not None
-        assert recipe.prompt == "a castle, <lora:x:1>\nat night"
+        assert (recipe.prompt, recipe.loras) == ("a castle,\nat night", (Lora("x", 0.5),))
         assert (recipe.negative_prompt, recipe.steps, recipe.guidance) == ("fog", 22, 6.5)
         assert (recipe.scheduler, recipe.seed, recipe.size) == ("DPM++ 2M Karras", 99, "832x1216")
 
@@ -199,7 +200,21 @@ class TestOffer:
 
     def test_loras_are_offered_once_the_service_lists_any(self, offer: Offer) -> None:
         assert offer.loras == ()
-        assert read_offer(told(loras=[{"name": "ink"}])).loras == ("ink",)
+        assert read_offer(told(loras=[{"name": "ink"}])).loras == (OfferedLora("ink", "ink"),)
+
+    def test_a_lora_of_few_steps_brings_its_settings_along(self) -> None:
+        own = {"steps": 4, "guidance_scale": 1.0, "scheduler": "LCM"}
+        offer = read_offer(told(loras=[{"name": "few", "title": "Few", "defaults": own}, {"name": "ink"}]))
+        assert offer.defaults_with({"few", "ink"}) == (4, 1.0, "LCM")
+        assert offer.defaults_with({"ink"}) == (offer.steps, offer.guidance, offer.scheduler)
+
+    def test_a_pictures_loras_fill_the_form_where_they_are_served(self) -> None:
+        offer = read_offer(told(loras=[{"name": "ink"}]))
+        recipe = read_recipe(with_parameters("a castle <lora:ink:0.5> <lora:oil:1>\nSteps: 4, Seed: 1"))
+        assert recipe is not None
+        values, said = filled(recipe, offer)
+        assert (values["prompt"], values["loras"], values["lora_scale"]) == ("a castle", ["ink"], 0.5)
+        assert "LoRA oil" in said
 
 
 class TestWish:

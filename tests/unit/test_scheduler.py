@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mezzotint.core import PRIORITIES, Priority
+from mezzotint.core import PRIORITIES, Lora, Priority
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.scheduler import (
     PATIENCE,
@@ -59,7 +59,7 @@ def test_equal_requests_share_a_pass_up_to_the_knee() -> None:
 
 def test_different_shapes_never_share_a_pass() -> None:
     scheduler = Scheduler(BATCHES)
-    adapted = replace(GUIDED, adapters=("ink",))
+    adapted = replace(GUIDED, loras=(Lora("ink"),))
     for id, key in (("a", GUIDED), ("b", adapted), ("c", WIDE)):
         scheduler.submit(id, key, 10, 0.0)
     assert {run_pass(scheduler) for _ in range(12)} == {("a",), ("b",), ("c",)}

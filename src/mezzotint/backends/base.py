@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest
+from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedLora
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -35,6 +35,7 @@ class BackendInfo:
 
     def receipt(self, request: ResolvedRequest, warnings: tuple[str, ...] = ()) -> Receipt:
         """How to draw `request`'s picture again, with this backend."""
+        hashes = {lora.name: lora.sha256 for lora in self.limits.loras}
         return Receipt(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -53,6 +54,7 @@ class BackendInfo:
             strength=request.strength,
             image_sha256=None if request.image is None else pixels_sha256(request.image),
             mask_sha256=None if request.mask is None else pixels_sha256(request.mask),
+            loras=tuple(UsedLora(lora.name, lora.scale, hashes[lora.name]) for lora in request.loras),
         )
 
 
@@ -78,9 +80,9 @@ class Backend(Protocol):
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         """Advance each request by one UNet evaluation, all in one pass.
 
-        The requests share latent size; some may be guided and others not. Returns those of them that failed,
-        in this pass or, where the device runs behind the host, in the one before; the others have moved on
-        by one.
+        The requests share latent size and LoRAs; some may be guided and others not. Returns those of them
+        that failed, in this pass or, where the device runs behind the host, in the one before; the others
+        have moved on by one.
 
         Raises:
             MezzotintError: the pass as a whole failed (out of memory, device lost); none has moved.

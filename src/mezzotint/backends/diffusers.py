@@ -11,20 +11,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.lanes import Lanes, lanes_of
+from mezzotint.backends.loras import LoraWeights, Wearing
 from mezzotint.backends.painting import Kept, begin
 from mezzotint.backends.passes import Pass, PassQueue
 from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.transfers import to_device
-from mezzotint.backends.tuned import tune_unet, tune_vae
+from mezzotint.backends.tuned import tune_unet, tune_vae, with_plain_weights
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.errors import GenerationFailed, MezzotintError
 from mezzotint.tuning import Tuning
@@ -51,6 +52,8 @@ class PipelineParts:
     sizes: tuple[tuple[int, int], ...] | None = None
     # A small decoder for previews, diffusers' `AutoencoderTiny`.
     preview_vae: Any = None
+    # By the names that requests know them by.
+    loras: Mapping[str, LoraWeights] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +126,12 @@ class DiffusersBackend:
             SettingInvalid: this device or installation cannot do what `tuning` asks.
         """
         tuning = tuning or Tuning()
+        if parts.loras:
+            tuning = with_plain_weights(tuning)
         device = self._device = parts.unet.device
         self._lanes = lanes or lanes_of(device)
         self._unet = tune_unet(parts.unet, tuning, device)
+        self._wearing = Wearing(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
         self._info = info
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
@@ -134,6 +140,7 @@ class DiffusersBackend:
             parts.tokenizers,
             parts.text_encoders,
             zeros_without_negative=parts.force_zeros_for_empty_prompt,
+            loras=parts.loras,
         )
         self._pictures = PictureCodec(
             parts.vae, parts.sizes, preview_vae=parts.preview_vae, fetch=self._lanes.fetch
@@ -185,6 +192,7 @@ class DiffusersBackend:
         rows = [self._rows[request_id] for request_id in request_ids]
         with _failures_of("a pass of the UNet"), self._lanes.steps():
             self._passes.begin()
+            self._wearing.wear(rows[0].request.loras)
             batch = self._batch_of(tuple(request_ids), rows)
             timesteps = [row.sampling.timestep for row in rows]
             scaled = torch.cat([row.sampling.scale(row.latents) for row in rows])
@@ -248,7 +256,7 @@ class DiffusersBackend:
         self._rows.clear()
         self._batch = None
         self._passes.forget()
-        self._unet = self._pictures = self.prompts = None  # type: ignore[assignment]
+        self._unet = self._wearing = self._pictures = self.prompts = None  # type: ignore[assignment]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -256,7 +264,7 @@ class DiffusersBackend:
         self, request: ResolvedRequest
     ) -> tuple[tuple[str, ...], _Conditioning, _Conditioning | None]:
         """The receipt's warnings, what the positive evaluation reads, and what the negative one does."""
-        prompt = self.prompts.encode(request.prompt)
+        prompt = self.prompts.encode(request.prompt, request.loras)
         # The size the picture should look cropped from, the crop's corner, and its size: SDXL's section 2.2.
         sizes = (request.height, request.width, 0, 0, request.height, request.width)
         time_ids = to_device(torch.tensor([sizes], dtype=prompt.hidden.dtype), self._device)
@@ -268,7 +276,7 @@ class DiffusersBackend:
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
             return prompt.warning("prompt"), positive, None
-        negative = self.prompts.encode_negative(request.negative_prompt)
+        negative = self.prompts.encode_negative(request.negative_prompt, request.loras)
         warnings = (*prompt.warning("prompt"), *negative.warning("negative_prompt"))
         return warnings, positive, _Conditioning(negative.hidden, negative.pooled, time_ids, None)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import ModelLimits, Pixels, ResolvedRequest
+from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedLora
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -54,6 +54,7 @@ class FakeBackend:
         fault: Fault | None = None,
         blank_after: float = math.inf,
         nan_after: float = math.inf,
+        loras: Sequence[ServedLora] = (),
     ) -> None:
         self._pass_seconds = pass_seconds
         self._row_seconds = row_seconds
@@ -69,7 +70,7 @@ class FakeBackend:
             backend="fake",
             device="none",
             dtype="none",
-            limits=FAKE_LIMITS,
+            limits=replace(FAKE_LIMITS, loras=tuple(loras)),
             max_width=max_width,
         )
 

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from mezzotint.backends.loras import LoraWeights, Wearing
 from mezzotint.backends.transfers import to_device
+from mezzotint.core import Lora
 
 __all__ = ["Embedding", "PromptEncoder"]
 
 MAX_CACHED_ENTRIES = 512
 MAX_CACHED_BYTES = 256 * 2**20
 MAX_QUOTED_CHARACTERS = 200
+EMPTY: Mapping[str, LoraWeights] = MappingProxyType({})
+
+# The text, and what each encoder wears for it.
+_Key = tuple[str, tuple[tuple[Lora, ...], ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +62,20 @@ class PromptEncoder:
         text_encoders: Sequence[Any],
         *,
         zeros_without_negative: bool,
+        loras: Mapping[str, LoraWeights] = EMPTY,
         max_entries: int = MAX_CACHED_ENTRIES,
         max_bytes: int = MAX_CACHED_BYTES,
     ) -> None:
         self._tokenizers = tokenizers
         self._text_encoders = text_encoders
+        self._wearing = [
+            Wearing(encoder, {name: lora.text_encoders[number] for name, lora in loras.items()})
+            for number, encoder in enumerate(text_encoders)
+        ]
         self._zeros_without_negative = zeros_without_negative
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._cache: OrderedDict[str, Embedding] = OrderedDict()
+        self._cache: OrderedDict[_Key, Embedding] = OrderedDict()
         self._bytes = 0
         self._zeros: Embedding | None = None
         self.hits = 0
@@ -76,22 +88,25 @@ class PromptEncoder:
         """Memory that the remembered embeddings take."""
         return self._bytes
 
-    def encode(self, text: str) -> Embedding:
+    def encode(self, text: str, loras: Sequence[Lora] = ()) -> Embedding:
         """The embedding of `text`, on the encoders' device and in their dtype."""
-        known = self._cache.get(text)
+        key = (text, tuple(wearing.of(loras) for wearing in self._wearing))
+        known = self._cache.get(key)
         if known is not None:
             self.hits += 1
-            self._cache.move_to_end(text)
+            self._cache.move_to_end(key)
             return known
         self.misses += 1
+        for wearing in self._wearing:
+            wearing.wear(loras)
         embedding = self._encode(text)
-        self._remember(text, embedding)
+        self._remember(key, embedding)
         return embedding
 
-    def encode_negative(self, text: str | None) -> Embedding:
+    def encode_negative(self, text: str | None, loras: Sequence[Lora] = ()) -> Embedding:
         """As `encode`; no text at all is all zeros where the model was trained so, else the empty text."""
         if text is not None or not self._zeros_without_negative:
-            return self.encode(text or "")
+            return self.encode(text or "", loras)
         if self._zeros is None:
             empty = self.encode("")
             self._zeros = Embedding(torch.zeros_like(empty.hidden), torch.zeros_like(empty.pooled))
@@ -118,10 +133,10 @@ class PromptEncoder:
         joined = torch.concat(hidden, dim=-1).to(self._text_encoders[-1].dtype)
         return Embedding(joined, pooled, cut, window)
 
-    def _remember(self, text: str, embedding: Embedding) -> None:
+    def _remember(self, key: _Key, embedding: Embedding) -> None:
         if embedding.bytes > self._max_bytes:
             return
-        self._cache[text] = embedding
+        self._cache[key] = embedding
         self._bytes += embedding.bytes
         while self._bytes > self._max_bytes or len(self._cache) > self._max_entries:
             _, oldest = self._cache.popitem(last=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
-__all__ = ["compute_with", "is_on", "tune_unet", "tune_vae"]
+__all__ = ["compute_with", "is_on", "keeps_plain_weights", "tune_unet", "tune_vae", "with_plain_weights"]
 
 # The oldest GPUs that multiply fp8 (Ada, Hopper) and int8 (Ampere) as torchao does.
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
@@ -38,6 +39,27 @@ _KERNELS = {
 def is_on(switch: Switch, device: torch.device) -> bool:
     """What a switch means on `device`."""
     return switch == "on" or (switch == "auto" and device.type == "cuda")
+
+
+# What keeps weights in another form than files have them in, and how not to.
+PLAIN = {"fused_projections": "off", "quantisation": "none"}
+
+
+def keeps_plain_weights(tuning: Tuning) -> bool:
+    """Whether the weights may stay as files have them, so that they can change between passes."""
+    return all(getattr(tuning, name) in (plain, "auto") for name, plain in PLAIN.items())
+
+
+def with_plain_weights(tuning: Tuning) -> Tuning:
+    """The tuning of a model with LoRAs, which change its weights between passes.
+
+    Raises:
+        SettingInvalid: it asks for what keeps weights in another form.
+    """
+    for name, plain in PLAIN.items():
+        if getattr(tuning, name) not in (plain, "auto"):
+            raise SettingInvalid(f"{name} must be {plain} with LoRAs", param=name)
+    return replace(tuning, fused_projections="off")
 
 
 def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:

@@ -172,6 +172,7 @@ def quality(
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 20,
     guidance: Annotated[float, typer.Option(min=0.0, max=50.0)] = 5.0,
     scheduler: Annotated[str | None, typer.Option(help="As in `mezzotint draw`.")] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="As in `mezzotint draw`.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or neuron.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     compile: Annotated[
@@ -192,9 +193,11 @@ def quality(
     from mezzotint.bench.report import describe_run, results_table, write_json
     from mezzotint.engine.engine import Engine
     from mezzotint.models import find_model
+    from mezzotint.models.loras import read_choices
 
     # Tuning says what it accepts.
     tuning = Tuning(compile=cast("Compile", compile), quantisation=cast("Quantisation", quantisation))
+    loras, files = read_choices(lora or ())
     folder = find_model(model)
     try:
         vocabulary = Vocabulary.load(folder)
@@ -204,9 +207,11 @@ def quality(
     console = Console(stderr=True)
     with (
         console.status("drawing…"),
-        Engine.load(model, device=device, dtype=dtype, tuning=tuning, max_queue=10_000) as engine,
+        Engine.load(
+            model, device=device, dtype=dtype, tuning=tuning, loras=files, max_queue=10_000
+        ) as engine,
     ):
-        settings = Settings(steps, guidance, scheduler)
+        settings = Settings(steps, guidance, scheduler, loras=loras)
         results, drawn = measure_quality(engine, vocabulary, count=glyphs, settings=settings)
         run = describe_run(engine.info)
     write_json(output / "quality.json", run, results)

@@ -16,7 +16,7 @@ from PIL import Image as PilImage
 
 from mezzotint.bench.engine import Result, at_least
 from mezzotint.bench.quality import Asked, Report, Vocabulary, held_out, judge, prompt_for
-from mezzotint.core import GenerationRequest, Pixels
+from mezzotint.core import GenerationRequest, Lora, Pixels
 from mezzotint.engine.engine import Engine
 
 __all__ = ["Settings", "contact_sheet", "draw", "measure_quality", "pairs", "singles"]
@@ -34,6 +34,7 @@ class Settings:
     scheduler: str | None = None
     width: int = 128
     height: int = 128
+    loras: tuple[Lora, ...] = ()
 
     def request(self, prompt: str) -> GenerationRequest:
         # A prompt's one and only seed: the same on every machine, and not chosen.
@@ -45,6 +46,7 @@ class Settings:
             scheduler=self.scheduler,
             width=self.width,
             height=self.height,
+            loras=self.loras,
         )
 
 

@@ -15,10 +15,20 @@ import typer
 from mezzotint.cli.known import limits_of_installed
 from mezzotint.cli.options import Device, Dtype, Json, Model, StandIn
 from mezzotint.cli.outputs import output_paths
-from mezzotint.core import Done, Failed, GenerationRequest, Image, ModelLimits, Progress, Queued, resolve
+from mezzotint.core import (
+    Done,
+    Failed,
+    GenerationRequest,
+    Image,
+    ModelLimits,
+    Progress,
+    Queued,
+    resolve,
+)
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
+from mezzotint.models.loras import read_choices
 from mezzotint.tuning import Compile, Tuning
 
 if TYPE_CHECKING:
@@ -55,6 +65,12 @@ def draw(
         str | None, typer.Option(metavar="NAME", help="The sampler, such as 'DPM++ 2M'.")
     ] = None,
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LORA", help="A LoRA of the model's own or a .safetensors file; LORA:0.8 for less of it."
+        ),
+    ] = None,
     number: Annotated[
         int, typer.Option("-n", help=f"Images, 1 to {MAX_IMAGES}, with seeds counting up.")
     ] = 1,
@@ -68,6 +84,7 @@ def draw(
 ) -> None:
     """Draw pictures on this machine."""
     width, height = (None, None) if size is None else parse_size(size)
+    loras, files = read_choices(lora or ())
     request = GenerationRequest(
         prompt=" ".join(prompt),
         negative_prompt=negative,
@@ -77,14 +94,16 @@ def draw(
         guidance_scale=guidance,
         scheduler=scheduler,
         seed=seed,
+        loras=loras,
     )
-    requests = _numbered(request, number, limits_of_installed(model))
+    requests = _numbered(request, number, limits_of_installed(model, files))
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
     for path in paths:
         check_output(path)
     # Tuning says what it accepts.
     tuning = Tuning(compile=cast("Compile", compile))
-    images = _draw_all(requests, model=model, device=device, dtype=dtype, tuning=tuning, stand_in=stand_in)
+    load = {"model": model, "device": device, "dtype": dtype, "tuning": tuning, "stand_in": stand_in}
+    images = _draw_all(requests, loras=files, **load)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)

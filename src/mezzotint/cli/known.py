@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from mezzotint.core import ModelLimits
 
 __all__ = ["limits_of_installed"]
 
 
-def limits_of_installed(model: str) -> ModelLimits:
-    """The limits of a model that is on this machine. Imports no torch.
+def limits_of_installed(model: str, loras: Sequence[str] = ()) -> ModelLimits:
+    """The limits of a model that is on this machine, with its own LoRAs and `loras`. Imports no torch.
 
     Raises:
         ModelNotFound, ModelInvalid: it is not here, or its configuration is unreadable.
+        SettingInvalid: a LoRA is not there.
     """
     if model.partition(":")[0] == "fake":
         from mezzotint.backends.fake import FakeBackend
 
         return FakeBackend.from_name(model).info.limits
     from mezzotint.models.locations import find_model, limits_of
+    from mezzotint.models.loras import find_loras
 
-    find_model(model)
-    return limits_of(model)
+    files = find_loras(find_model(model), loras)
+    return replace(limits_of(model), loras=tuple(each.served for each in files))

@@ -43,6 +43,12 @@ def serve(
         str | None,
         typer.Option(metavar="DTYPE", help="auto, fp32, bf16 or fp16. [default: auto]"),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="A LoRA that requests may name, or NAME=PATH; beside the model's own."
+        ),
+    ] = None,
     stand_in: StandIn = False,
     config: Annotated[
         Path | None,
@@ -65,6 +71,7 @@ def serve(
         replicas=replicas,
         device=device,
         dtype=dtype,
+        loras=tuple(lora) if lora else None,
         # Not given, it leaves the variable's and the file's alone.
         stand_in=stand_in or None,
         ui=False if no_ui else None,
@@ -74,7 +81,7 @@ def serve(
     from mezzotint.serve.telemetry.logs import set_up_logs
 
     # An unknown model is refused now, not after Ray has started.
-    limits_of_installed(settings.model)
+    limits_of_installed(settings.model, settings.loras)
     settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
     _check_stores(settings)
     set_up_logs(settings, "serve")

@@ -125,6 +125,7 @@ class Engine:
         max_backlog_s: float = math.inf,
         warm_up: bool = True,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
+        loras: Sequence[str] = (),
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
 
@@ -132,6 +133,7 @@ class Engine:
         warm_up_sizes: (width, height), of which passes are measured, compiled and recorded before the first
             request wants them.
         stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
+        loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
@@ -148,7 +150,13 @@ class Engine:
             from mezzotint.models.loading import load_backend
 
             backend = load_backend(
-                model, device=device, dtype=dtype, tuning=tuning, threads=threads, stand_in=stand_in
+                model,
+                device=device,
+                dtype=dtype,
+                tuning=tuning,
+                threads=threads,
+                stand_in=stand_in,
+                loras=loras,
             )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)

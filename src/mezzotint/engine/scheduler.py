@@ -41,7 +41,7 @@ from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Protocol
 
-from mezzotint.core import Priority, ResolvedRequest
+from mezzotint.core import Lora, Priority, ResolvedRequest
 from mezzotint.engine.standing import Standing, seconds_of_work, standings
 
 __all__ = [
@@ -94,12 +94,12 @@ class IllegalMove(Exception):
 
 @dataclass(frozen=True)
 class BatchKey:
-    """What an image costs in a pass depends on. Sizes in pixels."""
+    """What an image's passes depend on. Sizes in pixels. What they cost depends on all but `loras`."""
 
     width: int
     height: int
     guided: bool
-    adapters: tuple[str, ...] = ()
+    loras: tuple[Lora, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -112,6 +112,11 @@ class BatchKey:
         return self.width * self.height * self.rows
 
     @property
+    def bare(self) -> BatchKey:
+        """The key that costs as much, without LoRAs: they are in the weights while they are worn."""
+        return replace(self, loras=()) if self.loras else self
+
+    @property
     def shape(self) -> BatchKey:
         """What requests must have in common to share a pass: the key of those without guidance."""
         return replace(self, guided=False)
@@ -119,7 +124,7 @@ class BatchKey:
 
 def batch_key(request: ResolvedRequest) -> BatchKey:
     """The key of a request's passes."""
-    return BatchKey(request.width, request.height, request.guided)
+    return BatchKey(request.width, request.height, request.guided, request.loras)
 
 
 def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, int]:

@@ -48,7 +48,8 @@ def receipt_json(receipt: Receipt) -> str:
 
 def parameters_text(receipt: Receipt) -> str:
     """The receipt as A1111 writes it: the prompt, the negative prompt, then one line of settings."""
-    lines = [receipt.prompt]
+    tags = "".join(f" <lora:{lora.name}:{lora.scale:g}>" for lora in receipt.loras)
+    lines = [receipt.prompt + tags]
     if receipt.negative_prompt:
         lines.append(f"Negative prompt: {receipt.negative_prompt}")
     settings = {
@@ -61,6 +62,9 @@ def parameters_text(receipt: Receipt) -> str:
     }
     if receipt.strength is not None:
         settings["Denoising strength"] = f"{receipt.strength:g}"
+    if receipt.loras:
+        hashes = ", ".join(f"{lora.name}: {lora.sha256[:12]}" for lora in receipt.loras)
+        settings["Lora hashes"] = f'"{hashes}"'
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     # A NUL would end the text early for whoever reads it.
     return "\n".join(lines).replace("\x00", "\N{REPLACEMENT CHARACTER}")

@@ -50,6 +50,7 @@ DESCRIPTION_NAME = "mezzotint.json"
 GRAPH_NAME = "model.neuron"
 PIXELS_PER_LATENT = 8
 ADOPTED_CORES = 2
+NOT_DESCRIBED = frozenset({"served", "loras"})
 
 
 @dataclass(frozen=True)
@@ -215,12 +216,12 @@ def adopt(folder: str) -> Path:
 
 
 def described_limits(limits: ModelLimits) -> dict[str, Any]:
-    """The limits as `mezzotint.json` holds them: without the sizes, which the graphs tell."""
-    return {name: value for name, value in asdict(limits).items() if name != "served"}
+    """The limits as `mezzotint.json` holds them: without sizes, which the graphs tell, and LoRAs."""
+    return {name: value for name, value in asdict(limits).items() if name not in NOT_DESCRIBED}
 
 
 def _known_limits(told: Mapping[str, Any]) -> dict[str, Any]:
-    known = {each.name for each in fields(ModelLimits)} - {"served"}
+    known = {each.name for each in fields(ModelLimits)} - NOT_DESCRIBED
     return {name: value for name, value in told.items() if name in known}
 
 

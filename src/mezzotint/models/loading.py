@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,12 +27,14 @@ import transformers
 import mezzotint
 from mezzotint.backends.base import Backend, BackendInfo
 from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.tuned import keeps_plain_weights
 from mezzotint.errors import SettingInvalid
 from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, limits_of, verify
+from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
-from mezzotint.models.reading import load_parts, read_preview_vae
+from mezzotint.models.reading import load_parts, read_lora, read_preview_vae
 from mezzotint.tuning import Tuning
 
 __all__ = ["DTYPES", "load_backend", "load_parts", "revision_of"]
@@ -49,6 +52,7 @@ def load_backend(
     tuning: Tuning | None = None,
     threads: int | None = None,
     stand_in: bool = False,
+    loras: Sequence[str] = (),
 ) -> Backend:
     """A backend that draws with `model`: a name of the catalogue, a diffusers folder, a `.safetensors` file;
     on `neuron`, a folder of compiled graphs.
@@ -58,6 +62,7 @@ def load_backend(
     tuning: what speed is bought with; not for `neuron`, whose graphs are compiled already.
     threads: for the CPU; by default the physical cores this process may use.
     stand_in: with `neuron`, this CPU in the chip's place, for graphs that were compiled for it.
+    loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
 
     Raises:
         ModelNotFound: there is no such model on this machine.
@@ -67,6 +72,8 @@ def load_backend(
     if device == NEURON:
         _set_threads(threads)
         _silence_known_noise()
+        if loras:
+            raise SettingInvalid("loras are for modules; graphs are compiled already", param="loras")
         return _load_graphs(model, dtype=dtype, tuning=tuning, stand_in=stand_in)
     if stand_in:
         raise SettingInvalid(f"--stand-in is for --device {NEURON}, not {device}", param="stand_in")
@@ -86,13 +93,16 @@ def load_backend(
         folder = Path(tuning.preview_vae).expanduser()
         small = read_preview_vae(folder, dtype=torch_dtype, device=chosen_device)
         parts = replace(parts, preview_vae=small)
+    # Its own are a courtesy, which speed goes before; those that are named were asked for.
+    files = find_loras(path, loras) if loras or keeps_plain_weights(tuning) else ()
+    parts = replace(parts, loras={each.served.name: read_lora(each.path, parts) for each in files})
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
         revision=revision_of(path, entry, verified),
         backend="diffusers",
         device=_describe_device(chosen_device),
         dtype=chosen_dtype,
-        limits=limits_of(model),
+        limits=replace(limits_of(model), loras=tuple(each.served for each in files)),
         max_width=CUDA_WIDTH if chosen_device.type == "cuda" else CPU_WIDTH,
         versions={**versions(), **_approximations(tuning)},
     )

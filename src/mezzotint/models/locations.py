@@ -15,6 +15,7 @@ from mezzotint.core import ModelLimits
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
+from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
 from mezzotint.samplers import SAMPLERS, find_sampler
 
@@ -241,7 +242,8 @@ def describe(name: str) -> dict[str, Any]:
         "repository": entry.source.repository if entry and entry.source else None,
         "revision": entry.source.revision if entry and entry.source else None,
         "installed": installed,
-        "limits": asdict(limits_of(name)),
+        "limits": {name: value for name, value in asdict(limits_of(name)).items() if name != "loras"},
+        "loras": [asdict(each.served) for each in find_loras(path)] if path else [],
         "samplers": [sampler.name for sampler in SAMPLERS],
     }
     vocabulary = path / "vocabulary.json" if path else None

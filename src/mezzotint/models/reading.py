@@ -14,14 +14,33 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+from diffusers.utils.state_dict_utils import (
+    StateDictType,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
 from safetensors import SafetensorError, safe_open
 
 from mezzotint.backends.diffusers import PipelineParts
+from mezzotint.backends.loras import LoraWeights, LowRank
 from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, read_json, verify
 
-__all__ = ["check_is_sdxl", "load_parts", "quiet", "read_preview_vae", "read_tokenizer", "tokenizer_home"]
+__all__ = [
+    "check_is_sdxl",
+    "load_parts",
+    "quiet",
+    "read_lora",
+    "read_preview_vae",
+    "read_tokenizer",
+    "tokenizer_home",
+]
+
+
+# As LoRA files name them.
+LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def load_parts(
@@ -67,6 +86,80 @@ def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) 
             f"{folder.name} decodes latents of {vae.config.latent_channels} channels, not of 4"
         )
     return vae.eval().requires_grad_(False).to(device)
+
+
+def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:
+    """A LoRA of diffusers', PEFT's or kohya's layout; diffusers knows which names are which.
+
+    Raises:
+        ModelInvalid: it cannot be read, or is something else, such as a DoRA or a LoHa.
+    """
+    _check_header(file)
+    with quiet(), _reading(file.name):
+        weights, alphas, config = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
+            str(file),
+            unet_config=parts.unet.config,
+            local_files_only=True,
+            use_safetensors=True,
+            return_lora_metadata=True,
+        )
+        odd = next((name for name in weights if name.partition(".")[0] not in LORA_COMPONENTS), None)
+        if odd is not None or not weights:
+            raise ModelInvalid(f"{file.name} is no LoRA of an SDXL: it holds {odd or 'nothing'}")
+        unet, *text_encoders = (
+            _low_ranks(file, weights, alphas or {}, config or {}, component) for component in LORA_COMPONENTS
+        )
+    # Newer versions of transformers have CLIP's modules one level higher than files name them.
+    first, second = (
+        changes if hasattr(encoder, "text_model") else _without("text_model.", changes)
+        for encoder, changes in zip(parts.text_encoders, text_encoders, strict=True)
+    )
+    return LoraWeights(unet, (first, second))
+
+
+def _low_ranks(
+    file: Path,
+    weights: Mapping[str, torch.Tensor],
+    alphas: Mapping[str, float],
+    config: Mapping[str, Any],
+    component: str,
+) -> dict[str, LowRank]:
+    # Names are turned to PEFT's, which are those of the model's own modules, with each one's former name.
+    names = {name.removeprefix(f"{component}."): name for name in weights if name.startswith(f"{component}.")}
+    if component == "unet":
+        names = convert_unet_state_dict_to_peft(names)
+    else:
+        names = convert_state_dict_to_peft(names, StateDictType.DIFFUSERS_OLD)
+    found = {}
+    for name, former in names.items():
+        path, is_down, rest = name.partition(".lora_A.weight")
+        up = names.get(f"{path}.lora_B.weight")
+        if is_down and not rest and up is not None:
+            down = weights[former]
+            # kohya's, by either of the names that diffusers gives it; or PEFT's own configuration.
+            alpha = alphas.get(f"{former}.alpha", alphas.get(f"{component}.{path}.alpha"))
+            if alpha is None:
+                alpha = _alpha_of(config, component, path)
+            rank = down.shape[0]
+            divisor = rank**0.5 if config.get(f"{component}.use_rslora") else rank
+            found[path] = LowRank(down, weights[up], 1.0 if alpha is None else float(alpha) / divisor)
+    if 2 * len(found) != len(names):
+        odd = next(name for name in names if name.partition(".lora_")[0] not in found)
+        raise ModelInvalid(f"{file.name} is no LoRA of pairs of matrices: it holds {component}.{odd}")
+    return found
+
+
+def _alpha_of(config: Mapping[str, Any], component: str, path: str) -> float | None:
+    """As PEFT wrote it beside the weights: one for all, and others for modules by the ends of their paths."""
+    for end, alpha in (config.get(f"{component}.alpha_pattern") or {}).items():
+        if f".{path}".endswith(f".{end}"):
+            return float(alpha)
+    alpha = config.get(f"{component}.lora_alpha")
+    return None if alpha is None else float(alpha)
+
+
+def _without(prefix: str, changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    return {path.removeprefix(prefix): change for path, change in changes.items()}
 
 
 def tokenizer_home(path: Path, entry: CatalogueEntry | None = None) -> Path:

@@ -164,7 +164,7 @@ def _draws(report: Report, request: ResolvedRequest) -> bool:
 
 def _work_s(report: Report, request: ResolvedRequest) -> float:
     """As the replica's own engine expects it; for a shape that it has not run, in proportion to the area."""
-    key = batch_key(request)
+    key = batch_key(request).bare
     cost = report.costs.get(key)
     if cost is None:
         nearest = min(report.costs, key=lambda other: abs(math.log(other.area / key.area)), default=key)

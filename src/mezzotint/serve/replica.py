@@ -188,6 +188,7 @@ def _load(settings: Settings) -> Engine:
         tuning=settings.tuning(),
         threads=settings.threads,
         stand_in=settings.stand_in,
+        loras=settings.loras,
         max_width=settings.max_width,
         max_queue=settings.max_queue,
         max_backlog_s=settings.max_backlog_s,

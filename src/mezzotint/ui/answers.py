@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from mezzotint.core import Lora
 from mezzotint.ui import cards
 from mezzotint.ui.desk import Desk
 from mezzotint.ui.editing import prepare_edit
@@ -67,6 +68,20 @@ class Answers:
         if not seeds:
             return self._notice(NO_SEED)
         return {self._parts.settings.seed: str(seeds[0]), **self._notice(None)}
+
+    def choose_loras(
+        self, chosen: list[str] | None, steps: float | None, guidance: float | None, scheduler: str | None
+    ) -> Updates:
+        """A LoRA of few steps brings its settings with it, and takes them away again."""
+        offer, settings = self._desk.monitor.offer, self._parts.settings
+        if offer is None:
+            return {}
+        now = (steps, guidance, scheduler)
+        names = [lora.name for lora in offer.loras if lora.has_defaults]
+        if not set(names) & set(chosen or ()) and now not in [offer.defaults_with({name}) for name in names]:
+            return {settings.steps: steps}
+        steps, guidance, scheduler = offer.defaults_with(chosen or ())
+        return {settings.steps: steps, settings.guidance: guidance, settings.scheduler: scheduler}
 
     async def act(self, request: gr.Request, event: gr.EventData, kept: object) -> Updates:
         """A button in the list was pressed; the page's script says which."""
@@ -134,8 +149,7 @@ class Answers:
             scheduler=scheduler or "",
             seed=seed,
             model=model or "",
-            loras=loras or (),
-            lora_scale=lora_scale,
+            loras=[Lora(name, lora_scale) for name in loras or ()],
         )
         return self._notice(await self._desk.draw(browser, wish))
 

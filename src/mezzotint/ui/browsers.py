@@ -12,8 +12,8 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mezzotint.ui.drawing import Drawing
@@ -61,10 +61,27 @@ class Browser:
         self.id = id
         self.changes = Changes()
         self.drawings: dict[str, Drawing] = {}
+        self._asked: dict[str, Drawing] = {}
         self.watched_at = time.monotonic()
         self._removed: OrderedDict[str, None] = OrderedDict()
         self._service = service
         self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def shown(self) -> list[Drawing]:
+        """Its drawings and those that it has just asked for, which are not kept."""
+        return [*self.drawings.values(), *self._asked.values()]
+
+    @contextmanager
+    def asking(self, drawing: Drawing) -> Iterator[None]:
+        """Whoever presses sees at once that they were heard, however long the service takes to answer."""
+        self._asked[drawing.id] = drawing
+        self.changes.tell()
+        try:
+            yield
+        finally:
+            del self._asked[drawing.id]
+            self.changes.tell()
 
     def add(self, drawing: Drawing) -> None:
         self.drawings[drawing.id] = drawing

@@ -72,6 +72,8 @@ def drawings_list(drawings: Iterable[Drawing], *, searching: bool, more: int) ->
 def told(drawing: Drawing) -> str:
     """How far it is, in words."""
     match drawing.state:
+        case "asked":
+            return "Asking …"
         case "queued" | "running" if drawing.cancelling:
             return "Stopping …"
         case "queued":
@@ -138,17 +140,19 @@ def _card(drawing: Drawing) -> str:
     plates = "".join(_plate(drawing, index) for index in range(drawing.n))
     # Of what was lost or has failed nothing is to be seen but why.
     plates = f'<div class="mz-plates">{plates}</div>' if plates else ""
-    actions = (
-        _button("remove", "Remove", "mz-quiet", drawing)
-        if drawing.is_over
-        else _button("cancel", "Cancel", "mz-cancel", drawing)
-    )
     return (
         f'<li class="mz-drawing" data-job="{escape(drawing.id)}" data-state="{drawing.state}">'
         f'{plates}<p class="mz-prompt">{escape(drawing.prompt)}</p>{_progress(drawing)}'
         f'<div class="mz-foot"><span class="mz-told">{escape(told(drawing) or _when(drawing.at))}</span>'
-        f"{actions}</div></li>"
+        f"{_action(drawing)}</div></li>"
     )
+
+
+def _action(drawing: Drawing) -> str:
+    if drawing.is_over:
+        return _button("remove", "Remove", "mz-quiet", drawing)
+    # What the service has not answered to has no name yet that could be cancelled.
+    return "" if drawing.state == "asked" else _button("cancel", "Cancel", "mz-cancel", drawing)
 
 
 def _progress(drawing: Drawing) -> str:

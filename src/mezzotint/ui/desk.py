@@ -50,13 +50,15 @@ class Desk:
 
     async def draw(self, browser: Browser, wish: Wish) -> Notice | None:
         """Begin a drawing; what was wrong, if anything."""
-        if not wish.prompt.strip():
+        prompt = wish.prompt.strip()
+        if not prompt:
             return NO_PROMPT
-        try:
-            job = await self.service.create_job(wish.body())
-        except ServiceError as error:
-            return notice_of(error)
-        browser.add(Drawing.of_job(job, wish.prompt.strip()))
+        with browser.asking(Drawing.asked_for(prompt, wish.n, wish.size)):
+            try:
+                job = await self.service.create_job(wish.body())
+            except ServiceError as error:
+                return notice_of(error)
+            browser.add(Drawing.of_job(job, prompt))
         return None
 
     async def cancel(self, browser: Browser, id: str) -> Notice | None:
@@ -98,6 +100,7 @@ class Desk:
             steps=recipe.steps,
             guidance=recipe.guidance,
             scheduler=recipe.scheduler or "",
+            loras=recipe.loras,
             strength=VARY_STRENGTH,
             image=data,
         )

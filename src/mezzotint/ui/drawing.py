@@ -6,6 +6,7 @@ It also goes into the browser's own storage and comes back from there, where any
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from mezzotint.ui.names import FILE_NAME, JOB_ID
 
 __all__ = ["FINAL", "Drawing", "Shape", "State"]
 
-State = Literal["queued", "running", "done", "failed", "cancelled", "lost"]
-"""The job's own, and `lost`: the service does not know it any more."""
+State = Literal["asked", "queued", "running", "done", "failed", "cancelled", "lost"]
+"""The job's own; before them `asked`, until the service has answered; after them `lost`, when it knows the
+job no longer.
+"""
 FINAL = frozenset({"done", "failed", "cancelled", "lost"})
 SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 MAX_PROMPT = 300
@@ -53,6 +56,12 @@ class Drawing:
     code: str = ""
     said: str = ""
     heard: str = ""
+
+    @classmethod
+    def asked_for(cls, prompt: str, n: int, size: str) -> Drawing:
+        """Before the service has answered: the id is the page's own. `size` as in a job, or empty."""
+        id = f"asked_{secrets.token_hex(8)}"
+        return cls(id, prompt[:MAX_PROMPT], n, _size(size), time.time(), state="asked")
 
     @classmethod
     def of_job(cls, job: Mapping[str, Any], prompt: str) -> Drawing:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from mezzotint.core import Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 
@@ -37,7 +38,7 @@ STYLES = (
 class Wish:
     """What somebody asks for. None and empty: as the service thinks best. image, mask: files.
 
-    seed: None draws one at random. loras: names, each as strong as lora_scale.
+    seed: None draws one at random.
     """
 
     prompt: str
@@ -50,8 +51,7 @@ class Wish:
     seed: int | None = None
     n: int = 1
     model: str = ""
-    loras: Sequence[str] = ()
-    lora_scale: float = 1.0
+    loras: Sequence[Lora] = ()
     strength: float | None = None
     image: bytes | None = None
     mask: bytes | None = None
@@ -69,7 +69,7 @@ class Wish:
             "scheduler": self.scheduler,
             "seed": self.seed,
             "model": self.model,
-            "loras": [{"name": name, "scale": self.lora_scale} for name in self.loras],
+            "loras": [asdict(lora) for lora in self.loras],
             "strength": self.strength if self.image is not None else None,
             "image": _encoded(self.image),
             "mask": _encoded(self.mask),
@@ -94,10 +94,16 @@ def read_seed(text: str) -> int | None:
 
 def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]:
     """The form's values for a picture like that, by field; a sentence on what could not be taken over."""
+    left_out: list[str] = []
     values: dict[str, Any] = {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt, "style": ""}
-    left_out = []
     if recipe.seed is not None:
         values["seed"] = str(recipe.seed)
+    served = [lora.name for lora in offer.loras] if offer else []
+    loras = [lora for lora in recipe.loras if lora.name in served]
+    left_out += [f"LoRA {lora.name}" for lora in recipe.loras if lora not in loras]
+    values["loras"] = [lora.name for lora in loras]
+    # The form has one strength for all.
+    values["lora_scale"] = loras[0].scale if loras else 1.0
     for name, value, fits in (
         ("size", recipe.size, offer is None or offer.accepts(recipe.size or "")),
         ("steps", recipe.steps, offer is None or 1 <= (recipe.steps or 0) <= offer.max_steps),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 from mezzotint.ui.drawing import SIZE, Shape
 
-__all__ = ["Offer", "read_offer"]
+__all__ = ["Offer", "OfferedLora", "read_offer"]
 
 # Width by height, of pictures with as many pixels as the model's own.
 RATIOS = (1.0, 4 / 3, 3 / 2, 16 / 9)
@@ -20,11 +20,26 @@ LARGE_SIDE, LARGE_STEP, SMALL_STEP = 512, 64, 32
 
 
 @dataclass(frozen=True)
+class OfferedLora:
+    """What is drawn with it unless somebody says otherwise; None is the model's own."""
+
+    name: str
+    title: str
+    steps: int | None = None
+    guidance: float | None = None
+    scheduler: str | None = None
+
+    @property
+    def has_defaults(self) -> bool:
+        return (self.steps, self.guidance, self.scheduler) != (None, None, None)
+
+
+@dataclass(frozen=True)
 class Offer:
-    """sizes: label and `WIDTHxHEIGHT`, the model's own first. loras: names, where any are served."""
+    """sizes: label and `WIDTHxHEIGHT`, the model's own first."""
 
     models: tuple[str, ...]
-    loras: tuple[str, ...]
+    loras: tuple[OfferedLora, ...]
     sizes: tuple[tuple[str, str], ...]
     schedulers: tuple[str, ...]
     scheduler: str
@@ -39,6 +54,16 @@ class Offer:
     max_pixels: int
     min_size: int
     served: tuple[str, ...]
+
+    def defaults_with(self, chosen: Collection[str]) -> tuple[int, float, str]:
+        """Steps, guidance and scheduler that go with these LoRAs."""
+        steps, guidance, scheduler = self.steps, self.guidance, self.scheduler
+        for lora in self.loras:
+            if lora.name in chosen:
+                steps = lora.steps or steps
+                guidance = guidance if lora.guidance is None else lora.guidance
+                scheduler = lora.scheduler or scheduler
+        return steps, guidance, scheduler
 
     def accepts(self, size: str) -> bool:
         """Whether a picture of this size would be drawn."""
@@ -61,7 +86,7 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
     served = tuple(str(size) for size in sizes.get("served") or ())
     return Offer(
         models=tuple(str(model["id"]) for model in told["models"]),
-        loras=tuple(str(lora["name"]) for lora in told.get("loras") or ()),
+        loras=tuple(_lora(each) for each in told.get("loras") or ()),
         sizes=tuple((_label(size), size) for size in served or _shapes(sizes)),
         schedulers=tuple(str(sampler["name"]) for sampler in told["samplers"]),
         scheduler=str(defaults["scheduler"]),
@@ -76,6 +101,17 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
         max_pixels=int(sizes["max_pixels"]),
         min_size=int(sizes["min"]),
         served=served,
+    )
+
+
+def _lora(told: Mapping[str, Any]) -> OfferedLora:
+    name, defaults = str(told["name"]), told.get("defaults") or {}
+    return OfferedLora(
+        name,
+        str(told.get("title") or name),
+        defaults.get("steps"),
+        defaults.get("guidance_scale"),
+        defaults.get("scheduler"),
     )
 
 

@@ -56,6 +56,10 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, *rest]
     gr.on([editor.draw.click, editor.prompt.submit], answers.edit, asked, [parts.notice], **QUIET)
     settings.new_seed.click(lambda: "", None, [settings.seed], **QUIET)
+    drawn = [settings.steps, settings.guidance, settings.scheduler]
+    # Gradio tells of one that is taken off with Backspace (6.x) only when the field is left.
+    chosen = [settings.loras.input, settings.loras.blur]
+    gr.on(chosen, answers.choose_loras, [settings.loras, *drawn], drawn, **QUIET)
     seeded = [settings.seed, parts.notice]
     settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mezzotint.core import Receipt
+from mezzotint.core import MAX_LORA_SCALE, Lora, Receipt
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.samplers import find_sampler
@@ -18,6 +18,7 @@ __all__ = ["Recipe", "read_recipe", "recipe_of", "recipe_of_told"]
 MAX_TEXT = 20_000
 USER_COMMENT = 0x9286
 EXIF_IFD = 0x8769
+LORA = re.compile(r" ?<lora:([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
 SETTING = re.compile(r'\s*([A-Za-z][\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 
 
@@ -33,6 +34,7 @@ class Recipe:
     scheduler: str | None = None
     seed: int | None = None
     strength: float | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 def recipe_of(receipt: Receipt) -> Recipe:
@@ -45,6 +47,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
         scheduler=receipt.scheduler,
         seed=receipt.seed,
         strength=receipt.strength,
+        loras=tuple(Lora(lora.name, lora.scale) for lora in receipt.loras),
     )
 
 
@@ -60,6 +63,7 @@ def recipe_of_told(told: Mapping[str, Any]) -> Recipe | None:
             scheduler=str(told["scheduler"]),
             seed=int(told["seed"]),
             strength=told.get("strength"),
+            loras=tuple(Lora(str(lora["name"]), float(lora["scale"])) for lora in told.get("loras") or ()),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -102,7 +106,8 @@ def _parse(text: str) -> Recipe | None:
         return None
     size = settings.get("size", "")
     return Recipe(
-        prompt=prompt.strip(),
+        prompt=LORA.sub("", prompt).strip(),
+        loras=tuple(Lora(name, _scale(told)) for name, told in LORA.findall(prompt)),
         negative_prompt=negative.strip(),
         size=size if re.fullmatch(r"\d{1,4}x\d{1,4}", size) else None,
         steps=_whole(settings.get("steps")),
@@ -121,6 +126,14 @@ def _scheduler(sampler: str, schedule: str) -> str | None:
         except MezzotintError:
             continue
     return None
+
+
+def _scale(text: str) -> float:
+    try:
+        scale = float(text or 1)
+    except ValueError:
+        return 1.0
+    return scale if abs(scale) <= MAX_LORA_SCALE else 1.0
 
 
 def _whole(text: str | None) -> int | None:

@@ -27,7 +27,7 @@ class View:
     def found(self, browser: Browser) -> list[Drawing]:
         """Those of the browser's drawings whose prompt has every word, newest first."""
         words = self.query.casefold().split()
-        newest = sorted(browser.drawings.values(), key=lambda drawing: drawing.at, reverse=True)
+        newest = sorted(browser.shown, key=lambda drawing: drawing.at, reverse=True)
         return [each for each in newest if all(word in each.prompt.casefold() for word in words)]
 
     def search(self, query: str) -> None:

@@ -142,7 +142,9 @@ def offered(form: Form, settings: Settings, offer: Offer) -> dict[Any, Any]:
         settings.guidance: gr.update(maximum=offer.max_guidance, value=offer.guidance),
         settings.scheduler: gr.update(choices=list(offer.schedulers), value=offer.scheduler),
         settings.model: gr.update(choices=list(offer.models), value=offer.models[0]),
-        settings.loras: gr.update(choices=list(offer.loras), value=[], visible=lora),
+        settings.loras: gr.update(
+            choices=[(each.title, each.name) for each in offer.loras], value=[], visible=lora
+        ),
         settings.lora_scale: gr.update(visible=lora),
     }
 

@@ -206,13 +206,21 @@ async def schedulers(_: CallerOf) -> list[dict[str, Any]]:
     return [{"name": name, "label": label, **unused} for name, label in names.items()]
 
 
+@router.get("/loras", summary="The LoRAs that a prompt may name as <lora:name:scale>")
+async def loras(_: CallerOf, services: ServicesOf) -> list[dict[str, Any]]:
+    served = (await services.gateway.served()).limits.loras
+    return [
+        {"name": each.name, "alias": each.title, "path": each.name, "metadata": {"sha256": each.sha256}}
+        for each in served
+    ]
+
+
 async def nothing(_: CallerOf) -> list[dict[str, Any]]:
     """Clients ask on their start, and show an empty list."""
     return []
 
 
 for name in (
-    "loras",
     "upscalers",
     "latent-upscale-modes",
     "sd-vae",

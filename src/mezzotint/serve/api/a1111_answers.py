@@ -63,7 +63,7 @@ def info_of(fields: Txt2Img, plate: Plate, drawn: list[Drawn], run: Run) -> dict
     Its lists go along with the pictures: after an interruption, those that were drawn.
     """
     request = plate.request
-    receipts = [Receipt(**each.receipt) for each in drawn]
+    receipts = [Receipt.from_dict(each.receipt) for each in drawn]
     seeds = [receipt.seed for receipt in receipts]
     return {
         "prompt": request.prompt,

@@ -18,17 +18,18 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mezzotint.core import MAX_SEED, GenerationRequest, Mask, Pixels
+from mezzotint.core import MAX_SEED, GenerationRequest, Lora, Mask, Pixels
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
 from mezzotint.serve.api.bounds import MAX_IMAGES
 
-__all__ = ["SENT_AS", "Img2Img", "Txt2Img", "check_neutral", "sampler_of", "seeds_of"]
+__all__ = ["SENT_AS", "Img2Img", "Txt2Img", "check_neutral", "loras_of", "sampler_of", "seeds_of"]
 
 SENT_AS: Mapping[str, str] = {
     "guidance_scale": "cfg_scale",
     "image": "init_images",
+    "loras": "prompt",
     "scheduler": "sampler_name",
     # Of too many pixels.
     "size": "width",
@@ -75,7 +76,9 @@ HARMLESS = frozenset(
 # Said with enable_hr alone, which is refused.
 HIGH_RESOLUTION = ("hr_", "firstphase_")
 OF_A_MASK = ("inpaint", "mask_")
-EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):", re.IGNORECASE)
+# A1111's "extra networks" in a prompt; of a LoRA, its name and how much of it.
+EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
+LORA = re.compile(r"([^:]+)(?::([-+]?[0-9.]{1,20}))?")
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 
@@ -96,7 +99,7 @@ class Txt2Img(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     prompt: str = Field(
-        description="what to draw; no <lora:…>, and weights such as (word:1.2) are plain text"
+        description="what to draw; with <lora:name:scale>; weights such as (word:1.2) are plain text"
     )
     negative_prompt: str | None = Field(None, description="what to steer away from; empty means none")
     seed: Whole | None = Field(None, description="-1 draws one; picture i has seed + i")
@@ -160,14 +163,14 @@ class Txt2Img(BaseModel):
         known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps")
         settings = self.override_settings or {}
         check_neutral({name: value for name, value in settings.items() if name not in known})
-        if EXTRA_NETWORK.search(self.prompt):
-            raise NotSupported("prompt: <lora:…> and other networks are not served here", param="prompt")
+        prompt, loras = loras_of(self.prompt)
         if self.images > MAX_IMAGES:
             raise InvalidRequest(
                 f"batch_size times n_iter must be at most {MAX_IMAGES}, not {self.images}", param="batch_size"
             )
         return GenerationRequest(
-            prompt=self.prompt,
+            prompt=prompt,
+            loras=loras,
             negative_prompt=self.negative_prompt or None,
             width=self.width,
             height=self.height,
@@ -210,6 +213,27 @@ class Img2Img(Txt2Img):
         )
         # The latents' mask is hard, so blurring it first rounds its outline: as in A1111 with mask_round.
         return np.asarray(PilImage.fromarray(inverted).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def loras_of(prompt: str) -> tuple[str, tuple[Lora, ...]]:
+    """The prompt without its `<lora:name:scale>`, and those.
+
+    Raises:
+        NotSupported: it names another kind of network, or a scale for each part of the model.
+        InvalidRequest: a scale is no number.
+    """
+    loras = []
+    for kind, told in EXTRA_NETWORK.findall(prompt):
+        found = LORA.fullmatch(told)
+        if kind.lower() == "hypernet" or found is None:
+            raise NotSupported(f"prompt: of <{kind}:{told}> only <lora:name:scale> is served", param="prompt")
+        try:
+            loras.append(Lora(found[1], float(found[2] or 1)))
+        except ValueError:
+            raise InvalidRequest(
+                f"prompt: <{kind}:{told}> has a scale that is no number", param="prompt"
+            ) from None
+    return (EXTRA_NETWORK.sub("", prompt).strip() if loras else prompt), tuple(loras)
 
 
 def seeds_of(first: int, count: int) -> Iterator[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -71,7 +71,7 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
 def as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
     """What pydantic found, as one of ours."""
     location = first.get("loc", ())
-    param = str(location[-1]) if len(location) > 1 else None
+    param = _place(location[1:]) if len(location) > 1 else None
     where = "the request" if param is None else param
     if first.get("type") == "extra_forbidden":
         return InvalidRequest(f"unknown field {where!r}", param=param)
@@ -79,6 +79,12 @@ def as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
         return InvalidRequest(f"{where} is required", param=param)
     reason = str(first.get("msg", "not accepted"))
     return InvalidRequest(f"{where}: {reason[:1].lower()}{reason[1:]}", param=param)
+
+
+def _place(location: Sequence[str | int]) -> str:
+    """`loras[0].scale`."""
+    first, *inner = location
+    return str(first) + "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in inner)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

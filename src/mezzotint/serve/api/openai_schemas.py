@@ -6,15 +6,24 @@ is no number), as a form leniently, for there everything is text. Jobs take the 
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from mezzotint.core import RANDOM_SEED_BITS, GenerationRequest, ModelLimits, Priority
+from mezzotint.core import (
+    MAX_LORA_SCALE,
+    MAX_LORAS,
+    RANDOM_SEED_BITS,
+    GenerationRequest,
+    Lora,
+    ModelLimits,
+    Priority,
+)
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
 from mezzotint.serve.api.bounds import MAX_IMAGES
@@ -53,12 +62,30 @@ NOT_SERVED = (
     "frame_count",
     "frame_duration_ms",
     "input_fidelity",
-    "loras",
     "markup",
     "refiner",
     "svg",
 )
 VARIATION_STRENGTH = 0.6
+
+
+class LoraFields(BaseModel):
+    """One of `loras`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(description="as /v1/capabilities tells it")
+    scale: float = Field(1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="how much of it")
+
+
+def _read_json(value: object) -> object:
+    # In a form everything is text.
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError("must be a JSON array") from None
 
 
 class ImageFields(BaseModel):
@@ -94,6 +121,9 @@ class ImageFields(BaseModel):
     scheduler: str | None = None
     strength: float | None = Field(None, description="how far from the image to go, above 0…1")
     style_preset: str | None = Field(None, description="words added to both prompts")
+    loras: Annotated[list[LoraFields] | None, BeforeValidator(_read_json)] = Field(
+        None, max_length=MAX_LORAS, description="LoRAs to draw with; they may bring defaults of their own"
+    )
     deadline_s: float | None = None
     priority: Priority | None = None
     deterministic: bool | None = Field(None, description="true is not supported")
@@ -102,7 +132,6 @@ class ImageFields(BaseModel):
     frame_count: Any = Field(None, description="not supported")
     frame_duration_ms: Any = Field(None, description="not supported")
     input_fidelity: Any = Field(None, description="not supported")
-    loras: Any = Field(None, description="not supported")
     markup: Any = Field(None, description="not supported")
     refiner: Any = Field(None, description="not supported")
     svg: Any = Field(None, description="not supported")
@@ -153,6 +182,7 @@ class ImageFields(BaseModel):
             seed=self.seed,
             deadline_s=self.deadline_s,
             strength=self.strength,
+            loras=tuple(Lora(lora.name, lora.scale) for lora in self.loras or ()),
             priority=self.priority or "normal",
             preview_every=0,
         )

@@ -28,7 +28,6 @@ FEATURES = {
     "jobs": True,
     "streaming": True,
     "previews": True,
-    "loras": False,
     "refiner": False,
     "controlnet": False,
     "upscaling": False,
@@ -99,7 +98,7 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             "job_ttl_s": settings.job_ttl_s,
             "image_ttl_s": settings.image_ttl_s,
         },
-        "features": FEATURES,
+        "features": {**FEATURES, "loras": bool(info.limits.loras)},
         "caller": {
             "name": caller.name,
             "requests_per_minute": caller.requests_per_minute,
@@ -129,6 +128,19 @@ def _drawing(info: BackendInfo) -> dict[str, Any]:
             "guidance_scale": limits.default_guidance_scale,
             "scheduler": limits.default_scheduler,
         },
+        "loras": [
+            {
+                "name": each.name,
+                "title": each.title,
+                "sha256": each.sha256,
+                "defaults": {
+                    "steps": each.steps,
+                    "guidance_scale": each.guidance_scale,
+                    "scheduler": each.scheduler,
+                },
+            }
+            for each in limits.loras
+        ],
         "samplers": [
             {
                 "name": each.name,

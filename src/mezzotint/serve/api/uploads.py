@@ -127,6 +127,12 @@ def form_schema(
 ) -> dict[str, Any]:
     """The body of a route that calls `read_form`, for the OpenAPI document."""
     schema = kind.model_json_schema()
+    schema.pop("$defs", None)
+    for name, field in schema["properties"].items():
+        # In a form everything is text; what is no single value is JSON.
+        if any(each.get("type") == "array" for each in field.get("anyOf", ())):
+            told = {"title": field["title"], "description": field.get("description", "")}
+            schema["properties"][name] = {**told, "type": "string", "contentMediaType": "application/json"}
     file = {"type": "string", "format": "binary"}
     # By either name, as OpenAI's clients send them; several are not served yet.
     listed = {f"{name}[]": {"type": "array", "items": file, "maxItems": 1} for name in (*required, *optional)}

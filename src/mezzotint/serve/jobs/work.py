@@ -7,13 +7,13 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image as PilImage
 
-from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
+from mezzotint.core import GenerationRequest, Lora, Pixels, ResolvedRequest
 from mezzotint.serve.stores.images import ImageStore
 
 __all__ = ["WAITING_SECONDS", "Work", "keep_upload"]
@@ -51,11 +51,13 @@ class Work:
     def from_json(cls, told: Mapping[str, Any]) -> Work:
         """As `to_json` wrote it. What a later version knew besides is left out."""
         request = _known(GenerationRequest, told["request"])
+        request["loras"] = tuple(Lora(**_known(Lora, lora)) for lora in request.get("loras", ()))
         return cls(**{**_known(cls, told), "request": GenerationRequest(**request)})
 
     def to_json(self) -> dict[str, Any]:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         request = {field.name: getattr(self.request, field.name) for field in fields(self.request)}
+        request["loras"] = [asdict(lora) for lora in self.request.loras]
         return {**told, "request": {name: request[name] for name in request if name not in NOT_KEPT}}
 
     @property

@@ -1,0 +1,98 @@
+"""LoRAs through each surface: told of, asked for, in the receipt, in jobs."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.core import ServedLora
+from mezzotint.imaging.metadata import read_receipt
+from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+
+INK = ServedLora("ink", "Ink", "a" * 64)
+FEW = ServedLora("few-step", "Four steps", "b" * 64, steps=4, guidance_scale=1.0, scheduler="LCM")
+ASKED: dict[str, Any] = {"prompt": "a fox", "seed": 1}
+USED = [{"name": "ink", "scale": 0.5, "sha256": INK.sha256}]
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Gate]:
+    settings = settings_of(tmp_path)
+    replica = replica_of(settings, FakeBackend(loras=(INK, FEW)))
+    async with gate(settings, replica) as opened:
+        yield opened
+    replica.close()
+
+
+async def test_capabilities_and_a1111s_list_tell_of_them(server: Gate) -> None:
+    told = await server.json("GET", "/v1/capabilities")
+    assert told["features"]["loras"]
+    assert [lora["name"] for lora in told["loras"]] == ["ink", "few-step"]
+    assert told["loras"][1]["defaults"] == {"steps": 4, "guidance_scale": 1.0, "scheduler": "LCM"}
+    names = [(lora["name"], lora["alias"]) for lora in await server.json("GET", "/sdapi/v1/loras")]
+    assert names == [("ink", "Ink"), ("few-step", "Four steps")]
+
+
+async def test_each_surface_draws_with_them_and_says_so(server: Gate) -> None:
+    body = {**ASKED, "loras": [{"name": "ink", "scale": 0.5}]}
+    [image] = (await server.json("POST", "/v1/images/generations", json=body))["data"]
+    assert image["receipt"]["loras"] == USED
+    asked = {**ASKED, "prompt": "a fox <lora:ink:0.5>"}
+    answer = await server.json("POST", "/sdapi/v1/txt2img", json=asked)
+    same = base64.b64decode(answer["images"][0])
+    assert same == base64.b64decode(image["b64_json"])
+    assert read_receipt(same).to_dict()["loras"] == USED
+    assert "<lora:ink:0.5>" in json.loads(answer["info"])["infotexts"][0]
+    files = {"image": ("fox.png", same, "image/png")}
+    form = {**ASKED, "loras": json.dumps(body["loras"])}
+    [edited] = (await server.json("POST", "/v1/images/edits", data=form, files=files))["data"]
+    assert edited["receipt"]["loras"] == USED
+
+
+async def test_a_job_keeps_them(server: Gate) -> None:
+    body = {**ASKED, "loras": [{"name": "ink", "scale": 0.5}]}
+    job = await server.json("POST", "/v1/images/jobs", json=body)
+
+    async def done() -> Any:
+        told = await server.json("GET", f"/v1/images/jobs/{job['id']}")
+        return told if told["state"] == "done" else None
+
+    [image] = (await until(done, "the job is done"))["images"]
+    assert image["receipt"]["loras"] == USED
+
+
+async def test_one_of_few_steps_is_drawn_with_its_own_defaults(server: Gate) -> None:
+    body = {**ASKED, "loras": [{"name": "few-step"}]}
+    [image] = (await server.json("POST", "/v1/images/generations", json=body))["data"]
+    receipt = image["receipt"]
+    assert (receipt["steps"], receipt["guidance_scale"], receipt["scheduler"]) == (4, 1.0, "LCM")
+
+
+@pytest.mark.parametrize(
+    ("loras", "told"),
+    [
+        ([{"name": "oil"}], "served are ink, few-step"),
+        ([{"name": "ink", "scale": 5}], "loras"),
+        ([{"name": "ink", "weight": 1}], "weight"),
+        ([{"scale": 1}], "name"),
+    ],
+)
+async def test_what_is_not_accepted_is_named(server: Gate, loras: list[Any], told: str) -> None:
+    answer = await server.client.post("/v1/images/generations", json={**ASKED, "loras": loras})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"].startswith("loras")
+    assert told in error["message"] + error["param"]
+
+
+async def test_a_prompt_that_names_one_that_is_not_served_is_refused_as_a_prompt(server: Gate) -> None:
+    answer = await server.client.post("/sdapi/v1/txt2img", json={"prompt": "a fox <lora:oil:1>"})
+    assert answer.status_code == 400
+    assert "prompt" in answer.json()["detail"]
+    assert "oil" in answer.json()["detail"]
