@@ -157,10 +157,13 @@ class Sitting:
 
 
 def save_small(sheet: Image.Image, path: Path, limit: int = 400_000) -> None:
-    """As PNG of at most ``limit`` bytes, in as many colours as that allows."""
-    for colours in (256, 128, 64, 32, 16, 8):
+    """As PNG of at most ``limit`` bytes: dithered if they suffice, else in as many colours as they do for."""
+    for colours, dither in ((256, Image.Dither.FLOYDSTEINBERG), *((n, None) for n in (256, 128, 64, 32, 16))):
         buffer = io.BytesIO()
-        sheet.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        small = sheet.quantize(colours)
+        # Pillow only dithers towards a palette that is given.
+        small = small if dither is None else sheet.quantize(palette=small, dither=dither)
+        small.save(buffer, "PNG", optimize=True)
         if buffer.tell() <= limit:
             break
     path.write_bytes(buffer.getvalue())
