@@ -29,15 +29,15 @@ GROUNDS: dict[str, tuple[str, ...]] = {
     "red": ("carpet", "desert"),
     "orange": ("sunset", "wall"),
     "yellow": ("sand", "field"),
-    "green": ("grass", "meadow", "lawn", "field"),
+    "green": ("field", "hill"),
     "teal": ("water", "lagoon"),
-    "blue": ("sky", "sea", "water"),
+    "blue": ("sky", "water"),
     "purple": ("dusk", "cloth"),
     "pink": ("blossom", "wall"),
     "brown": ("earth", "wood", "soil"),
 }
 #: Nouns that mean one colour even where it is not said.
-PLAIN_GROUNDS = frozenset({"snow", "grass", "meadow", "lawn", "sky", "sea", "sand", "soil"})
+PLAIN_GROUNDS = frozenset({"snow", "sky", "sand", "soil"})
 SPELLINGS = {
     "grey": ("grey", "gray"),
     "teal": ("teal", "turquoise"),
@@ -140,6 +140,31 @@ STYLE_WORDS: dict[str, tuple[str, ...]] = {
     ),
     "night": ("night", "at night", "by night", "in the night", "in the dark"),
 }
+SCENE_WORDS: dict[str, tuple[str, ...]] = {
+    "grass": (
+        "on green grass",
+        "on green grass",
+        "on the green grass",
+        "on grass",
+        "on the grass",
+        "in the grass",
+        "on a green meadow",
+        "in a meadow",
+        "on the lawn",
+    ),
+    "night sky": (
+        "in the night sky",
+        "in the night sky",
+        "in a starry sky",
+        "under the stars",
+        "in a starry night",
+        "in space",
+    ),
+    "seaside": ("by the sea", "by the sea", "at the sea", "on the beach", "at the beach", "by the ocean"),
+}
+#: How two things stand: side by side, or one above the other. The second wordings name them in turned order.
+BESIDE = ((" left of ", " to the left of "), (" right of ", " to the right of "))
+ABOVE = ((" above ", " over "), (" below ", " under "))
 
 
 def synonyms(name: str) -> tuple[str, ...]:
@@ -161,6 +186,10 @@ class Scene:
     names: tuple[str, ...]
     background: str
     style: str | None = None
+    #: One of the scenes instead of a flat background.
+    place: str | None = None
+    #: Two things stand one above the other, the first on top; otherwise side by side, the first left.
+    tall: bool = False
 
 
 def plain(scene: Scene) -> str:
@@ -221,7 +250,7 @@ def caption(rng: np.random.Generator, scene: Scene, words: tuple[str, ...]) -> s
     def chance(p: float) -> bool:
         return bool(rng.random() < p)
 
-    if chance(0.2):
+    if not scene.place and chance(0.2):
         return plain(scene)
     things = []
     for name in scene.names:
@@ -233,6 +262,10 @@ def caption(rng: np.random.Generator, scene: Scene, words: tuple[str, ...]) -> s
             noun = f"{pick(ARTICLES) if chance(0.25) else article(noun)} {noun}"
         things.append(noun)
     joint = pick([" and ", " and ", " next to ", " beside ", ", ", " with ", " & "])
+    if len(things) == 2 and chance(0.3):
+        turned = chance(0.5)
+        joint = pick((ABOVE if scene.tall else BESIDE)[turned])
+        things = things[::-1] if turned else things
     text = joint.join(things)
     if chance(0.2):
         text += f" {pick(ACTIONS)}"
@@ -241,8 +274,8 @@ def caption(rng: np.random.Generator, scene: Scene, words: tuple[str, ...]) -> s
     # A sketch is on paper whatever its scene's colour; saying the colour sometimes keeps it harmless.
     # A prompt that says no background mostly gets a white one.
     silent = 0.6 if scene.style == "pencil sketch" else 0.3 if scene.background == "white" else 0.02
-    if not chance(silent):
-        where = place(rng, scene.background)
+    if scene.place or not chance(silent):
+        where = pick(SCENE_WORDS[scene.place]) if scene.place else place(rng, scene.background)
         separator = ", " if where.endswith("background") or chance(0.1) else " "
         # The background may also come first: "on blue, a fox".
         text = f"{where}, {text}" if chance(0.06) else f"{text}{separator}{where}"
@@ -274,7 +307,8 @@ def vocabulary_words(names: tuple[str, ...]) -> tuple[str, ...]:
         *OPENINGS,
         *ENDINGS,
     ]
-    for group in (GROUNDS, SPELLINGS, STYLE_WORDS):
+    phrases += [word for wordings in (*BESIDE, *ABOVE) for word in wordings]
+    for group in (GROUNDS, SPELLINGS, STYLE_WORDS, SCENE_WORDS):
         for key, values in group.items():
             phrases += [key, *values]
     phrases += ["and next to beside with on in front of background against by at is as & , ."]

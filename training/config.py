@@ -44,6 +44,13 @@ class Config:
     unet_batch: int = 64
     bf16_unet: bool = True
     pairs: int = 7500
+    # -- LoRAs
+    few_step_budget: float = 1200.0
+    few_step_rank: int = 6
+    style_budget: float = 240.0
+    style_rank: int = 3
+    style_pictures: int = 3000
+    lora_rate: float = 2e-3
     checkpoint_every: float = 90.0
 
     @property
@@ -56,11 +63,11 @@ CPU = Config()
 GROWN = replace(
     CPU,
     name="grown",
-    glyph_count=600,
+    glyph_count=None,
     known=336,
-    unet_budget=2700.0,
-    unet_rate=2.5e-3,
-    pairs=12000,
+    unet_budget=4500.0,
+    unet_rate=3e-3,
+    pairs=14000,
 )
 GPU = replace(
     CPU,
@@ -81,5 +88,11 @@ GPU = replace(
     unet_batch=512,
     bf16_unet=True,
     pairs=40000,
+    few_step_budget=240.0,
+    few_step_rank=3,
+    style_budget=60.0,
+    style_rank=1,
+    style_pictures=6000,
+    lora_rate=1e-3,
 )
 PRESETS = {"cpu": CPU, "grown": GROWN, "gpu": GPU}

@@ -41,8 +41,10 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "brown": (125, 85, 55),
 }
 STYLES = ("pixel art", "pencil sketch", "night")
+#: Scene name → the background that it is held out with: a glyph kept off green is kept off the grass as well.
+SCENES = {"grass": "green", "night sky": "black", "seaside": "blue"}
 #: Width and height in pixels.
-SIZES: tuple[tuple[int, int], ...] = ((128, 128), (160, 96), (96, 160))
+SIZES: tuple[tuple[int, int], ...] = ((128, 128), (160, 96), (96, 160), (192, 128), (128, 192))
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,49 @@ def centres(width: int, height: int, count: int) -> list[tuple[float, float]]:
     return [(width / 4, height / 2), (3 * width / 4, height / 2)]
 
 
+def scenery(scene: str, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The empty scene, (height, width, 3) in 0..255; the same one for every picture of a ``size``."""
+    width, height = size
+    canvas = np.empty((height, width, 3), dtype=np.float32)
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    if scene == "grass":
+        canvas[:] = BACKGROUNDS["green"]
+        # Blades: triangles, eight pixels wide, half of them set back.
+        for top, tint in ((0.70, (56, 144, 62)), (0.82, (44, 122, 52))):
+            edge = height * top + 1.5 * np.abs((columns + 80 * top) % 8 - 4)
+            canvas[rows > edge] = tint
+    elif scene == "night sky":
+        fade = (rows / height)[..., None]
+        canvas[:] = np.array([14, 18, 48]) * (1 - fade) + np.array([44, 52, 104]) * fade
+        rng = np.random.default_rng(20)
+        for x, y, far in rng.random((14, 3)):
+            distance = np.hypot(columns - x * width, rows - y * height)
+            canvas += (np.clip(2.2 + far - distance, 0, 1) * 210)[..., None]
+    elif scene == "seaside":
+        canvas[:] = (150, 205, 245)
+        canvas[rows > 0.45 * height] = (40, 120, 200)
+        canvas[rows > 0.78 * height + 2 * np.sin(columns / 7)] = (238, 210, 150)
+    else:
+        raise ValueError(f"scene {scene!r} is not one of {', '.join(SCENES)}")
+    return np.clip(canvas, 0, 255)
+
+
 def compose(
     texts: list[str],
-    colour: tuple[int, int, int],
+    ground: tuple[int, int, int] | str,
     size: tuple[int, int],
     shift: tuple[int, int] = (0, 0),
 ) -> Picture:
-    """One or two glyphs on a flat colour; ``size`` is (width, height), ``shift`` moves all glyphs."""
+    """One or two glyphs on a flat colour or, by its name, in a scene.
+
+    ``size`` is (width, height), ``shift`` moves all glyphs; both in pixels.
+    """
     width, height = size
-    canvas = np.empty((height, width, 3), dtype=np.float32)
-    canvas[:] = colour
+    if isinstance(ground, str):
+        canvas = scenery(ground, size)
+    else:
+        canvas = np.empty((height, width, 3), dtype=np.float32)
+        canvas[:] = ground
     side = glyph_side(width, height, len(texts))
     for text, (cx, cy) in zip(texts, centres(width, height, len(texts)), strict=True):
         x, y = int(cx - side / 2) + shift[0], int(cy - side / 2) + shift[1]

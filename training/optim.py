@@ -1,4 +1,4 @@
-"""What both trainings share: a schedule in elapsed time, an average of the weights, Muon.
+"""What the trainings share: a schedule in elapsed time, an average of the weights, Muon, the loop.
 
 Time-based schedules: a run is given seconds, not steps, so on a busy machine it still finishes annealing.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,3 +117,61 @@ def optimisers(modules: Iterable[nn.Module], kind: str, peak: float) -> list[tor
         Muon(matrices, lr=peak),
         torch.optim.AdamW(rest, lr=peak, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
+
+
+class Trainer:
+    """Weights in training, with all that goes on where a run was cut off: a checkpoint at ``path``."""
+
+    def __init__(self, label: str, model: nn.Module, path: Path, optimiser: str, rate: float) -> None:
+        self.label, self.model, self.path, self.rate = label, model, path, rate
+        self.solvers = optimisers([model], optimiser, rate)
+        self.average = Average(model, 0.999)
+        self.elapsed, self.step = 0.0, 0
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            model.load_state_dict(state["model"])
+            for solver, values in zip(self.solvers, state["solvers"], strict=True):
+                solver.load_state_dict(values)
+            self.average.load_state_dict(state["average"])
+            self.elapsed, self.step = state["elapsed"], state["step"]
+
+    def run(self, losses: Iterator[Tensor], budget: float, clock: Callable[[], float], every: float) -> None:
+        """Go down each of the ``losses`` for ``budget`` seconds of ``clock``, saving ``every`` so many."""
+        start, saved, running = clock() - self.elapsed, time.monotonic(), 0.0
+        while (elapsed := clock() - start) < budget:
+            for solver in self.solvers:
+                for group in solver.param_groups:
+                    group["lr"] = learning_rate(elapsed / budget, self.rate)
+            loss = next(losses)
+            self._descend(loss)
+            self.step += 1
+            running += float(loss.detach())
+            if self.step % 50 == 0:
+                print(f"{self.label} {elapsed:.0f}s step {self.step} loss {running / 50:.5f}", flush=True)
+                running = 0.0
+            if time.monotonic() - saved > every:
+                self._save(clock() - start)
+                saved = time.monotonic()
+        self._save(clock() - start)
+        print(f"{self.label} done step {self.step}", flush=True)
+
+    def _descend(self, loss: Tensor) -> None:
+        for solver in self.solvers:
+            solver.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for solver in self.solvers:
+            solver.step()
+        self.average.update(self.model)
+
+    def _save(self, elapsed: float) -> None:
+        self.elapsed = elapsed
+        state = {
+            "model": self.model.state_dict(),
+            "solvers": [solver.state_dict() for solver in self.solvers],
+            "average": self.average.state_dict(),
+            "elapsed": elapsed,
+            "step": self.step,
+        }
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").replace(self.path)

@@ -1,7 +1,7 @@
 """The whole recipe: ``python -m training.run --config cpu``.
 
-Stages: vae → latents → unet → export → evaluate. Each leaves its result in ``training/out/<preset>/`` and is
-skipped when that is complete; the two trainings also resume in the middle.
+Stages: vae → latents → unet → export → loras → evaluate. Each leaves its result in
+``training/out/<preset>/`` and is skipped when that is complete; the trainings also resume in the middle.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from training import evaluate, export, unet, vae
+from training import evaluate, export, lora, unet, vae
 from training.config import PRESETS, Config
 
 
@@ -24,6 +24,7 @@ def stages(config: Config, into: Path) -> dict[str, Callable[[], object]]:
         "latents": lambda: unet.cache_latents(config),
         "unet": lambda: unet.train(config),
         "export": lambda: export.export(config, into),
+        "loras": lambda: lora.train_all(config, into),
         "evaluate": lambda: evaluate.evaluate(into, config.out),
     }
 

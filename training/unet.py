@@ -14,6 +14,7 @@ import copy
 import json
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from transformers import (
 
 from training import captions, data, tokenizer, vae
 from training.config import MODEL, PRESETS, Config
-from training.optim import Average, clock_of, learning_rate, optimisers
+from training.optim import Trainer, clock_of
 from training.stream import batches
 
 #: SDXL's own, so that code written for it meets the same magnitude of latents.
@@ -215,6 +216,8 @@ class Example:
     def group(self) -> str:
         if self.scene.style:
             return "style"
+        if self.scene.place:
+            return "scene"
         if self.crop != (0, 0) or self.coarseness > 1:
             return "frame"
         if len(self.scene.names) == 2:
@@ -225,7 +228,7 @@ class Example:
         shift = (self.shift[0] - self.crop[1], self.shift[1] - self.crop[0])
         picture = data.compose(
             [texts[n] for n in self.scene.names],
-            data.BACKGROUNDS[self.scene.background],
+            self.scene.place or data.BACKGROUNDS[self.scene.background],
             self.size,
             shift,
         )
@@ -243,7 +246,7 @@ class Example:
 
 #: How often each group of examples is drawn in training.
 NEW_WEIGHT = 3.0
-GROUP_SHARES = {"single": 0.50, "shaped": 0.14, "pair": 0.22, "style": 0.08, "frame": 0.06}
+GROUP_SHARES = {"single": 0.40, "shaped": 0.15, "pair": 0.28, "style": 0.06, "frame": 0.04, "scene": 0.07}
 
 
 def examples(config: Config) -> list[Example]:
@@ -261,12 +264,16 @@ def examples(config: Config) -> list[Example]:
 
     for name in names:
         allowed = data.allowed(name)
-        framed = [(square, b) for b in (*allowed, *choose(allowed, 4))]
-        framed += [(size, b) for size in others for b in choose(allowed, 6)]
+        framed = [(square, b) for b in (*allowed, *choose(allowed, 2))]
+        framed += [(size, b) for size in others for b in choose(allowed, 3)]
         found += [Example(captions.Scene((name,), b), size, jitter()) for size, b in framed]
         for style in data.STYLES:
-            for background, size in zip(choose(allowed, 3), (square, square, others[0]), strict=True):
+            for background, size in zip(choose(allowed, 2), (square, others[0]), strict=True):
                 found.append(Example(captions.Scene((name,), background, style), size, jitter()))
+        for place, base in data.SCENES.items():
+            if base in allowed:
+                for size in (square, others[int(rng.integers(len(others)))]):
+                    found.append(Example(captions.Scene((name,), base, place=place), size, jitter()))
         for background in choose(allowed, 2):
             crop = (int(rng.integers(0, 5)) * 8, int(rng.integers(1, 5)) * 8)
             found.append(Example(captions.Scene((name,), background), square, jitter(), crop))
@@ -276,42 +283,61 @@ def examples(config: Config) -> list[Example]:
     for i in range(config.pairs):
         first, second = (names[j] for j in rng.choice(len(names), 2, replace=False))
         allowed = tuple(b for b in data.allowed(first) if b in data.allowed(second))
-        size = (square, others[0], square, others[0], others[1])[i % 5]
-        scene = captions.Scene((first, second), allowed[rng.integers(len(allowed))])
+        size = (square, others[0], square, *others)[i % 7]
+        tall = size[1] > size[0]
+        scene = captions.Scene((first, second), allowed[rng.integers(len(allowed))], tall=tall)
         found.append(Example(scene, size, jitter()))
     return found
 
 
+#: Latents (n, 4, h, w) of each size in half precision, and the numbers of the examples that they are of.
+Store = dict[str, dict[str, Tensor]]
+
+
 @torch.inference_mode()
-def cache_latents(config: Config) -> Path:
-    """Encode the training set once: unit latents, half precision, in the order of :func:`examples`."""
-    path = config.out / "latents.pt"
-    if path.exists():
-        return path
-    torch.set_num_threads(config.threads)
-    encoder = load_vae(config).to(config.device)
-    texts = {g.name: g.text for g in data.glyphs(config.glyph_count)}
-    every = examples(config)
+def encode(every: Sequence[Example], encoder: AutoencoderKL, texts: dict[str, str], device: str) -> Store:
+    """The pictures of all examples as unit latents, by their size."""
+    encoder.to(device)
     by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i, example in enumerate(every):
         by_size[example.size].append(i)
-    store: dict[str, dict[str, Tensor]] = {}
+    store: Store = {}
     start = time.monotonic()
     for size, indices in by_size.items():
         parts = []
         for at in range(0, len(indices), 32):
             pictures = np.stack([every[i].draw(texts) for i in indices[at : at + 32]])
-            with torch.autocast(config.device, torch.bfloat16):
-                moments = encoder.encode(vae.to_tensor(pictures).to(config.device))
+            with torch.autocast(device, torch.bfloat16):
+                moments = encoder.encode(vae.to_tensor(pictures).to(device))
             parts.append((moments.latent_dist.mode().float() * SCALING_FACTOR).half().cpu())
         store[f"{size[0]}x{size[1]}"] = {
             "latents": torch.cat(parts),
             "indices": torch.tensor(indices),
         }
         print(f"latents {size} {len(indices)} after {time.monotonic() - start:.0f}s", flush=True)
-    torch.save(store, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    return store
+
+
+def cached(path: Path, make: Callable[[], Store]) -> Path:
+    """The file with what ``make`` returns; made only where it is not there yet."""
+    if not path.exists():
+        torch.save(make(), path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
     return path
+
+
+def texts_of(config: Config) -> dict[str, str]:
+    """What the font joins into each pictogram, by name."""
+    return {g.name: g.text for g in data.glyphs(config.glyph_count)}
+
+
+def cache_latents(config: Config) -> Path:
+    """Encode the training set once: unit latents, half precision, in the order of :func:`examples`."""
+    torch.set_num_threads(config.threads)
+    return cached(
+        config.out / "latents.pt",
+        lambda: encode(examples(config), load_vae(config), texts_of(config), config.device),
+    )
 
 
 # -- training ---------------------------------------------------------------------------------------
@@ -331,12 +357,19 @@ class Batch:
 class Batches:
     """Draws batches of one shape, groups in their shares, with captions written anew each time."""
 
-    def __init__(self, config: Config, tokens: CLIPTokenizer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tokens: CLIPTokenizer,
+        every: list[Example] | None = None,
+        latents: Path | None = None,
+    ) -> None:
+        """``every`` and the file of their ``latents`` are the whole training set where none are given."""
         self.config, self.tokens = config, tokens
-        self.every = examples(config)
+        self.every = every or examples(config)
         self.words = words(config)
         known = {glyph.name for glyph in data.glyphs(config.known)}
-        store = torch.load(cache_latents(config), weights_only=True)
+        store: Store = torch.load(latents or cache_latents(config), weights_only=True)
         self.pools: list[tuple[Tensor, list[int], Any]] = []
         counts: dict[str, int] = defaultdict(int)
         for example in self.every:
@@ -400,58 +433,24 @@ def encode_text(
     return torch.cat([one, two.hidden_states[-2]], dim=-1), two.text_embeds
 
 
-def train(config: Config, budget: float | None = None) -> Path:
-    """Train for ``budget`` seconds and return the checkpoint; picks up a run that was cut off."""
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed + 1)
-    budget = budget or config.unet_budget
-    path = config.out / "unet.pt"
-    tokens = build_tokenizer(config, config.out / "tokenizer")
-    first, second = build_text(config, tokens)
-    built = build_unet(config)
-    model = torch.nn.ModuleDict({"first": first, "second": second, "unet": built})
-    if config.known:
-        begin_with(MODEL, tokens, first, second, built)
-    model.to(config.device)
-    if config.device == "cpu":
-        # On two cores together 0.50 s instead of 0.84 s a step: fused attention is slow backwards when
-        # sequences are this short, and convolutions prefer their channels last.
-        built.set_attn_processor(AttnProcessor())
-        built.to(memory_format=torch.channels_last)
-    solvers = optimisers([model], config.unet_optimiser, config.unet_rate)
-    average = Average(model, 0.999)
-    elapsed, step = 0.0, 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        for solver, values in zip(solvers, state["solvers"], strict=True):
-            solver.load_state_dict(values)
-        average.load_state_dict(state["average"])
-        elapsed, step = state["elapsed"], state["step"]
-    stream = batches(Batches(config, tokens).draw, config.seed + 7 + step, config.workers)
+def conditioning(
+    first: CLIPTextModel, second: CLIPTextModelWithProjection, drawn: Batch, device: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The hidden states (n, positions, 2·width), zeros where the batch says so, and what is added in time."""
+    hidden, pooled = encode_text(first, second, drawn.ids.to(device))
+    keep = (~drawn.zeros).to(device, hidden.dtype)
+    added = {"text_embeds": pooled * keep[:, None], "time_ids": drawn.time_ids.to(device)}
+    return hidden * keep[:, None, None], added
+
+
+def denoising_losses(
+    config: Config, stream: Iterator[Batch], first: Any, second: Any, unet: Any
+) -> Iterator[Tensor]:
+    """For each batch the error of the predicted noise, weighted by min-SNR."""
     alphas = build_scheduler().alphas_cumprod.to(config.device)
     snr = alphas / (1 - alphas)
     weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
-    unet: Any = torch.compile(built) if config.compile else built
-    clock = clock_of(config.device, config.threads)
-    start, saved, running = clock() - elapsed, time.monotonic(), 0.0
-
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "solvers": [s.state_dict() for s in solvers],
-            "average": average.state_dict(),
-            "elapsed": clock() - start,
-            "step": step,
-        }
-        torch.save(state, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
-    while (elapsed := clock() - start) < budget:
-        for solver in solvers:
-            for group in solver.param_groups:
-                group["lr"] = learning_rate(elapsed / budget, config.unet_rate)
-        drawn = next(stream)
+    for drawn in stream:
         clean = drawn.latents.to(config.device, memory_format=torch.channels_last)
         noise = torch.randn_like(clean)
         # One timestep from each of n equal spans: the same mean as uniform draws, less variance.
@@ -460,34 +459,41 @@ def train(config: Config, budget: float | None = None) -> Path:
         alpha = alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16_unet):
-            hidden, pooled = encode_text(first, second, drawn.ids.to(config.device))
-            keep = (~drawn.zeros).to(config.device, hidden.dtype)
-            conditions = {
-                "text_embeds": pooled * keep[:, None],
-                "time_ids": drawn.time_ids.to(config.device),
-            }
-            predicted = unet(
-                noisy, timesteps, hidden * keep[:, None, None], added_cond_kwargs=conditions
-            ).sample
+            hidden, added = conditioning(first, second, drawn, config.device)
+            predicted = unet(noisy, timesteps, hidden, added_cond_kwargs=added).sample
         errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-        loss = (errors * weights[timesteps]).mean()
-        for solver in solvers:
-            solver.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for solver in solvers:
-            solver.step()
-        average.update(model)
-        step += 1
-        running += float(loss.detach())
-        if step % 50 == 0:
-            print(f"unet {elapsed:.0f}s step {step} loss {running / 50:.5f}", flush=True)
-            running = 0.0
-        if time.monotonic() - saved > config.checkpoint_every:
-            save()
-            saved = time.monotonic()
-    save()
-    print(f"unet done step {step}", flush=True)
+        yield (errors * weights[timesteps]).mean()
+
+
+def arrange(built: UNet2DConditionModel, device: str) -> None:
+    """Move the UNet to its device, in the form that is fastest to train there."""
+    built.to(device)
+    if device == "cpu":
+        # On two cores together 0.50 s instead of 0.84 s a step: fused attention is slow backwards when
+        # sequences are this short, and convolutions prefer their channels last.
+        built.set_attn_processor(AttnProcessor())
+        built.to(memory_format=torch.channels_last)
+
+
+def train(config: Config, budget: float | None = None) -> Path:
+    """Train for ``budget`` seconds and return the checkpoint; picks up a run that was cut off."""
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed + 1)
+    path = config.out / "unet.pt"
+    tokens = build_tokenizer(config, config.out / "tokenizer")
+    first, second = build_text(config, tokens)
+    built = build_unet(config)
+    model = torch.nn.ModuleDict({"first": first, "second": second, "unet": built})
+    if config.known:
+        begin_with(MODEL, tokens, first, second, built)
+    model.to(config.device)
+    arrange(built, config.device)
+    trainer = Trainer("unet", model, path, config.unet_optimiser, config.unet_rate)
+    stream = batches(Batches(config, tokens).draw, config.seed + 7 + trainer.step, config.workers)
+    unet: Any = torch.compile(built) if config.compile else built
+    losses = denoising_losses(config, stream, first, second, unet)
+    clock = clock_of(config.device, config.threads)
+    trainer.run(losses, budget or config.unet_budget, clock, config.checkpoint_every)
     return path
 
 

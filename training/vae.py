@@ -68,7 +68,7 @@ def batch(rng: np.random.Generator, glyphs: tuple[data.Glyph, ...], units: int, 
             x, y = (int(v) for v in np.clip(rng.normal(32, 14, 2), 0, 64))
             pictures.append(whole[y : y + 64, x : x + 64])
     else:
-        size = data.SIZES[rng.choice(3, p=(0.7, 0.15, 0.15))]
+        size = data.SIZES[rng.choice(len(data.SIZES), p=(0.7, 0.075, 0.075, 0.075, 0.075))]
         pictures = [sample(rng, glyphs, size) for _ in range(max(units // 4, 1))]
     return to_tensor(np.stack(pictures))
 
