@@ -1,5 +1,5 @@
-"""The presets of the recipe: ``cpu`` (two cores, the shipped weights), ``grown`` (from those on; begun, not
-finished) and ``gpu`` (never run by us)."""
+"""The presets of the recipe: ``cpu`` (two cores, the shipped weights), ``grown`` (from those on; not run to
+its end) and ``gpu`` (never run by us)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ GROWN = replace(
     name="grown",
     glyph_count=None,
     known=336,
-    unet_budget=4500.0,
+    unet_budget=9000.0,
     unet_rate=3e-3,
     pairs=14000,
 )

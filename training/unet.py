@@ -245,7 +245,7 @@ class Example:
 
 
 #: How often each group of examples is drawn in training.
-NEW_WEIGHT = 3.0
+NEW_WEIGHT = 2.0
 GROUP_SHARES = {"single": 0.40, "shaped": 0.15, "pair": 0.28, "style": 0.06, "frame": 0.04, "scene": 0.07}
 
 

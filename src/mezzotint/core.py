@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -48,6 +48,7 @@ __all__ = [
     "ResolvedRequest",
     "ServedLora",
     "UsedLora",
+    "limits_with",
     "resolve",
 ]
 
@@ -239,9 +240,13 @@ class Receipt:
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
-        """As `to_dict` told it."""
-        loras = tuple(UsedLora(**lora) for lora in told["loras"])
-        return cls(**{**told, "warnings": tuple(told["warnings"]), "loras": loras})
+        """As `to_dict` told it, of this version or of another."""
+        known = {each.name: told[each.name] for each in fields(cls) if each.name in told}
+        loras = tuple(
+            UsedLora(str(lora["name"]), float(lora["scale"]), str(lora["sha256"]))
+            for lora in told.get("loras", ())
+        )
+        return cls(**{**known, "warnings": tuple(told.get("warnings", ())), "loras": loras})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in the order above."""
@@ -349,7 +354,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, required=False)
     loras = _loras(request.loras, limits)
-    limits = _as_drawn_with(loras, limits)
+    limits = limits_with(loras, limits)
     sampler = find_sampler(_default(request.scheduler, limits.default_scheduler, str, "scheduler"))
     width, height = _size(request, limits)
     max_steps = min(limits.max_steps, sampler.max_steps)
@@ -394,6 +399,8 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
 
 
 def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
+    if not all(isinstance(lora, Lora) and isinstance(lora.name, str) for lora in asked or ()):
+        raise InvalidRequest("loras takes mezzotint.core.Lora(name, scale)", param="loras")
     if len(asked) > MAX_LORAS:
         raise InvalidRequest(f"loras takes at most {MAX_LORAS}, not {len(asked)}", param="loras")
     served = [lora.name for lora in limits.loras]
@@ -403,19 +410,20 @@ def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
             raise InvalidRequest(f"loras: there is no {_shown(lora.name)}; {there_is}", param="loras")
         if lora.name in (other.name for other in asked[:number]):
             raise InvalidRequest(f"loras names {lora.name} twice", param="loras")
-        scale = _default(lora.scale, 1.0, (int, float), "loras: scale")
-        if not abs(scale) <= MAX_LORA_SCALE:
+        if isinstance(lora.scale, bool) or not isinstance(lora.scale, (int, float)):
+            raise InvalidRequest(f"loras: the scale of {lora.name} must be a number", param="loras")
+        if not abs(lora.scale) <= MAX_LORA_SCALE:
             raise InvalidRequest(
                 f"loras: the scale of {lora.name} must be {-MAX_LORA_SCALE:g}…{MAX_LORA_SCALE:g}, "
-                f"not {_shown(scale)}",
+                f"not {_shown(lora.scale)}",
                 param="loras",
             )
     # In one order, so that those who ask for the same share passes.
-    return tuple(sorted(Lora(lora.name, float(lora.scale)) for lora in asked if lora.scale))
+    return tuple(sorted(Lora(lora.name, float(lora.scale)) for lora in asked if lora.scale != 0))
 
 
-def _as_drawn_with(loras: tuple[Lora, ...], limits: ModelLimits) -> ModelLimits:
-    """The defaults, where a LoRA has its own: few steps, no guidance."""
+def limits_with(loras: tuple[Lora, ...], limits: ModelLimits) -> ModelLimits:
+    """The limits with the LoRAs' own defaults in place of the model's: few steps, no guidance."""
     names = {lora.name for lora in loras}
     for lora in limits.loras:
         if lora.name in names:

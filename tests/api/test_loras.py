@@ -36,7 +36,7 @@ async def test_capabilities_and_a1111s_list_tell_of_them(server: Gate) -> None:
     assert [lora["name"] for lora in told["loras"]] == ["ink", "few-step"]
     assert told["loras"][1]["defaults"] == {"steps": 4, "guidance_scale": 1.0, "scheduler": "LCM"}
     names = [(lora["name"], lora["alias"]) for lora in await server.json("GET", "/sdapi/v1/loras")]
-    assert names == [("ink", "Ink"), ("few-step", "Four steps")]
+    assert names == [("ink", "ink"), ("few-step", "few-step")]
 
 
 async def test_each_surface_draws_with_them_and_says_so(server: Gate) -> None:
@@ -75,20 +75,43 @@ async def test_one_of_few_steps_is_drawn_with_its_own_defaults(server: Gate) -> 
 
 
 @pytest.mark.parametrize(
-    ("loras", "told"),
+    ("loras", "param", "told"),
     [
-        ([{"name": "oil"}], "served are ink, few-step"),
-        ([{"name": "ink", "scale": 5}], "loras"),
-        ([{"name": "ink", "weight": 1}], "weight"),
-        ([{"scale": 1}], "name"),
+        ([{"name": "oil"}], "loras", "served are ink, few-step"),
+        ([{"name": "ink", "scale": 5}], "loras[0].scale", "less than or equal to 4"),
+        ([{"name": "few-step"}, {"name": "ink", "weight": 1}], "loras[1].weight", "unknown field"),
+        ([{"scale": 1}], "loras[0].name", "is required"),
+        ('[{"name": "ink"}]', "loras", "list"),
     ],
 )
-async def test_what_is_not_accepted_is_named(server: Gate, loras: list[Any], told: str) -> None:
+async def test_what_is_not_accepted_is_named(server: Gate, loras: object, param: str, told: str) -> None:
     answer = await server.client.post("/v1/images/generations", json={**ASKED, "loras": loras})
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["param"].startswith("loras")
-    assert told in error["message"] + error["param"]
+    assert error["param"] == param
+    assert told in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("loras", "told"),
+    [
+        ("ink", "must be a JSON array"),
+        ('[{"name": "ink", "name": "few-step"}]', "more than once"),
+        ("", None),
+    ],
+)
+async def test_a_forms_list_is_json(server: Gate, loras: str, told: str | None) -> None:
+    [image] = (await server.json("POST", "/v1/images/generations", json=ASKED))["data"]
+    files = {"image": ("fox.png", base64.b64decode(image["b64_json"]), "image/png")}
+    answer = await server.client.post("/v1/images/edits", data={**ASKED, "loras": loras}, files=files)
+    assert answer.status_code == (400 if told else 200)
+    assert told is None or told in answer.json()["error"]["message"]
+
+
+async def test_quality_is_a_share_of_the_loras_own_steps(server: Gate) -> None:
+    body = {**ASKED, "loras": [{"name": "few-step"}], "quality": "high"}
+    [image] = (await server.json("POST", "/v1/images/generations", json=body))["data"]
+    assert image["receipt"]["steps"] == 6
 
 
 async def test_a_prompt_that_names_one_that_is_not_served_is_refused_as_a_prompt(server: Gate) -> None:

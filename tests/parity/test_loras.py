@@ -14,12 +14,13 @@ import torch
 
 from mezzotint import Engine
 from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.loras import LowRank
 from mezzotint.core import GenerationRequest, Lora, Pixels
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.loading import load_backend
 from mezzotint.models.reading import load_parts, read_lora
 from mezzotint.tuning import Tuning
-from tests.loras import Layout, merge, write_lora
+from tests.loras import ATTENTION, Layout, merge, write_lora
 from tests.parity.conftest import Studio, open_studio
 
 SIZE = {"width": 64, "height": 64}
@@ -84,6 +85,13 @@ def test_the_engine_draws_those_with_and_without_together(tiny_sdxl: Path, files
     assert [lora.name for lora in alone[4].receipt.loras] == ["ink"]
 
 
+def product(change: LowRank) -> torch.Tensor:
+    """scaling · B·A"""
+    weight = torch.zeros(len(change.up), *change.down.shape[1:])
+    change.add_to(weight, 1.0)
+    return weight
+
+
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 def test_each_layout_is_read_as_the_same_lora(tiny_sdxl: Path, tmp_path: Path, layout: Layout) -> None:
     parts = load_parts(tiny_sdxl, dtype=torch.float32, device=torch.device("cpu"))
@@ -92,7 +100,7 @@ def test_each_layout_is_read_as_the_same_lora(tiny_sdxl: Path, tmp_path: Path, l
     assert (len(peft.unet), *map(len, peft.text_encoders)) == (2, 1, 1)
     for one, two in zip((peft.unet, *peft.text_encoders), (other.unet, *other.text_encoders), strict=True):
         assert one.keys() == two.keys()
-        assert all(torch.equal(one[path].change(1.0), two[path].change(1.0)) for path in one)
+        assert all(torch.equal(product(one[path]), product(two[path])) for path in one)
 
 
 PEFT_CONFIG = {
@@ -119,13 +127,14 @@ def test_alpha_over_rank_scales_it(tiny_sdxl: Path, tmp_path: Path, halved: dict
     half = read_lora(write_lora(tmp_path / "a.safetensors", **halved), parts)
     whole = read_lora(write_lora(tmp_path / "b.safetensors"), parts)
     for one, two in zip((half.unet, *half.text_encoders), (whole.unet, *whole.text_encoders), strict=True):
-        assert all(torch.allclose(2 * one[path].change(1.0), two[path].change(1.0)) for path in one)
+        assert all(torch.allclose(2 * product(one[path]), product(two[path])) for path in one)
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         ({"unet.conv_in.lora_magnitude_vector": torch.ones(4)}, "no LoRA of pairs"),
+        ({f"unet.{ATTENTION}.lora_magnitude_vector": torch.ones(64)}, "no LoRA of pairs"),
         ({"unet.conv_in.hada_w1_a": torch.ones(4, 4)}, "no LoRA of pairs"),
         ({"unet.conv_in.lora_A.weight": torch.ones(4, 4)}, "no LoRA of pairs"),
         ({"somewhere.lora_A.weight": torch.ones(1)}, "holds somewhere"),
@@ -136,6 +145,13 @@ def test_what_is_no_lora_is_refused_by_name(
 ) -> None:
     path = write_lora(tmp_path / "odd.safetensors", "unet", **more)
     with pytest.raises(ModelInvalid, match=told):
+        load_backend(str(tiny_sdxl), device="cpu", threads=1, loras=[str(path)])
+
+
+def test_kohyas_dora_is_refused_for_diffusers_would_draw_half_of_it(tiny_sdxl: Path, tmp_path: Path) -> None:
+    name = f"lora_unet_{ATTENTION.replace('.', '_')}.dora_scale"
+    path = write_lora(tmp_path / "odd.safetensors", "unet", layout="kohya", **{name: torch.ones(64, 1)})
+    with pytest.raises(ModelInvalid, match="is a DoRA"):
         load_backend(str(tiny_sdxl), device="cpu", threads=1, loras=[str(path)])
 
 

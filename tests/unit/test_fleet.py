@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
-from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, Lora, ResolvedRequest, ServedLora, resolve
 from mezzotint.engine.scheduler import BatchKey
 from mezzotint.serve.fleet import MAX_PROMISE_SECONDS, STALE_SECONDS, Fleet
 from mezzotint.serve.wire import Report
@@ -58,6 +58,14 @@ def test_the_replica_that_would_have_it_done_first_is_chosen(fleet: Fleet) -> No
     # With less behind it, a slow engine is not the first to finish.
     fleet.update([report("b", 4.0, costs={KEY: 1.0})], 0.0)
     assert fleet.choose(request()) == "a"
+
+
+def test_only_a_replica_that_serves_its_loras_is_chosen(fleet: Fleet) -> None:
+    info = FakeBackend(loras=(ServedLora("ink", "Ink", "a" * 64),)).info
+    fleet.update([report("with", 5.0, info=info), report("without")], 0.0)
+    inked = resolve(GenerationRequest("a", loras=(Lora("ink"),)), info.limits)
+    assert fleet.choose(inked) == "with"
+    assert fleet.choose(request()) == "without"
 
 
 def test_what_was_sent_since_the_report_counts_and_ends(fleet: Fleet) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.lanes import Lanes, lanes_of
-from mezzotint.backends.loras import LoraWeights, Wearing
+from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.painting import Kept, begin
 from mezzotint.backends.passes import Pass, PassQueue
 from mezzotint.backends.pictures import PictureCodec
@@ -131,7 +131,7 @@ class DiffusersBackend:
         device = self._device = parts.unet.device
         self._lanes = lanes or lanes_of(device)
         self._unet = tune_unet(parts.unet, tuning, device)
-        self._wearing = Wearing(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
+        self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
         self._info = info
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
@@ -150,6 +150,9 @@ class DiffusersBackend:
         self._rows: dict[str, _Row] = {}
         self._batch: _Batch | None = None
         self._passes = PassQueue(self._lanes)
+        if device.type == "cuda":
+            # What lays weights out and copies them is in another queue than the steps that will change them.
+            torch.cuda.synchronize(device)
 
     @property
     def info(self) -> BackendInfo:
@@ -192,7 +195,7 @@ class DiffusersBackend:
         rows = [self._rows[request_id] for request_id in request_ids]
         with _failures_of("a pass of the UNet"), self._lanes.steps():
             self._passes.begin()
-            self._wearing.wear(rows[0].request.loras)
+            self._adapted.activate(rows[0].request.loras)
             batch = self._batch_of(tuple(request_ids), rows)
             timesteps = [row.sampling.timestep for row in rows]
             scaled = torch.cat([row.sampling.scale(row.latents) for row in rows])
@@ -256,7 +259,7 @@ class DiffusersBackend:
         self._rows.clear()
         self._batch = None
         self._passes.forget()
-        self._unet = self._wearing = self._pictures = self.prompts = None  # type: ignore[assignment]
+        self._unet = self._adapted = self._pictures = self.prompts = None  # type: ignore[assignment]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

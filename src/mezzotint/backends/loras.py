@@ -1,6 +1,6 @@
-"""LoRAs in a module's weights, put on and taken off in place, between passes.
+"""LoRAs in a module's weights, in place, for as long as the passes that want them.
 
-W' = W + scale · (alpha / rank) · B·A, summed over the LoRAs that are worn (Hu et al., 2021,
+W' = W + scale · (alpha / rank) · B·A, summed over the active LoRAs (Hu et al., 2021,
 arXiv:2106.09685). In place, because what was compiled or recorded over a weight then stays true, and a pass
 with LoRAs takes as long as one without. Always from a copy of W, because taking off what was added would
 leave its rounding behind, and a picture would depend on what was drawn before it.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mezzotint.core import Lora
 from mezzotint.errors import ModelInvalid
 
-__all__ = ["LoraWeights", "LowRank", "Wearing"]
+__all__ = ["AdaptedModule", "LoraWeights", "LowRank"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +26,12 @@ class LowRank:
 
     down (A): rank × inputs, of a convolution × the kernel's height × width.
     up (B): outputs × rank, of a convolution × 1 × 1.
-    strength: alpha / rank.
+    scaling: alpha / rank.
     """
 
     down: Tensor
     up: Tensor
-    strength: float = 1.0
+    scaling: float = 1.0
 
     def fits(self, weight: Tensor) -> bool:
         outputs, *inputs = weight.shape
@@ -42,13 +42,13 @@ class LowRank:
             and self.up[0].numel() == self.down.shape[0]
         )
 
-    def change(self, scale: float) -> Tensor:
-        """In float32, as a matrix: outputs × everything else."""
+    def add_to(self, weight: Tensor, scale: float) -> None:
+        """`weight`: in float32, of the shape that this is of."""
         up, down = self.up.flatten(1).float(), self.down.flatten(1).float()
-        return (scale * self.strength) * (up @ down)
+        weight.view(len(weight), -1).addmm_(up, down, alpha=scale * self.scaling)
 
     def to(self, device: torch.device) -> LowRank:
-        return LowRank(self.down.to(device), self.up.to(device), self.strength)
+        return LowRank(self.down.to(device), self.up.to(device), self.scaling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,8 @@ class LoraWeights:
     text_encoders: tuple[Mapping[str, LowRank], Mapping[str, LowRank]]
 
 
-class Wearing:
-    """A module and the LoRAs that it can wear, by name. Keeps a copy of the weights that they change."""
+class AdaptedModule:
+    """A module and its LoRAs, by name. Keeps a copy of the weights that they change."""
 
     def __init__(self, module: nn.Module, loras: Mapping[str, Mapping[str, LowRank]]) -> None:
         """Raises: ModelInvalid: one of them changes what the module does not have."""
@@ -76,35 +76,33 @@ class Wearing:
                 self._loras[name] = {path: each.to(device) for path, each in changes.items()}
         self._originals = {path: weight.detach().clone() for path, weight in self._weights.items()}
         # None after a change that did not come to its end.
-        self._worn: tuple[Lora, ...] | None = ()
+        self._active: tuple[Lora, ...] | None = ()
 
-    def of(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
+    def affected_by(self, loras: Sequence[Lora]) -> tuple[Lora, ...]:
         """Those of them that change this module."""
         return tuple(lora for lora in loras if lora.name in self._loras)
 
     @torch.inference_mode()
-    def wear(self, loras: Sequence[Lora]) -> None:
+    def activate(self, loras: Sequence[Lora]) -> None:
         """From now on these and no others."""
-        wanted = self.of(loras)
-        if wanted == self._worn:
+        wanted = self.affected_by(loras)
+        if wanted == self._active:
             return
         paths = self._paths(wanted) | (
-            self._weights.keys() if self._worn is None else self._paths(self._worn)
+            self._weights.keys() if self._active is None else self._paths(self._active)
         )
-        self._worn = None
+        self._active = None
         for path in paths:
-            original = self._originals[path]
-            changes = [
-                self._loras[lora.name][path].change(lora.scale)
-                for lora in wanted
-                if path in self._loras[lora.name]
-            ]
-            if changes:
-                changed = original.float() + torch.stack(changes).sum(0).view(original.shape)
-                self._weights[path].copy_(changed)
-            else:
-                self._weights[path].copy_(original)
-        self._worn = wanted
+            weight = self._originals[path]
+            changes = [(lora, self._loras[lora.name].get(path)) for lora in wanted]
+            if any(change is not None for _, change in changes):
+                # A copy of its own even where it is float32 already, rows first, for views.
+                weight = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+                for lora, change in changes:
+                    if change is not None:
+                        change.add_to(weight, lora.scale)
+            self._weights[path].copy_(weight)
+        self._active = wanted
 
     def _paths(self, loras: Sequence[Lora]) -> set[str]:
         return {path for lora in loras for path in self._loras[lora.name]}

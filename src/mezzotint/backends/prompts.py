@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.backends.loras import LoraWeights, Wearing
+from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.transfers import to_device
 from mezzotint.core import Lora
 
@@ -68,8 +68,8 @@ class PromptEncoder:
     ) -> None:
         self._tokenizers = tokenizers
         self._text_encoders = text_encoders
-        self._wearing = [
-            Wearing(encoder, {name: lora.text_encoders[number] for name, lora in loras.items()})
+        self._adapted = [
+            AdaptedModule(encoder, {name: lora.text_encoders[number] for name, lora in loras.items()})
             for number, encoder in enumerate(text_encoders)
         ]
         self._zeros_without_negative = zeros_without_negative
@@ -90,15 +90,15 @@ class PromptEncoder:
 
     def encode(self, text: str, loras: Sequence[Lora] = ()) -> Embedding:
         """The embedding of `text`, on the encoders' device and in their dtype."""
-        key = (text, tuple(wearing.of(loras) for wearing in self._wearing))
+        key = (text, tuple(adapted.affected_by(loras) for adapted in self._adapted))
         known = self._cache.get(key)
         if known is not None:
             self.hits += 1
             self._cache.move_to_end(key)
             return known
         self.misses += 1
-        for wearing in self._wearing:
-            wearing.wear(loras)
+        for adapted in self._adapted:
+            adapted.activate(loras)
         embedding = self._encode(text)
         self._remember(key, embedding)
         return embedding

@@ -93,7 +93,7 @@ class StepCost:
 
     def seconds(self, key: BatchKey, width: int) -> float:
         """The expected seconds of a pass of `width` images."""
-        key = key.bare
+        key = key.cost_key
         seconds = self._known.get((key, width))
         if seconds is None:
             seconds = self._known[key, width] = self._expect(key, width)
@@ -109,7 +109,7 @@ class StepCost:
 
     def knee(self, key: BatchKey) -> int:
         """The narrowest width within a tenth of the best throughput, 1…max_width."""
-        key = key.bare
+        key = key.cost_key
         knee = self._knees.get(key)
         if knee is None:
             # Between two observations there may come requests of any number of shapes.
@@ -131,7 +131,7 @@ class StepCost:
 
     def _remember(self, key: BatchKey) -> dict[int, float | None]:
         """What was observed of `key`, which is now the latest."""
-        key = key.bare
+        key = key.cost_key
         factors = self._factors.setdefault(key, {})
         self._factors.move_to_end(key)
         if len(self._factors) > MAX_KEYS:

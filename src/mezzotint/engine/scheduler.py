@@ -112,7 +112,7 @@ class BatchKey:
         return self.width * self.height * self.rows
 
     @property
-    def bare(self) -> BatchKey:
+    def cost_key(self) -> BatchKey:
         """The key that costs as much, without LoRAs: they are in the weights while they are worn."""
         return replace(self, loras=()) if self.loras else self
 

@@ -93,7 +93,7 @@ def load_backend(
         folder = Path(tuning.preview_vae).expanduser()
         small = read_preview_vae(folder, dtype=torch_dtype, device=chosen_device)
         parts = replace(parts, preview_vae=small)
-    # Its own are a courtesy, which speed goes before; those that are named were asked for.
+    # What keeps weights in another form was asked for; the model's own LoRAs come unasked.
     files = find_loras(path, loras) if loras or keeps_plain_weights(tuning) else ()
     parts = replace(parts, loras={each.served.name: read_lora(each.path, parts) for each in files})
     info = BackendInfo(

@@ -38,10 +38,10 @@ def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
 
     Raises:
         SettingInvalid: a path leads to no .safetensors file, or two have one name.
-        ModelInvalid: a file is no safetensors file.
+        ModelInvalid: a file is truncated, or no safetensors file.
     """
-    own = sorted((model / FOLDER).glob(f"*{SUFFIX}")) if model.is_dir() else []
-    found = {path.stem: path for path in own}
+    own = sorted((model / FOLDER).glob(f"[!.]*{SUFFIX}")) if model.is_dir() else []
+    found = {_checked(path.stem): path for path in own}
     for each in given:
         name, path = _named(each)
         if name in found:
@@ -53,7 +53,9 @@ def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
 
 
 def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
-    """What a command line asks to draw with, each NAME or PATH or either with `:SCALE`; and which are files.
+    """What a command line asks to draw with, and the files among it.
+
+    Each is NAME, PATH or NAME=PATH, with or without `:SCALE` behind it.
 
     Raises:
         InvalidRequest: a scale is no number.
@@ -67,9 +69,10 @@ def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
             number = float(scale) if colon else 1.0
         except ValueError:
             raise InvalidRequest(
-                f"--lora takes NAME, PATH or either with :SCALE, not {each!r}", param="lora"
+                f"--lora takes NAME, PATH or NAME=PATH, and :SCALE behind, not {each!r}", param="lora"
             ) from None
-        loras.append(Lora(Path(place).stem if is_file else place, number))
+        name, equals, _ = place.partition("=")
+        loras.append(Lora(name if equals or not is_file else Path(place).stem, number))
         files += [place] if is_file else []
     return tuple(loras), files
 
@@ -83,14 +86,17 @@ def _named(given: str) -> tuple[str, Path]:
         raise SettingInvalid(
             f"loras takes paths of {SUFFIX} files, or NAME=PATH, and {place!r} is none", param="loras"
         )
-    name = name or path.stem
+    return _checked(name or path.stem), path
+
+
+def _checked(name: str) -> str:
     if not NAME.fullmatch(name):
         raise SettingInvalid(
             f"loras: {name!r} is no name of letters, digits, dots, dashes and underscores; "
             "give it one: NAME=PATH",
             param="loras",
         )
-    return name, path
+    return name
 
 
 def _described(name: str, path: Path) -> ServedLora:

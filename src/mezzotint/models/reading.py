@@ -95,6 +95,11 @@ def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:
         ModelInvalid: it cannot be read, or is something else, such as a DoRA or a LoHa.
     """
     _check_header(file)
+    with safe_open(file, framework="pt") as opened:
+        # diffusers leaves it out and goes on.
+        dora = next((name for name in opened.keys() if "dora_scale" in name), None)  # noqa: SIM118
+    if dora is not None:
+        raise ModelInvalid(f"{file.name} is a DoRA, and LoRAs alone are served: it holds {dora}")
     with quiet(), _reading(file.name):
         weights, alphas, config = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
             str(file),
@@ -143,8 +148,8 @@ def _low_ranks(
             rank = down.shape[0]
             divisor = rank**0.5 if config.get(f"{component}.use_rslora") else rank
             found[path] = LowRank(down, weights[up], 1.0 if alpha is None else float(alpha) / divisor)
-    if 2 * len(found) != len(names):
-        odd = next(name for name in names if name.partition(".lora_")[0] not in found)
+    pairs = {f"{path}.{part}.weight" for path in found for part in ("lora_A", "lora_B")}
+    for odd in names.keys() - pairs:
         raise ModelInvalid(f"{file.name} is no LoRA of pairs of matrices: it holds {component}.{odd}")
     return found
 

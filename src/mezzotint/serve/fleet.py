@@ -159,12 +159,14 @@ def _draws(report: Report, request: ResolvedRequest) -> bool:
     limits = report.info.limits
     sides = (request.width, request.height)
     fits = limits.min_size <= min(sides) and max(sides) <= limits.max_size
-    return fits and request.width * request.height <= limits.max_pixels
+    # While versions or settings change, some replicas serve what others do not yet.
+    has_loras = {lora.name for lora in request.loras} <= {lora.name for lora in limits.loras}
+    return fits and has_loras and request.width * request.height <= limits.max_pixels
 
 
 def _work_s(report: Report, request: ResolvedRequest) -> float:
     """As the replica's own engine expects it; for a shape that it has not run, in proportion to the area."""
-    key = batch_key(request).bare
+    key = batch_key(request).cost_key
     cost = report.costs.get(key)
     if cost is None:
         nearest = min(report.costs, key=lambda other: abs(math.log(other.area / key.area)), default=key)

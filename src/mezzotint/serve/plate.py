@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mezzotint.backends.base import BackendInfo
@@ -60,7 +60,9 @@ def _etag(order: Order, made_by: Mapping[str, Any], device: str) -> str:
         **dict.fromkeys(("deadline_s", "preview_every", "tenant", "priority"), None),
         **{name: _digest(getattr(request, name)) for name in ("image", "mask")},
     }
-    told = json.dumps([drawn, order.format, order.compression, made_by, device], sort_keys=True)
+    told = json.dumps(
+        [drawn, order.format, order.compression, made_by, device], sort_keys=True, default=asdict
+    )
     return f'W/"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
 
 

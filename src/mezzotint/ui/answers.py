@@ -75,12 +75,11 @@ class Answers:
         """A LoRA of few steps brings its settings with it, and takes them away again."""
         offer, settings = self._desk.monitor.offer, self._parts.settings
         if offer is None:
-            return {}
-        now = (steps, guidance, scheduler)
-        names = [lora.name for lora in offer.loras if lora.has_defaults]
-        if not set(names) & set(chosen or ()) and now not in [offer.defaults_with({name}) for name in names]:
-            return {settings.steps: steps}
-        steps, guidance, scheduler = offer.defaults_with(chosen or ())
+            return gr.skip()  # type: ignore[no-any-return]
+        # What somebody has set themselves stays.
+        usual = [offer.defaults_with(names) for names in ((), *((lora.name,) for lora in offer.loras))]
+        if (steps, guidance, scheduler) in usual:
+            steps, guidance, scheduler = offer.defaults_with(chosen or ())
         return {settings.steps: steps, settings.guidance: guidance, settings.scheduler: scheduler}
 
     async def act(self, request: gr.Request, event: gr.EventData, kept: object) -> Updates:

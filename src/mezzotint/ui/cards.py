@@ -118,11 +118,11 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
         f'<span class="mz-aloud">Download as </span>{name}</a>'
         for suffix, name in DOWNLOADS
     )
-    rows = "".join(
-        f"<dt>{label}</dt><dd>{escape(str(receipt[name]))}</dd>"
-        for name, label in FIRST_FIELDS.items()
-        if receipt.get(name) not in (None, "")
-    )
+    told = {
+        label: receipt[name] for name, label in FIRST_FIELDS.items() if receipt.get(name) not in (None, "")
+    }
+    told |= {f"LoRA {lora['name']}": lora["scale"] for lora in receipt.get("loras") or ()}
+    rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>" for label, value in told.items())
     return (
         f'<figure class="mz-opened"><img src="{source}.png" alt="{escape(prompt)}" {size}>'
         '<figcaption class="mz-downloads"><span aria-hidden="true">Download</span>'

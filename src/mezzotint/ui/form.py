@@ -104,6 +104,7 @@ def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]
     values["loras"] = [lora.name for lora in loras]
     # The form has one strength for all.
     values["lora_scale"] = loras[0].scale if loras else 1.0
+    left_out += [f"LoRA {lora.name} at {lora.scale:g}" for lora in loras if lora.scale != loras[0].scale]
     for name, value, fits in (
         ("size", recipe.size, offer is None or offer.accepts(recipe.size or "")),
         ("steps", recipe.steps, offer is None or 1 <= (recipe.steps or 0) <= offer.max_steps),

@@ -29,10 +29,6 @@ class OfferedLora:
     guidance: float | None = None
     scheduler: str | None = None
 
-    @property
-    def has_defaults(self) -> bool:
-        return (self.steps, self.guidance, self.scheduler) != (None, None, None)
-
 
 @dataclass(frozen=True)
 class Offer:

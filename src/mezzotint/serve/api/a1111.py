@@ -210,7 +210,12 @@ async def schedulers(_: CallerOf) -> list[dict[str, Any]]:
 async def loras(_: CallerOf, services: ServicesOf) -> list[dict[str, Any]]:
     served = (await services.gateway.served()).limits.loras
     return [
-        {"name": each.name, "alias": each.title, "path": each.name, "metadata": {"sha256": each.sha256}}
+        {
+            "name": each.name,
+            "alias": each.name,
+            "path": each.name,
+            "metadata": {"title": each.title, "sha256": each.sha256},
+        }
         for each in served
     ]
 

@@ -17,7 +17,7 @@ from starlette.types import Message
 from mezzotint.errors import InvalidRequest, PayloadTooLarge
 from mezzotint.serve.api.dependencies import KeyedRoute, caller_of
 
-__all__ = ["JsonRoute", "PictureJsonRoute"]
+__all__ = ["JsonRoute", "PictureJsonRoute", "parse"]
 
 # Both prompts at their longest, each character escaped, are a quarter of it.
 MAX_JSON_BYTES = 1_000_000
@@ -71,7 +71,17 @@ class _StrictRequest(Request):
     """Whose JSON is parsed here and nowhere else."""
 
     async def json(self) -> Any:
-        return json.loads(await self.body(), object_pairs_hook=_object)
+        return parse(await self.body())
+
+
+def parse(text: str | bytes) -> Any:
+    """JSON.
+
+    Raises:
+        InvalidRequest: an object holds a name twice.
+        ValueError, RecursionError: it is none, or nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_object)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,14 +6,13 @@ is no number), as a form leniently, for there everything is text. Jobs take the 
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mezzotint.core import (
     MAX_LORA_SCALE,
@@ -23,6 +22,7 @@ from mezzotint.core import (
     Lora,
     ModelLimits,
     Priority,
+    limits_with,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
@@ -50,7 +50,7 @@ QUALITIES: Mapping[str, float] = {
     "high": 1.5,
     "hd": 1.5,
 }
-"""Each quality as a share of the model's default steps, rounded up."""
+"""Each quality as a share of the default steps, the model's or a LoRA's, rounded up."""
 # What the answer calls them.
 TOLD_AS = {"low": "low", "high": "high", "hd": "high"}
 
@@ -76,16 +76,6 @@ class LoraFields(BaseModel):
 
     name: str = Field(description="as /v1/capabilities tells it")
     scale: float = Field(1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="how much of it")
-
-
-def _read_json(value: object) -> object:
-    # In a form everything is text.
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        raise ValueError("must be a JSON array") from None
 
 
 class ImageFields(BaseModel):
@@ -121,7 +111,7 @@ class ImageFields(BaseModel):
     scheduler: str | None = None
     strength: float | None = Field(None, description="how far from the image to go, above 0…1")
     style_preset: str | None = Field(None, description="words added to both prompts")
-    loras: Annotated[list[LoraFields] | None, BeforeValidator(_read_json)] = Field(
+    loras: list[LoraFields] | None = Field(
         None, max_length=MAX_LORAS, description="LoRAs to draw with; they may bring defaults of their own"
     )
     deadline_s: float | None = None
@@ -169,6 +159,7 @@ class ImageFields(BaseModel):
         return [replace(first, seed=seed + number) for number in range(self.count)]
 
     def _to_request(self, limits: ModelLimits) -> GenerationRequest:
+        loras = tuple(Lora(lora.name, lora.scale) for lora in self.loras or ())
         width, height = (None, None) if self.size in (None, "", "auto") else parse_size(self.size or "")
         request = GenerationRequest(
             prompt=self._prompt(),
@@ -176,13 +167,13 @@ class ImageFields(BaseModel):
             negative_prompt=self.negative_prompt or None,
             width=width,
             height=height,
-            steps=self._steps(limits),
+            steps=self._steps(limits_with(loras, limits)),
             guidance_scale=self.guidance_scale,
             scheduler=self.scheduler,
             seed=self.seed,
             deadline_s=self.deadline_s,
             strength=self.strength,
-            loras=tuple(Lora(lora.name, lora.scale) for lora in self.loras or ()),
+            loras=loras,
             priority=self.priority or "normal",
             preview_every=0,
         )

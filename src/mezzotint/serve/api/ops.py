@@ -9,7 +9,13 @@ from fastapi.responses import Response
 
 from mezzotint import __version__
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import MAX_DEADLINE_SECONDS, MAX_PROMPT_CHARACTERS, PRIORITIES
+from mezzotint.core import (
+    MAX_DEADLINE_SECONDS,
+    MAX_LORA_SCALE,
+    MAX_LORAS,
+    MAX_PROMPT_CHARACTERS,
+    PRIORITIES,
+)
 from mezzotint.errors import PermissionDenied
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS
@@ -90,6 +96,8 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             "images": MAX_IMAGES,
             "steps": info.limits.max_steps,
             "guidance_scale": info.limits.max_guidance_scale,
+            "loras": MAX_LORAS,
+            "lora_scale": MAX_LORA_SCALE,
             "body_mb": settings.max_body_mb,
             "upload_bytes": MAX_UPLOAD_BYTES,
             "upload_pixels": MAX_UPLOAD_PIXELS,

@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from mezzotint.errors import InvalidRequest, PayloadTooLarge
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
 from mezzotint.serve.api.errors import as_invalid_request
+from mezzotint.serve.api.json_bodies import parse
 
 __all__ = ["form_schema", "read_form"]
 
@@ -114,12 +115,30 @@ async def _parse(request: Request) -> FormData:
 
 
 def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
+    # In a form everything is text: numbers too, and lists, which come as JSON.
+    lists = _lists_of(kind.model_json_schema())
+    values = {name: _parsed(name, text) if name in lists else text for name, text in texts.items()}
     try:
-        # In a form everything is text, numbers too.
-        return kind.model_validate(dict(texts), strict=False)
+        return kind.model_validate(values, strict=False)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise as_invalid_request({**first, "loc": ("body", *first["loc"])}) from None
+
+
+def _lists_of(schema: Mapping[str, Any]) -> list[str]:
+    return [
+        name
+        for name, field in schema["properties"].items()
+        if any(each.get("type") == "array" for each in field.get("anyOf", ()))
+    ]
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        # A form that is left empty sends the empty text.
+        return parse(text) if text else None
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"{name} must be a JSON array", param=name) from None
 
 
 def form_schema(
@@ -128,11 +147,9 @@ def form_schema(
     """The body of a route that calls `read_form`, for the OpenAPI document."""
     schema = kind.model_json_schema()
     schema.pop("$defs", None)
-    for name, field in schema["properties"].items():
-        # In a form everything is text; what is no single value is JSON.
-        if any(each.get("type") == "array" for each in field.get("anyOf", ())):
-            told = {"title": field["title"], "description": field.get("description", "")}
-            schema["properties"][name] = {**told, "type": "string", "contentMediaType": "application/json"}
+    for name in _lists_of(schema):
+        told = {key: schema["properties"][name][key] for key in ("title", "description")}
+        schema["properties"][name] = {**told, "type": "string", "contentMediaType": "application/json"}
     file = {"type": "string", "format": "binary"}
     # By either name, as OpenAI's clients send them; several are not served yet.
     listed = {f"{name}[]": {"type": "array", "items": file, "maxItems": 1} for name in (*required, *optional)}
