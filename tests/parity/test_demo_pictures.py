@@ -13,6 +13,7 @@ import torch
 
 from mezzotint import Engine, GenerationRequest
 from mezzotint.bench.quality import Asked, Vocabulary, judge, see
+from mezzotint.core import Lora
 from mezzotint.models import check, find_model
 from training import captions, data
 
@@ -20,6 +21,7 @@ PROMPTS = 60
 LIMIT_SECONDS = 120.0
 # Three misses of sixty: the same share as the full gate of `training/evaluate.py`.
 BAR = 0.95
+FEW_PROMPTS, FEW_BAR = 40, 0.90
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,22 @@ def test_sixty_glyphs_on_backgrounds_they_were_never_shown_on(engine: Engine, vo
     misses = [(miss.asked, miss.seen.glyphs, miss.seen.background) for miss in report.misses]
     assert report.top1 >= BAR, misses
     assert report.backgrounds >= BAR, misses
+
+
+def test_four_steps_with_the_lora_for_few_draw_what_the_prompt_names(
+    engine: Engine, vocabulary: Vocabulary
+) -> None:
+    stride = len(vocabulary.glyphs) / FEW_PROMPTS
+    names = [vocabulary.glyphs[int((i + 0.5) * stride)] for i in range(FEW_PROMPTS)]
+    asked = [Asked((name,), data.held_out(name)[0]) for name in names]
+    tickets = [
+        engine.submit(GenerationRequest(prompt_of(each), seed=1, loras=(Lora("few-step"),))) for each in asked
+    ]
+    assert {ticket.request.evaluations for ticket in tickets} == {4}
+    report = judge([ticket.result(LIMIT_SECONDS).pixels for ticket in tickets], asked, vocabulary)
+    misses = [(miss.asked, miss.seen.glyphs, miss.seen.background) for miss in report.misses]
+    assert report.top1 >= FEW_BAR, misses
+    assert report.backgrounds >= FEW_BAR, misses
 
 
 def test_the_tutorials_prompt_draws_an_astronaut_on_green(engine: Engine, vocabulary: Vocabulary) -> None:
