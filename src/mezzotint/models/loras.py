@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from mezzotint.core import Lora, ServedLora
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.models.manifest import files_hash
@@ -100,6 +98,9 @@ def _checked(name: str) -> str:
 
 
 def _described(name: str, path: Path) -> ServedLora:
+    # Here, for the page's own installation has the command line without it.
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as file:
             told = file.metadata() or {}
