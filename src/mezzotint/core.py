@@ -399,8 +399,10 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
 
 
 def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
-    if not all(isinstance(lora, Lora) and isinstance(lora.name, str) for lora in asked or ()):
-        raise InvalidRequest("loras takes mezzotint.core.Lora(name, scale)", param="loras")
+    if not isinstance(asked, tuple | list) or not all(
+        isinstance(lora, Lora) and isinstance(lora.name, str) for lora in asked
+    ):
+        raise InvalidRequest("loras takes a tuple of mezzotint.core.Lora(name, scale)", param="loras")
     if len(asked) > MAX_LORAS:
         raise InvalidRequest(f"loras takes at most {MAX_LORAS}, not {len(asked)}", param="loras")
     served = [lora.name for lora in limits.loras]

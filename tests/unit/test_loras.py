@@ -50,7 +50,7 @@ class TestRequests:
             ((Lora("ink", float("nan")),), "-4…4"),
             (tuple(Lora("ink") for _ in range(9)), "at most 8"),
             ((Lora("ink", None),), "must be a number"),  # type: ignore[arg-type]
-            (("ink",), "takes mezzotint.core.Lora"),
+            (("ink",), "takes a tuple of mezzotint.core.Lora"),
         ],
     )
     def test_what_is_not_accepted_is_named(self, loras: tuple[Lora, ...], told: str) -> None:
@@ -64,6 +64,11 @@ class TestRequests:
         assert Receipt.from_dict(receipt.to_dict()) == receipt
         told = {name: value for name, value in receipt.to_dict().items() if name != "loras"}
         assert Receipt.from_dict({**told, "of_a_later_version": 1}) == replace(receipt, loras=())
+
+    @pytest.mark.parametrize("loras", [None, "ink", {"ink": 1.0}])
+    def test_what_is_no_tuple_of_them_is_refused(self, loras: Any) -> None:
+        with pytest.raises(InvalidRequest, match="takes a tuple of"):
+            resolve(replace(asked(), loras=loras), LIMITS)
 
     def test_a_model_without_any_says_so(self) -> None:
         with pytest.raises(InvalidRequest, match="served without any"):
