@@ -169,11 +169,12 @@ ABOVE = ((" above ", " over "), (" below ", " under "))
 
 def synonyms(name: str) -> tuple[str, ...]:
     """Other words for a pictogram."""
-    return SYNONYMS.get(name, ()) + _keywords().get(name, ())
+    return SYNONYMS.get(name, ()) + keywords().get(name, ())
 
 
 @cache
-def _keywords() -> dict[str, tuple[str, ...]]:
+def keywords() -> dict[str, tuple[str, ...]]:
+    """Unicode's other words for pictograms, by name (``keywords.txt``)."""
     lines = KEYWORDS.read_text().splitlines() if KEYWORDS.exists() else []
     parts = (line.partition(": ") for line in lines if not line.startswith("#"))
     return {name: listed(words) for name, _, words in parts}

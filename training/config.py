@@ -63,7 +63,7 @@ CPU = Config()
 GROWN = replace(
     CPU,
     name="grown",
-    glyph_count=None,
+    glyph_count=1103,
     known=336,
     unet_budget=9000.0,
     unet_rate=3e-3,

@@ -246,7 +246,7 @@ class Example:
 
 #: How often each group of examples is drawn in training.
 NEW_WEIGHT = 2.0
-GROUP_SHARES = {"single": 0.40, "shaped": 0.15, "pair": 0.28, "style": 0.06, "frame": 0.04, "scene": 0.07}
+GROUP_SHARES = {"single": 0.40, "shaped": 0.11, "pair": 0.35, "style": 0.04, "frame": 0.03, "scene": 0.07}
 
 
 def examples(config: Config) -> list[Example]:
@@ -488,6 +488,10 @@ def train(config: Config, budget: float | None = None) -> Path:
         begin_with(MODEL, tokens, first, second, built)
     model.to(config.device)
     arrange(built, config.device)
+    if config.device == "cpu":
+        # As in `arrange`: 0.71 s a step in place of 0.74 s, with 32 places.
+        for text in (first, second):
+            text.set_attn_implementation("eager")
     trainer = Trainer("unet", model, path, config.unet_optimiser, config.unet_rate)
     stream = batches(Batches(config, tokens).draw, config.seed + 7 + trainer.step, config.workers)
     unet: Any = torch.compile(built) if config.compile else built

@@ -2,11 +2,12 @@
 
 Reads the font and Unicode's names and keywords of emoji (CLDR; Debian's `unicode-cldr-core`), and extends
 what everything else reads: ``glyphs.txt`` by whatever has a name, ``keywords.txt`` by the other words that
-mean one of them alone. What is listed already keeps its place and its name: a model that knows the beginning
-of the list can learn more of it.
+mean one of them alone. What is listed already keeps its place, its name and its words: a model that knows the
+beginning of the list can learn more of it.
 
 What comes next is always the pictogram that looks least like all before it: a short list of pictures that are
-easily told apart is worth more than a long one of twins.
+easily told apart is worth more than a long one of twins. Flags, clocks, buttons and persons' variants come after
+everything else.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +32,9 @@ from training import captions, data
 CLDR = Path("/usr/share/unicode/cldr/common")
 HERE = Path(__file__).parent
 SIDE = 24
-MAX_WORDS, MAX_KEYWORDS = 4, 5
+MAX_WORDS, MAX_KEYWORDS = 5, 5
 SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")
-#: Kinds that differ by a letter, a hand or a hair, and would crowd out everything else.
+#: Kinds that differ by a letter, a hand or a hair, and would crowd out everything else if they came with it.
 KINDS = re.compile(
     r"^(flag|family|keycap|kiss|couple with heart|person)\b|o’clock|-thirty|facing right"
     r"|\b(button|square|circle|arrow|triangle|hair|beard|sign|input|man|men|woman|women|boy|girl)\b",
@@ -100,12 +102,12 @@ def is_sayable(phrase: str) -> bool:
 
 def newcomers(known: tuple[data.Glyph, ...]) -> list[Named]:
     """What could be added: one picture, a short name of its own that says nothing else."""
-    taken = {glyph.name for glyph in known} | {word for words in captions.SYNONYMS.values() for word in words}
+    taken = {word for glyph in known for word in (glyph.name, *captions.synonyms(glyph.name))}
     listed = {bare(glyph.text) for glyph in known}
     found = []
     for each in annotations():
-        name = plain(each.name)
-        if bare(each.text) in listed or KINDS.search(each.name) or name in taken:
+        name = plain(each.name.replace("flag: ", "flag of "))
+        if bare(each.text) in listed or name in taken:
             continue
         if not is_sayable(name) or not is_one_picture(each.text):
             continue
@@ -121,6 +123,8 @@ def bare(text: str) -> str:
 
 def by_difference(known: Iterable[str], others: list[Named]) -> list[Named]:
     """`others`, each time the one whose least distance to all before it is greatest; of twins only one."""
+    if not others:
+        return []
     pictures = np.stack([_small(each.text) for each in others])
     distance = np.full(len(others), np.inf)
 
@@ -150,8 +154,13 @@ def _small(text: str) -> NDArray[np.float32]:
     return small
 
 
-def keywords(glyphs: Iterable[data.Glyph]) -> dict[str, tuple[str, ...]]:
-    """Other words for the glyphs of a list: Unicode's keywords, where only one of the list has them."""
+def keywords(
+    glyphs: Iterable[data.Glyph], kept: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> dict[str, tuple[str, ...]]:
+    """Other words for the glyphs of a list: Unicode's keywords, where only one of the list has them.
+
+    Names in `kept` keep the words that they have there.
+    """
     glyphs = tuple(glyphs)
     own = {bare(glyph.text): glyph.name for glyph in glyphs}
     meant: dict[str, set[str]] = defaultdict(set)
@@ -169,11 +178,13 @@ def keywords(glyphs: Iterable[data.Glyph]) -> dict[str, tuple[str, ...]]:
         *captions.ENDINGS,
         *captions.ARTICLES,
     }
+    said |= {word for words in kept.values() for word in words}
     found: dict[str, list[str]] = defaultdict(list)
     for word, names in meant.items():
         if len(names) == 1 and len(word) > 2 and is_sayable(word) and word not in said:
             found[min(names)].append(word)
-    return {name: tuple(sorted(words)[:MAX_KEYWORDS]) for name, words in sorted(found.items())}
+    chosen = {name: tuple(sorted(words)[:MAX_KEYWORDS]) for name, words in found.items()}
+    return {name: words for name, words in sorted({**chosen, **kept}.items()) if words}
 
 
 def line(text: str, name: str) -> str:
@@ -190,14 +201,21 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     path = HERE / "glyphs.txt"
     known = data.glyphs()
-    order = by_difference((glyph.text for glyph in known), newcomers(known))
+    order: list[Named] = []
+    rest, kinds = [], []
+    for each in newcomers(known):
+        (kinds if KINDS.search(each.name) else rest).append(each)
+    for group in (rest, kinds):
+        before = (*(glyph.text for glyph in known), *(each.text for each in order))
+        order += by_difference(before, group)
     old = path.read_text()
     head = "# -- by Unicode's names, always the one least like all before it (training/vocabulary.py)\n"
     added = "".join(f"{line(each.text, each.name)}\n" for each in order)
     path.write_text(old + (head if added and head not in old else "") + added)
     data.glyphs.cache_clear()
     every = data.glyphs()
-    write_keywords(keywords(every))
+    kept = {glyph.name: captions.keywords().get(glyph.name, ()) for glyph in known}
+    write_keywords(keywords(every, kept))
     print(f"{len(every)} pictograms, {len(order)} of them new")
 
 

@@ -24,7 +24,7 @@ needs_font = pytest.mark.skipif(not FONT.exists(), reason="needs fonts-noto-colo
 
 def test_every_name_and_every_glyph_is_listed_once() -> None:
     glyphs = data.glyphs()
-    assert len(glyphs) >= 300
+    assert len(glyphs) >= 1250
     assert len({g.name for g in glyphs}) == len(glyphs)
     assert len({g.text for g in glyphs}) == len(glyphs)
 
@@ -37,7 +37,7 @@ def test_the_shipped_model_knows_the_beginning_of_the_list() -> None:
 
 def test_another_word_means_one_pictogram_and_is_the_name_of_none() -> None:
     names = [glyph.name for glyph in data.glyphs()]
-    others = [word for name in names for word in captions._keywords().get(name, ())]
+    others = [word for name in names for word in captions.keywords().get(name, ())]
     assert len(others) > 500
     assert len(set(others)) == len(others)
     assert set(others).isdisjoint(names)
@@ -59,6 +59,19 @@ def test_names_are_written_as_captions_have_them() -> None:
     assert vocabulary.plain("Piñata") == "pinata"
     assert vocabulary.plain("rescue worker’s helmet") == "rescue workers helmet"
     assert vocabulary.plain("Mrs. Claus, non-potable") == "mrs claus non potable"
+
+
+def test_a_list_that_grows_keeps_the_words_of_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    unicode = [
+        vocabulary.Named("🦊", "fox", ("canine", "sly")),
+        vocabulary.Named("🐺", "wolf", ("canine", "howl")),
+        vocabulary.Named("🐕", "dog", ("canine", "sly", "pet")),
+    ]
+    monkeypatch.setattr(vocabulary, "annotations", lambda: unicode)
+    glyphs = [data.Glyph(each.name, each.text) for each in unicode]
+    assert vocabulary.keywords(glyphs) == {"dog": ("pet",), "wolf": ("howl",)}
+    kept = {"fox": ("sly",), "wolf": ()}
+    assert vocabulary.keywords(glyphs, kept) == {"dog": ("pet",), "fox": ("sly",)}
 
 
 @needs_font
