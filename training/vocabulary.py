@@ -6,8 +6,8 @@ mean one of them alone. What is listed already keeps its place, its name and its
 beginning of the list can learn more of it.
 
 What comes next is always the pictogram that looks least like all before it: a short list of pictures that are
-easily told apart is worth more than a long one of twins. Flags, clocks, buttons and persons' variants come after
-everything else.
+easily told apart is worth more than a long one of twins. Flags, clocks, buttons and persons' variants come
+after everything else.
 """
 
 from __future__ import annotations
