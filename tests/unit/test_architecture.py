@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "engine.engine",
         "engine.events",
         "engine.observer",
-        "engine.scheduler",
+        "engine.rows",
         "engine.ticket",
         "backends.base",
         "imaging",
@@ -79,7 +79,7 @@ WITHOUT = {
 }
 # What must be known of a model at once, before torch is there.
 WITHOUT_TORCH = {"models/artefact.py", "models/locations.py", "backends/neuron/shapes.py", "cores.py"}
-PURE = {"engine/scheduler.py", "engine/cost.py"}
+PURE = {"engine/rows.py", "engine/rules.py", "engine/scheduler.py", "engine/standing.py", "engine/cost.py"}
 
 
 def imports_of(path: Path) -> set[str]:

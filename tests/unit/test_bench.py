@@ -16,11 +16,12 @@ from PIL import Image
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.bench.load import Mix, backlog, poisson, replay
 from mezzotint.bench.pictures import measure_png, synthetic
-from mezzotint.bench.scheduling import Rules, compare_rules
+from mezzotint.bench.scheduling import compare_rules
 from mezzotint.bench.servers import RecordingBackend, engine_server, request_batch_server
 from mezzotint.cli.main import run
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
+from mezzotint.engine.rules import Rules
 
 MIX = Mix(steps=(4, 8), guidance=(0.0, 5.0), width=128, height=128)
 
@@ -97,7 +98,7 @@ def test_an_unknown_part_is_refused_with_those_there_are(
 
 def test_the_schedulers_rules_can_be_compared_on_the_virtual_clock() -> None:
     same, narrow = compare_rules([Rules(), Rules(narrowing=1.0)], arrivals=150)
-    # Passes as narrow as Smith's rule likes throw throughput away: the reason for NARROWING.
+    # Passes as narrow as Smith's rule likes throw throughput away: the reason for `narrowing`.
     assert same.latency[-1][0] < narrow.latency[-1][0]
     assert same.short_among_long < 2
     assert same.saturated <= 1.05

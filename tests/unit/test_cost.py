@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mezzotint.engine.cost import MAX_KEYS, StepCost
-from mezzotint.engine.scheduler import BatchKey
+from mezzotint.engine.rows import BatchKey
 
 SMALL = BatchKey(128, 128, True)
 LARGE = BatchKey(256, 256, True)

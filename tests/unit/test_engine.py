@@ -28,7 +28,9 @@ from mezzotint.core import (
 )
 from mezzotint.engine.engine import Engine
 from mezzotint.engine.requests import MAX_RUNNING, QUEUE_NEWS_SECONDS
-from mezzotint.engine.scheduler import TENANT_SHARE, BatchKey, Plan, Scheduler
+from mezzotint.engine.rows import BatchKey
+from mezzotint.engine.rules import TENANT_SHARE, Plan
+from mezzotint.engine.scheduler import Scheduler
 from mezzotint.errors import (
     DeadlineExceeded,
     GenerationFailed,

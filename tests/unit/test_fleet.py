@@ -9,7 +9,7 @@ import pytest
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.core import GenerationRequest, Lora, ResolvedRequest, ServedLora, resolve
-from mezzotint.engine.scheduler import BatchKey
+from mezzotint.engine.rows import BatchKey
 from mezzotint.serve.fleet import MAX_PROMISE_SECONDS, STALE_SECONDS, Fleet
 from mezzotint.serve.wire import Report
 

@@ -13,7 +13,7 @@ from torch import nn
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.backends.loras import AdaptedModule, LowRank
 from mezzotint.core import GenerationRequest, Lora, Receipt, ServedLora, UsedLora, resolve
-from mezzotint.engine.scheduler import batch_key
+from mezzotint.engine.rows import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.imaging.metadata import parameters_text
 from mezzotint.models.loras import find_loras, read_choices

@@ -13,16 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mezzotint.core import PRIORITIES, Lora, Priority
 from mezzotint.engine.cost import StepCost
-from mezzotint.engine.scheduler import (
-    PATIENCE,
-    TENANT_SHARE,
-    TRANSITIONS,
-    BatchKey,
-    IllegalMove,
-    Scheduler,
-    State,
-    measured_as,
-)
+from mezzotint.engine.rows import TRANSITIONS, BatchKey, State, measured_as
+from mezzotint.engine.rules import TENANT_SHARE, Rules
+from mezzotint.engine.scheduler import IllegalMove, Scheduler
 from mezzotint.engine.simulate import Arrival, simulate
 
 GUIDED = BatchKey(128, 128, True)
@@ -195,7 +188,7 @@ def test_with_many_keys_nobody_waits_more_than_a_pass_of_each() -> None:
     last_seen = dict.fromkeys((f"{i}" for i in range(10)), 0)
     for turn in range(1, 200):
         for id in run_pass(scheduler):
-            assert turn - last_seen[id] <= PATIENCE + 1 + len(keys)
+            assert turn - last_seen[id] <= Rules.patience + 1 + len(keys)
             last_seen[id] = turn
     assert all(turn > 150 for turn in last_seen.values())
 
@@ -291,9 +284,9 @@ def test_a_long_job_is_not_starved_by_a_flood_of_short_ones(seed: int, saturated
     alone = 50 * cost.seconds(GUIDED, 1)
     long = next(o for o in simulate(arrivals, cost) if o.arrival.id == "long")
     # Overdue after 8 times its own time; from then on it is first in its key's window, and its key is
-    # served at least once in PATIENCE + 2 passes.
+    # served at least once in Rules.patience + 2 passes.
     widest = max(cost.seconds(key, cost.knee(key)) for key in (GUIDED, UNGUIDED))
-    assert long.latency <= 8 * alone + 50 * (PATIENCE + 2) * widest
+    assert long.latency <= 8 * alone + 50 * (Rules.patience + 2) * widest
 
 
 def test_the_estimate_for_an_idle_engine_is_the_passes_alone_and_in_company_the_shared_ones() -> None:
@@ -455,7 +448,7 @@ def test_a_tenant_that_used_less_than_its_share_cannot_shut_others_out_later(
         gap = 0 if any(tenants[id] == "flood" for id in run_pass(scheduler)) else gap + 1
         longest = max(longest, gap)
     # Two tenants may be owed so much at most: the light one and, level with it, the new one.
-    assert longest <= 2 * PATIENCE
+    assert longest <= 2 * Rules.patience
 
 
 class SchedulerMachine(RuleBasedStateMachine):

@@ -25,7 +25,7 @@ from mezzotint.bench.servers import (
 )
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
-from mezzotint.engine.scheduler import BatchKey
+from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.ticket import Ticket
 
 __all__ = [

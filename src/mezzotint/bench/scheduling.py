@@ -9,15 +9,17 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 
 from rich.table import Table
 
 from mezzotint.engine.cost import StepCost
-from mezzotint.engine.scheduler import NARROWING, OVERDUE_SHARE, PATIENCE, STRETCH, BatchKey, Scheduler
+from mezzotint.engine.rows import BatchKey
+from mezzotint.engine.rules import Rules
+from mezzotint.engine.scheduler import Scheduler
 from mezzotint.engine.simulate import Arrival, Outcome, simulate
 
-__all__ = ["Comparison", "Rules", "compare_rules", "rules_table"]
+__all__ = ["Comparison", "compare_rules", "rules_table"]
 
 GUIDED, UNGUIDED = BatchKey(128, 128, True), BatchKey(128, 128, False)
 # Seconds of a guided pass by width, as measured; and of a device that gains nothing from width.
@@ -27,16 +29,6 @@ STEPS = (4, 8, 12, 20, 30, 50)
 LOADS = (0.5, 0.7, 0.9)
 SEEDS = (1, 2, 3)
 ARRIVALS = 1500
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The scheduler's constants."""
-
-    stretch: float = STRETCH
-    overdue_share: float = OVERDUE_SHARE
-    patience: int = PATIENCE
-    narrowing: float = NARROWING
 
 
 VARIANTS = (
@@ -100,7 +92,7 @@ def rules_table(comparisons: Sequence[Comparison]) -> Table:
 
 def _simulate(rules: Rules, arrivals: Sequence[Arrival], curve: dict[int, float]) -> list[Outcome]:
     cost = _cost(curve)
-    return simulate(arrivals, cost, scheduler=Scheduler(cost, **asdict(rules)))
+    return simulate(arrivals, cost, scheduler=Scheduler(cost, rules=rules))
 
 
 def _cost(curve: dict[int, float]) -> StepCost:

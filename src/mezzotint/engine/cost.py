@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from mezzotint.engine.scheduler import BatchKey
+from mezzotint.engine.rows import BatchKey
 
 __all__ = ["StepCost"]
 

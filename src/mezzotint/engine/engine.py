@@ -32,7 +32,8 @@ from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.scheduler import BatchKey, Plan, State, batch_key, measured_as
+from mezzotint.engine.rows import BatchKey, State, batch_key, measured_as
+from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
 from mezzotint.tuning import Tuning

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mezzotint.core import Event
-from mezzotint.engine.scheduler import BatchKey
+from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.ticket import Ticket
 
 __all__ = ["Observer"]

@@ -15,7 +15,9 @@ from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progre
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
-from mezzotint.engine.scheduler import BatchKey, Plan, Scheduler, State, batch_key
+from mezzotint.engine.rows import BatchKey, State, batch_key
+from mezzotint.engine.rules import Plan
+from mezzotint.engine.scheduler import Scheduler
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import DeadlineExceeded, DeadlineUnreachable, MezzotintError, QueueFull
 

@@ -10,7 +10,8 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mezzotint.engine.scheduler import BatchKey, Cost, Scheduler, State, measured_as
+from mezzotint.engine.rows import BatchKey, Cost, State, measured_as
+from mezzotint.engine.scheduler import Scheduler
 
 __all__ = ["Arrival", "Outcome", "simulate"]
 

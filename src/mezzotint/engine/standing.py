@@ -1,6 +1,6 @@
 """Where requests stand: how many should be done before each, and in how many seconds it should be. Pure.
 
-An estimate by the rules of `scheduler`, not a simulation of them: quick enough to be told to everybody who
+An estimate by the `rules`, not a simulation of them: quick enough to be told to everybody who
 waits, twice a second.
 """
 
@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mezzotint.engine.scheduler import BatchKey, Cost, Ranked, Row, State
+from mezzotint.engine.rows import BatchKey, Cost, Row, State
+from mezzotint.engine.rules import Ranked
 
 __all__ = ["Standing", "seconds_of_work", "standings"]
 

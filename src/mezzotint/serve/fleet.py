@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.admission import seconds_until_room
-from mezzotint.engine.scheduler import batch_key
+from mezzotint.engine.rows import batch_key
 from mezzotint.errors import QueueFull
 from mezzotint.serve.wire import Report
 

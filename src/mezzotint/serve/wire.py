@@ -12,7 +12,7 @@ from typing import Any
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import Queued, ResolvedRequest
-from mezzotint.engine.scheduler import BatchKey
+from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import MezzotintError
 
 __all__ = ["Drawn", "Order", "Refused", "Report", "Step", "WireEvent"]

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from mezzotint.core import Cancelled, Done, Event, Failed
 from mezzotint.engine.observer import Observer
-from mezzotint.engine.scheduler import BatchKey
+from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.ticket import Ticket
 from mezzotint.serve.telemetry.exposition import Families, families_of
 from mezzotint.serve.telemetry.metrics import SECONDS, BoundedLabel

@@ -1,0 +1,138 @@
+"""What the scheduler knows of a request: its state, what its passes depend on, how many are left. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Protocol
+
+from mezzotint.core import Lora, Priority, ResolvedRequest
+
+__all__ = [
+    "TRANSITIONS",
+    "WEIGHTS",
+    "BatchKey",
+    "Cost",
+    "Row",
+    "State",
+    "batch_key",
+    "measured_as",
+    "pass_seconds",
+    "within",
+]
+
+# A priority's share of the engine against normal.
+WEIGHTS: Mapping[Priority, float] = MappingProxyType({"low": 0.25, "normal": 1.0, "high": 4.0})
+
+
+class State(enum.Enum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DECODING = "decoding"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
+    {
+        State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.CANCELLED}),
+        State.RUNNING: frozenset({State.DECODING, State.FAILED, State.CANCELLED}),
+        State.DECODING: frozenset({State.DONE, State.FAILED, State.CANCELLED}),
+        State.DONE: frozenset(),
+        State.FAILED: frozenset(),
+        State.CANCELLED: frozenset(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class BatchKey:
+    """What an image's passes depend on. Sizes in pixels. What they cost depends on all but `loras`."""
+
+    width: int
+    height: int
+    guided: bool
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Of the UNet's batch that one image takes."""
+        return 2 if self.guided else 1
+
+    @property
+    def area(self) -> int:
+        """Pixels of one image's rows."""
+        return self.width * self.height * self.rows
+
+    @property
+    def cost_key(self) -> BatchKey:
+        """The key that costs as much, without LoRAs: they are in the weights while they are worn."""
+        return replace(self, loras=()) if self.loras else self
+
+    @property
+    def shape(self) -> BatchKey:
+        """What requests must have in common to share a pass: the key of those without guidance."""
+        return replace(self, guided=False)
+
+
+def batch_key(request: ResolvedRequest) -> BatchKey:
+    """The key of a request's passes."""
+    return BatchKey(request.width, request.height, request.guided, request.loras)
+
+
+def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, int]:
+    """The key and the width that a pass of images of these keys, all of one shape, costs as much as.
+
+    Guided and others together cost what as many rows of guided ones do; an odd row counts as two.
+    """
+    rows = sum(key.rows for key in keys)
+    if rows == len(keys):
+        return keys[0], rows
+    return replace(keys[0], guided=True), (rows + 1) // 2
+
+
+class Cost(Protocol):
+    """What the scheduler asks of `cost.StepCost`."""
+
+    def seconds(self, key: BatchKey, width: int) -> float: ...
+
+    def knee(self, key: BatchKey) -> int: ...
+
+    def decode_seconds(self, key: BatchKey) -> float: ...
+
+
+@dataclass(eq=False)
+class Row:
+    """A request that has not ended. `remaining` counts its evaluations that are left."""
+
+    id: str
+    key: BatchKey
+    evaluations: int
+    arrived: float
+    deadline: float | None
+    order: int
+    remaining: int
+    tenant: str
+    weight: float
+    state: State = State.QUEUED
+    passed_over: int = 0
+
+    @property
+    def active(self) -> bool:
+        """It wants passes."""
+        return self.state in (State.QUEUED, State.RUNNING)
+
+
+def pass_seconds(cost: Cost, rows: Sequence[Row]) -> float:
+    """What a pass of these rows, all of one shape, takes."""
+    return cost.seconds(*measured_as([row.key for row in rows]))
+
+
+def within(room: int, rows: list[Row]) -> list[Row]:
+    """As many of the first as there is room for, in rows of the UNet's batch."""
+    ends = accumulate(row.key.rows for row in rows)
+    return [row for row, end in zip(rows, ends, strict=True) if end <= room]
