@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from mezzotint.backends.base import Backend
 from mezzotint.backends.neuron.standin import StandIn
-from mezzotint.core import GenerationRequest, Pixels, resolve
+from mezzotint.core import GenerationRequest, Pixels
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models import graphs
 from mezzotint.models.artefact import adopt, read_artefact
 from mezzotint.models.loading import load_backend
+from mezzotint.resolving import resolve
 
 PYTHON = os.environ.get("CONTRACT_PYTHON", "")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="needs optimum-neuron's environment: make contract")

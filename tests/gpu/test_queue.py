@@ -13,8 +13,9 @@ import torch
 
 from mezzotint.backends.cuda_graphs import GraphedCalls
 from mezzotint.backends.diffusers import DiffusersBackend
-from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.errors import GenerationFailed
+from mezzotint.resolving import resolve
 from mezzotint.samplers import SAMPLERS
 from mezzotint.tuning import Tuning
 from tests.gpu.needs import GPU

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from mezzotint.backends.neuron.shapes import Input, inputs_of
-from mezzotint.core import GenerationRequest, resolve
+from mezzotint.core import GenerationRequest
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models import check, limits_of, write_manifest
 from mezzotint.models.artefact import adopt, read_artefact
 from mezzotint.models.loading import load_backend
+from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 
 GRAPH = "64x64/unet/model.neuron"

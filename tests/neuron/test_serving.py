@@ -15,9 +15,10 @@ from PIL import Image as PilImage
 from mezzotint.backends.base import Backend
 from mezzotint.cli.main import run
 from mezzotint.config import Settings
-from mezzotint.core import GenerationRequest, Pixels, resolve
+from mezzotint.core import GenerationRequest, Pixels
 from mezzotint.errors import SettingInvalid
 from mezzotint.models.loading import load_backend
+from mezzotint.resolving import resolve
 from mezzotint.serve.local import check_neuron
 from tests.servers import Server
 

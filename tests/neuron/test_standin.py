@@ -16,12 +16,13 @@ import torch
 from mezzotint.backends.neuron.graphs import Placed
 from mezzotint.backends.neuron.shapes import Input, inputs_of
 from mezzotint.backends.neuron.standin import ALLOCATION_FAILURE, DEVICE_LOST, HungCall, StandIn
-from mezzotint.core import GenerationRequest, resolve
+from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, SettingInvalid
 from mezzotint.models import write_manifest
 from mezzotint.models.artefact import read_artefact
 from mezzotint.models.graphs import load_graphs
+from mezzotint.resolving import resolve
 from mezzotint.serve.health import Health
 from tests.conftest import GRAPH_BATCH
 

@@ -19,8 +19,9 @@ from PIL import Image as PilImage
 
 from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
-from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.models.loading import DTYPES, load_backend
+from mezzotint.resolving import resolve
 from mezzotint.samplers import find_sampler
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from mezzotint.backends.diffusers import DiffusersBackend, guidance_embedding
-from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.errors import GenerationFailed, InvalidRequest
+from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -13,10 +13,11 @@ import torch
 from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.lanes import HostLanes
-from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed
 from mezzotint.models.reading import load_parts
+from mezzotint.resolving import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 LIMIT_SECONDS = 60.0

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mezzotint.backends.base import Backend
-from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.errors import ModelInvalid
 from mezzotint.models import write_manifest
 from mezzotint.models.loading import load_backend
+from mezzotint.resolving import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 Weights = dict[str, torch.Tensor]

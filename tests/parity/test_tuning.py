@@ -16,9 +16,10 @@ from torch import nn
 from mezzotint.backends import tuned
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.tuned import compute_with, is_on
-from mezzotint.core import GenerationRequest, Pixels, resolve
+from mezzotint.core import GenerationRequest, Pixels
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.loading import load_backend
+from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

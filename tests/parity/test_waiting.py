@@ -21,8 +21,9 @@ from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.lanes import HostLanes
 from mezzotint.backends.sampling import SamplingFactory
-from mezzotint.core import GenerationRequest, resolve
+from mezzotint.core import GenerationRequest
 from mezzotint.models.reading import load_parts
+from mezzotint.resolving import resolve
 from mezzotint.samplers import SAMPLERS
 
 META = torch.device("meta")

@@ -15,10 +15,11 @@ from fastapi.dependencies.models import Dependant
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.config import Settings
-from mezzotint.core import GenerationRequest, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, QueueFull, ShuttingDown
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.http import build_http

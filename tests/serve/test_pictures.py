@@ -12,9 +12,10 @@ from PIL import Image as PilImage
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.config import Settings
-from mezzotint.core import GenerationRequest, resolve
+from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.imaging.inputs import pixels_sha256
+from mezzotint.resolving import resolve
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.wire import Drawn, Order, Step, WireEvent
 

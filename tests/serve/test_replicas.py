@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from mezzotint.backends.fake import FAKE_LIMITS
-from mezzotint.core import GenerationRequest, resolve
+from mezzotint.core import GenerationRequest
 from mezzotint.errors import MezzotintError, ModelLoading, QueueFull, ReplicaLost
+from mezzotint.resolving import resolve
 from mezzotint.serve.wire import Order
 
 

@@ -22,16 +22,27 @@ MAY_IMPORT = {
     "cores": {"errors"},
     "neuron_versions": set(),
     "core": {"errors", "samplers", "imaging"},
+    "resolving": {"core", "errors", "samplers", "imaging.inputs"},
     "tuning": {"errors"},
     "config": {"errors", "config_file", "tuning"},
     "config_file": {"errors"},
     "backends": {"core", "cores", "errors", "samplers", "backends", "imaging.inputs", "tuning"},
     # `Engine.load` makes the fake backend or asks the models for one; the rest knows only the protocol.
-    "engine": {"core", "errors", "engine", "backends.base", "backends.fake", "models.loading", "tuning"},
-    "models": {"core", "cores", "errors", "samplers", "backends", "models", "threads", "tuning"},
+    "engine": {
+        "core",
+        "resolving",
+        "errors",
+        "engine",
+        "backends.base",
+        "backends.fake",
+        "models.loading",
+        "tuning",
+    },
+    "models": {"core", "resolving", "cores", "errors", "samplers", "backends", "models", "threads", "tuning"},
     "imaging": {"core", "errors", "imaging"},
     "serve": {
         "core",
+        "resolving",
         "cores",
         "errors",
         "samplers",
@@ -54,6 +65,7 @@ MAY_IMPORT = {
     # Besides its clients it has the peers that are compared: diffusers' modules, put together its own way.
     "bench": {
         "core",
+        "resolving",
         "errors",
         "engine",
         "backends.base",
@@ -70,6 +82,7 @@ MAY_IMPORT = {
 WITHOUT = {
     "engine": {"torch", "diffusers", "ray", "transformers"},
     "core": {"torch", "diffusers", "ray", "asyncio"},
+    "resolving": {"torch", "diffusers", "ray", "asyncio"},
     "samplers": {"torch", "diffusers"},
     "tuning": {"torch", "diffusers"},
     "serve": {"torch", "diffusers"},

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mezzotint.backends.fake import FAKE_LIMITS
-from mezzotint.core import GenerationRequest, resolve
+from mezzotint.core import GenerationRequest
 from mezzotint.errors import InvalidRequest
+from mezzotint.resolving import resolve
 
 
 def test_what_is_left_out_is_the_models_default() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
-from mezzotint.core import GenerationRequest, Lora, ResolvedRequest, ServedLora, resolve
+from mezzotint.core import GenerationRequest, Lora, ResolvedRequest, ServedLora
 from mezzotint.engine.rows import BatchKey
+from mezzotint.resolving import resolve
 from mezzotint.serve.fleet import MAX_PROMISE_SECONDS, STALE_SECONDS, Fleet
 from mezzotint.serve.wire import Report
 

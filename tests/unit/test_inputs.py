@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
-from mezzotint.core import GenerationRequest, Progress, ResolvedRequest, resolve
+from mezzotint.core import GenerationRequest, Progress, ResolvedRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.inputs import pixels_sha256
 from mezzotint.imaging.metadata import parameters_text, read_receipt
 from mezzotint.imaging.size import nearest_size
+from mezzotint.resolving import resolve
 from mezzotint.samplers import SAMPLERS
 
 IMAGE = np.zeros((64, 96, 3), np.uint8)

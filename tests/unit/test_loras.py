@@ -12,11 +12,12 @@ from torch import nn
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.backends.loras import AdaptedModule, LowRank
-from mezzotint.core import GenerationRequest, Lora, Receipt, ServedLora, UsedLora, resolve
+from mezzotint.core import GenerationRequest, Lora, Receipt, ServedLora, UsedLora
 from mezzotint.engine.rows import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.imaging.metadata import parameters_text
 from mezzotint.models.loras import find_loras, read_choices
+from mezzotint.resolving import resolve
 from tests.loras import write_lora
 
 FEW = ServedLora("few", "Few steps", "f" * 64, steps=4, guidance_scale=1.0, scheduler="LCM")

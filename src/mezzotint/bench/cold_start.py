@@ -22,7 +22,7 @@ def main(scope: str, cache: str, device: str, preset: str) -> None:
 
     from mezzotint.backends.diffusers import DiffusersBackend
     from mezzotint.bench.gpu import FULL, QUICK, GpuBench
-    from mezzotint.core import resolve
+    from mezzotint.resolving import resolve
 
     imported = time.perf_counter()
     bench = GpuBench(FULL if preset == "full" else QUICK, torch.device(device))

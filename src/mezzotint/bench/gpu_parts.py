@@ -31,9 +31,9 @@ from mezzotint.bench.gpu import GpuBench
 from mezzotint.bench.load import backlog, poisson, replay
 from mezzotint.bench.reference import unet_inputs
 from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, request_batch_server
-from mezzotint.core import resolve
 from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import MezzotintError, SettingInvalid
+from mezzotint.resolving import resolve
 from mezzotint.tuning import Compile, Quantisation, Tuning
 
 __all__ = ["PARTS"]

@@ -15,20 +15,12 @@ import typer
 from mezzotint.cli.known import limits_of_installed
 from mezzotint.cli.options import Device, Dtype, Json, Model, StandIn
 from mezzotint.cli.outputs import output_paths
-from mezzotint.core import (
-    Done,
-    Failed,
-    GenerationRequest,
-    Image,
-    ModelLimits,
-    Progress,
-    Queued,
-    resolve,
-)
+from mezzotint.core import Done, Failed, GenerationRequest, Image, ModelLimits, Progress, Queued
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
 from mezzotint.models.loras import read_choices
+from mezzotint.resolving import resolve
 from mezzotint.tuning import Compile, Tuning
 
 if TYPE_CHECKING:

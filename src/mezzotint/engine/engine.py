@@ -27,7 +27,7 @@ from functools import partial
 from typing import Any
 
 from mezzotint.backends.base import Backend, BackendInfo
-from mezzotint.core import Event, GenerationRequest, Image, Pixels, resolve
+from mezzotint.core import Event, GenerationRequest, Image, Pixels
 from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
@@ -36,6 +36,7 @@ from mezzotint.engine.rows import BatchKey, State, batch_key, measured_as
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
+from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 
 __all__ = ["Engine", "EngineStatus", "Outlook", "Ticket"]

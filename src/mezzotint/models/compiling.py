@@ -24,7 +24,7 @@ import torch
 import mezzotint
 from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.neuron.shapes import COMPONENTS
-from mezzotint.core import GenerationRequest, ModelLimits, resolve
+from mezzotint.core import GenerationRequest, ModelLimits
 from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid
 from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits, holds_graphs
 from mezzotint.models.artefact_store import is_remote, upload
@@ -41,6 +41,7 @@ from mezzotint.models.tracing import (
     toolchain_of,
     trace,
 )
+from mezzotint.resolving import resolve
 
 __all__ = ["Job", "Order", "compile_model"]
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import GenerationRequest, Queued, resolve
+from mezzotint.core import GenerationRequest, Queued
 from mezzotint.errors import (
     DeadlineExceeded,
     DeadlineUnreachable,
@@ -27,6 +27,7 @@ from mezzotint.errors import (
     ReplicaLost,
     ShuttingDown,
 )
+from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.background import in_background
 from mezzotint.serve.fleet import Fleet

@@ -22,10 +22,10 @@ from mezzotint.core import (
     Lora,
     ModelLimits,
     Priority,
-    limits_with,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
+from mezzotint.resolving import limits_with
 from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.styles import PRESETS, STYLES
 

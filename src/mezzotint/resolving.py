@@ -1,0 +1,250 @@
+"""From what is asked for to what is drawn: fields checked against the model's limits, defaults filled in."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import replace
+from typing import TypeVar
+
+from mezzotint.core import (
+    MAX_DEADLINE_SECONDS,
+    MAX_LORA_SCALE,
+    MAX_LORAS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    PRIORITIES,
+    RANDOM_SEED_BITS,
+    GenerationRequest,
+    Lora,
+    Mask,
+    ModelLimits,
+    Pixels,
+    ResolvedRequest,
+)
+from mezzotint.errors import InvalidRequest
+from mezzotint.samplers import find_sampler
+
+__all__ = ["limits_with", "resolve"]
+
+# The defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline.
+DEFAULT_STRENGTH = 0.3
+DEFAULT_INPAINTING_STRENGTH = 0.9999
+
+_T = TypeVar("_T")
+
+
+def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
+    """Check `request` and fill in the model's defaults.
+
+    Raises:
+        InvalidRequest: the first field that is not accepted, and what is.
+    """
+    # A picture can be followed without words.
+    _check_text("prompt", request.prompt, required=request.image is None)
+    if request.negative_prompt is not None:
+        _check_text("negative_prompt", request.negative_prompt, required=False)
+    loras = _loras(request.loras, limits)
+    limits = limits_with(loras, limits)
+    sampler = find_sampler(_default(request.scheduler, limits.default_scheduler, str, "scheduler"))
+    width, height = _size(request, limits)
+    max_steps = min(limits.max_steps, sampler.max_steps)
+    steps = _default(request.steps, min(limits.default_steps, max_steps), int, "steps")
+    _check_range("steps", steps, 1, max_steps, f" with {sampler.name}")
+    strength = _strength(request, steps)
+    image, mask = _inputs(request, width, height)
+    guidance = _default(request.guidance_scale, limits.default_guidance_scale, (int, float), "guidance_scale")
+    _check_range("guidance_scale", guidance, 0.0, limits.max_guidance_scale)
+    seed = _default(request.seed, secrets.randbits(RANDOM_SEED_BITS), int, "seed")
+    _check_range("seed", seed, 0, MAX_SEED)
+    deadline_s = _default(request.deadline_s, None, (int, float), "deadline_s")
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_SECONDS:
+        raise InvalidRequest(
+            f"deadline_s must be positive and at most {MAX_DEADLINE_SECONDS:,} seconds", param="deadline_s"
+        )
+    preview_every = _default(request.preview_every, 0, int, "preview_every")
+    _check_range("preview_every", preview_every, 0, max_steps)
+    priority = _default(request.priority, "normal", str, "priority")
+    if priority not in PRIORITIES:
+        raise InvalidRequest(
+            f"priority must be low, normal or high, not {_shown(priority)}", param="priority"
+        )
+    return ResolvedRequest(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=width,
+        height=height,
+        steps=steps,
+        guidance_scale=float(guidance),
+        scheduler=sampler.name,
+        seed=seed,
+        deadline_s=deadline_s,
+        preview_every=preview_every,
+        image=image,
+        mask=mask,
+        strength=strength,
+        loras=loras,
+        tenant=request.tenant,
+        priority=priority,
+    )
+
+
+def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
+    if not isinstance(asked, tuple | list) or not all(
+        isinstance(lora, Lora) and isinstance(lora.name, str) for lora in asked
+    ):
+        raise InvalidRequest("loras takes a tuple of mezzotint.core.Lora(name, scale)", param="loras")
+    if len(asked) > MAX_LORAS:
+        raise InvalidRequest(f"loras takes at most {MAX_LORAS}, not {len(asked)}", param="loras")
+    served = [lora.name for lora in limits.loras]
+    for number, lora in enumerate(asked):
+        if lora.name not in served:
+            there_is = f"served are {', '.join(served)}" if served else "this model is served without any"
+            raise InvalidRequest(f"loras: there is no {_shown(lora.name)}; {there_is}", param="loras")
+        if lora.name in (other.name for other in asked[:number]):
+            raise InvalidRequest(f"loras names {lora.name} twice", param="loras")
+        if isinstance(lora.scale, bool) or not isinstance(lora.scale, (int, float)):
+            raise InvalidRequest(f"loras: the scale of {lora.name} must be a number", param="loras")
+        if not abs(lora.scale) <= MAX_LORA_SCALE:
+            raise InvalidRequest(
+                f"loras: the scale of {lora.name} must be {-MAX_LORA_SCALE:g}…{MAX_LORA_SCALE:g}, "
+                f"not {_shown(lora.scale)}",
+                param="loras",
+            )
+    # In one order, so that those who ask for the same share passes.
+    return tuple(sorted(Lora(lora.name, float(lora.scale)) for lora in asked if lora.scale != 0))
+
+
+def limits_with(loras: tuple[Lora, ...], limits: ModelLimits) -> ModelLimits:
+    """The limits with the LoRAs' own defaults in place of the model's: few steps, no guidance."""
+    names = {lora.name for lora in loras}
+    for lora in limits.loras:
+        if lora.name in names:
+            limits = replace(
+                limits,
+                default_steps=lora.steps or limits.default_steps,
+                default_guidance_scale=limits.default_guidance_scale
+                if lora.guidance_scale is None
+                else lora.guidance_scale,
+                default_scheduler=lora.scheduler or limits.default_scheduler,
+            )
+    return limits
+
+
+def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
+    width, height = limits.default_width, limits.default_height
+    if request.image is not None:
+        from mezzotint.imaging.inputs import check_image, fitting_size
+
+        image = check_image(request.image)
+        if request.width is None and request.height is None:
+            width, height = fitting_size(image, limits)
+    width = _default(request.width, width, int, "width")
+    height = _default(request.height, height, int, "height")
+    _check_size(width, height, limits)
+    return width, height
+
+
+def _inputs(request: GenerationRequest, width: int, height: int) -> tuple[Pixels | None, Mask | None]:
+    """The image and the mask at the picture's size."""
+    if request.image is None:
+        if request.mask is not None:
+            raise InvalidRequest("mask needs an image to redraw a part of", param="mask")
+        return None, None
+    from mezzotint.imaging.inputs import check_mask, resize_image, resize_mask
+
+    image = resize_image(request.image, width, height)
+    if request.mask is None:
+        return image, None
+    return image, resize_mask(check_mask(request.mask, request.image), width, height)
+
+
+def _strength(request: GenerationRequest, steps: int) -> float | None:
+    """The share of the steps to take; None without an image."""
+    if request.image is None:
+        if request.strength is not None:
+            raise InvalidRequest("strength needs an image to start from", param="strength")
+        return None
+    # The least that takes a step, in thousandths, so that it can be read out and typed in again.
+    least = math.ceil(1000 / steps) / 1000
+    default = max(DEFAULT_STRENGTH if request.mask is None else DEFAULT_INPAINTING_STRENGTH, least)
+    strength = _default(request.strength, default, (int, float), "strength")
+    # The comparison is written so that NaN fails it.
+    if not 0 < strength <= 1:
+        raise InvalidRequest(
+            f"strength must be above 0 and at most 1, not {_shown(request.strength)}", param="strength"
+        )
+    if int(steps * strength) < 1:
+        raise InvalidRequest(
+            f"strength {strength:g} takes none of {steps} steps; at least {least:g} takes one",
+            param="strength",
+        )
+    return float(strength)
+
+
+def _default(value: _T | None, default: _T, kind: type | tuple[type, ...], name: str) -> _T:
+    if value is None:
+        return default
+    # bool is an int to Python, and a mistake to anyone who sends it as a number of steps.
+    if isinstance(value, bool) or not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        accepted = " or ".join(each.__name__ for each in kinds)
+        raise InvalidRequest(f"{name} must be {accepted}, not {_shown(value)}", param=name)
+    return value
+
+
+def _check_text(name: str, text: object, *, required: bool) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{name} must be text, not {type(text).__name__}", param=name)
+    if required and not text.strip():
+        raise InvalidRequest(f"{name} is empty; say what to draw", param=name)
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequest(
+            f"{name} has {len(text):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are accepted",
+            param=name,
+        )
+    # Lone surrogates cannot be written to a file or a header as UTF-8, and no tokenizer knows them.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(f"{name} is not valid Unicode text", param=name)
+
+
+def _check_range(name: str, value: float, low: float, high: float, where: str = "") -> None:
+    # The comparison is written so that NaN fails it.
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} must be {low:g}…{high:,}{where}, not {_shown(value)}", param=name)
+
+
+def _shown(value: object) -> str:
+    """A value as an error message can hold it. Python itself refuses to print integers of huge length."""
+    if isinstance(value, int) and abs(value) > 10**30:
+        return "a number of more than 30 digits"
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:79] + "…"
+
+
+def _check_size(width: int, height: int, limits: ModelLimits) -> None:
+    if limits.served is not None:
+        # One rule in the place of three, so that every refusal names the sizes there are.
+        if (width, height) not in limits.served:
+            raise InvalidRequest(
+                f"{_shown(width)}x{_shown(height)} is not compiled; "
+                f"this server draws {_sizes(limits.served)}",
+                param="size",
+            )
+        return
+    for name, value in (("width", width), ("height", height)):
+        if value % 8 or not limits.min_size <= value <= limits.max_size:
+            raise InvalidRequest(
+                f"{name} must be a multiple of 8 from {limits.min_size} to {limits.max_size}, "
+                f"not {_shown(value)}",
+                param=name,
+            )
+    if width * height > limits.max_pixels:
+        raise InvalidRequest(
+            f"{width}x{height} is {width * height:,} pixels; at most {limits.max_pixels:,} are accepted",
+            param="size",
+        )
+
+
+def _sizes(sizes: tuple[tuple[int, int], ...]) -> str:
+    return ", ".join(f"{width}x{height}" for width, height in sizes)
