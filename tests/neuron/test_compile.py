@@ -22,6 +22,7 @@ from mezzotint.models import tracing as tracing_module
 from mezzotint.models.artefact import read_artefact, verify_artefact
 from mezzotint.models.artefact_store import download
 from mezzotint.models.compiling import Order, compile_model
+from mezzotint.models.locations import describe
 from mezzotint.models.manifest import read_manifest
 from mezzotint.models.reading import load_parts
 
@@ -82,6 +83,16 @@ def test_a_set_is_laid_out_as_optimum_neuron_lays_out_a_pipeline(
     assert traced.count("unet") == traced.count("vae_encoder") == traced.count("vae_decoder") == 2
     assert ("unet 64x32", "compiling") in told
     assert ("unet 64x32", "done") in told
+
+
+def test_what_a_model_says_that_it_knows_comes_along(
+    tiny_sdxl: Path, tmp_path: Path, traced: list[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_sdxl, tmp_path / "model"))
+    (model / "vocabulary.json").write_text('{"glyphs": ["fox"]}')
+    place = compile_model(order(model), str(tmp_path / "out"))
+    assert describe(place)["vocabulary"] == {"glyphs": ["fox"]}
+    verify_artefact(Path(place))
 
 
 def test_a_run_that_was_broken_off_goes_on_where_it_stopped(

@@ -174,6 +174,7 @@ def quality(
     scheduler: Annotated[str | None, typer.Option(help="As in `mezzotint draw`.")] = None,
     lora: Annotated[list[str] | None, typer.Option(help="As in `mezzotint draw`.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or neuron.")] = "auto",
+    stand_in: Annotated[bool, typer.Option("--stand-in", help="As in `mezzotint draw`.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     compile: Annotated[
         str, typer.Option(metavar="WHAT", help="Compile first: none, blocks or unet.")
@@ -208,7 +209,13 @@ def quality(
     with (
         console.status("drawing…"),
         Engine.load(
-            model, device=device, dtype=dtype, tuning=tuning, loras=files, max_queue=10_000
+            model,
+            device=device,
+            dtype=dtype,
+            tuning=tuning,
+            stand_in=stand_in,
+            loras=files,
+            max_queue=10_000,
         ) as engine,
     ):
         settings = Settings(steps, guidance, scheduler, loras=loras)

@@ -22,7 +22,7 @@ from mezzotint.engine.engine import Engine
 __all__ = ["Settings", "contact_sheet", "draw", "measure_quality", "pairs", "singles"]
 
 LIMIT_SECONDS = 3600.0
-TOP1_BAR, BACKGROUND_BAR, PAIR_BAR = 0.95, 0.95, 0.70
+TOP1_BAR, BACKGROUND_BAR, PAIR_BAR = 0.95, 0.98, 0.70
 
 
 @dataclass(frozen=True)

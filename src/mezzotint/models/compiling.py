@@ -47,6 +47,8 @@ __all__ = ["Job", "Order", "compile_model"]
 
 MAX_BATCH = 64
 MAX_CORES = 32
+# What a model says that it knows, if it does: the page and the gate read it.
+VOCABULARY = ("vocabulary.json", "glyphs.png")
 
 Tell = Callable[[str, str], None]
 """Told a component's name, with its size if it has one, and `compiling`, `kept` or `done`."""
@@ -116,6 +118,9 @@ def compile_model(order: Order, output: str, tell: Tell = lambda name, state: No
     with _staging(output) as staging:
         for folder, each in jobs.items():
             _lay_out(staging / folder, each, parts, tokenizer_home(path, entry))
+        for name in VOCABULARY:
+            if (path / name).is_file():
+                shutil.copyfile(path / name, staging / name)
         (staging / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         write_manifest(staging)
         return _publish(staging, output)
