@@ -33,7 +33,7 @@ demo: $(STAMP)  ## Serve the embedded model on this machine until Ctrl-C
 	@$(BIN)/mezzotint serve --model $(MODEL)
 
 # Processes that the tests are spread over, by lanes and files (tests/lanes.py); 0 for none but pytest's own.
-WORKERS ?= 0
+WORKERS ?= 2
 
 .PHONY: test
 test: $(STAMP)  ## Run every test

@@ -150,7 +150,10 @@ def load_vae(config: Config) -> AutoencoderKL:
     changes nothing in what encode-then-decode returns.
     """
     if config.known:
-        return AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=torch.float32).eval()
+        # From the bare parts: `from_pretrained` would have the export say in which folder this was.
+        known = AutoencoderKL.from_config(json.loads((MODEL / "vae/config.json").read_text(encoding="utf-8")))
+        known.load_state_dict(load_file(MODEL / "vae/diffusion_pytorch_model.safetensors"))
+        return known.eval()
     state = torch.load(config.out / "vae.pt", weights_only=True)
     model = vae.build(config)
     model.load_state_dict(state["average"]["values"])
@@ -484,7 +487,12 @@ def train(config: Config, budget: float | None = None) -> Path:
     first, second = build_text(config, tokens)
     built = build_unet(config)
     model = torch.nn.ModuleDict({"first": first, "second": second, "unet": built})
-    if config.known:
+    if config.known and not path.exists():
+        listed = json.loads((MODEL / "vocabulary.json").read_text(encoding="utf-8"))["glyphs"]
+        if len(listed) != config.known:
+            raise ValueError(
+                f"{MODEL} knows {len(listed)} pictograms; {config.name} begins with {config.known}"
+            )
         begin_with(MODEL, tokens, first, second, built)
     model.to(config.device)
     arrange(built, config.device)

@@ -97,6 +97,11 @@ def test_the_demo_states_its_vocabulary() -> None:
     assert described["vocabulary"]
 
 
+def test_the_demo_does_not_say_in_which_folder_it_was_made() -> None:
+    for file in find_model("demo").rglob("*.json"):
+        assert "_name_or_path" not in file.read_text(encoding="utf-8")
+
+
 def test_a_folders_limits_follow_from_its_sample_size(tiny_sdxl: Path) -> None:
     limits = limits_of(str(tiny_sdxl))
     assert (limits.default_width, limits.max_size) == (64, 128)
