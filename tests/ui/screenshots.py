@@ -19,8 +19,8 @@ FOLDER = Path(__file__).parents[2] / "docs" / "images"
 COLOURS = 160
 PROMPTS = (
     "a fox on a blue background",
-    "pixel art of a castle on pink",
-    "an owl in the snow",
+    "a crab by the sea",
+    "an alarm clock on teal",
     "a koala and a rocket on green",
 )
 
