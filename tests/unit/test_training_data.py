@@ -108,6 +108,16 @@ def test_a_longer_vocabulary_begins_with_what_the_model_knows() -> None:
         assert torch.equal(weights[ids[word]], new[ids[word]])
 
 
+def test_a_preset_that_grows_another_model_than_is_there_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = pytest.importorskip("training.unet")
+    presets = pytest.importorskip("training.config")
+    monkeypatch.setattr(presets, "OUT", tmp_path)
+    with pytest.raises(ValueError, match="knows [0-9]+ pictograms; grown begins with 7"):
+        unet.train(replace(presets.GROWN, known=7, threads=torch.get_num_threads()))
+
+
 def test_a_glyph_is_never_allowed_on_its_held_out_backgrounds() -> None:
     for glyph in data.glyphs():
         assert set(data.held_out(glyph.name)).isdisjoint(data.allowed(glyph.name))
