@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from mezzotint.backends.base import Look
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import (
     Cancelled,
@@ -21,7 +22,6 @@ from mezzotint.core import (
     Event,
     Failed,
     GenerationRequest,
-    Pixels,
     Progress,
     Queued,
     ResolvedRequest,
@@ -301,7 +301,7 @@ def test_warm_up_stops_at_the_width_that_the_device_has_room_for() -> None:
 
 def test_a_failing_preview_costs_the_preview_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     class Blind(FakeBackend):
-        def preview(self, request_id: str) -> Pixels:
+        def preview(self, request_id: str) -> Look:
             raise RuntimeError("no preview")
 
     with Engine(Blind()) as engine:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mezzotint.backends.base import Backend, BackendInfo
+from mezzotint.backends.base import Backend, BackendInfo, Look
 from mezzotint.core import Event, GenerationRequest, Image, Pixels
 from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
@@ -99,6 +99,8 @@ class Engine:
         widest = min(max_width or backend.info.max_width, backend.info.max_width)
         self.cost = StepCost(widest)
         self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
+        # Previews that the device is still at, the loop's alone.
+        self._looks: dict[str, Look] = {}
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._accepting = True
@@ -270,7 +272,9 @@ class Engine:
                         seed=0,
                     )
                 )
-        return self.generate(GenerationRequest(WARM_UP_PROMPT, seed=0))
+        # With a look on the way, for the first of these pays for what the later ones find ready.
+        halfway = max(1, self.info.limits.default_steps // 2)
+        return self.generate(GenerationRequest(WARM_UP_PROMPT, seed=0, preview_every=halfway))
 
     def status(self) -> EngineStatus:
         with self._changed:
@@ -409,22 +413,31 @@ class Engine:
             self._decoder.submit(self._decode, request_id)
 
     def _previews(self, plan: Plan, failed: Mapping[str, MezzotintError]) -> dict[str, Pixels]:
+        """Looks that can be shown now. A device that works behind the host has them a pass later."""
         previews = {}
         for request_id in plan.rows:
             every = self._requests.tickets[request_id].request.preview_every
             left = self._requests.scheduler.remaining(request_id) - 1
-            if every and request_id not in failed and left and left % every == 0:
-                try:
-                    previews[request_id] = self._backend.preview(request_id)
-                except Exception:
-                    # A look on the way is a courtesy; the picture does not hang on it.
-                    logger.exception("no preview for a request")
+            looks = [self._looks.pop(request_id, None)]
+            try:
+                if every and request_id not in failed and left and left % every == 0:
+                    looks.append(self._backend.preview(request_id))
+                for look in filter(None, looks):
+                    pixels = look()
+                    if pixels is not None:
+                        previews[request_id] = pixels
+                    else:
+                        self._looks[request_id] = look
+            except Exception:
+                # A look on the way is a courtesy; the picture does not hang on it.
+                logger.exception("no preview for a request")
         return previews
 
     def _forget_ended(self) -> None:
         with self._changed:
             ended = self._requests.take_ended()
         for request_id in ended:
+            self._looks.pop(request_id, None)
             self._backend.release(request_id)
 
     def _run_jobs(self) -> None:
