@@ -208,9 +208,16 @@ class Graph:
         self._gpu = gpu
         self.launches: list[Launch] = []
         self.pool: Any = None
+        self.broken = False
         # What it reads from outside and what it makes.
         self.reads: set[Memory] = set()
         self.makes: set[Memory] = set()
+
+    def capture_begin(self, *, pool: Pool, capture_error_mode: str) -> None:
+        self._gpu.record(self, pool)
+
+    def capture_end(self) -> None:
+        self._gpu.end_record(self)
 
     def replay(self) -> None:
         gpu = self._gpu
@@ -237,6 +244,7 @@ class Graph:
 
 @dataclass
 class Pool:
+    recording: bool = False
     graphs: weakref.WeakSet[Graph] = field(default_factory=weakref.WeakSet)
 
 
@@ -248,7 +256,7 @@ class _Local(threading.local):
 
 
 class StandIn:
-    """One GPU. `modes` makes a thread see it, and so does `torch.cuda.stream` once it is `installed`."""
+    """One GPU. `modes` makes a thread see it; so does `torch.cuda.stream`, once it is `installed`."""
 
     def __init__(self) -> None:
         self._local = _Local()
@@ -292,6 +300,7 @@ class StandIn:
 
     def _may_wait(self, what: str, *, debugged: bool = True) -> None:
         if self._local.graph is not None:
+            self._local.graph.broken = True
             raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         if debugged and self._sync_debug == "error":
             raise RuntimeError(f"{WAITS}: {what}")
@@ -465,27 +474,27 @@ class StandIn:
         finally:
             self._local.streams.pop()
 
-    @contextmanager
-    def _recording(
-        self, graph: Graph, *, pool: Pool, stream: Stream, capture_error_mode: str
-    ) -> Iterator[None]:
-        # As torch.cuda.graph does before it begins.
-        self.synchronize()
-        graph.pool = pool
+    def record(self, graph: Graph, pool: Pool) -> None:
+        if self.current is self._default:
+            raise RuntimeError("the default stream cannot be recorded")
+        if pool.recording:
+            raise RuntimeError("the pool is being recorded to already")
+        pool.recording, graph.pool = True, pool
         pool.graphs.add(graph)
         self._local.graph = graph
-        try:
-            with self._on(stream):
-                yield
-        finally:
-            self._local.graph = None
+
+    def end_record(self, graph: Graph) -> None:
+        self._local.graph = None
+        if graph.broken:
+            raise RuntimeError("the recording was invalidated")
+        graph.pool.recording = False
 
     def _set_sync_debug_mode(self, mode: str) -> None:
         self._sync_debug = mode
 
     @contextmanager
     def installed(self) -> Iterator[StandIn]:
-        """Within, torch.cuda means this one, in every thread."""
+        """Within, torch.cuda means this one, and threads that are started see it."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {
                 "_lazy_init": lambda: None,
@@ -498,13 +507,23 @@ class StandIn:
                 "current_stream": lambda device=None: self.current,
                 "synchronize": self.synchronize,
                 "empty_cache": lambda: None,
+                "reset_peak_memory_stats": lambda device=None: None,
+                "max_memory_reserved": lambda device=None: 0,
+                "get_rng_state": lambda device=None: torch.get_rng_state(),
+                "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
                 "CUDAGraph": lambda: Graph(self),
                 "graph_pool_handle": Pool,
-                "graph": self._recording,
                 "set_sync_debug_mode": self._set_sync_debug_mode,
             }.items():
                 patch.setattr(torch.cuda, name, value)
             patch.setattr(torch, "Generator", _Generator)
+            run = threading.Thread.run
+
+            def run_with_it(thread: threading.Thread) -> None:
+                with self.modes():
+                    run(thread)
+
+            patch.setattr(threading.Thread, "run", run_with_it)
             # A module that is moved gets new parameters: new numbers in old ones would be unseen here.
             future = torch.__future__
             before = future.get_overwrite_module_params_on_conversion()

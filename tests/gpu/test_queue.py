@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from mezzotint.backends.cuda_graphs import GraphedCalls
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, Progress, ResolvedRequest
 from mezzotint.engine.engine import Engine
-from mezzotint.errors import GenerationFailed
+from mezzotint.errors import GenerationFailed, SettingInvalid
 from mezzotint.models.loading import load_backend
 from mezzotint.resolving import resolve
 from mezzotint.samplers import SAMPLERS
@@ -52,8 +53,11 @@ def spoil(backend: DiffusersBackend, request_id: str) -> None:
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """Within, torch raises where an operation of its own would wait for the GPU."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            # That it is a prototype, which is told once, after it was set.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -221,13 +225,27 @@ def test_an_engine_shows_previews_of_both_devices_alike(fresh_modules: Make, tin
         assert min(np.abs(preview - each).max() for each in on_cpu) <= 1
 
 
+@pytest.mark.parametrize(
+    ("tuning", "words"),
+    [
+        (Tuning(quantisation="int8"), "int8 needs compile"),
+        (Tuning(quantisation="fp8", compile="blocks"), "fp8 needs dtype bf16"),
+    ],
+)
+def test_what_quantisation_needs_is_said(fresh_modules: Make, tuning: Tuning, words: str) -> None:
+    pytest.importorskip("torchao", reason="the extra quantisation is not installed")
+    with pytest.raises(SettingInvalid, match=words):
+        fresh_modules(tuning=tuning)
+
+
 @needs_cuda
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_quantised_passes_draw_nearly_the_same_picture(demo_studio: Any, kind: Any) -> None:
     pytest.importorskip("torchao", reason="the extra quantisation is not installed")
     if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU multiplies no fp8")
-    backend = load_backend("demo", device="cuda", dtype="bf16", tuning=Tuning(quantisation=kind))
+    tuning = Tuning(quantisation=kind, compile="blocks" if kind == "int8" else "none")
+    backend = load_backend("demo", device="cuda", dtype="bf16", tuning=tuning)
     assert isinstance(backend, DiffusersBackend)
     request = demo_studio.request(prompt="a red apple", steps=8)
     plain = demo_studio.draw((0, request))[0].astype(int)

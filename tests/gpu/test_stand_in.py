@@ -29,6 +29,14 @@ def pinned(*numbers: float) -> torch.Tensor:
     return torch.tensor(numbers).pin_memory()
 
 
+def recorded(recorder: CudaRecorder, call: Callable[[], torch.Tensor]) -> Any:
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        recorded = recorder.record(call)
+    torch.cuda.synchronize()
+    return recorded
+
+
 def test_numbers_are_the_cpus() -> None:
     weight, image = torch.randn(8, 4, 3, 3), torch.randn(1, 4, 8, 8)
     expected = torch.nn.functional.conv2d(image, weight).softmax(1)
@@ -147,7 +155,9 @@ def test_what_is_fetched_is_rubbish_until_it_was_waited_for() -> None:
 
 def test_a_recording_computes_nothing_and_a_replay_all_of_it() -> None:
     given = torch.ones(2, device="cuda")
-    replay, result = CudaRecorder().record(lambda: (given * 2).add_(1).view(1, 2))
+    with pytest.raises(RuntimeError, match="default stream"):
+        CudaRecorder().record(lambda: given * 2)
+    replay, result = recorded(CudaRecorder(), lambda: (given * 2).add_(1).view(1, 2))
     assert result.isnan().all().item()
     replay()
     assert result.tolist() == [[3.0, 3.0]]
@@ -158,7 +168,7 @@ def test_a_recording_computes_nothing_and_a_replay_all_of_it() -> None:
 
 def test_graphs_of_one_pool_overwrite_each_others_results() -> None:
     given, recorder = torch.ones(2, device="cuda"), CudaRecorder()
-    (first, result), (second, _) = (recorder.record(lambda by=by: given * by) for by in (2, 3))
+    (first, result), (second, _) = (recorded(recorder, lambda by=by: given * by) for by in (2, 3))
     first()
     kept = result.clone()
     second()
@@ -176,8 +186,11 @@ def test_graphs_of_one_pool_overwrite_each_others_results() -> None:
     ],
 )
 def test_what_cannot_be_recorded_raises(call: Callable[..., Any]) -> None:
-    given = torch.ones(2, device="cuda")
+    given, recorder = torch.ones(2, device="cuda"), CudaRecorder()
     with pytest.raises((RuntimeError, NotImplementedError)):
-        CudaRecorder().record(lambda: call(given))
+        recorded(recorder, lambda: call(given))
     # Nothing is left of the try.
     assert (given + 1).tolist() == [2.0, 2.0]
+    replay, result = recorded(recorder, lambda: given + 1)
+    replay()
+    assert result.tolist() == [2.0, 2.0]
