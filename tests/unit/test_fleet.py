@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_a_shape_that_was_never_run_costs_as_its_area(fleet: Fleet) -> None:
     assert fleet.cost_s(request(steps=10, width=256)) == pytest.approx(2.0)
     assert fleet.cost_s(request(steps=10, guidance_scale=0.0)) == pytest.approx(0.5)
     assert Fleet().cost_s(request()) == 0.0
+
+
+def test_decoding_costs_once_a_picture_by_the_pixel_and_nothing_where_it_is_not_told(fleet: Fleet) -> None:
+    telling = report("a", decode_s_a_pixel=0.5 / (128 * 128))
+    fleet.update([telling], 0.0)
+    assert fleet.cost_s(request(steps=10)) == pytest.approx(1.5)
+    assert fleet.cost_s(request(steps=20)) == pytest.approx(2.5)
+    assert fleet.cost_s(request(steps=10, width=256)) == pytest.approx(3.0)
+    # As a replica of an earlier version sends it.
+    earlier = object.__new__(Report)
+    vars(earlier).update({name: told for name, told in vars(telling).items() if name != "decode_s_a_pixel"})
+    fleet.update([pickle.loads(pickle.dumps(earlier))], 0.0)
+    assert fleet.cost_s(request(steps=10)) == pytest.approx(1.0)
 
 
 def test_only_when_no_replica_has_room_is_the_request_refused(fleet: Fleet) -> None:

@@ -32,7 +32,7 @@ from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.rows import BatchKey, State, batch_key, measured_as
+from mezzotint.engine.rows import BatchKey, State, batch_key, evaluation_seconds, measured_as
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
@@ -70,6 +70,7 @@ class Outlook:
     backlogs: by tenant, those that have something here.
     costs: what one evaluation of an image adds to the backlog, by batch key; those that were run, the
         latest last, the model's default first.
+    decode_s_a_pixel: what decoding adds, once a picture.
     pass_age_s: how long the loop's turn has lasted so far; 0 when it waits for work.
     """
 
@@ -78,6 +79,7 @@ class Outlook:
     max_backlog_s: float
     backlogs: Mapping[str, float]
     costs: Mapping[BatchKey, float]
+    decode_s_a_pixel: float
     pass_age_s: float
 
 
@@ -302,7 +304,8 @@ class Engine:
                 max_queue=table.max_queue,
                 max_backlog_s=table.max_backlog_s,
                 backlogs=table.scheduler.backlogs(),
-                costs={key: table.scheduler.seconds_of_work(key, 1) for key in keys},
+                costs={key: evaluation_seconds(self.cost, key) for key in keys},
+                decode_s_a_pixel=self.cost.decode_seconds_a_pixel,
                 pass_age_s=0.0 if began is None else time.monotonic() - began,
             )
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mezzotint.engine.rows import BatchKey, Cost, Row, State
+from mezzotint.engine.rows import BatchKey, Cost, Row, State, evaluation_seconds
 from mezzotint.engine.rules import Ranked
 
 __all__ = ["Standing", "seconds_of_work", "standings"]
@@ -44,9 +44,8 @@ class _Work:
 
 
 def seconds_of_work(cost: Cost, key: BatchKey, evaluations: int) -> float:
-    """What a request adds to a backlog: its share of its passes at the key's knee, and its decoding."""
-    knee = cost.knee(key)
-    return evaluations * cost.seconds(key, knee) / knee + cost.decode_seconds(key)
+    """What a request adds to a backlog: its share of its passes, and its decoding."""
+    return evaluations * evaluation_seconds(cost, key) + cost.decode_seconds(key)
 
 
 def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:

@@ -171,4 +171,4 @@ def _work_s(report: Report, request: ResolvedRequest) -> float:
     if cost is None:
         nearest = min(report.costs, key=lambda other: abs(math.log(other.area / key.area)), default=key)
         cost = report.costs.get(nearest, 0.0) * key.area / nearest.area
-    return request.evaluations * cost
+    return request.evaluations * cost + request.width * request.height * report.decode_s_a_pixel

@@ -133,6 +133,7 @@ class EngineReplica:
             max_backlog_s=outlook.max_backlog_s,
             backlogs=outlook.backlogs,
             costs=outlook.costs,
+            decode_s_a_pixel=outlook.decode_s_a_pixel,
         )
 
     async def metrics(self) -> Families:

@@ -89,6 +89,7 @@ class Report:
     healthy: whether it wants work.
     backlogs: seconds of work by tenant, of those that have something there.
     costs: seconds that one evaluation of an image adds, by batch key, of those that it has run.
+    decode_s_a_pixel: seconds that decoding adds, once a picture.
     """
 
     replica: str
@@ -99,6 +100,8 @@ class Report:
     max_backlog_s: float
     backlogs: Mapping[str, float]
     costs: Mapping[BatchKey, float]
+    # A replica of an earlier version, which an upgrade leaves beside later gateways, tells none.
+    decode_s_a_pixel: float = 0.0
 
 
 WireEvent = Queued | Step | Drawn | Refused
