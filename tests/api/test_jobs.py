@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from fastapi import Request
 from PIL import Image
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
@@ -30,9 +32,10 @@ from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores import janitor
 from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
-from mezzotint.serve.stores.job import FINAL
-from mezzotint.serve.stores.job_rows import MAX_LOST
+from mezzotint.serve.stores.job import FINAL, Job
+from mezzotint.serve.stores.job_rows import MAX_LOST, settle_overdue
 from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.stores.tables import jobs
 from mezzotint.serve.wire import Order, WireEvent
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
 
@@ -281,6 +284,53 @@ async def test_a_running_job_tells_its_progress_and_a_delete_stops_it(
     # Ended is ended.
     again = await server.json("DELETE", f"{JOBS}/{job['id']}")
     assert again["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_job_that_its_own_runner_lost_and_claims_again_is_drawn_once_more_and_no_more(
+    server: Gate,
+    backend: FakeBackend,
+    noticed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def lose(connection: AsyncConnection) -> None:
+        await connection.execute(update(jobs).values(lease_ends=0.0))
+        await settle_overdue(connection, server.services.database.now())
+
+    store = server.services.jobs
+    claim, release = store.claim, store.release
+
+    async def lose_and_claim(*arguments: Any, **options: Any) -> Job | None:
+        monkeypatch.setattr(store, "claim", claim)
+        await server.services.database.write(lose)
+        return await claim(*arguments, **options)
+
+    async def release_late(id: str, *arguments: Any, **options: Any) -> bool:
+        async def claimed() -> bool:
+            return (await store.get(id)).state == "running"
+
+        await until(claimed, "the job to be claimed again")
+        return await release(id, *arguments, **options)
+
+    job, drawn = await create(server, **LONG), backend._decoded
+    await running(server, job)
+    if noticed:
+        monkeypatch.setattr(store, "release", release_late)
+        await server.services.database.write(lose)
+    else:
+        # Between the runner's looking after what it has and its claiming more.
+        monkeypatch.setattr(store, "claim", lose_and_claim)
+    server.services.runner.wake()
+    kinds = [kind for _, kind, _ in await events(server, job) if kind != "progress"]
+    assert kinds == ["queued", "running", "queued", "running", "image", "done"]
+
+    async def idle() -> bool:
+        return backend.held == 0
+
+    await until(idle, "the engine to forget it")
+    assert backend._decoded == drawn + 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_delete_on_another_gateway_stops_it(pair: tuple[Gate, Gate], backend: FakeBackend) -> None:
