@@ -209,6 +209,21 @@ async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
     assert other.headers["x-should-retry"] == "false"
 
 
+async def test_one_idempotency_key_asked_for_at_once_keeps_one_jobs_pictures(
+    tmp_path: Path, replica: EngineReplica
+) -> None:
+    async with gate(settings_of(tmp_path), replica) as server:
+        server.services.runner._full_until = math.inf
+        body = {**SMALL, "image": png(np.full((64, 64, 3), 90, np.uint8))}
+        headers = {"idempotency-key": "once"}
+        answers = await asyncio.gather(
+            *(server.client.post(JOBS, json=body, headers=headers) for _ in range(4))
+        )
+        (id,) = {answer.json()["id"] for answer in answers}
+        kept = (await server.services.jobs.get(id)).request["image"]
+        assert [file.name for file in (tmp_path / "images").iterdir()] == [kept]
+
+
 async def test_to_ask_a_job_for_no_stream_is_to_ask_for_nothing(server: Gate) -> None:
     await create(server, stream=False)
     response = await server.client.post(JOBS, json={**SMALL, "stream": True})

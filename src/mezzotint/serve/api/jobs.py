@@ -80,6 +80,9 @@ async def create(
             # No job will take them with it.
             await services.images.delete(work.uploads)
             raise
+        if Work.from_json(job.request).uploads != work.uploads:
+            # Another request of this idempotency key, at the same time, made the job.
+            await services.images.delete(work.uploads)
         services.runner.wake()
     answer = await _whole(job, request, services)
     return JSONResponse(answer.model_dump(), 202, {"Location": f"{ROUTE}/{job.id}"})
