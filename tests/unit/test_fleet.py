@@ -115,6 +115,15 @@ def test_a_replica_whose_model_does_not_draw_the_size_is_not_chosen(fleet: Fleet
     assert fleet.choose(request(width=256, height=256)) == "small"
 
 
+def test_a_replica_that_has_not_compiled_the_size_is_not_chosen(fleet: Fleet) -> None:
+    info = FakeBackend().info
+    small = replace(info, limits=replace(FAKE_LIMITS, served=((64, 64), (256, 256))))
+    large = replace(info, limits=replace(FAKE_LIMITS, served=((64, 64), (128, 128))))
+    fleet.update([report("small", info=small), report("large", 9.0, info=large)], 0.0)
+    assert fleet.choose(request(width=128, height=128)) == "large"
+    assert fleet.choose(request(width=64, height=64)) == "small"
+
+
 def test_a_shape_that_was_never_run_costs_as_its_area(fleet: Fleet) -> None:
     fleet.update([report("a")], 0.0)
     assert fleet.cost_s(request(steps=10)) == pytest.approx(1.0)

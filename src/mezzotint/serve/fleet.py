@@ -159,9 +159,10 @@ def _draws(report: Report, request: ResolvedRequest) -> bool:
     limits = report.info.limits
     sides = (request.width, request.height)
     fits = limits.min_size <= min(sides) and max(sides) <= limits.max_size
+    is_compiled = limits.served is None or sides in limits.served
     # While versions or settings change, some replicas serve what others do not yet.
     has_loras = {lora.name for lora in request.loras} <= {lora.name for lora in limits.loras}
-    return fits and has_loras and request.width * request.height <= limits.max_pixels
+    return fits and is_compiled and has_loras and request.width * request.height <= limits.max_pixels
 
 
 def _work_s(report: Report, request: ResolvedRequest) -> float:
