@@ -98,10 +98,29 @@ class TestDrawing:
             {**JOB, "prompt": "p", "at": 1.0, "n": 10**9},
             {**JOB, "prompt": "p", "at": "yesterday"},
             {**JOB, "prompt": "p", "at": float("nan")},
+            {**JOB, "prompt": "p", "at": float("inf")},
+            {**JOB, "prompt": "p", "at": 10**400},
         ],
     )
     def test_what_is_no_drawing_in_a_browsers_storage_is_left_out(self, kept: object) -> None:
         assert Drawing.of_kept(kept) is None
+
+    @pytest.mark.parametrize(
+        ("state", "finished", "expected"),
+        [
+            ([], [0], ("queued", set())),
+            ({}, [0], ("queued", set())),
+            ("done", [[0], {}, 1, 9, None], ("done", {1})),
+            ("done", 7, ("done", set())),
+        ],
+    )
+    def test_what_is_malformed_of_a_drawing_in_a_browsers_storage_is_left_out(
+        self, state: object, finished: object, expected: tuple[str, set[int]]
+    ) -> None:
+        kept = {**JOB, "prompt": "p", "at": 1.0, "state": state, "finished": finished}
+        drawing = Drawing.of_kept(kept)
+        assert drawing is not None
+        assert (drawing.state, drawing.finished) == expected
 
 
 class TestReceipts:
