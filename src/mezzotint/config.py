@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -149,10 +149,14 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_booleans_as_numbers(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a truth value")
-        return value
+    def _read_boolean(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if not isinstance(value, bool) or kind is bool:
+            return value
+        if {"on", "off"} <= set(get_args(kind)):
+            # YAML 1.1 reads these two words as truth values.
+            return "on" if value else "off"
+        raise ValueError("a truth value")
 
     @field_validator("cors_origins", "loras", mode="before")
     @classmethod
