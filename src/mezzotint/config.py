@@ -58,7 +58,10 @@ class Settings(BaseSettings):
         None, ge=1, le=1024, description="engine replicas to scale to, from the setting replicas to 1024"
     )
     target_backlog_s: float = Field(
-        10.0, gt=0, le=3_600, description="seconds of backlog a replica above which replicas are added"
+        10.0,
+        gt=0,
+        le=3_600,
+        description="seconds of backlog a replica above which replicas are added",
     )
     scale_up_s: float = Field(
         5.0, ge=0, le=3_600, description="seconds a backlog must last before replicas are added, 0…3600"
@@ -96,7 +99,12 @@ class Settings(BaseSettings):
     warm_up_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
         (), description="sizes to draw before the first request, such as 1024x1024,832x1216"
     )
-    max_width: int | None = Field(None, ge=1, le=1024, description="images in one step, 1…1024")
+    max_width: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="images in one step, from 1 to the device's 8 (CPU), 16 (CUDA) or what was compiled",
+    )
     max_queue: int = Field(256, ge=1, le=2_000, description="waiting requests of a replica, 1…2000")
     max_backlog_s: float = Field(
         120.0, gt=0, le=86_400, description="seconds of work a replica takes before it refuses more, to 86400"
@@ -127,7 +135,9 @@ class Settings(BaseSettings):
     )
     max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")
     max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")
-    model_aliases: bool = Field(True, description="whether dall-e-2, dall-e-3 and gpt-image-1 mean the model")
+    model_aliases: bool = Field(
+        True, description="whether dall-e-2, dall-e-3 and gpt-image-1 mean the model"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins that may call this server, such as https://a.example,https://b.example"
     )

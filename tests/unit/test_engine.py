@@ -355,10 +355,18 @@ def test_a_readers_event_loop_that_closes_early_harms_nobody() -> None:
         assert engine.alive
 
 
-@pytest.mark.parametrize("setting", ["max_width", "max_queue"])
-def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str) -> None:
-    with pytest.raises(SettingInvalid, match=setting):
-        Engine(FakeBackend(), **{setting: 0})
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("max_width", 0, "max_width must be 1…8"),
+        ("max_width", 9, "max_width must be 1…8"),
+        ("max_queue", 0, "max_queue must be at least 1"),
+    ],
+)
+def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str, value: int, told: str) -> None:
+    with pytest.raises(SettingInvalid, match=told) as refused:
+        Engine(FakeBackend(max_width=8), **{setting: value})
+    assert refused.value.param == setting
 
 
 def test_a_full_queue_refuses_with_the_seconds_to_wait(make_backend: MakeBackend) -> None:

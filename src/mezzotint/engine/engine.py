@@ -94,12 +94,17 @@ class Engine:
         max_backlog_s: float = math.inf,
         max_width: int | None = None,
     ) -> None:
-        for name, value in (("max_queue", max_queue), ("max_width", max_width)):
-            if value is not None and value < 1:
-                raise SettingInvalid(f"{name} must be at least 1, not {value}", param=name)
+        widest = backend.info.max_width
+        max_width = widest if max_width is None else max_width
+        if max_queue < 1:
+            raise SettingInvalid(f"max_queue must be at least 1, not {max_queue}", param="max_queue")
+        if not 1 <= max_width <= widest:
+            raise SettingInvalid(
+                f"max_width must be 1…{widest}, the most that this backend takes, not {max_width}",
+                param="max_width",
+            )
         self._backend = backend
-        widest = min(max_width or backend.info.max_width, backend.info.max_width)
-        self.cost = StepCost(widest)
+        self.cost = StepCost(max_width)
         self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
         # Previews that the device is still at, the loop's alone.
         self._looks: dict[str, Look] = {}
