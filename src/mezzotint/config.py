@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         10.0,
         gt=0,
         le=3_600,
-        description="seconds of backlog a replica above which replicas are added",
+        description="seconds of backlog a replica above which replicas are added, above 0 to 3600",
     )
     scale_up_s: float = Field(
         5.0, ge=0, le=3_600, description="seconds a backlog must last before replicas are added, 0…3600"
@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")
     max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")
     model_aliases: bool = Field(
-        True, description="whether dall-e-2, dall-e-3 and gpt-image-1 mean the model"
+        True, description="true or false: whether dall-e-2, dall-e-3 and gpt-image-1 mean the model"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins that may call this server, such as https://a.example,https://b.example"
