@@ -407,7 +407,7 @@ class Engine:
         with self._changed:
             keys = self._requests.keys(plan)
             key, width = measured_as(keys)
-            # A row too few teaches nothing about so many.
+            # An odd row was counted as two: the pass was narrower than what it would be held for.
             if not failed and width * key.rows == sum(each.rows for each in keys):
                 self.cost.observe(key, width, seconds)
             tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
