@@ -11,8 +11,9 @@ import pytest
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.core import GenerationRequest, Lora, ResolvedRequest, ServedLora
 from mezzotint.engine.rows import BatchKey
+from mezzotint.errors import MAX_RETRY_AFTER_SECONDS
 from mezzotint.resolving import resolve
-from mezzotint.serve.fleet import MAX_PROMISE_SECONDS, STALE_SECONDS, Fleet
+from mezzotint.serve.fleet import STALE_SECONDS, Fleet
 from mezzotint.serve.wire import Report
 
 KEY = BatchKey(128, 128, True)
@@ -188,4 +189,4 @@ def test_the_refused_are_told_to_come_back_one_after_the_other(fleet: Fleet, clo
     clock.now += 4.0
     fleet.update([report("a", 60.0), report("b", 60.0)], clock.now)
     assert told("x") == pytest.approx(2.0)
-    assert max(told("x") for _ in range(500)) <= MAX_PROMISE_SECONDS
+    assert max(told("x") for _ in range(500)) <= MAX_RETRY_AFTER_SECONDS

@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.rows import batch_key
-from mezzotint.errors import QueueFull
+from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, QueueFull
 from mezzotint.serve.wire import Report
 
 __all__ = ["Fleet"]
 
 # A replica that has not reported for so long is asked only when no other is known.
 STALE_SECONDS = 3.0
-# The official OpenAI clients give up instead of waiting longer.
-MAX_PROMISE_SECONDS = 120.0
 
 
 @dataclass(eq=False)
@@ -103,14 +101,14 @@ class Fleet:
     def promise(self, refusal: QueueFull, request: ResolvedRequest) -> QueueFull:
         """The refusal as the client is told it: in the order of asking, each when there is room for it too.
 
-        The other gateways are taken to refuse as many. At most `MAX_PROMISE_SECONDS` ahead.
+        The other gateways are taken to refuse as many. At most `MAX_RETRY_AFTER_SECONDS` ahead.
         """
         now = self._clock()
         self._promised = {tenant: at for tenant, at in self._promised.items() if at > now}
         wait = refusal.retry_after_s or 0.0
         drain_s = self.cost_s(request) * self._gateways / max(1, len(self._known))
         at = max(now + wait, self._promised.get(request.tenant, 0.0) + drain_s)
-        at = self._promised[request.tenant] = min(at, now + max(wait, MAX_PROMISE_SECONDS))
+        at = self._promised[request.tenant] = min(at, now + max(wait, MAX_RETRY_AFTER_SECONDS))
         return QueueFull(
             f"there is no room for this request now; try again in {math.ceil(at - now)} s",
             retry_after_s=at - now,

@@ -17,6 +17,7 @@ from typing import Protocol
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest, Queued
 from mezzotint.errors import (
+    RETRY_AFTER_SECONDS,
     DeadlineExceeded,
     DeadlineUnreachable,
     GenerationFailed,
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 # How long a route waits for a replica to say what it has loaded.
 INFO_SECONDS = 5.0
-# What a client is told where nobody knows better.
-RETRY_AFTER_SECONDS = 2.0
 # Between two reports of a replica; a gateway counts what it sends in between.
 REPORT_SECONDS = 0.3
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mezzotint.errors import MezzotintError, ModelLoading, QueueFull
+from mezzotint.errors import RETRY_AFTER_SECONDS, MezzotintError, ModelLoading, QueueFull
 from mezzotint.serve.api.errors import error_response
 from mezzotint.serve.telemetry.record import is_plain_id
 
@@ -28,7 +28,6 @@ STRIPPED = frozenset(
         b"x-session-id",
     }
 )
-RETRY_AFTER_SECONDS = 2.0
 LOST_HEADER = "x-mezzotint-lost"
 
 

@@ -15,15 +15,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, InvalidRequest, MezzotintError
 from mezzotint.serve.telemetry.record import current
 
 __all__ = ["ErrorBoundary", "as_invalid_request", "error_body", "error_response", "install_error_handlers"]
 
 logger = logging.getLogger(__name__)
-
-# The official OpenAI clients give up instead of waiting longer.
-MAX_RETRY_AFTER_SECONDS = 120
 
 
 def error_response(error: MezzotintError, headers: Mapping[str, str] | None = None) -> JSONResponse:
