@@ -126,10 +126,6 @@ class StepCost:
         """The keys that were run, the latest last."""
         return list(self._factors)
 
-    def table(self, key: BatchKey) -> dict[int, float]:
-        """The expected seconds of a pass at every width."""
-        return {width: self.seconds(key, width) for width in range(1, self.max_width + 1)}
-
     def _remember(self, key: BatchKey) -> dict[int, float | None]:
         """What was observed of `key`, which is now the latest."""
         key = key.cost_key
