@@ -156,6 +156,18 @@ def test_only_when_no_replica_has_room_is_the_request_refused(fleet: Fleet) -> N
     assert fleet.refusal(request(steps=40), avoid=("b",)).retry_after_s == pytest.approx(3.5)
 
 
+def test_several_that_ask_as_one_need_room_together_unless_a_replica_is_idle(fleet: Fleet) -> None:
+    fleet.update([report("a", 57.0)], 0.0)
+    assert fleet.refusal(request(steps=10), count=3) is None
+    refusal = fleet.refusal(request(steps=10), count=5)
+    assert refusal is not None
+    assert refusal.retry_after_s == pytest.approx(2.0)
+    fleet.update([report("b", 57.0)], 0.0)
+    assert fleet.refusal(request(steps=10), count=5) is None
+    fleet.update([report("a")], 0.0)
+    assert fleet.refusal(request(steps=10), count=1_000) is None
+
+
 def test_a_tenant_that_holds_half_is_refused_and_another_is_not(fleet: Fleet) -> None:
     fleet.update([report("a", backlogs={"flood": 30.0})], 0.0)
     assert fleet.refusal(request(tenant="flood")) is not None

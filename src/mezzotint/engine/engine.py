@@ -229,8 +229,8 @@ class Engine:
         finally:
             ticket.cancel()
 
-    def submit(self, request: GenerationRequest) -> Ticket:
-        """Queue one picture.
+    def submit(self, request: GenerationRequest, *, group: str = "") -> Ticket:
+        """Queue one picture. Those of the same `group` are let in as if they were one request.
 
         Raises:
             InvalidRequest: a field is not accepted.
@@ -239,7 +239,7 @@ class Engine:
             DeadlineUnreachable: what is ahead of it takes longer than its deadline.
             ShuttingDown: the engine is closing.
         """
-        ticket = Ticket(uuid.uuid4().hex, resolve(request, self.info.limits), self._cancel)
+        ticket = Ticket(uuid.uuid4().hex, resolve(request, self.info.limits), self._cancel, group)
         with self._changed:
             if not self.alive:
                 raise ShuttingDown("the engine is shutting down; try another replica")

@@ -85,9 +85,15 @@ class Fleet:
         # Gateways that know the same must not all choose the same.
         return min(able, key=lambda name: (self._finish_s(name, request), random.random()))
 
-    def refusal(self, request: ResolvedRequest, avoid: Collection[str] = ()) -> QueueFull | None:
-        """Why no known replica takes the request now, with the time until the first has room."""
-        waits = [self._wait_s(name, request) for name in self._able(request, avoid)]
+    def refusal(
+        self, request: ResolvedRequest, avoid: Collection[str] = (), *, count: int = 1
+    ) -> QueueFull | None:
+        """Why no known replica takes the request now, with the time until the first has room.
+
+        count: so many of it ask as one, and all replicas share them.
+        """
+        able = self._able(request, avoid)
+        waits = [self._wait_s(name, request, math.ceil(count / len(able))) for name in able]
         if not waits or None in waits:
             return None
         wait = min(wait for wait in waits if wait is not None)
@@ -98,7 +104,7 @@ class Fleet:
             retry_after_s=wait,
         )
 
-    def promise(self, refusal: QueueFull, request: ResolvedRequest) -> QueueFull:
+    def promise(self, refusal: QueueFull, request: ResolvedRequest, *, count: int = 1) -> QueueFull:
         """The refusal as the client is told it: in the order of asking, each when there is room for it too.
 
         The other gateways are taken to refuse as many. At most `MAX_RETRY_AFTER_SECONDS` ahead.
@@ -106,7 +112,7 @@ class Fleet:
         now = self._clock()
         self._promised = {tenant: at for tenant, at in self._promised.items() if at > now}
         wait = refusal.retry_after_s or 0.0
-        drain_s = self.cost_s(request) * self._gateways / max(1, len(self._known))
+        drain_s = count * self.cost_s(request) * self._gateways / max(1, len(self._known))
         at = max(now + wait, self._promised.get(request.tenant, 0.0) + drain_s)
         at = self._promised[request.tenant] = min(at, now + max(wait, MAX_RETRY_AFTER_SECONDS))
         return QueueFull(
@@ -141,10 +147,10 @@ class Fleet:
         known = self._known[name]
         return known.backlog_s() + _work_s(known.report, request)
 
-    def _wait_s(self, name: str, request: ResolvedRequest) -> float | None:
+    def _wait_s(self, name: str, request: ResolvedRequest, count: int) -> float | None:
         known, report = self._known[name], self._known[name].report
         return seconds_until_room(
-            _work_s(report, request),
+            count * _work_s(report, request),
             own_s=known.backlog_s(request.tenant),
             backlog_s=known.backlog_s(),
             queued=report.queued,

@@ -71,7 +71,7 @@ class EngineReplica:
         about = {"mezzotint.replica": self._name, "mezzotint.request_id": order.request_id}
         try:
             with self._tracing.span("generate", about, below=order.trace) as span:
-                ticket = self._engine.submit(_as_request(order.request))
+                ticket = self._engine.submit(_as_request(order.request), group=order.group)
                 try:
                     async for event in ticket.stream:
                         if is_final(event):

@@ -29,6 +29,7 @@ class Order:
     trace: W3C trace context headers, for the spans of the replica.
     replica: the one that is to draw it, while it is there; any other does if it is not, or the name is empty.
     avoid: those that are not to draw it.
+    group: pictures of the same one were let in as one; without it, the picture stands for itself.
     """
 
     request: ResolvedRequest
@@ -39,6 +40,7 @@ class Order:
     trace: Mapping[str, str] = field(default_factory=dict)
     replica: str = ""
     avoid: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
