@@ -394,6 +394,37 @@ async def test_the_deadline_counts_from_creation(server: Gate) -> None:
     assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
 
 
+async def test_a_job_fails_at_its_deadline_though_nothing_is_claimed_meanwhile(server: Gate) -> None:
+    services = server.services
+    services.runner._full_until = math.inf
+    job = await create(server, deadline_s=1.0)
+    # What is put back with no room is not to be claimed for as long as that.
+    claimed = await services.jobs.claim("another", lease_s=60.0)
+    assert claimed is not None
+    assert await services.jobs.release(claimed.id, "another", 600.0)
+    done = await ended(server, job)
+    assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
+    assert done["finished_at"] - done["deadline_at"] < 1.0
+
+
+async def test_an_end_beyond_the_deadline_is_not_foreseen(server: Gate) -> None:
+    await ended(server, await create(server))
+    server.services.runner._full_until = math.inf
+    jobs = [await create(server, **LONG, n=10, deadline_s=seconds) for seconds in (2.0, 900.0)]
+    soon, late = [await server.json("GET", f"{JOBS}/{job['id']}") for job in jobs]
+    assert (soon["state"], soon["eta_s"]) == ("queued", None)
+    assert late["eta_s"] > 2.0
+
+
+async def test_a_picture_that_is_not_there_is_told_why(server: Gate) -> None:
+    job = await create(server, n=1)
+    await ended(server, job)
+    for number, why in ((1, "the job has no picture 1; it has 1, from 0"), (-1, "it has 1, from 0")):
+        response = await server.client.get(f"{JOBS}/{job['id']}/images/{number}")
+        assert response.status_code == 404
+        assert why in response.json()["error"]["message"]
+
+
 async def test_a_job_that_ends_every_replica_fails_and_another_is_drawn(
     server: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

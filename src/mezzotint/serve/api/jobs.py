@@ -235,12 +235,13 @@ async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
     if job.state == "queued":
         answer.progress = 0.0
         answer.position = await services.jobs.position(job)
-        answer.eta_s = _eta_s(job, answer.position, services)
+        answer.eta_s = _foreseen(job, _eta_s(job, answer.position, services), services)
     elif job.state == "running":
         latest = await services.jobs.latest_event(job.id, "progress")
         news = {} if latest is None else latest.data
         answer.progress = news.get("progress", 0.0)
-        answer.position, answer.eta_s = news.get("position"), news.get("eta_s")
+        answer.position = news.get("position")
+        answer.eta_s = _foreseen(job, news.get("eta_s"), services)
     elif job.state == "done":
         answer.progress = 1.0
     return answer
@@ -254,3 +255,9 @@ def _eta_s(job: Job, position: int, services: Services) -> float | None:
         return None
     backlog_s = sum(sum(report.backlogs.values()) for report in reports)
     return round((backlog_s + (position + 1) * cost_s) / len(reports), 2)
+def _foreseen(job: Job, eta_s: float | None, services: Services) -> float | None:
+    """The estimate; none where the job's deadline would end it before."""
+    late = job.deadline is not None and eta_s is not None and services.database.now() + eta_s > job.deadline
+    return None if late else eta_s
+
+

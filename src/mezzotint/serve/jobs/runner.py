@@ -112,6 +112,8 @@ class JobRunner:
         while True:
             try:
                 await self._keep()
+                # Whether or not there is room to claim: a deadline passes all the same.
+                await self._store.settle()
                 await self._claim()
             except StoreUnavailable as error:
                 # What runs goes on; its lease is renewed when the database is back, unless another has it.
