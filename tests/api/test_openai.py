@@ -373,6 +373,18 @@ async def test_a_part_of_a_form_that_is_too_much_is_413_and_named(client: httpx.
     files = [("image[]", (f"{number}.png", b"")) for number in range(18)]
     answer = await client.post(EDITS, data={"prompt": "a"}, files=files)
     assert (answer.status_code, error_of(answer)["param"]) == (413, "image[]")
+    # Who asks for none has the highest that the key may have, up to normal.
+    async with client_of(services, Caller("key", max_priority="low")) as client:
+        assert (await client.post(GENERATIONS, json={"prompt": "a"})).status_code == 200
+        assert (await client.get("/imagine", params={"prompt": "a"})).status_code == 200
+        assert (await client.post("/v1/images/jobs", json={"prompt": "a"})).json()["priority"] == "low"
+        refused = await client.post(GENERATIONS, json={"prompt": "a", "priority": "normal"})
+        assert (refused.status_code, error_of(refused)["param"]) == (403, "priority")
+
+
+async def test_a_new_job_is_below_the_public_url(client: httpx.AsyncClient) -> None:
+    made = await client.post("/v1/images/jobs", json={"prompt": "a"})
+    assert made.headers["location"] == f"https://pictures.example/v1/images/jobs/{made.json()['id']}"
     assert "17 files" in error_of(answer)["message"]
     many = {f"field{number:02}": "" for number in range(65)}
     answer = await client.post(EDITS, data=many, files={"image": png()})

@@ -171,7 +171,8 @@ class Gateway:
         info = await self.served()
         if model is not None and model != info.model:
             raise ModelNotFound(f"no model {model!r} here; {info.model} is served", param="model")
-        request = replace(request, tenant=caller.id)
+        priority = request.priority or caller.usual_priority
+        request = replace(request, tenant=caller.id, priority=priority)
         if request.image is None:
             resolved = resolve(request, info.limits)
         else:

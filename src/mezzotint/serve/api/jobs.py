@@ -66,7 +66,6 @@ async def create(
         caller.id,
         {},
         n=fields.count,
-        priority=fields.priority or "normal",
         deadline_s=_deadline(fields),
         idempotency_key=idempotency_key,
         fingerprint=await asyncio.to_thread(lambda: fields.fingerprint) if idempotency_key else "",
@@ -75,7 +74,8 @@ async def create(
     if job is None:
         work = await _work(fields, services, caller)
         try:
-            job = await services.jobs.create(replace(new, request=work.to_json()))
+            priority = work.request.priority or new.priority
+            job = await services.jobs.create(replace(new, request=work.to_json(), priority=priority))
         except (IdempotencyConflict, QueueFull):
             # No job will take them with it.
             await services.images.delete(work.uploads)

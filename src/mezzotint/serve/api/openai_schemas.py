@@ -174,7 +174,7 @@ class ImageFields(BaseModel):
             deadline_s=self.deadline_s,
             strength=self.strength,
             loras=loras,
-            priority=self.priority or "normal",
+            priority=self.priority,
             preview_every=0,
         )
         return self._styled(request)
