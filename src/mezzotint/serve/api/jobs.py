@@ -85,7 +85,9 @@ async def create(
             await services.images.delete(work.uploads)
         services.runner.wake()
     answer = await _whole(job, request, services)
-    return JSONResponse(answer.model_dump(), 202, {"Location": f"{ROUTE}/{job.id}"})
+    return JSONResponse(
+        answer.model_dump(), 202, {"Location": f"{services.settings.public_url.rstrip('/')}{ROUTE}/{job.id}"}
+    )
 
 
 def _deadline(fields: JobFields) -> float | None:
