@@ -166,6 +166,49 @@ async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, bo
     error_of(answer)
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "message", "param"),
+    [
+        (
+            '{"prompt": "a"}',
+            {"content-type": "text/plain"},
+            "the body must be application/json",
+            "content-type",
+        ),
+        ('{"prompt": "a"}', {"content-type": ""}, "the body must be application/json", "content-type"),
+        ("", {}, "the body is required", None),
+        (
+            "{",
+            {},
+            "the body is not valid JSON: expecting property name enclosed in double quotes at character 2",
+            None,
+        ),
+        ("prompt", {}, "the body is not valid JSON: expecting value at character 1", None),
+        (b'{"prompt": "\xff"}', {}, "the body is not valid JSON: no UTF-8 at byte 13", None),
+        ("[" * 40_000, {}, "the body is not valid JSON: its lists and objects are nested too deeply", None),
+        (
+            '{"prompt": "a", "seed": ' + "1" * 5_000 + "}",
+            {},
+            "a number has 5,000 digits; at most 1,000 are accepted",
+            None,
+        ),
+        (
+            "{}",
+            {"content-encoding": "gzip"},
+            "the body must be sent as it is, without a content-encoding",
+            "content-encoding",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", [GENERATIONS, "/v1/images/jobs"])
+async def test_a_body_that_cannot_be_read_is_told_why(
+    client: httpx.AsyncClient, path: str, body: str | bytes, headers: dict[str, str], message: str, param: str
+) -> None:
+    answer = await client.post(path, content=body, headers={"content-type": "application/json", **headers})
+    assert answer.status_code == 400
+    assert (error_of(answer)["message"], error_of(answer)["param"]) == (message, param)
+
+
 @pytest.mark.parametrize("announced", [True, False])
 async def test_json_of_more_than_a_megabyte_is_413(client: httpx.AsyncClient, announced: bool) -> None:
     async def body() -> AsyncIterator[bytes]:
