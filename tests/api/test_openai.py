@@ -267,6 +267,61 @@ async def test_null_is_as_good_as_left_out(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
 
 
+# What a form sends of a field that nobody filled in, and what says no to a thing that is not served.
+NOTHING = {
+    **dict.fromkeys(
+        ("model", "n", "size", "quality", "style", "background", "moderation", "output_format"), ""
+    ),
+    **dict.fromkeys(("negative_prompt", "num_inference_steps", "guidance_scale", "seed", "scheduler"), ""),
+    **dict.fromkeys(("strength", "style_preset", "loras", "deadline_s", "priority", "stream", "user"), ""),
+    "refiner": False,
+    "svg": False,
+    "deterministic": False,
+}
+
+
+async def test_an_empty_field_is_as_good_as_left_out_on_every_route(client: httpx.AsyncClient) -> None:
+    json_body = {"prompt": "a", **NOTHING}
+    assert (await client.post(GENERATIONS, json=json_body)).status_code == 200
+    assert (await client.post("/v1/images/jobs", json=json_body)).status_code == 202
+    form = {name: "false" if value is False else value for name, value in NOTHING.items()}
+    for path, fields in ((EDITS, {"prompt": "a", **form}), (VARIATIONS, form)):
+        answer = await client.post(path, data=fields, files={"image": png()})
+        assert answer.status_code == 200, answer.text
+    query = dict.fromkeys(
+        ("width", "height", "size", "steps", "guidance_scale", "seed", "format", "model"), ""
+    )
+    assert (await client.get("/imagine", params={"prompt": "a", **query})).status_code == 200
+
+
+async def test_a_picture_may_be_followed_without_words_and_nothing_else(client: httpx.AsyncClient) -> None:
+    assert (await client.post(EDITS, data={"prompt": ""}, files={"image": png()})).status_code == 200
+    assert error_of(await client.post(GENERATIONS, json={"prompt": ""}))["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"background": "clear"}, "background: input should be 'auto' or 'opaque'"),
+        ({"moderation": "none"}, "moderation: input should be 'auto'"),
+        (
+            {"seed": 2**63 - 1, "n": 2},
+            "seed must be at most 9,223,372,036,854,775,806 with 2 pictures, whose seeds follow it, not "
+            "9223372036854775807",
+        ),
+        (
+            {"prompt": "x" * 9_990, "style": "vivid"},
+            "prompt has 9,990 characters, and 33 more with the style's words; at most 10,000 are accepted",
+        ),
+    ],
+)
+async def test_a_refusal_tells_of_what_was_sent_and_of_what_is_accepted(
+    client: httpx.AsyncClient, fields: dict[str, Any], told: str
+) -> None:
+    answer = await client.post(GENERATIONS, json={"prompt": "a", **fields})
+    assert (answer.status_code, error_of(answer)["message"]) == (400, told)
+
+
 async def test_quality_and_steps_contradict_each_other(client: httpx.AsyncClient) -> None:
     answer = await client.post(GENERATIONS, json={"prompt": "a", "quality": "high", "num_inference_steps": 3})
     assert error_of(answer)["param"] == "quality"
@@ -318,6 +373,18 @@ async def test_a_key_uses_only_its_models_and_its_priorities(services: Services)
     async with client_of(services, Caller("key")) as client:
         refused = await client.post(GENERATIONS, json={"prompt": "a", "priority": "high"})
         assert (refused.status_code, error_of(refused)["param"]) == (403, "priority")
+    # Who asks for none has the highest that the key may have, up to normal.
+    async with client_of(services, Caller("key", max_priority="low")) as client:
+        assert (await client.post(GENERATIONS, json={"prompt": "a"})).status_code == 200
+        assert (await client.get("/imagine", params={"prompt": "a"})).status_code == 200
+        assert (await client.post("/v1/images/jobs", json={"prompt": "a"})).json()["priority"] == "low"
+        refused = await client.post(GENERATIONS, json={"prompt": "a", "priority": "normal"})
+        assert (refused.status_code, error_of(refused)["param"]) == (403, "priority")
+
+
+async def test_a_new_job_is_below_the_public_url(client: httpx.AsyncClient) -> None:
+    made = await client.post("/v1/images/jobs", json={"prompt": "a"})
+    assert made.headers["location"] == f"https://pictures.example/v1/images/jobs/{made.json()['id']}"
 
 
 async def test_a_link_is_below_the_public_url_and_any_gateway_serves_it(
@@ -416,18 +483,6 @@ async def test_a_part_of_a_form_that_is_too_much_is_413_and_named(client: httpx.
     files = [("image[]", (f"{number}.png", b"")) for number in range(18)]
     answer = await client.post(EDITS, data={"prompt": "a"}, files=files)
     assert (answer.status_code, error_of(answer)["param"]) == (413, "image[]")
-    # Who asks for none has the highest that the key may have, up to normal.
-    async with client_of(services, Caller("key", max_priority="low")) as client:
-        assert (await client.post(GENERATIONS, json={"prompt": "a"})).status_code == 200
-        assert (await client.get("/imagine", params={"prompt": "a"})).status_code == 200
-        assert (await client.post("/v1/images/jobs", json={"prompt": "a"})).json()["priority"] == "low"
-        refused = await client.post(GENERATIONS, json={"prompt": "a", "priority": "normal"})
-        assert (refused.status_code, error_of(refused)["param"]) == (403, "priority")
-
-
-async def test_a_new_job_is_below_the_public_url(client: httpx.AsyncClient) -> None:
-    made = await client.post("/v1/images/jobs", json={"prompt": "a"})
-    assert made.headers["location"] == f"https://pictures.example/v1/images/jobs/{made.json()['id']}"
     assert "17 files" in error_of(answer)["message"]
     many = {f"field{number:02}": "" for number in range(65)}
     answer = await client.post(EDITS, data=many, files={"image": png()})

@@ -18,8 +18,8 @@ from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask,
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
-from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral, seeds_of
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral
+from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, PLAIN, answers, headers
 from mezzotint.serve.api.json_bodies import PictureJsonRoute
@@ -134,7 +134,7 @@ async def options(_: CallerOf, services: ServicesOf) -> dict[str, Any]:
 )
 async def set_options(changes: dict[str, Any], _: CallerOf, services: ServicesOf) -> None:
     current = _options(await services.gateway.served())
-    checkpoint = changes.get("sd_model_checkpoint", current["sd_model_checkpoint"])
+    checkpoint = changes.get("sd_model_checkpoint") or current["sd_model_checkpoint"]
     if checkpoint != current["sd_model_checkpoint"]:
         served = current["sd_model_checkpoint"]
         raise ModelNotFound(f"no model {checkpoint!r} here; {served} is served", param="sd_model_checkpoint")

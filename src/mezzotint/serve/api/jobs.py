@@ -177,10 +177,16 @@ async def picture(id: JobId, n: int, services: ServicesOf, caller: CallerOf) -> 
     job = await services.jobs.get(id, caller.id)
     images = {image.index: image for image in job.images}
     if n not in images:
-        raise ImageNotFound(f"the job has no picture {n} yet; it is {job.state}", param="n")
+        raise ImageNotFound(f"the job has no picture {n}{_why_not(job, n)}", param="n")
     current().note_seed(images[n].receipt["seed"])
     data, content_type = await services.images.get(images[n].name)
     return Response(data, 200, {"Cache-Control": "private, max-age=300"}, content_type)
+
+
+def _why_not(job: Job, n: int) -> str:
+    if not 0 <= n < job.n:
+        return f"; it has {job.n}, from 0"
+    return f"; it is {job.state}" if job.state in FINAL else f" yet; it is {job.state}"
 
 
 @router.get(
@@ -249,6 +255,12 @@ async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
     return answer
 
 
+def _foreseen(job: Job, eta_s: float | None, services: Services) -> float | None:
+    """The estimate; none where the job's deadline would end it before."""
+    late = job.deadline is not None and eta_s is not None and services.database.now() + eta_s > job.deadline
+    return None if late else eta_s
+
+
 def _eta_s(job: Job, position: int, services: Services) -> float | None:
     """As if every job ahead cost as much as this one, and all replicas shared the work."""
     reports = services.gateway.reports
@@ -257,9 +269,3 @@ def _eta_s(job: Job, position: int, services: Services) -> float | None:
         return None
     backlog_s = sum(sum(report.backlogs.values()) for report in reports)
     return round((backlog_s + (position + 1) * cost_s) / len(reports), 2)
-def _foreseen(job: Job, eta_s: float | None, services: Services) -> float | None:
-    """The estimate; none where the job's deadline would end it before."""
-    late = job.deadline is not None and eta_s is not None and services.database.now() + eta_s > job.deadline
-    return None if late else eta_s
-
-
