@@ -177,6 +177,7 @@ async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, bo
         ),
         ('{"prompt": "a"}', {"content-type": ""}, "the body must be application/json", "content-type"),
         ("", {}, "the body is required", None),
+        ("[]", {}, "the body must be a JSON object", None),
         (
             "{",
             {},

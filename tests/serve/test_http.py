@@ -173,6 +173,13 @@ async def test_a_bad_field_is_400_and_named(client: httpx.AsyncClient, case: str
     assert param in error["message"]
 
 
+async def test_one_side_that_is_wrong_is_answered_with_the_nearest_size_too(
+    client: httpx.AsyncClient,
+) -> None:
+    response = await client.get("/imagine", params={"prompt": "a", "height": "100"})
+    assert response.json()["error"]["message"].endswith("the nearest that is served is 128x96")
+
+
 @pytest.mark.parametrize("fields", [{"size": "100x60"}, {"width": "100", "height": "60"}])
 async def test_a_size_that_is_not_served_is_answered_with_the_nearest_that_is(
     client: httpx.AsyncClient, fields: dict[str, str]

@@ -100,6 +100,8 @@ def as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
         return InvalidRequest(f"unknown field {where!r}", param=param)
     if first.get("type") == "missing":
         return InvalidRequest(f"{where} is required", param=param)
+    if first.get("type") == "model_attributes_type" and param is None:
+        return InvalidRequest("the body must be a JSON object")
     # What a check of our own raises, pydantic prefixes.
     reason = str(first.get("msg", "not accepted")).removeprefix("Value error, ")
     return InvalidRequest(f"{where}: {reason[:1].lower()}{reason[1:]}", param=param)
