@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -58,7 +58,10 @@ class Settings(BaseSettings):
         None, ge=1, le=1024, description="engine replicas to scale to, from the setting replicas to 1024"
     )
     target_backlog_s: float = Field(
-        10.0, gt=0, le=3_600, description="seconds of backlog a replica above which replicas are added"
+        10.0,
+        gt=0,
+        le=3_600,
+        description="seconds of backlog a replica above which replicas are added, above 0 to 3600",
     )
     scale_up_s: float = Field(
         5.0, ge=0, le=3_600, description="seconds a backlog must last before replicas are added, 0…3600"
@@ -96,7 +99,12 @@ class Settings(BaseSettings):
     warm_up_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
         (), description="sizes to draw before the first request, such as 1024x1024,832x1216"
     )
-    max_width: int | None = Field(None, ge=1, le=1024, description="images in one step, 1…1024")
+    max_width: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="images in one step, from 1 to the device's 8 (CPU), 16 (CUDA) or what was compiled",
+    )
     max_queue: int = Field(256, ge=1, le=2_000, description="waiting requests of a replica, 1…2000")
     max_backlog_s: float = Field(
         120.0, gt=0, le=86_400, description="seconds of work a replica takes before it refuses more, to 86400"
@@ -127,7 +135,9 @@ class Settings(BaseSettings):
     )
     max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")
     max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")
-    model_aliases: bool = Field(True, description="whether dall-e-2, dall-e-3 and gpt-image-1 mean the model")
+    model_aliases: bool = Field(
+        True, description="true or false: whether dall-e-2, dall-e-3 and gpt-image-1 mean the model"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins that may call this server, such as https://a.example,https://b.example"
     )
@@ -149,10 +159,14 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_booleans_as_numbers(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a truth value")
-        return value
+    def _read_boolean(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if not isinstance(value, bool) or kind is bool:
+            return value
+        if {"on", "off"} <= set(get_args(kind)):
+            # YAML 1.1 reads these two words as truth values.
+            return "on" if value else "off"
+        raise ValueError("a truth value")
 
     @field_validator("cors_origins", "loras", mode="before")
     @classmethod

@@ -120,6 +120,16 @@ def test_the_environment_goes_before_the_file_and_a_flag_before_both(
     assert load_settings() == load_settings(file)
 
 
+def test_on_and_off_are_written_as_they_are_in_either_kind_of_file(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.yaml", "auth: on\nchannels_last: off\n"),
+        ("a.toml", 'auth = "on"\nchannels_last = "off"\n'),
+    ):
+        (tmp_path / name).write_text(text)
+        settings = load_settings(tmp_path / name)
+        assert (settings.auth, settings.channels_last) == ("on", "off")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [

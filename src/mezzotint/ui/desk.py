@@ -78,7 +78,7 @@ class Desk:
         for image in job.get("images") or ():
             if image["index"] == n:
                 return dict(image["receipt"])
-        raise Refused(404, "image_not_found", "", None, None)
+        raise Refused(404, "image_not_found", "", None)
 
     async def picture(self, id: str, n: int) -> Image.Image:
         """Raises: ServiceError: the service does not keep it, or does not answer."""

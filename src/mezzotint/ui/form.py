@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mezzotint.core import Lora
+from mezzotint.core import MAX_SEED, Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 
-__all__ = ["LAST_SEED", "STYLES", "Wish", "filled", "read_seed"]
+__all__ = ["STYLES", "Wish", "filled", "read_seed"]
 
-LAST_SEED = 2**63 - 1
 PREVIEWS = 3
 # The service's words for `style_preset`; a service that knows others refuses these by name.
 STYLES = (
@@ -82,13 +81,13 @@ def read_seed(text: str) -> int | None:
     """The seed in the field. None where it is empty.
 
     Raises:
-        ValueError: it is no whole number from 0 to `LAST_SEED`.
+        ValueError: it is no whole number from 0 to `MAX_SEED`.
     """
     text = text.strip()
     if not text:
         return None
-    if not re.fullmatch(r"\d{1,19}", text) or int(text) > LAST_SEED:
-        raise ValueError(f"Seed takes a whole number from 0 to {LAST_SEED}. Leave it empty for a new one.")
+    if not re.fullmatch(r"\d{1,19}", text) or int(text) > MAX_SEED:
+        raise ValueError(f"Seed takes a whole number from 0 to {MAX_SEED}. Leave it empty for a new one.")
     return int(text)
 
 

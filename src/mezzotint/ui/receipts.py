@@ -33,7 +33,6 @@ class Recipe:
     guidance: float | None = None
     scheduler: str | None = None
     seed: int | None = None
-    strength: float | None = None
     loras: tuple[Lora, ...] = ()
 
 
@@ -46,7 +45,6 @@ def recipe_of(receipt: Receipt) -> Recipe:
         guidance=receipt.guidance_scale,
         scheduler=receipt.scheduler,
         seed=receipt.seed,
-        strength=receipt.strength,
         loras=tuple(Lora(lora.name, lora.scale) for lora in receipt.loras),
     )
 
@@ -54,17 +52,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
 def recipe_of_told(told: Mapping[str, Any]) -> Recipe | None:
     """Of a receipt as the service tells it."""
     try:
-        return Recipe(
-            prompt=str(told["prompt"]),
-            negative_prompt=str(told.get("negative_prompt") or ""),
-            size=f"{told['width']}x{told['height']}",
-            steps=int(told["steps"]),
-            guidance=float(told["guidance_scale"]),
-            scheduler=str(told["scheduler"]),
-            seed=int(told["seed"]),
-            strength=told.get("strength"),
-            loras=tuple(Lora(str(lora["name"]), float(lora["scale"])) for lora in told.get("loras") or ()),
-        )
+        return recipe_of(Receipt.from_dict(told))
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -114,7 +102,6 @@ def _parse(text: str) -> Recipe | None:
         guidance=_number(settings.get("cfg scale")),
         scheduler=_scheduler(settings.get("sampler", ""), settings.get("schedule type", "")),
         seed=_whole(settings.get("seed")),
-        strength=_number(settings.get("denoising strength")),
     )
 
 

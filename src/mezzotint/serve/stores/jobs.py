@@ -29,6 +29,7 @@ from mezzotint.serve.stores.job_rows import (
     as_job,
     forget_progress,
     get_job,
+    has_overdue,
     has_work,
     held_by,
     lock_events,
@@ -332,7 +333,13 @@ class JobStore:
     async def settle(self) -> None:
         """Fail what is past its deadline, queue again what lost its owner."""
         now = self._database.now()
-        await self._change(lambda connection: settle_overdue(connection, now))
+
+        async def look(connection: AsyncConnection) -> bool:
+            return await connection.scalar(has_overdue(now)) is not None
+
+        # Asked all the time, as `claim` is.
+        if await self._database.read(look):
+            await self._change(lambda connection: settle_overdue(connection, now))
 
     async def forget_progress(self) -> None:
         """Of jobs that ended an hour ago, forget all events but their states."""
