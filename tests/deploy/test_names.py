@@ -246,7 +246,7 @@ def test_the_pool_may_have_as_many_accelerators_as_engines_may_ask_for(on_aws: l
 @pytest.mark.parametrize("name", ["inf2", "trn1"])
 def test_the_driver_on_neurons_nodes_is_the_one_that_its_image_wants(name: str) -> None:
     (term,) = one(overlay(name), "EC2NodeClass", "mezzotint-engine")["spec"]["amiSelectorTerms"]
-    assert f"`{term['alias'].partition('@')[2]}` has 2.24.7" in (ROOT / "docs/neuron.md").read_text()
+    assert f"`{term['alias'].partition('@')[2]}` 2.28" in (ROOT / "docs/neuron.md").read_text()
 
 
 def test_nodes_keep_their_credentials_from_pods_and_their_disks_encrypted(on_aws: list[Manifest]) -> None:
@@ -480,6 +480,16 @@ def test_the_site_is_told_the_same_way_everywhere() -> None:
         "replacements"
     ]
     assert {each["source"]["fieldPath"].partition(".")[2] for each in replacements} == names
+
+
+def test_terraform_and_each_overlay_look_for_the_model_under_one_prefix() -> None:
+    text = (ROOT / "deploy/terraform/infra/main.tf").read_text()
+    told = dict(re.findall(r'^    (\w+) += "s3://\$\{module\.storage\.model_bucket\}/(.+)"$', text, flags=re.M))
+    in_overlays = {}
+    for name in ON_AWS:
+        site = (KUBERNETES / "overlays" / name / "site.env").read_text()
+        in_overlays[name] = re.findall(r"^MODEL_URI=s3://mezzotint-models/(.+)$", site, flags=re.M)
+    assert in_overlays == {name: [prefix] for name, prefix in told.items()}
 
 
 @pytest.mark.parametrize("name", ON_AWS)

@@ -14,7 +14,7 @@ locals {
 
   model_uri = coalesce(var.model_uri, {
     none = "demo"
-    gpu  = "s3://${module.storage.model_bucket}/sdxl"
+    gpu  = "s3://${module.storage.model_bucket}/sdxl-gpu"
     inf2 = "s3://${module.storage.model_bucket}/sdxl-inf2"
     trn1 = "s3://${module.storage.model_bucket}/sdxl-trn1"
   }[var.accelerator])
