@@ -657,6 +657,15 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
     assert broken == []
 
 
+def test_no_document_applies_an_overlay_whose_site_is_a_placeholder() -> None:
+    applied = [
+        name
+        for document in DOCUMENTS
+        for name in re.findall(r"apply -k\s+deploy/kubernetes/overlays/(\w+)", document.read_text())
+    ]
+    assert set(applied) == {"local"}
+
+
 def test_every_make_target_in_the_documents_is_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     named = {
