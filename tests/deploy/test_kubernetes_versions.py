@@ -29,7 +29,7 @@ def test_the_versions_that_terraform_takes_are_those_that_the_manifests_are_held
 
 @pytest.mark.parametrize("name", ["gpu", "inf2", "trn1"])
 def test_every_nodes_ami_is_younger_than_every_version_that_may_be_asked_for(name: str) -> None:
-    """Karpenter resolves an alias by the cluster's version: one from before its arrival resolves to nothing."""
+    """Karpenter resolves an alias by the cluster's version: of one from before its arrival there is none."""
     classes = [each for each in overlay(name) if each["kind"] == "EC2NodeClass"]
     assert len(classes) == 2
     for each in classes:

@@ -484,7 +484,9 @@ def test_the_site_is_told_the_same_way_everywhere() -> None:
 
 def test_terraform_and_each_overlay_look_for_the_model_under_one_prefix() -> None:
     text = (ROOT / "deploy/terraform/infra/main.tf").read_text()
-    told = dict(re.findall(r'^    (\w+) += "s3://\$\{module\.storage\.model_bucket\}/(.+)"$', text, flags=re.M))
+    told = dict(
+        re.findall(r'^    (\w+) += "s3://\$\{module\.storage\.model_bucket\}/(.+)"$', text, flags=re.M)
+    )
     in_overlays = {}
     for name in ON_AWS:
         site = (KUBERNETES / "overlays" / name / "site.env").read_text()

@@ -297,6 +297,20 @@ def test_the_outputs_are_the_names_that_the_sites_files_take() -> None:
     assert expected <= outputs | {"site"}, sorted(expected - outputs)
 
 
+def test_every_chart_with_a_servicemonitor_waits_for_its_definition() -> None:
+    """Helm would be refused by a cluster that knows no ServiceMonitor yet."""
+    text = text_of(SOURCE / "modules/addons")
+    releases = dict(re.findall(r'^resource "helm_release" "(\w+)" \{\n(.*?)^\}', text, re.M | re.S))
+    watched = {name for name, body in releases.items() if re.search(r"serviceMonitor += \{ enabled", body)}
+    waiting = {
+        name
+        for name, body in releases.items()
+        if re.search(r"depends_on = .*helm_release\.prometheus_stack", body)
+    }
+    assert watched == {"karpenter", "kuberay"}
+    assert watched <= waiting
+
+
 def test_what_addons_takes_is_what_infra_gives() -> None:
     variables = declared("variable", "addons/variables.tf")
     required = {name for name, body in variables.items() if "default " not in body}
