@@ -6,9 +6,11 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from mezzotint.config import OTHER_VARIABLES, PREFIX, Settings
@@ -27,6 +29,7 @@ from tests.deploy.manifests import (
 )
 
 ON_AWS = ("gpu", "inf2", "trn1")
+RAY = Path(ray.__file__).parent
 # What an instance has: vCPUs, GiB, accelerators (AWS's instance type pages, autumn 2026).
 INSTANCES = {
     "inf2.8xlarge": (32, 128, {"aws.amazon.com/neuron": 1}),
@@ -414,6 +417,28 @@ def test_rays_nodes_have_the_variables_that_mezzotint_serve_would_set(manifests:
             mount["mountPath"]
             for mount in ray_groups(manifests)[pod]["template"]["spec"]["containers"][0]["volumeMounts"]
         }
+
+
+# A pod's log files that grow, at most: of its actors, of Ray's own processes, of workers that have ended.
+LOG_FILES = 16
+
+
+def test_logs_are_rotated_long_before_they_fill_tmp_which_would_evict_the_pod(
+    manifests: list[Manifest],
+) -> None:
+    told = {name: value for where, name, value in environment(manifests) if where == "gateways/ray-worker"}
+    wanted = {name: told[name] for name in ("RAY_ROTATION_MAX_BYTES", "RAY_ROTATION_BACKUP_COUNT")}
+    # Ray reads them when it starts a node, each worker for its .out and .err; what nobody reads is no error.
+    for file in ("_private/node.py", "_private/workers/default_worker.py"):
+        assert "RAY_ROTATION_MAX_BYTES" in (RAY / file).read_text()
+    assert "RAY_ROTATION_BACKUP_COUNT" in (RAY / "_private/node.py").read_text()
+    autoscaler = ray_service(manifests)["spec"]["rayClusterConfig"]["autoscalerOptions"]["env"]
+    assert {each["name"]: each["value"] for each in autoscaler} == wanted
+    kept = int(wanted["RAY_ROTATION_MAX_BYTES"] or 0) * (1 + int(wanted["RAY_ROTATION_BACKUP_COUNT"] or 0))
+    for name in ("head", "gateways", "engines"):
+        volumes = ray_groups(manifests)[name]["template"]["spec"]["volumes"]
+        (tmp,) = [each["emptyDir"]["sizeLimit"] for each in volumes if each["name"] == "tmp"]
+        assert 0 < kept * LOG_FILES < 0.75 * quantity(tmp), name
 
 
 def test_every_image_of_ours_has_a_folder(manifests: list[Manifest]) -> None:
