@@ -383,6 +383,32 @@ def drain_of_ray(manifests: list[Manifest]) -> float:
     return seconds
 
 
+def test_workers_outwait_a_head_that_somebody_must_mend(on_aws: list[Manifest]) -> None:
+    name = "RAY_gcs_rpc_server_reconnect_timeout_s"
+    for group in ("gateways", "engines"):
+        (container,) = ray_groups(on_aws)[group]["template"]["spec"]["containers"]
+        # In the list itself: KubeRay looks for it there alone, and adds its own 600, which would win.
+        (seconds,) = [int(each["value"]) for each in container["env"] if each["name"] == name]
+        assert seconds == 3600
+    (section,) = re.findall(
+        r"^### MezzotintHeadDown\n(.*?)^###", (ROOT / "docs/deploy/runbook.md").read_text(), re.M | re.S
+    )
+    (minutes,) = re.findall(r"\*\*Escalate\.\*\* After (\d+) minutes", section)
+    assert int(minutes) * 60 <= seconds / 2
+    assert "for an hour" in section
+
+
+def test_the_heads_node_is_not_taken_away_to_save_money(on_aws: list[Manifest]) -> None:
+    annotations = ray_groups(on_aws)["head"]["template"]["metadata"]["annotations"]
+    assert annotations == {"karpenter.sh/do-not-disrupt": "true"}
+    policies = {
+        each["metadata"]["name"]: each["spec"]["disruption"]["consolidationPolicy"]
+        for each in on_aws
+        if each["kind"] == "NodePool"
+    }
+    assert policies["mezzotint-engine"] == "WhenEmpty"
+
+
 # Variables, images, secrets, the site
 
 
@@ -517,6 +543,14 @@ def test_terraform_and_each_overlay_look_for_the_model_under_one_prefix() -> Non
         site = (KUBERNETES / "overlays" / name / "site.env").read_text()
         in_overlays[name] = re.findall(r"^MODEL_URI=s3://mezzotint-models/(.+)$", site, flags=re.M)
     assert in_overlays == {name: [prefix] for name, prefix in told.items()}
+
+
+@pytest.mark.parametrize("name", ON_AWS)
+def test_the_load_balancers_webhook_sees_the_edges_pods_alone(name: str) -> None:
+    text = (ROOT / "deploy/terraform/modules/addons/gateway.tf").read_text()
+    wanted = dict(re.findall(r'objectSelector += \{ matchLabels = \{ "(\S+)" = "(\S+)" \} \}', text))
+    assert wanted
+    assert selected({"matchLabels": wanted}, overlay(name)) == {"edge"}
 
 
 @pytest.mark.parametrize("name", ON_AWS)

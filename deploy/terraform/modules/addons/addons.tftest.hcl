@@ -142,6 +142,15 @@ run "controllers_know_where_they_are" {
   }
 }
 
+run "the_controllers_webhook_is_asked_of_the_edges_pods_alone" {
+  command = plan
+
+  assert {
+    condition     = yamldecode(helm_release.load_balancer.values[0]).objectSelector == { matchLabels = { "app.kubernetes.io/component" = "edge" } }
+    error_message = "Ray's pods must start while the controller is away."
+  }
+}
+
 run "the_controller_deletes_only_its_own" {
   command = plan
 
