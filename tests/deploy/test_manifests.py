@@ -26,7 +26,7 @@ from tests.deploy.manifests import (
     serve_config,
 )
 
-VERSIONS = ("1.34", "1.35", "1.36")
+VERSIONS = ("1.35", "1.36")
 CLUSTER_WIDE = {"Namespace", "NodePool", "EC2NodeClass", "GatewayClass", "IngressClass", "IngressClassParams"}
 RENDERED = {name: f"{name}.yaml" for name in OVERLAYS} | {"inf2": "ray-service-stablediffusion.yaml"}
 VARIANTS = {
