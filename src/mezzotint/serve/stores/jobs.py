@@ -21,7 +21,7 @@ from mezzotint.errors import (
 )
 from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.group import Group
-from mezzotint.serve.stores.job import FINAL, UPLOADS, Job, JobEvent, JobState, NewJob
+from mezzotint.serve.stores.job import FINAL, UNFINISHED, UPLOADS, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.job_rows import (
     BROKEN,
     MAX_LOST,
@@ -92,7 +92,7 @@ class JobStore:
             "idempotency_key": job.idempotency_key or None,
             "fingerprint": job.fingerprint,
         }
-        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.not_in(FINAL))
+        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.in_(UNFINISHED))
 
         async def work(connection: AsyncConnection) -> Job:
             same = await _same_job(connection, job)
