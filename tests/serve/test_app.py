@@ -107,6 +107,20 @@ def test_a_config_can_be_built_where_no_ray_runs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_ray_keeps_no_secret_of_what_needs_none() -> None:
+    """Arguments of deployments are kept where Ray keeps its state."""
+    from mezzotint.serve.app import build_app
+
+    named = "file:///etc/mezzotint/database_url"
+    gateway = build_app({"model": "fake", "database_url": named, "ui_key": "s3cret"})._bound_deployment
+    settings, engine = gateway.init_args
+    assert (settings.database_url, settings.ui_key) == (named, "")
+    (of_engine,) = engine._bound_deployment.init_args
+    assert (of_engine.database_url, of_engine.ui_key) == ("", "")
+    assert of_engine.model == "fake"
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("settings", "gpus", "cores", "expected"),
     [

@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from mezzotint.config import Settings, load_settings
+from mezzotint.config import SECRETS, Settings, load_settings
 from mezzotint.serve.gateway import RETRY_AFTER_SECONDS
 from mezzotint.serve.http import build_http
 from mezzotint.serve.replica import EngineReplica
@@ -122,7 +122,9 @@ def application(settings: Settings) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         **common,
     )
-    return gateway.bind(settings, engine.bind(settings))
+    # Ray keeps these arguments, and tells them to whoever starts a replica.
+    bare = settings.model_copy(update=dict.fromkeys(SECRETS, ""))
+    return gateway.bind(bare.model_copy(update={"database_url": settings.database_url}), engine.bind(bare))
 
 
 def machine() -> tuple[int, int]:
