@@ -72,15 +72,16 @@ class Settings(BaseSettings):
         120.0, gt=0, le=86_400, description="seconds of work a replica takes before it refuses more, to 86400"
     )
     target_backlog_s: float = Field(
-        10.0,
+        # Of several pictures on a slow chip: with less, a burst of three adds replicas that never go.
+        60.0,
         gt=0,
         le=3_600,
         validate_default=True,
-        description="seconds of work that waits, a replica, above which replicas are added, to 3600; where "
-        "max_replicas is above replicas, below max_backlog_s",
+        description="seconds of backlog a replica above which replicas are added, to 3600; with more "
+        "max_replicas than replicas, below max_backlog_s",
     )
     scale_up_s: float = Field(
-        5.0, ge=0, le=3_600, description="seconds work must wait before replicas are added, 0…3600"
+        5.0, ge=0, le=3_600, description="seconds a backlog must last before replicas are added, 0…3600"
     )
     scale_down_s: float = Field(
         300.0, ge=0, le=86_400, description="seconds without it before replicas are taken away, 0…86400"

@@ -92,7 +92,7 @@ def test_a_backlog_to_scale_at_that_is_never_reached_is_refused(monkeypatch: pyt
     with pytest.raises(SettingInvalid, match="--target-backlog-s takes .*below max_backlog_s; not 120.0"):
         load_settings(target_backlog_s=120.0)
     with pytest.raises(
-        SettingInvalid, match="MEZZOTINT_TARGET_BACKLOG_S takes .*below max_backlog_s; not 10.0"
+        SettingInvalid, match="MEZZOTINT_TARGET_BACKLOG_S takes .*below max_backlog_s; not 60.0"
     ):
         load_settings(max_backlog_s=5.0)
     monkeypatch.delenv("MEZZOTINT_MAX_REPLICAS")
