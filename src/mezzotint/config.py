@@ -128,8 +128,8 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         "",
-        description="sqlite+aiosqlite:///FILE, postgresql+psycopg://USER:PASSWORD@HOST/NAME, or file:///PATH of "
-        "a file that holds such a URL; empty is a local file",
+        description="sqlite+aiosqlite:///FILE, postgresql+psycopg://USER:PASSWORD@HOST/NAME, or file:///PATH "
+        "of a file that holds such a URL; empty is a local file",
     )
     image_store: str = Field("", description="a folder or s3://bucket/prefix; empty is a local folder")
     public_url: str = Field(

@@ -58,6 +58,7 @@ async def _use(store: JobStore) -> None:
     await store.replay(new)
     await store.create(replace(new, idempotency_key=""))
     await store.position(job)
+    await store.unfinished()
     await store.page("key7", state="failed")
     claimed = await store.claim("runner", 30.0, not_of=("bob",))
     assert claimed is not None

@@ -89,10 +89,10 @@ def test_a_backlog_to_scale_at_that_is_never_reached_is_refused(monkeypatch: pyt
     """Whether it was set itself, or the most that a replica takes was set below it."""
     monkeypatch.setenv("MEZZOTINT_MAX_REPLICAS", "2")
     assert load_settings(target_backlog_s=119.0).target_backlog_s == 119.0
-    with pytest.raises(SettingInvalid, match="--target-backlog-s takes .*below max_backlog_s; not 120.0"):
+    with pytest.raises(SettingInvalid, match=r"--target-backlog-s takes .*below max_backlog_s; not 120\.0"):
         load_settings(target_backlog_s=120.0)
     with pytest.raises(
-        SettingInvalid, match="MEZZOTINT_TARGET_BACKLOG_S takes .*below max_backlog_s; not 60.0"
+        SettingInvalid, match=r"MEZZOTINT_TARGET_BACKLOG_S takes .*below max_backlog_s; not 60\.0"
     ):
         load_settings(max_backlog_s=5.0)
     monkeypatch.delenv("MEZZOTINT_MAX_REPLICAS")

@@ -36,6 +36,9 @@ NEURON_RESOURCE = "neuron_cores"
 HEADROOM = 64
 GATEWAY_ONGOING = 4_096
 GATEWAY_QUEUED = 1_024
+# At so many Ray Serve gives a start or a rolling update up, whichever replicas they are of. One is a device
+# that was not free yet, or a node that was not well.
+START_FAILURES = 3
 # A step of a large model on a loaded CPU holds the interpreter for a while; that is no illness.
 HEALTH_PERIOD_SECONDS = 2.0
 HEALTH_TIMEOUT_SECONDS = 30.0
@@ -109,7 +112,7 @@ def application(settings: Settings) -> serve.Application:
         **number,
         max_ongoing_requests=settings.max_queue + HEADROOM,
         max_queued_requests=settings.max_queue,
-        max_constructor_retry_count=1,
+        max_constructor_retry_count=START_FAILURES,
         request_router_config=RequestRouterConfig(request_router_class=NamedReplicaRouter),
         ray_actor_options=replica_resources(settings, *machine()),
         **common,
