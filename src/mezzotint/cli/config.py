@@ -55,8 +55,8 @@ def check(
     wide, wider = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, value, origin in rows:
         typer.echo(f"{name:<{wide}}  {value:<{wider}}  {origin}")
-    for name, path in _absent(found.settings):
-        typer.echo(f"warning: {name}: {path} is not here; it must be where the engines run", err=True)
+    for name, absent in _absent(found.settings):
+        typer.echo(f"warning: {name}: {absent} is not here; it must be where the engines run", err=True)
 
 
 def _absent(settings: Settings) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mezzotint.serve.stores.job import FINAL
+from mezzotint.serve.stores.job import FINAL, JobState
 from mezzotint.serve.telemetry.exposition import Families, families_of, join
 from mezzotint.serve.telemetry.record import Record
 
@@ -128,7 +128,7 @@ class GatewayMetrics:
         """Tell how often each of them failed."""
         self._registry.register(_StoreErrors(stores))
 
-    def watch_jobs(self, ended: Mapping[str, int]) -> None:
+    def watch_jobs(self, ended: Mapping[JobState, int]) -> None:
         """Tell how many jobs came to each final state here."""
         self._registry.register(_JobsEnded(ended))
 
@@ -137,7 +137,7 @@ class GatewayMetrics:
 
 
 class _JobsEnded(Collector):
-    def __init__(self, ended: Mapping[str, int]) -> None:
+    def __init__(self, ended: Mapping[JobState, int]) -> None:
         self._ended = ended
 
     def collect(self) -> Iterator[Metric]:
