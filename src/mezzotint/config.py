@@ -140,7 +140,11 @@ class Settings(BaseSettings):
         3_600.0, gt=0, le=2_592_000, description="seconds a linked picture is kept, to 30 days"
     )
     job_ttl_s: float = Field(
-        604_800.0, gt=0, le=31_536_000, description="seconds a finished job is kept, to a year"
+        604_800.0,
+        gt=0,
+        le=31_536_000,
+        description="seconds a finished job is kept, to a year; a bucket with a lifecycle of its own must keep "
+        "pictures 30 days longer",
     )
     max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")
     max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from tests.deploy.manifests import (
     KUBERNETES,
     OVERLAYS,
+    ROOT,
     Manifest,
     one,
     overlay,
@@ -137,6 +139,19 @@ def test_the_databases_url_is_read_from_a_file_that_the_gateways_alone_have(name
                 assert mounts[str(Path(path).parent)] == "mezzotint-stores"
             assert "secretKeyRef" not in str(variables.get("MEZZOTINT_DATABASE_URL"))
     assert having == {"gateways"}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_bucket_forgets_no_picture_before_its_job(name: str) -> None:
+    from mezzotint.config import Settings
+    from mezzotint.serve.jobs.work import WAITING_SECONDS
+
+    (application,) = serve_config(overlay(name))["applications"]
+    variables = (ROOT / "deploy/terraform/modules/storage/variables.tf").read_text()
+    days = re.search(r'variable "picture_days" {.*?default += (\d+)', variables, re.DOTALL)
+    assert days is not None
+    kept_s = Settings(**application["args"]).job_ttl_s + WAITING_SECONDS
+    assert kept_s < int(days[1]) * 24 * 3_600
 
 
 def containers(template: Manifest) -> list[Manifest]:
