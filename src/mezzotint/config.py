@@ -143,7 +143,7 @@ class Settings(BaseSettings):
         604_800.0,
         gt=0,
         le=31_536_000,
-        description="seconds a finished job is kept, to a year; a bucket with a lifecycle of its own must keep "
+        description="seconds a finished job is kept, to a year; a bucket that forgets by itself must keep "
         "pictures 30 days longer",
     )
     max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")

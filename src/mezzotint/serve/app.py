@@ -36,8 +36,8 @@ NEURON_RESOURCE = "neuron_cores"
 HEADROOM = 64
 GATEWAY_ONGOING = 4_096
 GATEWAY_QUEUED = 1_024
-# Whichever replicas they are of. One alone is a device that was not free yet, or a node that was not well, and
-# a rolling update that was given up for it stays half done.
+# Whichever replicas they are of. One alone is a device that was not free yet, or a node that was not well; a
+# rolling update that was given up for it stays half done.
 START_FAILURES = 3
 # A step of a large model on a loaded CPU holds the interpreter for a while; that is no illness.
 HEALTH_PERIOD_SECONDS = 2.0
