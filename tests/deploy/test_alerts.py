@@ -19,6 +19,7 @@ from mezzotint.core import ResolvedRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, MezzotintError
 from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.stores.job import STATES
 from mezzotint.serve.telemetry.metrics import SURFACES
 from tests.api.inprocess import gate, replica_of, settings_of
 from tests.deploy.foreign_series import FOREIGN, TARGET_LABELS
@@ -190,8 +191,8 @@ def known_values(label: str) -> set[str] | None:
         "surface": {surface for _, surface in SURFACES} | {"none"},
         "outcome": {"ok", "refused", "failed", "left"},
         "reason": {kind.code for kind in (MezzotintError, *MezzotintError.__subclasses__())},
-        "process": {"gateway", "engine"},
-        "state": {"queued", "running", "decoding"},
+        "process": {"gateway", "engine", "jobs"},
+        "state": {"decoding", *STATES},
     }.get(label)
 
 

@@ -34,6 +34,7 @@ from mezzotint.serve.stores.tables import job_events, job_images, jobs
 
 __all__ = [
     "BROKEN",
+    "ENDED",
     "MAX_LOST",
     "SWEEP_BATCH",
     "as_job",
@@ -56,6 +57,8 @@ EVENTS_LOCK = 4_173_202
 MAX_LOST = 3
 # Jobs that are swept in one transaction.
 SWEEP_BATCH = 500
+# Of a connection's `info`: a Counter of final states.
+ENDED = "mezzotint_ended"
 BROKEN = GenerationFailed("the servers that drew this job ended again and again")
 
 
@@ -84,7 +87,9 @@ async def tell_all(
 async def move(
     connection: AsyncConnection, state: JobState, which: ColumnElement[bool], now: float, **values: Any
 ) -> list[str]:
-    """Bring those of the jobs that may come to `state` there, and tell of each; their ids."""
+    """Bring those of the jobs that may come to `state` there, and tell of each; their ids. How many ended is
+    added to the connection's `ENDED`.
+    """
     sources = [source for source, following in TRANSITIONS.items() if state in following]
     if state != "running":
         values |= {"owner": "", "lease_ends": None}
@@ -92,6 +97,8 @@ async def move(
         values["finished"] = now
     statement = update(jobs).where(jobs.c.state.in_(sources), which).values(state=state, **values)
     moved = (await connection.execute(statement.returning(jobs.c.id, jobs.c.error))).all()
+    if state in FINAL:
+        connection.info[ENDED][state] += len(moved)
     for row in moved:
         await tell(connection, row.id, state, {"error": row.error} if row.error else {}, now)
     return [row.id for row in moved]

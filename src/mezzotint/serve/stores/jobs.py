@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -21,9 +22,10 @@ from mezzotint.errors import (
 )
 from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.group import Group
-from mezzotint.serve.stores.job import FINAL, UPLOADS, Job, JobEvent, JobState, NewJob
+from mezzotint.serve.stores.job import FINAL, UNFINISHED, UPLOADS, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.job_rows import (
     BROKEN,
+    ENDED,
     MAX_LOST,
     SWEEP_BATCH,
     as_job,
@@ -62,11 +64,14 @@ class JobStore:
     another may claim it, and from there on nothing that the first says about the job is heard.
     Every change of state appends an event whose kind is the new state, in the same transaction; that of a
     failed job holds its error.
+
+    ended: how many jobs this store brought to each final state.
     """
 
     def __init__(self, database: Database, max_jobs: int) -> None:
         self._database = database
         self._max_jobs = max_jobs
+        self.ended: Counter[JobState] = Counter()
         self._news = Group(self._append)
         # The progress of what ended before is forgotten already.
         self._forgotten_until = 0.0
@@ -93,7 +98,7 @@ class JobStore:
             "idempotency_key": job.idempotency_key or None,
             "fingerprint": job.fingerprint,
         }
-        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.not_in(FINAL))
+        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.in_(UNFINISHED))
 
         async def work(connection: AsyncConnection) -> Job:
             same = await _same_job(connection, job)
@@ -151,6 +156,22 @@ class JobStore:
 
         async def work(connection: AsyncConnection) -> int:
             return await connection.scalar(statement) or 0
+
+        return await self._database.read(work)
+
+    async def unfinished(self) -> dict[JobState, tuple[int, float]]:
+        """How many jobs wait and how many run, and the seconds since the oldest of them was made."""
+        statement = (
+            select(jobs.c.state, func.count(), func.min(jobs.c.created))
+            .where(jobs.c.state.in_(UNFINISHED))
+            .group_by(jobs.c.state)
+        )
+
+        async def work(connection: AsyncConnection) -> dict[JobState, tuple[int, float]]:
+            now, none = self._database.now(), (0, 0.0)
+            rows = await connection.execute(statement)
+            found = {state: (count, max(0.0, now - oldest)) for state, count, oldest in rows}
+            return {state: found.get(state, none) for state in UNFINISHED}
 
         return await self._database.read(work)
 
@@ -384,11 +405,16 @@ class JobStore:
     async def _change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """A transaction that changes states or tells events."""
 
+        ended: Counter[JobState] = Counter()
+
         async def locked(connection: AsyncConnection) -> T:
             await lock_events(connection)
+            connection.info[ENDED] = ended
             return await work(connection)
 
-        return await self._database.write(locked)
+        answer = await self._database.write(locked)
+        self.ended.update(ended)
+        return answer
 
 
 async def _same_job(connection: AsyncConnection, job: NewJob) -> Job | None:
