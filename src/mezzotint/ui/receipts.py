@@ -119,13 +119,13 @@ def _parse(text: str) -> Recipe | None:
 
 
 def _scheduler(sampler: str, schedule: str) -> str | None:
-    """A1111 tells the sampler and its schedule in one name or in two."""
+    """A1111 tells the sampler and its schedule in one name or in two. One that is unknown keeps its own."""
     for name in (f"{sampler} {schedule}", sampler):
         try:
             return find_sampler(name).name
         except MezzotintError:
             continue
-    return None
+    return sampler or None
 
 
 def _scale(text: str) -> float:
