@@ -9,12 +9,13 @@ the flag, the variable or the file's key, and what it takes.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
@@ -28,6 +29,7 @@ __all__ = [
     "CONFIG_VARIABLE",
     "OTHER_VARIABLES",
     "PREFIX",
+    "SECRETS",
     "Settings",
     "Sourced",
     "find_settings",
@@ -40,6 +42,14 @@ CONFIG_VARIABLE = "MEZZOTINT_CONFIG"
 # The home is read where it is used, for it holds for the library too, which takes no Settings; the others by
 # the commands that ask a server.
 OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", CONFIG_VARIABLE, "MEZZOTINT_API", "MEZZOTINT_API_KEY"})
+# They hold a password or a key, or may.
+SECRETS = ("database_url", "ui_key")
+# What each must look like; whether it is there is found out by whoever uses it.
+FORMS = {
+    "device": re.compile(r"auto|cpu|cuda(:\d+)?|neuron"),
+    "database_url": re.compile(r"(sqlite(\+aiosqlite)?:///|postgres(ql(\+psycopg)?)?://|file:///).+"),
+    "image_store": re.compile(r"s3://[^/]+(/.*)?|(?!.*://).*"),
+}
 
 # The description of each field is the accepted range, for the error and for the reference.
 Port = Annotated[int, Field(ge=0, le=65535, description="a TCP port, 0…65535; 0 takes a free one")]
@@ -57,8 +67,18 @@ class Settings(BaseSettings):
     max_replicas: int | None = Field(
         None, ge=1, le=1024, description="engine replicas to scale to, from the setting replicas to 1024"
     )
+    max_queue: int = Field(256, ge=1, le=2_000, description="waiting requests of a replica, 1…2000")
+    max_backlog_s: float = Field(
+        120.0, gt=0, le=86_400, description="seconds of work a replica takes before it refuses more, to 86400"
+    )
     target_backlog_s: float = Field(
-        10.0, gt=0, le=3_600, description="seconds of backlog a replica above which replicas are added"
+        # Of several pictures on a slow chip: with less, a burst of three adds replicas that never go.
+        60.0,
+        gt=0,
+        le=3_600,
+        validate_default=True,
+        description="seconds of backlog a replica above which replicas are added, above 0 to 3600; with more "
+        "max_replicas than replicas, below max_backlog_s",
     )
     scale_up_s: float = Field(
         5.0, ge=0, le=3_600, description="seconds a backlog must last before replicas are added, 0…3600"
@@ -94,12 +114,13 @@ class Settings(BaseSettings):
         False, description="true or false; true with the device neuron alone: a CPU in the chip's place"
     )
     warm_up_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
-        (), description="sizes to draw before the first request, such as 1024x1024,832x1216"
+        (), description="sizes to draw before the first request, multiples of 8: 1024x1024,832x1216"
     )
-    max_width: int | None = Field(None, ge=1, le=1024, description="images in one step, 1…1024")
-    max_queue: int = Field(256, ge=1, le=2_000, description="waiting requests of a replica, 1…2000")
-    max_backlog_s: float = Field(
-        120.0, gt=0, le=86_400, description="seconds of work a replica takes before it refuses more, to 86400"
+    max_width: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="images in one step, from 1 to the device's 8 (CPU), 16 (CUDA) or what was compiled",
     )
     deadline_s: float = Field(600.0, gt=0, le=86_400, description="seconds until a request fails, to 86400")
     drain_s: float = Field(
@@ -112,7 +133,8 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         "",
-        description="an SQLAlchemy URL, sqlite+aiosqlite:// or postgresql+psycopg://; empty is a local file",
+        description="sqlite+aiosqlite:///FILE, postgresql+psycopg://USER:PASSWORD@HOST/NAME, or file:///PATH "
+        "of a file that holds such a URL; empty is a local file",
     )
     image_store: str = Field("", description="a folder or s3://bucket/prefix; empty is a local folder")
     public_url: str = Field(
@@ -123,11 +145,17 @@ class Settings(BaseSettings):
         3_600.0, gt=0, le=2_592_000, description="seconds a linked picture is kept, to 30 days"
     )
     job_ttl_s: float = Field(
-        604_800.0, gt=0, le=31_536_000, description="seconds a finished job is kept, to a year"
+        604_800.0,
+        gt=0,
+        le=31_536_000,
+        description="seconds a finished job is kept, to a year; a bucket that forgets by itself must keep "
+        "pictures 30 days longer",
     )
     max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")
     max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")
-    model_aliases: bool = Field(True, description="whether dall-e-2, dall-e-3 and gpt-image-1 mean the model")
+    model_aliases: bool = Field(
+        True, description="true or false: whether dall-e-2, dall-e-3 and gpt-image-1 mean the model"
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins that may call this server, such as https://a.example,https://b.example"
     )
@@ -149,10 +177,14 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_booleans_as_numbers(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("a truth value")
-        return value
+    def _read_boolean(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if not isinstance(value, bool) or kind is bool:
+            return value
+        if {"on", "off"} <= set(get_args(kind)):
+            # YAML 1.1 reads these two words as truth values.
+            return "on" if value else "off"
+        raise ValueError("a truth value")
 
     @field_validator("cors_origins", "loras", mode="before")
     @classmethod
@@ -160,6 +192,13 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(each.strip() for each in value.split(",") if each.strip())
+
+    @field_validator("loras")
+    @classmethod
+    def _check_loras(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(each.endswith(".safetensors") for each in loras):
+            raise ValueError("no LoRA")
+        return loras
 
     @field_validator("cors_origins")
     @classmethod
@@ -177,6 +216,20 @@ class Settings(BaseSettings):
         if not isinstance(value, list | tuple):
             return value
         return tuple(_read_size(size) if isinstance(size, str) else size for size in value)
+
+    @field_validator("warm_up_sizes")
+    @classmethod
+    def _check_sizes(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        if any(side < 8 or side % 8 for size in sizes for side in size):
+            raise ValueError("no size")
+        return sizes
+
+    @field_validator("device", "database_url", "image_store")
+    @classmethod
+    def _check_form(cls, value: str, info: ValidationInfo) -> str:
+        if value and not FORMS[str(info.field_name)].fullmatch(value):
+            raise ValueError("another form")
+        return value
 
     @field_validator("public_url", "otlp_endpoint")
     @classmethod
@@ -198,6 +251,15 @@ class Settings(BaseSettings):
         if most is not None and most < info.data.get("replicas", 1):
             raise ValueError("fewer than replicas")
         return most
+
+    @field_validator("target_backlog_s")
+    @classmethod
+    def _check_target(cls, target_s: float, info: ValidationInfo) -> float:
+        # An engine that refuses all beyond its most would never reach the target, and no replica be added.
+        is_scaled = (info.data.get("max_replicas") or 0) > info.data.get("replicas", 1)
+        if is_scaled and target_s >= info.data.get("max_backlog_s", math.inf):
+            raise ValueError("never reached")
+        return target_s
 
 
 def _read_size(size: str) -> tuple[str, ...]:

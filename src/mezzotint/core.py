@@ -97,6 +97,7 @@ class GenerationRequest:
     loras: each a name of the model's limits, at most 8.
     tenant: whose share of the engine the request uses; the shares of tenants are fair among each other.
     priority: low, normal or high: a quarter, one or four times the share, and the order within a tenant.
+        The default is normal.
     """
 
     prompt: str
@@ -114,7 +115,7 @@ class GenerationRequest:
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     tenant: str = ""
-    priority: Priority = "normal"
+    priority: Priority | None = None
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,10 @@ __all__ = [
     "UnsupportedImage",
 ]
 
+# What a client is told where nobody knows better, and at most: the official OpenAI clients give up instead of
+# waiting longer.
+RETRY_AFTER_SECONDS = 2.0
+MAX_RETRY_AFTER_SECONDS = 120.0
 # Characters. Both may repeat what the client sent, whose length nothing else bounds.
 MAX_MESSAGE = 500
 MAX_PARAM = 100

@@ -81,8 +81,7 @@ def _driver(found: NeuronVersions) -> Told:
     if _numbers(found.driver) >= NEW_DRIVER and _numbers(found.runtime) < RUNTIME_FOR_IT:
         fix = (
             "this driver wants runtime 2.33 or newer, and nrt_init will fail; SDK 2.26.1 images carry 2.28: "
-            "take a host with an older driver (EKS AL2023 AMI v20251217 has 2.24.7, v20260625 has 2.28) or a "
-            "newer image"
+            "take a host with an older driver (EKS AL2023 AMI v20260625 has 2.28) or a newer image"
         )
         return "wrong", part, told, fix
     return "ok", part, told, ""

@@ -58,7 +58,8 @@ async def gate(settings: Settings, replica: EngineReplica) -> AsyncIterator[Gate
 
 def replica_of(settings: Settings, backend: FakeBackend) -> EngineReplica:
     """An engine's replica; closing it is the test's."""
-    return EngineReplica(settings, Engine(backend, max_queue=settings.max_queue))
+    engine = Engine(backend, max_queue=settings.max_queue, max_backlog_s=settings.max_backlog_s)
+    return EngineReplica(settings, engine)
 
 
 async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:

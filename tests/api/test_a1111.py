@@ -229,14 +229,121 @@ async def test_previews_further_apart_than_there_are_steps_are_no_mistake(server
     )
 
 
-async def test_a1111s_own_defaults_for_a_mask_say_nothing_without_one(server: Gate) -> None:
-    defaults = {"inpainting_fill": 0, "inpaint_full_res": True, "mask_round": False}
-    asked = {**SMALL, **defaults, "steps": 4, "init_images": [picture()]}
+async def test_what_is_said_of_a_mask_says_nothing_without_one(server: Gate) -> None:
+    asked = {**SMALL, "steps": 4, "init_images": [picture()], "inpainting_fill": 2}
     answer = await server.json("POST", "/sdapi/v1/img2img", json=asked)
     assert len(answer["images"]) == 1
     response = await server.client.post("/sdapi/v1/img2img", json={**asked, "mask": picture(mode="L")})
     assert response.status_code == 400
-    assert "inpainting_fill" in error_of(response)["detail"]
+    told = "inpainting_fill is not served here; accepted are 0, 1, null, false, 0 or empty"
+    assert error_of(response)["detail"] == told
+
+
+# What webuiapi 0.9.17 sends where its user says nothing but prompt, pictures and size.
+WEBUIAPI = {
+    "prompt": "a boat",
+    "styles": [],
+    "seed": -1,
+    "subseed": -1,
+    "subseed_strength": 0.0,
+    "seed_resize_from_h": 0,
+    "seed_resize_from_w": 0,
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 20,
+    "cfg_scale": 7.0,
+    "width": 64,
+    "height": 64,
+    "restore_faces": False,
+    "tiling": False,
+    "do_not_save_samples": False,
+    "do_not_save_grid": False,
+    "negative_prompt": "",
+    "eta": 1.0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 1,
+    "override_settings": {},
+    "override_settings_restore_afterwards": True,
+    "sampler_name": "Euler a",
+    "scheduler": "automatic",
+    "sampler_index": "Euler a",
+    "script_name": None,
+    "script_args": [],
+    "send_images": True,
+    "save_images": False,
+    "alwayson_scripts": {},
+}
+WEBUIAPI_TXT2IMG = {
+    "enable_hr": False,
+    "hr_scale": 2,
+    "hr_upscaler": "Latent",
+    "hr_second_pass_steps": 0,
+    "hr_prompt": "",
+    "denoising_strength": 0.7,
+    "firstphase_width": 0,
+    "firstphase_height": 0,
+}
+WEBUIAPI_IMG2IMG = {
+    "resize_mode": 0,
+    "denoising_strength": 0.75,
+    "image_cfg_scale": 1.5,
+    "mask_blur": 4,
+    "inpainting_fill": 0,
+    "inpaint_full_res": True,
+    "inpaint_full_res_padding": 0,
+    "inpainting_mask_invert": 0,
+    "initial_noise_multiplier": 1,
+    "include_init_images": False,
+}
+
+
+async def test_webuiapi_is_answered_pictures_though_its_user_chose_nothing(server: Gate) -> None:
+    with_picture = {**WEBUIAPI, **WEBUIAPI_IMG2IMG, "init_images": [picture()]}
+    for path, asked in (
+        ("txt2img", {**WEBUIAPI, **WEBUIAPI_TXT2IMG}),
+        ("img2img", with_picture),
+        ("img2img", {**with_picture, "mask": picture(mode="L", color=255)}),
+    ):
+        answer = await server.json("POST", f"/sdapi/v1/{path}", json=asked)
+        assert [decoded(image).size for image in answer["images"]] == [(64, 64)]
+
+
+async def test_null_is_as_good_as_left_out(server: Gate) -> None:
+    nothing = dict.fromkeys(("send_images", "seed", "sampler_name", "override_settings"))
+    answer = await server.json("POST", "/sdapi/v1/txt2img", json={**SMALL, **nothing})
+    assert len(answer["images"]) == 1
+    await server.json("POST", "/sdapi/v1/options", json={"sd_model_checkpoint": None})
+
+
+async def test_whoever_refuses_below_sdapi_does_it_in_a1111s_shape(server: Gate) -> None:
+    for response, status in (
+        (await server.client.get("/sdapi/v1/nothing"), 404),
+        (await server.client.get("/sdapi/v1/txt2img"), 405),
+        (await server.client.post("/sdapi/v1/txt2img", headers={"content-length": "9" * 12}), 413),
+        (await server.client.get("/sdapi/v1/options?colour=red"), 400),
+        (
+            await server.client.post("/sdapi/v1/txt2img", content=b"{", headers={"content-encoding": "gzip"}),
+            400,
+        ),
+    ):
+        assert response.status_code == status
+        error_of(response)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"seed": -2}, "seed: input should be greater than or equal to -1"),
+        ({"steps": True}, "steps: must be a number, not true or false"),
+        ({"seed": 2**63 - 1, "n_iter": 2}, "seed must be at most 9,223,372,036,854,775,806 with 2 pictures"),
+    ],
+)
+async def test_a_refusal_tells_of_what_was_sent(server: Gate, fields: dict[str, Any], told: str) -> None:
+    response = await server.client.post("/sdapi/v1/txt2img", json={**SMALL, **fields})
+    assert response.status_code == 400
+    assert error_of(response)["detail"].startswith(told)
 
 
 async def test_a_body_that_is_no_json_is_refused_in_a1111s_shape(server: Gate) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from fastapi import Request
 from PIL import Image
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
@@ -30,9 +32,10 @@ from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores import janitor
 from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
-from mezzotint.serve.stores.job import FINAL
-from mezzotint.serve.stores.job_rows import MAX_LOST
+from mezzotint.serve.stores.job import FINAL, Job
+from mezzotint.serve.stores.job_rows import MAX_LOST, settle_overdue
 from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.stores.tables import jobs
 from mezzotint.serve.wire import Order, WireEvent
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
 
@@ -206,6 +209,21 @@ async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
     assert other.headers["x-should-retry"] == "false"
 
 
+async def test_one_idempotency_key_asked_for_at_once_keeps_one_jobs_pictures(
+    tmp_path: Path, replica: EngineReplica
+) -> None:
+    async with gate(settings_of(tmp_path), replica) as server:
+        server.services.runner._full_until = math.inf
+        body = {**SMALL, "image": png(np.full((64, 64, 3), 90, np.uint8))}
+        headers = {"idempotency-key": "once"}
+        answers = await asyncio.gather(
+            *(server.client.post(JOBS, json=body, headers=headers) for _ in range(4))
+        )
+        (id,) = {answer.json()["id"] for answer in answers}
+        kept = (await server.services.jobs.get(id)).request["image"]
+        assert [file.name for file in (tmp_path / "images").iterdir()] == [kept]
+
+
 async def test_to_ask_a_job_for_no_stream_is_to_ask_for_nothing(server: Gate) -> None:
     await create(server, stream=False)
     response = await server.client.post(JOBS, json={**SMALL, "stream": True})
@@ -283,6 +301,53 @@ async def test_a_running_job_tells_its_progress_and_a_delete_stops_it(
     assert again["state"] == "cancelled"
 
 
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_job_that_its_own_runner_lost_and_claims_again_is_drawn_once_more_and_no_more(
+    server: Gate,
+    backend: FakeBackend,
+    noticed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def lose(connection: AsyncConnection) -> None:
+        await connection.execute(update(jobs).values(lease_ends=0.0))
+        await settle_overdue(connection, server.services.database.now())
+
+    store = server.services.jobs
+    claim, release = store.claim, store.release
+
+    async def lose_and_claim(*arguments: Any, **options: Any) -> Job | None:
+        monkeypatch.setattr(store, "claim", claim)
+        await server.services.database.write(lose)
+        return await claim(*arguments, **options)
+
+    async def release_late(id: str, *arguments: Any, **options: Any) -> bool:
+        async def claimed() -> bool:
+            return (await store.get(id)).state == "running"
+
+        await until(claimed, "the job to be claimed again")
+        return await release(id, *arguments, **options)
+
+    job, drawn = await create(server, **LONG), backend._decoded
+    await running(server, job)
+    if noticed:
+        monkeypatch.setattr(store, "release", release_late)
+        await server.services.database.write(lose)
+    else:
+        # Between the runner's looking after what it has and its claiming more.
+        monkeypatch.setattr(store, "claim", lose_and_claim)
+    server.services.runner.wake()
+    kinds = [kind for _, kind, _ in await events(server, job) if kind != "progress"]
+    assert kinds == ["queued", "running", "queued", "running", "image", "done"]
+
+    async def idle() -> bool:
+        return backend.held == 0
+
+    await until(idle, "the engine to forget it")
+    assert backend._decoded == drawn + 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_a_delete_on_another_gateway_stops_it(pair: tuple[Gate, Gate], backend: FakeBackend) -> None:
     one, other = pair
     jobs = [await create(one, **{**LONG, "seed": seed}) for seed in (1, 2, 3)]
@@ -327,6 +392,37 @@ async def test_a_job_whose_model_fails_tells_why(server: Gate) -> None:
 async def test_the_deadline_counts_from_creation(server: Gate) -> None:
     done = await ended(server, await create(server, **LONG, deadline_s=0.3))
     assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+async def test_a_job_fails_at_its_deadline_though_nothing_is_claimed_meanwhile(server: Gate) -> None:
+    services = server.services
+    services.runner._full_until = math.inf
+    job = await create(server, deadline_s=1.0)
+    # What is put back with no room is not to be claimed for as long as that.
+    claimed = await services.jobs.claim("another", lease_s=60.0)
+    assert claimed is not None
+    assert await services.jobs.release(claimed.id, "another", 600.0)
+    done = await ended(server, job)
+    assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
+    assert done["finished_at"] - done["deadline_at"] < 1.0
+
+
+async def test_an_end_beyond_the_deadline_is_not_foreseen(server: Gate) -> None:
+    await ended(server, await create(server))
+    server.services.runner._full_until = math.inf
+    jobs = [await create(server, **LONG, n=10, deadline_s=seconds) for seconds in (2.0, 900.0)]
+    soon, late = [await server.json("GET", f"{JOBS}/{job['id']}") for job in jobs]
+    assert (soon["state"], soon["eta_s"]) == ("queued", None)
+    assert late["eta_s"] > 2.0
+
+
+async def test_a_picture_that_is_not_there_is_told_why(server: Gate) -> None:
+    job = await create(server, n=1)
+    await ended(server, job)
+    for number, why in ((1, "the job has no picture 1; it has 1, from 0"), (-1, "it has 1, from 0")):
+        response = await server.client.get(f"{JOBS}/{job['id']}/images/{number}")
+        assert response.status_code == 404
+        assert why in response.json()["error"]["message"]
 
 
 async def test_a_job_that_ends_every_replica_fails_and_another_is_drawn(

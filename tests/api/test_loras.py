@@ -97,6 +97,8 @@ async def test_what_is_not_accepted_is_named(server: Gate, loras: object, param:
     [
         ("ink", "must be a JSON array"),
         ('[{"name": "ink", "name": "few-step"}]', "more than once"),
+        ('[{"name": "ink", "scale": "0.5"}]', "loras[0].scale: input should be a valid number"),
+        ('[{"name": "ink", "scale": null}]', None),
         ("", None),
     ],
 )

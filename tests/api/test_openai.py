@@ -166,6 +166,50 @@ async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, bo
     error_of(answer)
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "message", "param"),
+    [
+        (
+            '{"prompt": "a"}',
+            {"content-type": "text/plain"},
+            "the body must be application/json",
+            "content-type",
+        ),
+        ('{"prompt": "a"}', {"content-type": ""}, "the body must be application/json", "content-type"),
+        ("", {}, "the body is required", None),
+        ("[]", {}, "the body must be a JSON object", None),
+        (
+            "{",
+            {},
+            "the body is not valid JSON: expecting property name enclosed in double quotes at character 2",
+            None,
+        ),
+        ("prompt", {}, "the body is not valid JSON: expecting value at character 1", None),
+        (b'{"prompt": "\xff"}', {}, "the body is not valid JSON: no UTF-8 at byte 13", None),
+        ("[" * 40_000, {}, "the body is not valid JSON: its lists and objects are nested too deeply", None),
+        (
+            '{"prompt": "a", "seed": ' + "1" * 5_000 + "}",
+            {},
+            "a number has 5,000 digits; at most 1,000 are accepted",
+            None,
+        ),
+        (
+            "{}",
+            {"content-encoding": "gzip"},
+            "the body must be sent as it is, without a content-encoding",
+            "content-encoding",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", [GENERATIONS, "/v1/images/jobs"])
+async def test_a_body_that_cannot_be_read_is_told_why(
+    client: httpx.AsyncClient, path: str, body: str | bytes, headers: dict[str, str], message: str, param: str
+) -> None:
+    answer = await client.post(path, content=body, headers={"content-type": "application/json", **headers})
+    assert answer.status_code == 400
+    assert (error_of(answer)["message"], error_of(answer)["param"]) == (message, param)
+
+
 @pytest.mark.parametrize("announced", [True, False])
 async def test_json_of_more_than_a_megabyte_is_413(client: httpx.AsyncClient, announced: bool) -> None:
     async def body() -> AsyncIterator[bytes]:
@@ -224,6 +268,61 @@ async def test_null_is_as_good_as_left_out(client: httpx.AsyncClient) -> None:
     assert answer.status_code == 200
 
 
+# What a form sends of a field that nobody filled in, and what says no to a thing that is not served.
+NOTHING = {
+    **dict.fromkeys(
+        ("model", "n", "size", "quality", "style", "background", "moderation", "output_format"), ""
+    ),
+    **dict.fromkeys(("negative_prompt", "num_inference_steps", "guidance_scale", "seed", "scheduler"), ""),
+    **dict.fromkeys(("strength", "style_preset", "loras", "deadline_s", "priority", "stream", "user"), ""),
+    "refiner": False,
+    "svg": False,
+    "deterministic": False,
+}
+
+
+async def test_an_empty_field_is_as_good_as_left_out_on_every_route(client: httpx.AsyncClient) -> None:
+    json_body = {"prompt": "a", **NOTHING}
+    assert (await client.post(GENERATIONS, json=json_body)).status_code == 200
+    assert (await client.post("/v1/images/jobs", json=json_body)).status_code == 202
+    form = {name: "false" if value is False else value for name, value in NOTHING.items()}
+    for path, fields in ((EDITS, {"prompt": "a", **form}), (VARIATIONS, form)):
+        answer = await client.post(path, data=fields, files={"image": png()})
+        assert answer.status_code == 200, answer.text
+    query = dict.fromkeys(
+        ("width", "height", "size", "steps", "guidance_scale", "seed", "format", "model"), ""
+    )
+    assert (await client.get("/imagine", params={"prompt": "a", **query})).status_code == 200
+
+
+async def test_a_picture_may_be_followed_without_words_and_nothing_else(client: httpx.AsyncClient) -> None:
+    assert (await client.post(EDITS, data={"prompt": ""}, files={"image": png()})).status_code == 200
+    assert error_of(await client.post(GENERATIONS, json={"prompt": ""}))["param"] == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"background": "clear"}, "background: input should be 'auto' or 'opaque'"),
+        ({"moderation": "none"}, "moderation: input should be 'auto'"),
+        (
+            {"seed": 2**63 - 1, "n": 2},
+            "seed must be at most 9,223,372,036,854,775,806 with 2 pictures, whose seeds follow it, not "
+            "9223372036854775807",
+        ),
+        (
+            {"prompt": "x" * 9_990, "style": "vivid"},
+            "prompt has 9,990 characters, and 33 more with the style's words; at most 10,000 are accepted",
+        ),
+    ],
+)
+async def test_a_refusal_tells_of_what_was_sent_and_of_what_is_accepted(
+    client: httpx.AsyncClient, fields: dict[str, Any], told: str
+) -> None:
+    answer = await client.post(GENERATIONS, json={"prompt": "a", **fields})
+    assert (answer.status_code, error_of(answer)["message"]) == (400, told)
+
+
 async def test_quality_and_steps_contradict_each_other(client: httpx.AsyncClient) -> None:
     answer = await client.post(GENERATIONS, json={"prompt": "a", "quality": "high", "num_inference_steps": 3})
     assert error_of(answer)["param"] == "quality"
@@ -249,7 +348,7 @@ async def test_one_of_n_pictures_that_fails_is_the_answer_and_stops_the_others(
         assert answer.status_code == 500
         assert error_of(answer)["code"] == "generation_failed"
     async with asyncio.timeout(1):
-        while (await replica.status())["running"]:
+        while replica._engine.status().running:
             await asyncio.sleep(0.005)
 
 
@@ -275,6 +374,18 @@ async def test_a_key_uses_only_its_models_and_its_priorities(services: Services)
     async with client_of(services, Caller("key")) as client:
         refused = await client.post(GENERATIONS, json={"prompt": "a", "priority": "high"})
         assert (refused.status_code, error_of(refused)["param"]) == (403, "priority")
+    # Who asks for none has the highest that the key may have, up to normal.
+    async with client_of(services, Caller("key", max_priority="low")) as client:
+        assert (await client.post(GENERATIONS, json={"prompt": "a"})).status_code == 200
+        assert (await client.get("/imagine", params={"prompt": "a"})).status_code == 200
+        assert (await client.post("/v1/images/jobs", json={"prompt": "a"})).json()["priority"] == "low"
+        refused = await client.post(GENERATIONS, json={"prompt": "a", "priority": "normal"})
+        assert (refused.status_code, error_of(refused)["param"]) == (403, "priority")
+
+
+async def test_a_new_job_is_below_the_public_url(client: httpx.AsyncClient) -> None:
+    made = await client.post("/v1/images/jobs", json={"prompt": "a"})
+    assert made.headers["location"] == f"https://pictures.example/v1/images/jobs/{made.json()['id']}"
 
 
 async def test_a_link_is_below_the_public_url_and_any_gateway_serves_it(

@@ -283,6 +283,9 @@ def test_a_deadline_that_passes_is_told_and_not_sent_again(tmp_path: Path) -> No
 
 def test_a_full_server_says_when_to_come_back_and_the_client_does(tmp_path: Path) -> None:
     with live(tmp_path, FakeBackend(pass_seconds=0.05, max_width=1), max_queue=2) as full:
+        others = [full.engine.submit(GenerationRequest("a", steps=150)) for _ in range(2)]
+        wait_until(lambda: full.engine.status().running == 1, 5.0)
+        others.append(full.engine.submit(GenerationRequest("a", steps=150)))
         with OpenAI(base_url=f"{full.url}/v1", api_key="any", max_retries=0) as client:
             with pytest.raises(openai.RateLimitError) as refused:
                 client.images.generate(prompt="a", n=10, extra_body={"num_inference_steps": 4})
@@ -291,7 +294,8 @@ def test_a_full_server_says_when_to_come_back_and_the_client_does(tmp_path: Path
             assert headers["x-should-retry"] == "true"
             assert 0 < int(headers["retry-after-ms"]) <= 120_000
 
-        # Those of the ten that had a place leave it first.
+        for ticket in others:
+            ticket.cancel()
         wait_until(lambda: full.engine.status().running + full.engine.status().queued == 0, 5.0)
         tickets = [full.engine.submit(GenerationRequest("a", steps=8)) for _ in range(2)]
         with OpenAI(base_url=f"{full.url}/v1", api_key="any", max_retries=8) as patient:

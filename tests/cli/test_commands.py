@@ -24,10 +24,18 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"mezzotint {mezzotint.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["--help"], ["draw", "-h"], ["serve", "--help"], ["models"]])
+@pytest.mark.parametrize("command", [[], ["--help"], ["draw", "-h"], ["serve", "--help"]])
 def test_help_names_what_there_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command) == 0
     assert "Usage: mezzotint" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group", ["models", "keys", "config", "deploy", "bench"])
+def test_a_group_of_commands_without_one_is_refused_with_its_help(
+    group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([group]) == 2
+    assert f"Usage: mezzotint {group}" in "".join(capsys.readouterr())
 
 
 def test_the_command_line_starts_without_torch_ray_or_the_web_stack() -> None:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-NEEDS_KUBECTL = ("test_manifests.py", "test_names.py", "test_serve_config.py")
+NEEDS_KUBECTL = ("test_kubernetes_versions.py", "test_manifests.py", "test_names.py", "test_serve_config.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -41,9 +41,11 @@ FOREIGN: dict[str, frozenset[str]] = {
     "ray_serve_application_status": frozenset({"application"}),
     "ray_serve_autoscaling_target_replicas": frozenset({"application", "deployment"}),
     "ray_serve_proxy_status": frozenset({"node_id", "node_ip_address"}),
-    # KubeRay's operator: docs.ray.io, "KubeRay metrics references".
+    # KubeRay's operator: docs.ray.io, "KubeRay metrics references". The label `condition`, true or false at a
+    # value of 1, is in ray_service_metrics.go alone.
     "kuberay_service_info": frozenset({"name"}),
     "kuberay_service_condition_ready": frozenset({"name", "condition"}),
+    "kuberay_service_condition_upgrade_in_progress": frozenset({"name", "condition"}),
     # kube-state-metrics: docs/metrics/workload/{pod,deployment}-metrics.md.
     "kube_pod_status_phase": frozenset({"phase"}),
     "kube_pod_status_ready": frozenset({"condition"}),

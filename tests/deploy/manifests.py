@@ -15,6 +15,7 @@ import yaml
 __all__ = [
     "KUBERNETES",
     "OVERLAYS",
+    "ROOT",
     "Manifest",
     "overlay",
     "pods",

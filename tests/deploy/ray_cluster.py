@@ -93,6 +93,7 @@ class RayCluster:
                     TemporaryDirectory(prefix="mzr-", dir="/tmp", ignore_cleanup_errors=True)
                 ),
             }
+            self.temporary = Path(head["temp-dir"])
             self._start("head", groups["head"], head)
             self.wait(lambda: httpx.get(f"{self.dashboard}/api/gcs_healthz").status_code == 200, "the head")
             for name in ("gateways", "engines"):

@@ -19,6 +19,7 @@ from mezzotint.core import ResolvedRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, MezzotintError
 from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.stores.job import STATES
 from mezzotint.serve.telemetry.metrics import SURFACES
 from tests.api.inprocess import gate, replica_of, settings_of
 from tests.deploy.foreign_series import FOREIGN, TARGET_LABELS
@@ -190,8 +191,8 @@ def known_values(label: str) -> set[str] | None:
         "surface": {surface for _, surface in SURFACES} | {"none"},
         "outcome": {"ok", "refused", "failed", "left"},
         "reason": {kind.code for kind in (MezzotintError, *MezzotintError.__subclasses__())},
-        "process": {"gateway", "engine"},
-        "state": {"queued", "running", "decoding"},
+        "process": {"gateway", "engine", "jobs"},
+        "state": {"decoding", *STATES},
     }.get(label)
 
 
@@ -247,3 +248,39 @@ def test_every_series_of_the_application_is_watched_somewhere(
     used = {name for _, expression in expressions() for name in asked(expression).names}
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported}
     assert {family for family in families if not any(name.startswith(family) for name in used)} == set()
+
+
+# --- where they go ---
+
+ROUTES = yaml.safe_load((ROOT / "deploy/alertmanager.yaml").read_text())
+
+
+def receiver_of(labels: dict[str, str]) -> str:
+    """The first route whose matchers all hold, as Alertmanager takes it; its own first receiver otherwise."""
+    holds = {
+        "=": lambda value, wanted: value == wanted,
+        "=~": lambda value, wanted: bool(re.fullmatch(wanted, value)),
+    }
+    for route in ROUTES["route"]["routes"]:
+        matchers = [re.fullmatch(r'(\w+) (=~?) "(.*)"', each) for each in route["matchers"]]
+        if all(holds[each[2]](labels[each[1]], each[3]) for each in matchers if each):
+            return str(route["receiver"])
+    return str(ROUTES["route"]["receiver"])
+
+
+def test_every_severity_has_somebody_who_hears_of_it() -> None:
+    heard = {each["name"] for each in ROUTES["receivers"] if len(each) > 1}
+    for alert in alerts():
+        labels = {"alertname": alert["alert"], **alert["labels"]}
+        meant = {"page": "pager", "ticket": "tickets", "info": "list"}[labels["severity"]]
+        assert receiver_of(labels) == meant
+        assert meant in heard
+    assert receiver_of({"alertname": "Watchdog", "severity": "none"}) in heard - {"pager", "tickets"}
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool is not installed")
+def test_alertmanager_takes_the_routes() -> None:
+    found = subprocess.run(
+        ["amtool", "check-config", ROOT / "deploy/alertmanager.yaml"], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout + found.stderr

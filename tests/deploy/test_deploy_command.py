@@ -37,6 +37,14 @@ from tests.deploy.deploying import DIGEST, Site, serving
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
+OWN_COMPONENT = """
+apiVersion: kustomize.config.k8s.io/v1alpha1
+kind: Component
+patches:
+  - target: {kind: RayService}
+    patch: |
+      - {op: replace, path: /spec/rayClusterConfig/autoscalerOptions/idleTimeoutSeconds, value: 1234}
+"""
 
 
 def until(look: Callable[[], bool], what: str) -> None:
@@ -91,6 +99,7 @@ class TestConfiguration:
             ("account = '12'", "account takes 12 digits"),
             ("account = 123456789012", "account takes text"),
             ("overlay = 'local'", "overlay takes gpu or inf2 or trn1"),
+            ("component = '/no/folder'", "component takes a folder whose kustomization.yaml is of the kind"),
             ("[load_balancer]\nscheme = 'public'", "scheme takes internal or internet-facing"),
             ("[load_balancer]\nscheme = 'internet-facing'", "cidrs takes who may reach"),
             ("[load_balancer]\ncidrs = ['0.0.0.0/0']", "cidrs takes networks .* not everybody"),
@@ -446,7 +455,11 @@ class TestRealTools:
         images = {f"mezzotint/{name}": f"registry.example/mezzotint/{name}@{DIGEST}" for name in names}
         cidrs = ("203.0.113.7/32", "198.51.100.0/24")
         certificate = "arn:aws:acm:us-west-2:123456789012:certificate/x"
+        own = tmp_path / "own"
+        own.mkdir()
+        (own / "kustomization.yaml").write_text(OWN_COMPONENT)
         asked = {"overlay": overlay, "images": images, "cidrs": cidrs, "certificate": certificate}
+        asked["component"] = str(own)
         with site.deployment(**asked) as d:
             d.folder.keep(outputs=model.OUTPUTS)
             check_images(d)
@@ -463,6 +476,7 @@ class TestRealTools:
         assert ours
         assert all(image.endswith(f"@{DIGEST}") for image in ours)
         assert ".invalid" not in rendered.stdout
+        assert "idleTimeoutSeconds: 1234" in rendered.stdout
         for value in (*cidrs, certificate, "rediss://valkey.example:6379", "mezzotint-node"):
             assert value in rendered.stdout, value
 

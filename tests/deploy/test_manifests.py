@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from tests.deploy.manifests import (
     KUBERNETES,
     OVERLAYS,
+    ROOT,
     Manifest,
     one,
     overlay,
@@ -26,7 +28,7 @@ from tests.deploy.manifests import (
     serve_config,
 )
 
-VERSIONS = ("1.34", "1.35", "1.36")
+VERSIONS = ("1.35", "1.36")
 CLUSTER_WIDE = {"Namespace", "NodePool", "EC2NodeClass", "GatewayClass", "IngressClass", "IngressClassParams"}
 RENDERED = {name: f"{name}.yaml" for name in OVERLAYS} | {"inf2": "ray-service-stablediffusion.yaml"}
 VARIANTS = {
@@ -120,6 +122,38 @@ def test_no_secret_is_written_down(name: str) -> None:
     assert "Secret" not in {each["kind"] for each in overlay(name)}
 
 
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "local"])
+def test_the_databases_url_is_read_from_a_file_that_the_gateways_alone_have(name: str) -> None:
+    """A variable's value would stay what it was when the pod started, and lie in Ray's own state."""
+    having = set()
+    for group, template in pods(overlay(name)):
+        names = {
+            each["name"]: each.get("secret", {}).get("secretName") for each in template["spec"]["volumes"]
+        }
+        for container in template["spec"]["containers"]:
+            mounts = {mount["mountPath"]: names[mount["name"]] for mount in container["volumeMounts"]}
+            variables = {each["name"]: each for each in container.get("env", ())}
+            if "mezzotint-stores" in mounts.values():
+                having.add(group)
+                path = variables["MEZZOTINT_DATABASE_URL"]["value"].removeprefix("file://")
+                assert mounts[str(Path(path).parent)] == "mezzotint-stores"
+            assert "secretKeyRef" not in str(variables.get("MEZZOTINT_DATABASE_URL"))
+    assert having == {"gateways"}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_bucket_forgets_no_picture_before_its_job(name: str) -> None:
+    from mezzotint.config import Settings
+    from mezzotint.serve.jobs.work import WAITING_SECONDS
+
+    (application,) = serve_config(overlay(name))["applications"]
+    variables = (ROOT / "deploy/terraform/modules/storage/variables.tf").read_text()
+    days = re.search(r'variable "picture_days" {.*?default += (\d+)', variables, re.DOTALL)
+    assert days is not None
+    kept_s = Settings(**application["args"]).job_ttl_s + WAITING_SECONDS
+    assert kept_s < int(days[1]) * 24 * 3_600
+
+
 def containers(template: Manifest) -> list[Manifest]:
     return [*template["spec"].get("initContainers", ()), *template["spec"]["containers"]]
 
@@ -144,6 +178,7 @@ def test_every_container_is_restricted(name: str) -> None:
         assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {
             "emptyDir",
             "configMap",
+            "secret",
         }
         contexts |= {f"{pod}/{each['name']}": each["securityContext"] for each in containers(template)}
     for context in contexts.values():

@@ -6,9 +6,11 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
 
 from mezzotint.config import OTHER_VARIABLES, PREFIX, Settings
@@ -27,6 +29,7 @@ from tests.deploy.manifests import (
 )
 
 ON_AWS = ("gpu", "inf2", "trn1")
+RAY = Path(ray.__file__).parent
 # What an instance has: vCPUs, GiB, accelerators (AWS's instance type pages, autumn 2026).
 INSTANCES = {
     "inf2.8xlarge": (32, 128, {"aws.amazon.com/neuron": 1}),
@@ -246,7 +249,7 @@ def test_the_pool_may_have_as_many_accelerators_as_engines_may_ask_for(on_aws: l
 @pytest.mark.parametrize("name", ["inf2", "trn1"])
 def test_the_driver_on_neurons_nodes_is_the_one_that_its_image_wants(name: str) -> None:
     (term,) = one(overlay(name), "EC2NodeClass", "mezzotint-engine")["spec"]["amiSelectorTerms"]
-    assert f"`{term['alias'].partition('@')[2]}` has 2.24.7" in (ROOT / "docs/neuron.md").read_text()
+    assert f"`{term['alias'].partition('@')[2]}` 2.28" in (ROOT / "docs/neuron.md").read_text()
 
 
 def test_nodes_keep_their_credentials_from_pods_and_their_disks_encrypted(on_aws: list[Manifest]) -> None:
@@ -380,6 +383,32 @@ def drain_of_ray(manifests: list[Manifest]) -> float:
     return seconds
 
 
+def test_workers_outwait_a_head_that_somebody_must_mend(on_aws: list[Manifest]) -> None:
+    name = "RAY_gcs_rpc_server_reconnect_timeout_s"
+    for group in ("gateways", "engines"):
+        (container,) = ray_groups(on_aws)[group]["template"]["spec"]["containers"]
+        # In the list itself: KubeRay looks for it there alone, and adds its own 600, which would win.
+        (seconds,) = [int(each["value"]) for each in container["env"] if each["name"] == name]
+        assert seconds == 3600
+    (section,) = re.findall(
+        r"^### MezzotintHeadDown\n(.*?)^###", (ROOT / "docs/deploy/runbook.md").read_text(), re.M | re.S
+    )
+    (minutes,) = re.findall(r"\*\*Escalate\.\*\* After (\d+) minutes", section)
+    assert int(minutes) * 60 <= seconds / 2
+    assert "for an hour" in section
+
+
+def test_the_heads_node_is_not_taken_away_to_save_money(on_aws: list[Manifest]) -> None:
+    annotations = ray_groups(on_aws)["head"]["template"]["metadata"]["annotations"]
+    assert annotations == {"karpenter.sh/do-not-disrupt": "true"}
+    policies = {
+        each["metadata"]["name"]: each["spec"]["disruption"]["consolidationPolicy"]
+        for each in on_aws
+        if each["kind"] == "NodePool"
+    }
+    assert policies["mezzotint-engine"] == "WhenEmpty"
+
+
 # Variables, images, secrets, the site
 
 
@@ -414,6 +443,28 @@ def test_rays_nodes_have_the_variables_that_mezzotint_serve_would_set(manifests:
             mount["mountPath"]
             for mount in ray_groups(manifests)[pod]["template"]["spec"]["containers"][0]["volumeMounts"]
         }
+
+
+# A pod's log files that grow, at most: of its actors, of Ray's own processes, of workers that have ended.
+LOG_FILES = 16
+
+
+def test_logs_are_rotated_long_before_they_fill_tmp_which_would_evict_the_pod(
+    manifests: list[Manifest],
+) -> None:
+    told = {name: value for where, name, value in environment(manifests) if where == "gateways/ray-worker"}
+    wanted = {name: told[name] for name in ("RAY_ROTATION_MAX_BYTES", "RAY_ROTATION_BACKUP_COUNT")}
+    # Ray reads them when it starts a node, each worker for its .out and .err; what nobody reads is no error.
+    for file in ("_private/node.py", "_private/workers/default_worker.py"):
+        assert "RAY_ROTATION_MAX_BYTES" in (RAY / file).read_text()
+    assert "RAY_ROTATION_BACKUP_COUNT" in (RAY / "_private/node.py").read_text()
+    autoscaler = ray_service(manifests)["spec"]["rayClusterConfig"]["autoscalerOptions"]["env"]
+    assert {each["name"]: each["value"] for each in autoscaler} == wanted
+    kept = int(wanted["RAY_ROTATION_MAX_BYTES"] or 0) * (1 + int(wanted["RAY_ROTATION_BACKUP_COUNT"] or 0))
+    for name in ("head", "gateways", "engines"):
+        volumes = ray_groups(manifests)[name]["template"]["spec"]["volumes"]
+        (tmp,) = [each["emptyDir"]["sizeLimit"] for each in volumes if each["name"] == "tmp"]
+        assert 0 < kept * LOG_FILES < 0.75 * quantity(tmp), name
 
 
 def test_every_image_of_ours_has_a_folder(manifests: list[Manifest]) -> None:
@@ -480,6 +531,26 @@ def test_the_site_is_told_the_same_way_everywhere() -> None:
         "replacements"
     ]
     assert {each["source"]["fieldPath"].partition(".")[2] for each in replacements} == names
+
+
+def test_terraform_and_each_overlay_look_for_the_model_under_one_prefix() -> None:
+    text = (ROOT / "deploy/terraform/infra/main.tf").read_text()
+    told = dict(
+        re.findall(r'^    (\w+) += "s3://\$\{module\.storage\.model_bucket\}/(.+)"$', text, flags=re.M)
+    )
+    in_overlays = {}
+    for name in ON_AWS:
+        site = (KUBERNETES / "overlays" / name / "site.env").read_text()
+        in_overlays[name] = re.findall(r"^MODEL_URI=s3://mezzotint-models/(.+)$", site, flags=re.M)
+    assert in_overlays == {name: [prefix] for name, prefix in told.items()}
+
+
+@pytest.mark.parametrize("name", ON_AWS)
+def test_the_load_balancers_webhook_sees_the_edges_pods_alone(name: str) -> None:
+    text = (ROOT / "deploy/terraform/modules/addons/gateway.tf").read_text()
+    wanted = dict(re.findall(r'objectSelector += \{ matchLabels = \{ "(\S+)" = "(\S+)" \} \}', text))
+    assert wanted
+    assert selected({"matchLabels": wanted}, overlay(name)) == {"edge"}
 
 
 @pytest.mark.parametrize("name", ON_AWS)
@@ -645,6 +716,15 @@ def test_every_link_in_the_documents_leads_somewhere() -> None:
         gone = [each for each in targets if "://" not in each and not (document.parent / each).exists()]
         broken += [f"{document.relative_to(ROOT)}: {target}" for target in gone]
     assert broken == []
+
+
+def test_no_document_applies_an_overlay_whose_site_is_a_placeholder() -> None:
+    applied = [
+        name
+        for document in DOCUMENTS
+        for name in re.findall(r"apply -k\s+deploy/kubernetes/overlays/(\w+)", document.read_text())
+    ]
+    assert set(applied) == {"local"}
 
 
 def test_every_make_target_in_the_documents_is_there() -> None:

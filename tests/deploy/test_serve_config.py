@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import yaml
 
 from mezzotint.imaging.metadata import read_receipt
 from tests.deploy.envoy import Edge
-from tests.deploy.manifests import KUBERNETES, ray_service
+from tests.deploy.manifests import KUBERNETES, ROOT, ray_service
 from tests.deploy.ports import free_port
 from tests.deploy.ray_cluster import RayCluster
 from tests.deploy.upstream import Upstream
@@ -87,6 +88,22 @@ def test_actors_are_where_their_groups_are(cluster: RayCluster, edge: Edge) -> N
     assert "ServeReplica:mezzotint:engine" not in named[gateways.pid]
     assert "ServeReplica:mezzotint:engine" in named[engines.pid]
     assert len(cluster.processes(GATEWAY)) == 2
+
+
+def test_a_requests_line_is_where_the_runbook_looks_for_it(cluster: RayCluster, client: httpx.Client) -> None:
+    (pattern,) = re.findall(r"cat /tmp/ray/(\S+)'", (ROOT / "docs/deploy/runbook.md").read_text())
+    response = client.get("/imagine", params={"prompt": "a cat", "steps": 2, "size": "none"})
+    assert response.status_code == 400
+    told = response.headers["x-request-id"]
+
+    def is_there() -> bool:
+        return any(
+            told in line and '"status": 4' in line
+            for file in cluster.temporary.glob(pattern)
+            for line in file.read_text(errors="replace").splitlines()
+        )
+
+    cluster.wait(is_there, "line of the request", 30.0)
 
 
 def test_hostile_headers_change_nothing(client: httpx.Client) -> None:

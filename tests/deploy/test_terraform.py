@@ -297,6 +297,37 @@ def test_the_outputs_are_the_names_that_the_sites_files_take() -> None:
     assert expected <= outputs | {"site"}, sorted(expected - outputs)
 
 
+def test_every_chart_with_a_servicemonitor_waits_for_its_definition() -> None:
+    """Helm would be refused by a cluster that knows no ServiceMonitor yet."""
+    text = text_of(SOURCE / "modules/addons")
+    releases = dict(re.findall(r'^resource "helm_release" "(\w+)" \{\n(.*?)^\}', text, re.M | re.S))
+    watched = {name for name, body in releases.items() if re.search(r"serviceMonitor += \{ enabled", body)}
+    waiting = {
+        name
+        for name, body in releases.items()
+        if re.search(r"depends_on = .*helm_release\.prometheus_stack", body)
+    }
+    assert watched == {"karpenter", "kuberay"}
+    assert watched <= waiting
+
+
+@pytest.mark.parametrize("module", ["network", "cluster", "karpenter", "storage"])
+def test_what_a_module_leaves_open_the_root_leaves_open_too(module: str) -> None:
+    """Else a site could change it by editing the module alone. The defaults are the same in both."""
+    given = (SOURCE / "infra/main.tf").read_text()
+    root = declared("variable", "infra/variables.tf")
+    for name, body in declared("variable", f"modules/{module}/variables.tf").items():
+        default = re.search(r"^  default +=(.*)", body, re.M)
+        if default is None:
+            continue
+        passed = re.search(rf"^  {name} += (.*)$", given, re.M)
+        assert passed, name
+        if passed[1] == f"var.{name}":
+            in_root = re.search(r"^  default +=(.*)", root[name], re.M)
+            assert in_root, name
+            assert in_root[1] == default[1], name
+
+
 def test_what_addons_takes_is_what_infra_gives() -> None:
     variables = declared("variable", "addons/variables.tf")
     required = {name for name, body in variables.items() if "default " not in body}

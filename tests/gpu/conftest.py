@@ -1,18 +1,45 @@
-"""The studios of tests/parity on a CUDA device, with everything on that a GPU has on by itself."""
+"""The studios of tests/parity on a CUDA device or its stand-in, with all on that a GPU has on by itself."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.models.loading import load_backend
+from tests.gpu.needs import HAS_CUDA
+from tests.gpu.stand_in import StandIn
 from tests.parity.conftest import Studio, making, open_studio
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
+def gpu() -> Iterator[StandIn | None]:
+    """None for a real one."""
+    if HAS_CUDA:
+        yield None
+        return
+    with StandIn().installed() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(autouse=True)
+def no_faults(gpu: StandIn | None) -> Iterator[None]:
+    if gpu is None:
+        yield
+        return
+    gpu.faults.clear()
+    yield
+    gc.collect()
+    assert gpu.faults == []
+
+
+@pytest.fixture(scope="package", autouse=True)
 def exact_convolutions() -> Iterator[None]:
     """cuDNN's fp32 is by default one of ten bits, in which nobody's pictures are the same to 1/255."""
     before = torch.backends.cudnn.allow_tf32
@@ -21,26 +48,44 @@ def exact_convolutions() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.fixture(scope="session")
-def tiny_studio(tiny_sdxl: Path) -> Studio:
-    return open_studio(str(tiny_sdxl), device="cuda")
+def loading(gpu: StandIn | None) -> AbstractContextManager[None]:
+    """Within, modules can be brought to "cuda"."""
+    return nullcontext() if gpu is None else gpu.modes()
 
 
-@pytest.fixture(scope="session")
+def studio_on(gpu: StandIn | None, model: str, **options: Any) -> Studio:
+    """Where there is no GPU, diffusers' own pipeline draws on the CPU."""
+    with loading(gpu):
+        backend = load_backend(model, device="cuda", threads=1, **options)
+    return open_studio(model, backend, device="cpu" if gpu else "cuda", **options)
+
+
+@pytest.fixture(scope="package")
+def tiny_studio(gpu: StandIn | None, tiny_sdxl: Path) -> Studio:
+    return studio_on(gpu, str(tiny_sdxl), dtype="fp32")
+
+
+@pytest.fixture(scope="package")
 def modules_studio(tiny_studio: Studio) -> Studio:
     return tiny_studio
 
 
-@pytest.fixture(scope="session")
-def bf16_studio(tiny_sdxl: Path) -> Studio:
-    return open_studio(str(tiny_sdxl), device="cuda", dtype="bf16")
+@pytest.fixture(scope="package")
+def bf16_studio(gpu: StandIn | None, tiny_sdxl: Path) -> Studio:
+    return studio_on(gpu, str(tiny_sdxl), dtype="bf16")
 
 
-@pytest.fixture(scope="session")
-def demo_studio() -> Studio:
-    return open_studio("demo", device="cuda")
+@pytest.fixture(scope="package")
+def demo_studio(gpu: StandIn | None) -> Studio:
+    return studio_on(gpu, "demo", dtype="fp32")
 
 
 @pytest.fixture
-def fresh_modules(tiny_sdxl: Path) -> Iterator[Callable[..., DiffusersBackend]]:
-    yield from making(str(tiny_sdxl), device="cuda", dtype="fp32")
+def fresh_modules(gpu: StandIn | None, tiny_sdxl: Path) -> Iterator[Callable[..., DiffusersBackend]]:
+    for make in making(str(tiny_sdxl), device="cuda", dtype="fp32"):
+
+        def load(make: Callable[..., DiffusersBackend] = make, **options: Any) -> DiffusersBackend:
+            with loading(gpu):
+                return make(**options)
+
+        yield load

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,19 @@ import torch
 
 from mezzotint.backends.cuda_graphs import GraphedCalls
 from mezzotint.backends.diffusers import DiffusersBackend
-from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
-from mezzotint.errors import GenerationFailed
+from mezzotint.core import GenerationRequest, Pixels, Progress, ResolvedRequest
+from mezzotint.engine.engine import Engine
+from mezzotint.errors import GenerationFailed, SettingInvalid
+from mezzotint.models.loading import load_backend
 from mezzotint.resolving import resolve
 from mezzotint.samplers import SAMPLERS
 from mezzotint.tuning import Tuning
-from tests.gpu.needs import GPU
+from tests.gpu.needs import GPU, needs_cuda
+from tests.parity.test_image_inputs import hole, picture
 
 pytestmark = GPU
 Make = Callable[..., DiffusersBackend]
+LIMIT_SECONDS = 60.0
 
 
 def request_for(backend: DiffusersBackend, **fields: Any) -> ResolvedRequest:
@@ -38,28 +44,49 @@ def draw(backend: DiffusersBackend, request: ResolvedRequest, request_id: str = 
     return pixels
 
 
+def spoil(backend: DiffusersBackend, request_id: str) -> None:
+    row = backend._rows[request_id]
+    with backend._lanes.steps():
+        row.latents = torch.full_like(row.latents, float("nan"))
+
+
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """Within, torch raises where an operation of its own would wait for the GPU."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            # That it is a prototype, which is told once, after it was set.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("guidance_scale", [5.0, 0.0], ids=["guided", "unguided"])
+INPUTS: dict[str, dict[str, Any]] = {
+    "guided": {"guidance_scale": 5.0},
+    "unguided": {"guidance_scale": 0.0},
+    "image": {"image": picture()},
+    "mask": {"image": picture(), "mask": hole()},
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("name", [sampler.name for sampler in SAMPLERS])
-def test_neither_starting_nor_stepping_waits(fresh_modules: Make, name: str, guidance_scale: float) -> None:
+def test_nothing_waits_between_the_start_and_the_decoding(fresh_modules: Make, name: str, kind: str) -> None:
     backend = fresh_modules(tuning=Tuning(cuda_graphs="off"))
-    request = request_for(backend, scheduler=name, guidance_scale=guidance_scale)
-    # The first of each kind is waited for, by an event, to be measured.
+    request = request_for(backend, scheduler=name, steps=4, preview_every=1, **INPUTS[kind])
+    # The first of each kind is waited for, by an event, to be measured; and so is the first preview.
+    backend.start("first", request)
+    backend.preview("first")
+    backend.release("first")
     draw(backend, request)
     with no_waiting():
         for request_id in ("a", "b"):
             backend.start(request_id, request)
         for _ in range(request.evaluations):
             assert backend.step(["a", "b"]) == {}
+            backend.preview("a")()
 
 
 def test_recorded_passes_draw_the_same_picture(fresh_modules: Make) -> None:
@@ -82,8 +109,7 @@ def test_a_row_that_is_no_longer_finite_fails_alone_a_step_later_at_most(fresh_m
     expected = draw(backend, request).astype(int)
     for request_id in ("sound", "broken"):
         backend.start(request_id, request)
-    row = backend._rows["broken"]
-    row.latents = torch.full_like(row.latents, float("nan"))
+    spoil(backend, "broken")
     failed: dict[str, Any] = {}
     for _ in range(2):
         failed |= backend.step(["sound", "broken"])
@@ -100,11 +126,63 @@ def test_what_the_last_pass_broke_is_found_at_the_decoding(fresh_modules: Make) 
     backend.start("a", request)
     for _ in range(2):
         backend.step(["a"])
-    row = backend._rows["a"]
-    row.latents = torch.full_like(row.latents, float("nan"))
+    spoil(backend, "a")
     backend.step(["a"])
     with pytest.raises(GenerationFailed, match="not a finite number"):
         backend.decode("a")
+
+
+def test_in_an_engine_the_neighbour_of_a_broken_row_is_drawn(
+    fresh_modules: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = fresh_modules()
+    begin = backend.start
+
+    def start(request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
+        warnings = begin(request_id, request)
+        if request.prompt == "broken":
+            spoil(backend, request_id)
+        return warnings
+
+    monkeypatch.setattr(backend, "start", start)
+    with Engine(backend) as engine:
+        tickets = {
+            (prompt, steps): engine.submit(
+                GenerationRequest(prompt, seed=1, steps=steps, width=64, height=64)
+            )
+            for prompt in ("sound", "broken")
+            for steps in (1, 6)
+        }
+        for (prompt, _), ticket in tickets.items():
+            if prompt == "broken":
+                with pytest.raises(GenerationFailed, match="finite"):
+                    ticket.result(LIMIT_SECONDS)
+            else:
+                assert ticket.result(LIMIT_SECONDS).width == 64
+
+
+def test_a_pass_that_is_over_does_not_keep_its_rows(fresh_modules: Make) -> None:
+    backend = fresh_modules()
+    backend.start("a", request_for(backend))
+    backend.step(["a"])
+    row = backend._rows["a"]
+    backend.step(["a"])
+    backend.decode("a")
+    assert row.in_pass is not None
+    assert row.in_pass._rows == ()
+
+
+@pytest.mark.parametrize("name", ["Euler a", "UniPC", "LCM"])
+def test_the_schedulers_left_to_themselves_wait(fresh_modules: Make, name: str) -> None:
+    backend = fresh_modules()
+    request = request_for(backend, scheduler=name)
+    backend.start("a", request)
+    backend._rows["a"].sampling._device = None
+    failed: dict[str, Any] = {}
+    with no_waiting():
+        for _ in range(4):
+            failed |= backend.step(["a"])
+    assert isinstance(failed["a"], GenerationFailed)
 
 
 def test_decodes_beside_steps_change_neither(fresh_modules: Make) -> None:
@@ -132,14 +210,42 @@ def test_decodes_beside_steps_change_neither(fresh_modules: Make) -> None:
             backend.release(request_id)
 
 
+def test_an_engine_shows_previews_of_both_devices_alike(fresh_modules: Make, tiny_sdxl: Path) -> None:
+    request = GenerationRequest("a fox", seed=1, steps=8, width=64, height=64, preview_every=2)
+    shown = []
+    for backend in (load_backend(str(tiny_sdxl), device="cpu", threads=1), fresh_modules()):
+        with Engine(backend) as engine:
+            events = list(engine.submit(request).events())
+        shown.append([each.preview for each in events if isinstance(each, Progress)])
+    # Where the device works behind the host a look comes a pass or two after it was asked for.
+    on_cpu, on_gpu = ([each.astype(int) for each in previews if each is not None] for previews in shown)
+    assert len(on_cpu) == 3
+    assert len(on_gpu) >= 2
+    for preview in on_gpu:
+        assert min(np.abs(preview - each).max() for each in on_cpu) <= 1
+
+
+@pytest.mark.parametrize(
+    ("tuning", "words"),
+    [
+        (Tuning(quantisation="int8"), "int8 needs compile"),
+        (Tuning(quantisation="fp8", compile="blocks"), "fp8 needs dtype bf16"),
+    ],
+)
+def test_what_quantisation_needs_is_said(fresh_modules: Make, tuning: Tuning, words: str) -> None:
+    pytest.importorskip("torchao", reason="the extra quantisation is not installed")
+    with pytest.raises(SettingInvalid, match=words):
+        fresh_modules(tuning=tuning)
+
+
+@needs_cuda
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_quantised_passes_draw_nearly_the_same_picture(demo_studio: Any, kind: Any) -> None:
     pytest.importorskip("torchao", reason="the extra quantisation is not installed")
     if kind == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU multiplies no fp8")
-    from mezzotint.models.loading import load_backend
-
-    backend = load_backend("demo", device="cuda", dtype="bf16", tuning=Tuning(quantisation=kind))
+    tuning = Tuning(quantisation=kind, compile="blocks" if kind == "int8" else "none")
+    backend = load_backend("demo", device="cuda", dtype="bf16", tuning=tuning)
     assert isinstance(backend, DiffusersBackend)
     request = demo_studio.request(prompt="a red apple", steps=8)
     plain = demo_studio.draw((0, request))[0].astype(int)

@@ -102,6 +102,23 @@ def test_a_failing_pass_raises_and_moves_no_row(
     assert backend.decode("a").tobytes() == expected
 
 
+def test_a_pass_that_fails_after_its_rows_have_moved_fails_all_and_is_not_run_again(
+    fresh_backend: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = fresh_backend()
+    for request_id in ("a", "b"):
+        backend.start(request_id, request_for(backend))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("device lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend._passes, "end", fail)
+        failed = backend.step(["a", "b"])
+    assert [*failed] == ["a", "b"]
+    assert all(isinstance(error, GenerationFailed) for error in failed.values())
+
+
 def test_latents_that_are_not_finite_are_no_picture(fresh_backend: Make) -> None:
     backend = fresh_backend()
     backend.start("a", request_for(backend))
@@ -201,10 +218,10 @@ def test_previews_come_to_look_like_the_picture(demo_studio: Any, name: str) -> 
     backend = demo_studio.backend
     request = demo_studio.request(prompt="a red apple", scheduler=name, steps=6, preview_every=1)
     backend.start("a", request)
-    assert backend.preview("a").shape == (16, 16, 3)
+    assert backend.preview("a")().shape == (16, 16, 3)
     for _ in range(request.evaluations):
         backend.step(["a"])
-        preview = backend.preview("a")
+        preview = backend.preview("a")()
         assert preview.shape == (request.height // 8, request.width // 8, 3)
         assert preview.dtype == np.uint8
     row = backend._rows["a"]

@@ -107,6 +107,33 @@ def test_a_config_can_be_built_where_no_ray_runs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_one_engine_that_fails_to_start_ends_no_rolling_update(replicas: int) -> None:
+    """By Ray Serve's own rule; what it stops at is the least of what is told and three a replica."""
+    from ray.serve._private.constants import MAX_PER_REPLICA_RETRY_COUNT
+
+    from mezzotint.serve.app import build_app
+
+    _, engine = build_app({"model": "fake", "replicas": replicas})._bound_deployment.init_args
+    told = engine._bound_deployment._deployment_config.max_constructor_retry_count
+    assert min(told, replicas * MAX_PER_REPLICA_RETRY_COUNT) == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_keeps_no_secret_of_what_needs_none() -> None:
+    """Arguments of deployments are kept where Ray keeps its state."""
+    from mezzotint.serve.app import build_app
+
+    named = "file:///etc/mezzotint/database_url"
+    gateway = build_app({"model": "fake", "database_url": named, "ui_key": "s3cret"})._bound_deployment
+    settings, engine = gateway.init_args
+    assert (settings.database_url, settings.ui_key) == (named, "")
+    (of_engine,) = engine._bound_deployment.init_args
+    assert (of_engine.database_url, of_engine.ui_key) == ("", "")
+    assert of_engine.model == "fake"
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("settings", "gpus", "cores", "expected"),
     [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import pytest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint.serve.middleware import SecureHeaders
 from mezzotint.serve.proxy import LOST_HEADER, TellErrors
@@ -16,10 +18,10 @@ async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
     """As the proxy leaves a request whose gateway was lost."""
 
 
-async def ask(app: ASGIApp) -> httpx.Response:
+async def ask(app: ASGIApp, path: str = "/imagine?prompt=a") -> httpx.Response:
     transport = httpx.ASGITransport(TellErrors(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
-        return await client.get("/imagine?prompt=a")
+        return await client.get(path)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,26 @@ async def test_when_no_gateway_answers_the_client_is_told_to_come_back(app: ASGI
     assert response.headers["x-should-retry"] == "true"
     # So that an edge in front knows that no gateway had the request to its end.
     assert response.headers[LOST_HEADER] == "gateway"
+
+
+async def test_a1111s_clients_are_told_in_a1111s_shape() -> None:
+    response = await ask(nothing, "/sdapi/v1/txt2img")
+    assert (response.status_code, set(response.json())) == (503, {"error", "detail", "body", "errors"})
+
+
+async def test_options_of_no_route_is_not_found_and_nothing_to_wait_for() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    scope = {"type": "http", "method": "OPTIONS", "path": "*", "headers": []}
+    await TellErrors(PlainTextResponse("Path '*' not found.", 404))(scope, receive, send)
+    assert sent[0]["status"] == 404
+    assert json.loads(sent[1]["body"])["error"]["code"] == "not_found"
 
 
 @pytest.mark.parametrize(("sent", "told"), [({"retry-after": "7"}, 7), ({}, 2)])

@@ -75,9 +75,23 @@ class PostgresServer:
     def new_database(self) -> str:
         """The URL of an empty database."""
         name = f"test_{secrets.token_hex(6)}"
-        with psycopg.connect(self.url("postgres", driver="postgresql"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+        self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
+
+    def execute(self, statement: str) -> None:
+        """As the superuser, who needs no password."""
+        with psycopg.connect(self.url("postgres", driver="postgresql"), autocommit=True) as connection:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+    def new_user(self) -> str:
+        """A name that must give its password, which is "first", by SCRAM."""
+        name = f"user_{secrets.token_hex(6)}"
+        self.execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'first'")
+        rules = self.folder / "data/pg_hba.conf"
+        # The first rule that fits is the one that holds.
+        rules.write_text(f"host all {name} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+        self.execute("SELECT pg_reload_conf()")
+        return name
 
 
 @contextmanager

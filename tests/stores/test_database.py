@@ -222,6 +222,49 @@ async def test_a_server_that_hangs_holds_nobody_up_for_long(
         assert await rows(database) == ["before"]
 
 
+async def test_new_connections_have_the_password_that_the_file_holds_then(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """As it is rotated: changed in the database first, and in the mounted file a while after."""
+    user, place = postgres.new_user(), postgres.new_database().partition("@")[2]
+    file = tmp_path / "database_url"
+    file.write_text(f"postgresql+psycopg://{user}:first@{place}\n")
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(connection: AsyncConnection) -> int | None:
+        reached.set()
+        await go_on.wait()
+        return await connection.scalar(text("SELECT 1"))
+
+    async with open_database(f"file://{file}") as database:
+        # The only connection is in use, so whatever else is asked opens another.
+        holding = asyncio.create_task(database.read(hold))
+        await reached.wait()
+        postgres.execute(f"ALTER ROLE {user} PASSWORD 'second'")
+        with pytest.raises(StoreUnavailable):
+            await rows(database)
+        file.write_text("no URL")
+        with pytest.raises(StoreUnavailable):
+            await rows(database)
+        file.write_text(f"postgresql+psycopg://{user}:second@{place}\n")
+        await until_it_answers(database)
+        go_on.set()
+        assert await holding == 1
+    async with open_database(f"file://{file}") as restarted:
+        assert await rows(restarted) == []
+
+
+@pytest.mark.parametrize("content", [None, "", "hidden", "mysql://user:hidden@host/name", "file:///hidden"])
+async def test_a_file_without_a_url_is_refused_at_the_start(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "database_url"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingInvalid, match="MEZZOTINT_DATABASE_URL") as caught:
+        async with open_database(f"file://{file}"):
+            pass
+    assert "hidden" not in caught.value.message
+
+
 async def test_gateways_follow_postgresqls_clock_and_no_other(database_url: str) -> None:
     async with open_database(database_url) as database:
         assert isinstance(database.now, Clock)

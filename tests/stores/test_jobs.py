@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -304,6 +305,39 @@ async def test_the_position_counts_who_comes_before(stores: Stores) -> None:
     assert [await stores.one.position(job) for job in (first, second)] == [0, 1]
     high = await stores.one.create(replace(NEW, priority="high"))
     assert [await stores.one.position(job) for job in (first, second, high)] == [1, 2, 0]
+
+
+async def test_what_has_not_ended_is_counted_by_state_with_its_age(stores: Stores) -> None:
+    assert await stores.one.unfinished() == {"queued": (0, 0.0), "running": (0, 0.0)}
+    await stores.one.create(NEW)
+    stores.clock.ahead = 60.0
+    await stores.one.create(NEW)
+    ended = await stores.one.create(NEW)
+    await stores.one.cancel(ended.id)
+    found = await stores.other.unfinished()
+    assert {state: count for state, (count, _) in found.items()} == {"queued": 2, "running": 0}
+    assert found["queued"][1] == pytest.approx(60.0, abs=5.0)
+    await stores.one.claim("runner", LEASE)
+    found = await stores.other.unfinished()
+    assert {state: count for state, (count, _) in found.items()} == {"queued": 1, "running": 1}
+    assert found["running"][1] == pytest.approx(60.0, abs=5.0)
+    assert found["queued"][1] < 5.0
+
+
+async def test_every_end_is_counted_once_by_the_store_that_brought_it(stores: Stores) -> None:
+    late = await stores.one.create(replace(NEW, deadline_s=5.0))
+    done, cancelled = await stores.one.create(NEW), await stores.one.create(NEW)
+    await stores.other.cancel(cancelled.id)
+    await stores.other.cancel(cancelled.id)
+    stores.clock.ahead = 6.0
+    claimed = await stores.one.claim("runner", LEASE)
+    assert claimed is not None
+    assert claimed.id == done.id
+    for _ in range(2):
+        await stores.one.finish(done.id, "runner", "done")
+    assert (await stores.one.get(late.id)).state == "failed"
+    assert stores.one.ended == Counter(failed=1, done=1)
+    assert stores.other.ended == Counter(cancelled=1)
 
 
 async def test_a_listener_misses_no_event_and_gets_none_twice(stores: Stores) -> None:

@@ -159,6 +159,31 @@ async def test_the_series_are_well_formed_and_tell_what_happened(
     assert look.total("mezzotint_requests_in_flight", surface="imagine") == 0
 
 
+async def test_jobs_are_told_by_state_and_of_two_gateways_once(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, gateways=2)
+    slow = replica_of(settings, FakeBackend(pass_seconds=0.1))
+    job = {"prompt": "a", "size": "64x64", "num_inference_steps": 150}
+
+    async def cancelled(client: httpx.AsyncClient) -> float:
+        return read(await series_of(client)).total("mezzotint_jobs_finished_total", state="cancelled")
+
+    try:
+        async with gate(settings, slow) as one, gate(settings, slow) as other:
+            made = [await one.client.post("/v1/images/jobs", json=job) for _ in range(2)]
+            look = read(await series_of(other.client))
+            assert look.total("mezzotint_jobs") == 2
+            assert look.total("mezzotint_job_oldest_seconds") > 0
+            for each in made:
+                await one.client.delete(f"/v1/images/jobs/{each.json()['id']}")
+            async with asyncio.timeout(30):
+                # By whichever drew it, or was asked to cancel it.
+                while sum([await cancelled(each.client) for each in (one, other)]) < 2:
+                    await asyncio.sleep(0.05)
+            assert read(await series_of(one.client)).total("mezzotint_jobs") == 0
+    finally:
+        slow.close()
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 async def test_prometheus_own_linter_finds_nothing(settings: Settings, replica: EngineReplica) -> None:
     async with gate(settings, replica) as opened:

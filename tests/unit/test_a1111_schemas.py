@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from mezzotint.core import MAX_SEED, Lora
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.samplers import SAMPLERS
-from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, sampler_of, seeds_of
+from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, sampler_of
+from mezzotint.serve.api.bounds import seeds_of
 
 # SillyTavern's request, with A1111's own defaults for the rest.
 CHATTY = {
@@ -111,6 +112,32 @@ def test_a_loras_scale_must_be_a_number() -> None:
         Txt2Img(prompt="a cat <lora:a:1.2.3>").to_request()
 
 
+def test_a_scale_that_is_no_number_is_told_of_as_one() -> None:
+    with pytest.raises(InvalidRequest, match="<lora:night:x> has a scale that is no number"):
+        Txt2Img(prompt="a cat <lora:night:x>").to_request()
+
+
+@pytest.mark.parametrize(
+    ("field", "accepted"),
+    [
+        ({"eta": 0.5}, "eta is not served here; accepted are 1, null, false, 0 or empty"),
+        ({"enable_hr": True}, "enable_hr is not served here; accepted are null, false, 0 or empty"),
+        ({"s_noise": 0}, "s_noise is not served here; accepted are 1, null or empty"),
+    ],
+)
+def test_a_refusal_says_what_is_accepted(field: dict[str, Any], accepted: str) -> None:
+    with pytest.raises(NotSupported) as refused:
+        Txt2Img.model_validate({"prompt": "a", **field}).to_request()
+    assert refused.value.message == accepted
+
+
+def test_null_and_the_empty_text_are_the_defaults() -> None:
+    said = {name: "" for name in Img2Img.model_fields if name not in ("prompt", "init_images")}
+    for nothing in (said, dict.fromkeys(said)):
+        fields = Img2Img.model_validate({"prompt": "a", "init_images": ["x"], **nothing})
+        assert fields == Img2Img(prompt="a", init_images=["x"])
+
+
 @pytest.mark.parametrize(("name", "value"), [("steps", True), ("seed", "many"), ("batch_size", 0)])
 def test_a_number_must_be_one(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
@@ -182,11 +209,10 @@ def test_the_mask_is_blurred_and_inverted_as_asked() -> None:
     assert (prepared(mask_blur=0, mask_blur_x=4) == blurred).all()
 
 
-def test_only_the_original_content_is_kept_under_a_mask() -> None:
+def test_under_a_mask_the_original_is_kept_whatever_a1111_would_do_by_default() -> None:
     plain = {"prompt": "a", "init_images": ["…"], "mask": "…"}
-    for fill in (0, 2, 3):
+    for fill in (2, 3):
         with pytest.raises(NotSupported, match="inpainting_fill"):
             Img2Img.model_validate({**plain, "inpainting_fill": fill}).to_request()
-    assert Img2Img.model_validate({**plain, "inpainting_fill": 1}).to_request()
-    with pytest.raises(NotSupported, match="inpaint_full_res"):
-        Img2Img.model_validate({**plain, "inpaint_full_res": True}).to_request()
+    for default in ({"inpainting_fill": 0}, {"inpainting_fill": 1}, {"inpaint_full_res": True}):
+        assert Img2Img.model_validate({**plain, **default}).to_request()

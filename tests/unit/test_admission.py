@@ -26,11 +26,11 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-def fill(engine: Engine, tenant: str) -> list[Ticket]:
+def fill(engine: Engine, tenant: str, group: str = "") -> list[Ticket]:
     tickets: list[Ticket] = []
     while len(tickets) < 100:
         try:
-            tickets.append(engine.submit(replace(REQUEST, tenant=tenant)))
+            tickets.append(engine.submit(replace(REQUEST, tenant=tenant), group=group))
         except QueueFull:
             return tickets
     raise AssertionError("the engine took a hundred requests and was not full")
@@ -45,6 +45,22 @@ def test_one_tenant_fills_half_of_the_backlog_and_another_half_of_the_rest(engin
 
 def test_an_idle_engine_takes_a_request_that_is_longer_than_the_whole_backlog(engine: Engine) -> None:
     engine.submit(replace(REQUEST, steps=150, width=256, height=256)).cancel()
+
+
+def test_an_idle_engine_takes_the_whole_of_a_request_of_several_pictures(engine: Engine) -> None:
+    long = replace(REQUEST, steps=150)
+    tickets = [engine.submit(long, group="ten") for _ in range(10)]
+    # Nor is that room for others.
+    with pytest.raises(QueueFull):
+        engine.submit(long, group="two")
+    for ticket in tickets:
+        ticket.cancel()
+
+
+def test_a_busy_engine_counts_the_pictures_of_a_request_together(engine: Engine) -> None:
+    fill(engine, "a")
+    # Two seconds are left, and as much would be taken of one picture.
+    assert 4 <= len(fill(engine, "b", "several")) <= 6
 
 
 def test_a_refusal_says_when_to_come_back_and_keeps_its_word_roughly(engine: Engine) -> None:

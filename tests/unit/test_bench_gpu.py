@@ -49,7 +49,8 @@ def test_every_part_of_a_quick_run_finds_what_can_be(tmp_path: Path) -> None:
     assert {"torch", "cuda"} <= kept["run"]["versions"].keys()
     found = {(each["part"], each["name"]): each["value"] for each in kept["results"]}
     assert all(math.isfinite(value) and value > 0 for value in found.values())
-    assert all(each.startswith("quantisation ") for each in kept["left_out"])
+    # A CPU has no such kernels.
+    assert all(each.startswith(("quantisation ", "switches, attention")) for each in kept["left_out"])
     assert {name for name, _ in found} == set(HERE)
 
     def of(part: str, *words: str) -> list[float]:
@@ -83,7 +84,7 @@ def test_a_cold_start_compiles_and_a_warm_cache_is_found(tmp_path: Path) -> None
     assert bench.left_out == []
     assert len(seconds) == 3
     for phases in seconds.values():
-        parts = sum(phases[name] for name in ("import", "build", "first_image"))
+        parts = sum(phases[name] for name in ("import", "build", "warm_up", "first_image"))
         assert 0 < parts < phases["whole"]
 
 
@@ -97,13 +98,31 @@ def test_a_part_without_time_says_what_it_left_out_and_the_run_goes_on() -> None
 
 
 def test_a_part_that_fails_is_told_and_the_others_are_measured() -> None:
+    class OfTheCompiler(Exception):
+        pass
+
     def broken(_: GpuBench) -> list[Any]:
-        raise RuntimeError("CUDA error: an illegal memory access\nand much more")
+        raise OfTheCompiler("CUDA error: an illegal memory access\nand much more")
 
     bench = GpuBench(replace(QUICK, budgets={"broken": 5.0, "matrix": 5.0}), torch.device("cpu"))
     results = run_parts(bench, ["broken", "matrix"], {"broken": broken, "matrix": PARTS["matrix"]})
     assert bench.left_out == ["broken: failed, CUDA error: an illegal memory access"]
     assert any(each.part == "matrix" for each in results)
+
+
+def test_parts_that_are_asked_for_alone_have_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def part(bench: GpuBench) -> list[Any]:
+        given.append(bench.left)
+        return []
+
+    bench = GpuBench(replace(FULL, budgets={"a": 10.0, "b": 30.0, "c": 400.0}), torch.device("cpu"))
+    run_parts(bench, ["a", "b"], dict.fromkeys("abc", part))
+    assert given == pytest.approx([WHOLE_SECONDS / 4, WHOLE_SECONDS * 3 / 4], abs=5)
+    given.clear()
+    run_parts(bench, ["a", "c"], dict.fromkeys("abc", part))
+    assert given == pytest.approx([10 * WHOLE_SECONDS / 410, 400 * WHOLE_SECONDS / 410], abs=5)
 
 
 def test_the_whole_run_is_given_less_than_nine_minutes() -> None:

@@ -48,6 +48,18 @@ def test_a_flag_goes_before_a_variable_and_a_variable_before_the_default(
         ("MEZZOTINT_COMPILE", "true", "none, blocks"),
         ("MEZZOTINT_NEURON_CORES", "0", "1…32"),
         ("MEZZOTINT_STAND_IN", "true", "the device neuron alone"),
+        ("MEZZOTINT_DEVICE", "gpu", "auto, cpu, cuda, cuda:N or neuron"),
+        ("MEZZOTINT_DEVICE", "cuda:x", "cuda:N"),
+        ("MEZZOTINT_DEVICE", "cpu:0", "cuda:N"),
+        ("MEZZOTINT_WARM_UP_SIZES", "1024x1024,13x7", "multiples of 8"),
+        ("MEZZOTINT_WARM_UP_SIZES", "0x8", "multiples of 8"),
+        ("MEZZOTINT_LORAS", "a.ckpt", ".safetensors"),
+        ("MEZZOTINT_IMAGE_STORE", "s3://", "s3://bucket/prefix"),
+        ("MEZZOTINT_IMAGE_STORE", "s3:///prefix", "s3://bucket/prefix"),
+        ("MEZZOTINT_IMAGE_STORE", "gs://bucket", "s3://bucket/prefix"),
+        ("MEZZOTINT_DATABASE_URL", "mysql://x", "postgresql+psycopg://"),
+        ("MEZZOTINT_DATABASE_URL", "sqlite://", "sqlite+aiosqlite:///FILE"),
+        ("MEZZOTINT_DATABASE_URL", "file://relative", "file:///PATH"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_is_accepted(
@@ -58,6 +70,33 @@ def test_a_bad_value_is_refused_with_its_name_and_what_is_accepted(
         load_settings()
     assert accepted in refused.value.message
     assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("device", ["auto", "cpu", "cuda", "cuda:1", "neuron"]),
+        ("image_store", ["", "/a/folder", "folder", "s3://bucket", "s3://bucket/some/prefix"]),
+        ("database_url", ["", "sqlite:///a.db", "postgres://a@b/c", "file:///a/b"]),
+    ],
+)
+def test_the_forms_that_are_accepted(name: str, values: list[str]) -> None:
+    for value in values:
+        assert getattr(load_settings(**{name: value}), name) == value
+
+
+def test_a_backlog_to_scale_at_that_is_never_reached_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it was set itself, or the most that a replica takes was set below it."""
+    monkeypatch.setenv("MEZZOTINT_MAX_REPLICAS", "2")
+    assert load_settings(target_backlog_s=119.0).target_backlog_s == 119.0
+    with pytest.raises(SettingInvalid, match=r"--target-backlog-s takes .*below max_backlog_s; not 120\.0"):
+        load_settings(target_backlog_s=120.0)
+    with pytest.raises(
+        SettingInvalid, match=r"MEZZOTINT_TARGET_BACKLOG_S takes .*below max_backlog_s; not 60\.0"
+    ):
+        load_settings(max_backlog_s=5.0)
+    monkeypatch.delenv("MEZZOTINT_MAX_REPLICAS")
+    assert load_settings(max_backlog_s=5.0).max_backlog_s == 5.0
 
 
 def test_a_bad_flag_is_refused_by_the_flags_name() -> None:
@@ -118,6 +157,16 @@ def test_the_environment_goes_before_the_file_and_a_flag_before_both(
     assert "host" not in found.origins
     monkeypatch.setenv("MEZZOTINT_CONFIG", str(file))
     assert load_settings() == load_settings(file)
+
+
+def test_on_and_off_are_written_as_they_are_in_either_kind_of_file(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.yaml", "auth: on\nchannels_last: off\n"),
+        ("a.toml", 'auth = "on"\nchannels_last = "off"\n'),
+    ):
+        (tmp_path / name).write_text(text)
+        settings = load_settings(tmp_path / name)
+        assert (settings.auth, settings.channels_last) == ("on", "off")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +258,21 @@ def test_config_check_prints_every_setting_with_its_source_and_no_password(
     file.write_text("port: high\n")
     assert run(["config", "check", str(file)]) == 2
     assert "a TCP port" in capsys.readouterr().err
+
+
+def test_config_check_warns_of_files_that_may_be_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here.safetensors").touch()
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        f'loras = ["{tmp_path}/here.safetensors", "pencil=/no/pencil.safetensors"]\npreview_vae = "/no/vae"\n'
+    )
+    assert run(["config", "check", str(file)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: loras: /no/pencil.safetensors is not here; it must be where the engines run",
+        "warning: preview_vae: /no/vae is not here; it must be where the engines run",
+    ]
 
 
 def test_the_reference_page_is_that_of_the_settings(capsys: pytest.CaptureFixture[str]) -> None:

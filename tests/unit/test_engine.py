@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from mezzotint.backends.base import Look
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import (
     Cancelled,
@@ -21,7 +22,6 @@ from mezzotint.core import (
     Event,
     Failed,
     GenerationRequest,
-    Pixels,
     Progress,
     Queued,
     ResolvedRequest,
@@ -301,7 +301,7 @@ def test_warm_up_stops_at_the_width_that_the_device_has_room_for() -> None:
 
 def test_a_failing_preview_costs_the_preview_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     class Blind(FakeBackend):
-        def preview(self, request_id: str) -> Pixels:
+        def preview(self, request_id: str) -> Look:
             raise RuntimeError("no preview")
 
     with Engine(Blind()) as engine:
@@ -355,10 +355,18 @@ def test_a_readers_event_loop_that_closes_early_harms_nobody() -> None:
         assert engine.alive
 
 
-@pytest.mark.parametrize("setting", ["max_width", "max_queue"])
-def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str) -> None:
-    with pytest.raises(SettingInvalid, match=setting):
-        Engine(FakeBackend(), **{setting: 0})
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("max_width", 0, "max_width must be 1…8"),
+        ("max_width", 9, "max_width must be 1…8"),
+        ("max_queue", 0, "max_queue must be at least 1"),
+    ],
+)
+def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str, value: int, told: str) -> None:
+    with pytest.raises(SettingInvalid, match=told) as refused:
+        Engine(FakeBackend(max_width=8), **{setting: value})
+    assert refused.value.param == setting
 
 
 def test_a_full_queue_refuses_with_the_seconds_to_wait(make_backend: MakeBackend) -> None:
@@ -466,10 +474,10 @@ def test_warm_up_measures_each_size_it_is_given_by_width() -> None:
     backend = FakeBackend(pass_seconds=0.002, row_seconds=0.001)
     with Engine(backend) as engine:
         engine.warm_up([(64, 96)])
-        table = engine.cost.table(BatchKey(64, 96, True))
+        one, eight = (engine.cost.seconds(BatchKey(64, 96, True), width) for width in (1, 8))
     # Were it guessed from 128×128's curve, its passes would cost a third in proportion at width 8.
-    assert table[1] >= 0.003
-    assert table[8] >= 0.010
+    assert one >= 0.003
+    assert eight >= 0.010
 
 
 def test_a_model_that_cannot_draw_fails_its_warm_up(make_backend: MakeBackend) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.core import GenerationRequest, Lora, ResolvedRequest, ServedLora
 from mezzotint.engine.rows import BatchKey
+from mezzotint.errors import MAX_RETRY_AFTER_SECONDS
 from mezzotint.resolving import resolve
-from mezzotint.serve.fleet import MAX_PROMISE_SECONDS, STALE_SECONDS, Fleet
+from mezzotint.serve.fleet import STALE_SECONDS, Fleet
 from mezzotint.serve.wire import Report
 
 KEY = BatchKey(128, 128, True)
@@ -114,12 +116,34 @@ def test_a_replica_whose_model_does_not_draw_the_size_is_not_chosen(fleet: Fleet
     assert fleet.choose(request(width=256, height=256)) == "small"
 
 
+def test_a_replica_that_has_not_compiled_the_size_is_not_chosen(fleet: Fleet) -> None:
+    info = FakeBackend().info
+    small = replace(info, limits=replace(FAKE_LIMITS, served=((64, 64), (256, 256))))
+    large = replace(info, limits=replace(FAKE_LIMITS, served=((64, 64), (128, 128))))
+    fleet.update([report("small", info=small), report("large", 9.0, info=large)], 0.0)
+    assert fleet.choose(request(width=128, height=128)) == "large"
+    assert fleet.choose(request(width=64, height=64)) == "small"
+
+
 def test_a_shape_that_was_never_run_costs_as_its_area(fleet: Fleet) -> None:
     fleet.update([report("a")], 0.0)
     assert fleet.cost_s(request(steps=10)) == pytest.approx(1.0)
     assert fleet.cost_s(request(steps=10, width=256)) == pytest.approx(2.0)
     assert fleet.cost_s(request(steps=10, guidance_scale=0.0)) == pytest.approx(0.5)
     assert Fleet().cost_s(request()) == 0.0
+
+
+def test_decoding_costs_once_a_picture_by_the_pixel_and_nothing_where_it_is_not_told(fleet: Fleet) -> None:
+    telling = report("a", decode_s_a_pixel=0.5 / (128 * 128))
+    fleet.update([telling], 0.0)
+    assert fleet.cost_s(request(steps=10)) == pytest.approx(1.5)
+    assert fleet.cost_s(request(steps=20)) == pytest.approx(2.5)
+    assert fleet.cost_s(request(steps=10, width=256)) == pytest.approx(3.0)
+    # As a replica of an earlier version sends it.
+    earlier = object.__new__(Report)
+    vars(earlier).update({name: told for name, told in vars(telling).items() if name != "decode_s_a_pixel"})
+    fleet.update([pickle.loads(pickle.dumps(earlier))], 0.0)
+    assert fleet.cost_s(request(steps=10)) == pytest.approx(1.0)
 
 
 def test_only_when_no_replica_has_room_is_the_request_refused(fleet: Fleet) -> None:
@@ -130,6 +154,18 @@ def test_only_when_no_replica_has_room_is_the_request_refused(fleet: Fleet) -> N
     # The first to have room for four seconds is b, in two.
     assert refusal.retry_after_s == pytest.approx(2.0)
     assert fleet.refusal(request(steps=40), avoid=("b",)).retry_after_s == pytest.approx(3.5)
+
+
+def test_several_that_ask_as_one_need_room_together_unless_a_replica_is_idle(fleet: Fleet) -> None:
+    fleet.update([report("a", 57.0)], 0.0)
+    assert fleet.refusal(request(steps=10), count=3) is None
+    refusal = fleet.refusal(request(steps=10), count=5)
+    assert refusal is not None
+    assert refusal.retry_after_s == pytest.approx(2.0)
+    fleet.update([report("b", 57.0)], 0.0)
+    assert fleet.refusal(request(steps=10), count=5) is None
+    fleet.update([report("a")], 0.0)
+    assert fleet.refusal(request(steps=10), count=1_000) is None
 
 
 def test_a_tenant_that_holds_half_is_refused_and_another_is_not(fleet: Fleet) -> None:
@@ -165,4 +201,4 @@ def test_the_refused_are_told_to_come_back_one_after_the_other(fleet: Fleet, clo
     clock.now += 4.0
     fleet.update([report("a", 60.0), report("b", 60.0)], clock.now)
     assert told("x") == pytest.approx(2.0)
-    assert max(told("x") for _ in range(500)) <= MAX_PROMISE_SECONDS
+    assert max(told("x") for _ in range(500)) <= MAX_RETRY_AFTER_SECONDS

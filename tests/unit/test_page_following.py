@@ -99,6 +99,18 @@ async def test_a_job_that_the_service_has_forgotten_is_lost(watched: Callable[[A
     assert drawing.state == "lost"
 
 
+async def test_a_drawing_whose_news_cannot_be_read_is_lost_and_not_asked_for_again(
+    watched: Callable[[Answer], Browser], caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = watched(lambda _: stream(("1", "image", {"no": "index"})))
+    drawing = browser.drawings["job_1"]
+    await until(lambda: drawing.is_over)
+    browser.watch()
+    assert drawing.state == "lost"
+    assert not browser._tasks
+    assert [record.levelname for record in caplog.records].count("ERROR") == 1
+
+
 async def test_a_waiting_job_tells_its_place(watched: Callable[[Answer], Browser]) -> None:
     waiting = asyncio.Event()
 

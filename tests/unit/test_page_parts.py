@@ -100,10 +100,29 @@ class TestDrawing:
             {**JOB, "prompt": "p", "at": 1.0, "n": 10**9},
             {**JOB, "prompt": "p", "at": "yesterday"},
             {**JOB, "prompt": "p", "at": float("nan")},
+            {**JOB, "prompt": "p", "at": float("inf")},
+            {**JOB, "prompt": "p", "at": 10**400},
         ],
     )
     def test_what_is_no_drawing_in_a_browsers_storage_is_left_out(self, kept: object) -> None:
         assert Drawing.of_kept(kept) is None
+
+    @pytest.mark.parametrize(
+        ("state", "finished", "expected"),
+        [
+            ([], [0], ("queued", set())),
+            ({}, [0], ("queued", set())),
+            ("done", [[0], {}, 1, 9, None], ("done", {1})),
+            ("done", 7, ("done", set())),
+        ],
+    )
+    def test_what_is_malformed_of_a_drawing_in_a_browsers_storage_is_left_out(
+        self, state: object, finished: object, expected: tuple[str, set[int]]
+    ) -> None:
+        kept = {**JOB, "prompt": "p", "at": 1.0, "state": state, "finished": finished}
+        drawing = Drawing.of_kept(kept)
+        assert drawing is not None
+        assert (drawing.state, drawing.finished) == expected
 
 
 class TestReceipts:
@@ -299,11 +318,11 @@ class TestSentences:
     # What only a program that calls the service can do wrong.
     NOT_OF_A_PAGE = frozenset({"body_too_slow", "headers_too_large", "idempotency_conflict"})
 
-    def test_every_error_of_the_service_has_a_sentence(self) -> None:
+    def test_every_error_of_the_service_has_a_sentence_and_nothing_else_has(self) -> None:
         kinds = {
             kind.code for name in errors.__all__ if (kind := getattr(errors, name)) is not MezzotintError
         }
-        assert kinds - set(SENTENCES) == self.NEVER_ANSWERED | self.NOT_OF_A_PAGE
+        assert kinds == set(SENTENCES) | self.NEVER_ANSWERED | self.NOT_OF_A_PAGE
 
     @pytest.mark.parametrize("code", [*SENTENCES, "internal_error", "something_new"])
     def test_a_sentence_begins_and_ends_as_one_and_names_no_code(self, code: str) -> None:
@@ -322,7 +341,7 @@ class TestSentences:
         assert "again in a moment" in said
 
     def test_the_wait_comes_along(self) -> None:
-        notice = notice_of(Refused(429, "rate_limit_exceeded", "slow", None, 12.4))
+        notice = notice_of(Refused(429, "rate_limit_exceeded", "slow", 12.4))
         assert notice.wait_s == 12.4
         assert "Try again in 12 s." in cards.notice_box(notice)
 

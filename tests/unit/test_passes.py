@@ -35,21 +35,18 @@ class Device:
 
     decodes = steps
 
-    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
-
     def begin(self) -> Any:
         self.now += self.handing
         return None
 
-    def mark(self, begun: Any, flags: torch.Tensor) -> Any:
+    def fetch(self, tensor: torch.Tensor, begun: Any = None) -> Any:
         if self.free_at:
             self.idle += max(0.0, self.now - self.free_at)
         self.free_at = max(self.now, self.free_at) + self.seconds
-        mark = _Mark(self, self.free_at, flags, self.seconds)
-        self.in_flight.append(mark)
-        self.most = max(self.most, sum(not each.passed() for each in self.in_flight))
-        return mark
+        fetched = _Fetched(self, self.free_at, tensor, self.seconds)
+        self.in_flight.append(fetched)
+        self.most = max(self.most, sum(not each.arrived() for each in self.in_flight))
+        return fetched
 
     def clock(self) -> float:
         return self.now
@@ -62,16 +59,16 @@ class Device:
         return PassQueue(self, clock=self.clock, sleep=self.sleep)
 
 
-class _Mark:
-    def __init__(self, device: Device, at: float, flags: torch.Tensor, seconds: float) -> None:
-        self._device, self._at, self._flags, self._seconds = device, at, flags, seconds
+class _Fetched:
+    def __init__(self, device: Device, at: float, tensor: torch.Tensor, seconds: float) -> None:
+        self._device, self._at, self._tensor, self._seconds = device, at, tensor, seconds
 
-    def passed(self) -> bool:
+    def arrived(self) -> bool:
         return self._device.now >= self._at
 
-    def wait(self) -> list[bool]:
+    def wait(self) -> torch.Tensor:
         self._device.now = max(self._device.now, self._at)
-        return list(self._flags.tolist())
+        return self._tensor
 
     def device_seconds(self) -> float:
         return self._seconds

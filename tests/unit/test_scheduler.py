@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mezzotint.core import PRIORITIES, Lora, Priority
 from mezzotint.engine.cost import StepCost
-from mezzotint.engine.rows import TRANSITIONS, BatchKey, State, measured_as
+from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, BatchKey, State, measured_as
 from mezzotint.engine.rules import TENANT_SHARE, Rules
 from mezzotint.engine.scheduler import IllegalMove, Scheduler
 from mezzotint.engine.simulate import Arrival, simulate
@@ -324,6 +325,78 @@ def test_the_news_of_the_queue_says_what_the_first_word_said() -> None:
     assert (first.position, first.eta_s) == (later.position, pytest.approx(later.eta_s))
     # Its own work, and as much of the flood's.
     assert later.eta_s == pytest.approx(2 * 20 * 0.12)
+
+
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.integers(0, 7),
+            st.integers(1, 60),
+            st.sampled_from((GUIDED, UNGUIDED, WIDE)),
+            st.sampled_from(PRIORITIES),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    decode_s=st.sampled_from((0.0, 0.3)),
+)
+@settings(deadline=None)
+def test_where_all_stand_is_what_adding_up_each_other_tenants_share_says(
+    asked: list[tuple[int, int, BatchKey, Priority]], decode_s: float
+) -> None:
+    cost = cost_of({1: 0.031, 2: 0.042, 4: 0.065, 8: 0.118})
+    if decode_s:
+        cost.observe_decode(GUIDED, decode_s)
+    scheduler = Scheduler(cost)
+    order: dict[int, list[int]] = {}
+    for i, (tenant, evaluations, key, priority) in enumerate(asked):
+        scheduler.submit(str(i), key, evaluations, 0.0, tenant=str(tenant), priority=priority)
+        order.setdefault(tenant, []).append(i)
+    for own in order.values():
+        own.sort(key=lambda i: (-WEIGHTS[asked[i][3]], asked[i][1], i))
+
+    def seconds(requests: list[int]) -> float:
+        return sum(scheduler.seconds_of_work(asked[i][2], asked[i][1]) for i in requests)
+
+    def charge(requests: list[int]) -> float:
+        return sum(seconds([i]) / WEIGHTS[asked[i][3]] for i in requests)
+
+    company = Counter(key for _, _, key, _ in asked)
+    told = {each.id: each for each in scheduler.waiting(0.0)}
+    assert len(told) == len(asked)
+    for tenant, own in order.items():
+        others = [requests for other, requests in order.items() if other != tenant]
+        for n, i in enumerate(own, 1):
+            shares = [min(1.0, charge(own[:n]) / charge(requests)) for requests in others]
+            ahead = sum(share * len(requests) for share, requests in zip(shares, others, strict=True))
+            eta_s = sum(share * seconds(requests) for share, requests in zip(shares, others, strict=True))
+            eta_s += seconds(own[:n])
+            _, evaluations, key, _ = asked[i]
+            width = min(company[key], cost.knee(key))
+            alone = evaluations * cost.seconds(key, width) + cost.decode_seconds(key)
+            assert told[str(i)].position == n - 1 + int(ahead + 1e-6)
+            assert told[str(i)].eta_s == pytest.approx(max(alone, eta_s))
+
+
+def test_telling_all_where_they_stand_takes_no_step_for_each_pair_of_tenants() -> None:
+    def calls(tenants: int) -> int:
+        scheduler, count = Scheduler(BATCHES), 0
+        for i in range(tenants):
+            scheduler.submit(f"{i}", GUIDED, 20 + i, 0.0, tenant=f"{i}")
+
+        def counted(frame: object, event: str, argument: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(counted)
+        try:
+            scheduler.waiting(0.0)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    # Four times as many.
+    assert calls(400) < 6 * calls(100)
 
 
 def test_decoding_counts_in_the_work_and_in_the_share() -> None:

@@ -10,4 +10,5 @@ module "addons" {
   monitoring         = var.monitoring
   metrics_days       = var.metrics_days
   metrics_gib        = var.metrics_gib
+  alert_routes       = var.alert_routes
 }

@@ -1,4 +1,4 @@
-# All but the last four are outputs of the root `infra`, under the same names.
+# All but the last five are outputs of the root `infra`, under the same names.
 
 variable "region" {
   description = "AWS region of the cluster."
@@ -79,4 +79,10 @@ variable "metrics_gib" {
   description = "GiB of Prometheus's disk."
   type        = number
   default     = 20
+}
+
+variable "alert_routes" {
+  description = "Secret in namespace monitoring whose alertmanager.yaml says where alerts go; it is made by hand, so that no receiver's address is in the state."
+  type        = string
+  default     = "alertmanager-routes"
 }

@@ -14,7 +14,7 @@ locals {
 
   model_uri = coalesce(var.model_uri, {
     none = "demo"
-    gpu  = "s3://${module.storage.model_bucket}/sdxl"
+    gpu  = "s3://${module.storage.model_bucket}/sdxl-gpu"
     inf2 = "s3://${module.storage.model_bucket}/sdxl-inf2"
     trn1 = "s3://${module.storage.model_bucket}/sdxl-trn1"
   }[var.accelerator])
@@ -42,6 +42,7 @@ module "cluster" {
   public_access_cidrs   = var.public_access_cidrs
   admins                = var.admins
   system_instance_types = var.system_instance_types
+  system_nodes          = var.system_nodes
   addon_versions        = var.addon_versions
   logs_key_arn          = module.network.logs_key_arn
   log_days              = var.log_days
@@ -64,6 +65,13 @@ module "storage" {
   client_security_group_id = module.cluster.cluster_security_group_id
   keep_data                = var.keep_data
   multi_zone               = var.multi_zone
+  database_instance_class  = var.database_instance_class
+  database_gib             = var.database_gib
+  backup_days              = var.backup_days
+  cache_node_type          = var.cache_node_type
+  picture_days             = var.picture_days
+  maintenance_window       = var.maintenance_window
+  apply_now                = var.apply_now
   create_repositories      = var.create_repositories
   logs_key_arn             = module.network.logs_key_arn
   log_days                 = var.log_days

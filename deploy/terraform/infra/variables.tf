@@ -48,13 +48,13 @@ variable "engine_instance_types" {
 }
 
 variable "kubernetes_version" {
-  description = "Kubernetes version, 1.34 to 1.36."
+  description = "Kubernetes version, 1.35 or 1.36."
   type        = string
   default     = "1.35"
 
   validation {
-    condition     = contains(["1.34", "1.35", "1.36"], var.kubernetes_version)
-    error_message = "kubernetes_version must be 1.34, 1.35 or 1.36: what the manifests and the add-ons were written for."
+    condition     = contains(["1.35", "1.36"], var.kubernetes_version)
+    error_message = "kubernetes_version must be 1.35 or 1.36: what the manifests and the add-ons were written for."
   }
 }
 
@@ -106,6 +106,16 @@ variable "system_instance_types" {
   default     = ["m6i.large"]
 }
 
+variable "system_nodes" {
+  description = "System nodes: how few, how many, how many at first."
+  type = object({
+    min     = optional(number, 2)
+    max     = optional(number, 4)
+    desired = optional(number, 2)
+  })
+  default = {}
+}
+
 variable "addon_versions" {
   description = "Versions of EKS add-ons, by name; what is not named gets EKS's default."
   type        = map(string)
@@ -120,6 +130,48 @@ variable "keep_data" {
 
 variable "multi_zone" {
   description = "Whether database and cache have a second machine in another zone."
+  type        = bool
+  default     = false
+}
+
+variable "database_instance_class" {
+  description = "RDS instance class."
+  type        = string
+  default     = "db.t4g.medium"
+}
+
+variable "database_gib" {
+  description = "GiB of the database's disk at first; it grows to five times as much."
+  type        = number
+  default     = 20
+}
+
+variable "backup_days" {
+  description = "Days that the database's backups are kept, 1 to 35."
+  type        = number
+  default     = 7
+}
+
+variable "cache_node_type" {
+  description = "ElastiCache node type."
+  type        = string
+  default     = "cache.t4g.small"
+}
+
+variable "picture_days" {
+  description = "Days after which the bucket itself forgets a picture: a net below the service's own sweep, so longer than MEZZOTINT_JOB_TTL_S and 30 days."
+  type        = number
+  default     = 60
+}
+
+variable "maintenance_window" {
+  description = "When AWS may restart database and cache, in UTC: ddd:hh:mm-ddd:hh:mm, an hour or more. Null for times of AWS's choice."
+  type        = string
+  default     = null
+}
+
+variable "apply_now" {
+  description = "Whether changes that restart database or cache are made by the apply itself, and not in the next maintenance window."
   type        = bool
   default     = false
 }

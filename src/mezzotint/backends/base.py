@@ -9,7 +9,7 @@ Threads: `start`, `step`, `preview` and `release` are called from the engine's l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,6 +58,10 @@ class BackendInfo:
         )
 
 
+# The pixels, or None as long as the device is still at them.
+Look = Callable[[], Pixels | None]
+
+
 class Backend(Protocol):
     """Six methods, a description and counters."""
 
@@ -89,7 +93,7 @@ class Backend(Protocol):
         """
         ...
 
-    def preview(self, request_id: str) -> Pixels:
+    def preview(self, request_id: str) -> Look:
         """A cheap look at the running picture: latent height × latent width × 3, or the picture's size."""
         ...
 

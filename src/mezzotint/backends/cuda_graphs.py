@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +20,8 @@ __all__ = ["CudaRecorder", "GraphedCalls", "Recorder"]
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS = 32
+# Two sizes, each with 1 to 32 rows: 16 images, of which any number are guided.
+MAX_GRAPHS = 64
 # Calls of one kind before it is recorded: the first compiles and chooses kernels, the second finds all ready.
 CALLS_BEFORE = 2
 MAX_COUNTED = 256
@@ -48,9 +50,17 @@ class CudaRecorder:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        # Not by `torch.cuda.graph`, which first waits for the whole device and gives its spare memory back.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
             result = call()
+        except BaseException:
+            # What was recorded is lost, and the pool with it: it would take itself to be still in use.
+            self._pool = None
+            with suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
         return graph.replay, result
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.base import BackendInfo, Look
 from mezzotint.backends.lanes import Lanes, lanes_of
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.painting import Kept, begin
@@ -143,7 +143,7 @@ class DiffusersBackend:
             loras=parts.loras,
         )
         self._pictures = PictureCodec(
-            parts.vae, parts.sizes, preview_vae=parts.preview_vae, fetch=self._lanes.fetch
+            parts.vae, parts.sizes, preview_vae=parts.preview_vae, lanes=self._lanes
         )
         self._scale_factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._samplings = SamplingFactory(parts.scheduler_config, device)
@@ -200,10 +200,14 @@ class DiffusersBackend:
             timesteps = [row.sampling.timestep for row in rows]
             scaled = torch.cat([row.sampling.scale(row.latents) for row in rows])
             noise = self._predict(batch, scaled, timesteps)
-            failed = self._advance(request_ids, rows, scaled, noise, timesteps)
-            finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
-            kind = (scaled.shape, len(batch.places))
-            this = self._passes.end(kind, rows, finite)
+        try:
+            with self._lanes.steps():
+                failed = self._advance(request_ids, rows, scaled, noise, timesteps)
+                finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
+                this = self._passes.end((scaled.shape, len(batch.places)), rows, finite)
+        except Exception as error:
+            # Rows have moved: the pass cannot be run again, and none of them can go on.
+            return dict.fromkeys(request_ids, _failure("the end of a pass", error))
         for request_id, row in zip(request_ids, rows, strict=True):
             row.in_pass = this
             if not row.finite and request_id not in failed:
@@ -231,7 +235,7 @@ class DiffusersBackend:
         return failed
 
     @torch.inference_mode()
-    def preview(self, request_id: str) -> Pixels:
+    def preview(self, request_id: str) -> Look:
         row = self._rows[request_id]
         with _failures_of("the preview"), self._lanes.steps():
             if row.last is None:
@@ -256,6 +260,9 @@ class DiffusersBackend:
 
     def close(self) -> None:
         """Forget every request and drop the modules. Nothing can be drawn afterwards."""
+        if self._device.type == "cuda":
+            # What is given back may be handed out again at once, and passes in the queue still read it.
+            torch.cuda.synchronize(self._device)
         self._rows.clear()
         self._batch = None
         self._passes.forget()

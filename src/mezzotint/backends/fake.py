@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.base import BackendInfo, Look
 from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedLora
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
@@ -137,9 +137,10 @@ class FakeBackend:
                 failed[request_id] = error
         return failed
 
-    def preview(self, request_id: str) -> Pixels:
+    def preview(self, request_id: str) -> Look:
         request, done = self._rows[request_id]
-        return _noise(request, request.height // 8, request.width // 8, salt=done)
+        pixels = _noise(request, request.height // 8, request.width // 8, salt=done)
+        return lambda: pixels
 
     def decode(self, request_id: str) -> Pixels:
         request, done = self._rows[request_id]

@@ -11,22 +11,22 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["CudaLanes", "HostLanes", "Lanes", "Mark", "lanes_of"]
+__all__ = ["CudaLanes", "Fetched", "HostLanes", "Lanes", "lanes_of"]
 
 
-class Mark(Protocol):
-    """A place in the steps' queue, and flags that are known once the device has come to it."""
+class Fetched(Protocol):
+    """A tensor on its way to the CPU, behind all that its queue held when it was asked for."""
 
-    def passed(self) -> bool:
-        """Whether the device has come there."""
+    def arrived(self) -> bool:
+        """Whether it is there, and the device has come to that place in its queue."""
         ...
 
-    def wait(self) -> list[bool]:
-        """Wait until it has; the flags. From any thread, any number of times."""
+    def wait(self) -> torch.Tensor:
+        """The tensor, once it is there. From any thread, any number of times."""
         ...
 
     def device_seconds(self) -> float:
-        """How long the device took from `Lanes.begin` to here, once it has passed."""
+        """How long the device took from the `Lanes.begin` it was fetched with, once it has arrived."""
         ...
 
 
@@ -44,15 +44,11 @@ class Lanes(Protocol):
         ...
 
     def begin(self) -> Any:
-        """The place where a pass begins, for `mark`."""
+        """The place in the steps' queue where a pass begins, to time by."""
         ...
 
-    def mark(self, begun: Any, flags: torch.Tensor) -> Mark:
-        """The place where a pass ends that began at `begun`, and its flags (bool, 1-dimensional)."""
-        ...
-
-    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` on the CPU, by one copy behind this thread's queue; waits for that queue alone."""
+    def fetch(self, tensor: torch.Tensor, begun: Any = None) -> Fetched:
+        """Bring `tensor` to the CPU by one copy, in this thread's queue. Waits for nothing."""
         ...
 
 
@@ -70,23 +66,19 @@ class HostLanes:
     def begin(self) -> Any:
         return None
 
-    def mark(self, begun: Any, flags: torch.Tensor) -> Mark:
-        return _HostMark(flags)
-
-    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.cpu()
+    def fetch(self, tensor: torch.Tensor, begun: Any = None) -> Fetched:
+        return _OnHost(tensor)
 
 
-class _HostMark:
-    def __init__(self, flags: torch.Tensor) -> None:
-        self._flags = flags
+class _OnHost:
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
 
-    def passed(self) -> bool:
+    def arrived(self) -> bool:
         return True
 
-    def wait(self) -> list[bool]:
-        flags: list[bool] = self._flags.tolist()
-        return flags
+    def wait(self) -> torch.Tensor:
+        return self._tensor
 
     def device_seconds(self) -> float:
         raise NotImplementedError("a CPU's passes are timed by whoever calls them")
@@ -116,34 +108,25 @@ class CudaLanes:
         event.record(self._steps)
         return event
 
-    def mark(self, begun: Any, flags: torch.Tensor) -> Mark:
-        return _CudaMark(begun, flags, self._steps)
-
-    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        host.copy_(tensor, non_blocking=True)
-        # A thread that waits for an event it made leaves the other stream and the interpreter alone.
-        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        copied.record()
-        copied.synchronize()
-        return host
+    def fetch(self, tensor: torch.Tensor, begun: Any = None) -> Fetched:
+        return _FromCuda(tensor, begun)
 
 
-class _CudaMark:
-    def __init__(self, begun: Any, flags: torch.Tensor, stream: Any) -> None:
+class _FromCuda:
+    def __init__(self, tensor: torch.Tensor, begun: Any) -> None:
         self._begun = begun
-        self._flags = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
-        self._flags.copy_(flags, non_blocking=True)
-        self._event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
-        self._event.record(stream)
+        self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._tensor.copy_(tensor, non_blocking=True)
+        # Waited for with `blocking`, it leaves the processor and the interpreter to others.
+        self._event = torch.cuda.Event(enable_timing=begun is not None, blocking=True)  # type: ignore[no-untyped-call]
+        self._event.record()
 
-    def passed(self) -> bool:
+    def arrived(self) -> bool:
         return bool(self._event.query())  # type: ignore[no-untyped-call]
 
-    def wait(self) -> list[bool]:
+    def wait(self) -> torch.Tensor:
         self._event.synchronize()
-        flags: list[bool] = self._flags.tolist()
-        return flags
+        return self._tensor
 
     def device_seconds(self) -> float:
         return float(self._begun.elapsed_time(self._event)) / 1000

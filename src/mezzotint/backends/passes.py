@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from mezzotint.backends.lanes import Lanes, Mark
+from mezzotint.backends.lanes import Fetched, Lanes
 
 __all__ = ["Pass", "PassQueue"]
 
@@ -36,18 +36,18 @@ class Watched(Protocol):
 class Pass:
     """One pass in the device's queue."""
 
-    def __init__(self, rows: Sequence[Watched], mark: Mark) -> None:
-        self._rows, self._mark = rows, mark
+    def __init__(self, rows: Sequence[Watched], finite: Fetched) -> None:
+        self._rows, self._finite = rows, finite
 
     def passed(self) -> bool:
         """Whether the device is done with it."""
-        return self._mark.passed()
+        return self._finite.arrived()
 
     def look(self) -> None:
         """Wait until it is over and tell its rows. From any thread, any number of times."""
         rows = self._rows
         if rows:
-            for row, finite in zip(rows, self._mark.wait(), strict=True):
+            for row, finite in zip(rows, self._finite.wait().tolist(), strict=True):
                 if not finite:
                     row.finite = False
             # A row knows its pass; a pass that is over need not keep its rows.
@@ -55,7 +55,7 @@ class Pass:
 
     def device_seconds(self) -> float:
         """How long the device took, once it is over."""
-        return self._mark.device_seconds()
+        return self._finite.device_seconds()
 
 
 class PassQueue:
@@ -84,7 +84,7 @@ class PassQueue:
         kind: passes of one kind take about as long as each other.
         finite: for each row, on the device.
         """
-        this = Pass(rows, self._lanes.mark(self._begun, finite))
+        this = Pass(rows, self._lanes.fetch(finite, self._begun))
         if not self._lanes.queues:
             this.look()
             return this

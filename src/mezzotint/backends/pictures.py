@@ -6,13 +6,17 @@ and `VaeImageProcessor`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from mezzotint.backends.base import Look
+from mezzotint.backends.lanes import HostLanes, Lanes
+from mezzotint.backends.transfers import WithoutWaiting, to_device
 from mezzotint.core import Pixels
 from mezzotint.errors import GenerationFailed
 
@@ -30,15 +34,15 @@ class PictureCodec:
         sizes: Sequence[tuple[int, int]] | None = None,
         *,
         preview_vae: Any = None,
-        fetch: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu,
+        lanes: Lanes | None = None,
     ) -> None:
         """`sizes`: the only ones (width, height) that the VAE takes, where it does not take any.
 
         preview_vae: a small decoder in place of the linear map.
-        fetch: brings a tensor to the CPU.
+        lanes: where its work is queued; by default those of a CPU.
         """
         self._preview_vae = preview_vae
-        self._fetch = fetch
+        self._lanes = lanes or HostLanes()
         # fp16 overflows in SDXL's own VAE. diffusers casts it up for each picture; once is enough.
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)
@@ -64,7 +68,7 @@ class PictureCodec:
         image = self._vae.decode(latents, return_dict=False)[0]
         # Both in one copy: each would be a wait of its own.
         finite = torch.isfinite(image).all().byte()
-        fetched = self._fetch(torch.cat([_to_bytes(image).flatten(), finite[None]]))
+        fetched = self._lanes.fetch(torch.cat([_to_bytes(image).flatten(), finite[None]])).wait()
         if not fetched[-1]:
             raise GenerationFailed("the decoded picture holds values that are not finite numbers")
         height, width = image.shape[-2:]
@@ -74,35 +78,33 @@ class PictureCodec:
     def encode(self, pixels: Pixels, generator: torch.Generator) -> torch.Tensor:
         """8h × 8w × 3 to latents 1 × 4 × h × w, drawn with `generator` from what the VAE finds likely.
 
-        Raises:
-            GenerationFailed: what came out are not all finite numbers.
+        Whether they are finite numbers, the first pass tells.
         """
         unit = torch.from_numpy(pixels.astype(np.float32) / 255.0)
         image = (2.0 * unit - 1.0).permute(2, 0, 1).unsqueeze(0)
-        image = image.to(device=self._vae.device, dtype=self._vae.dtype)
-        latents = self._normalised(self._vae.encode(image).latent_dist.sample(generator))
-        if not bool(torch.isfinite(latents).all()):
-            raise GenerationFailed("the image's latents hold values that are not finite numbers")
-        return latents
+        image = to_device(image.to(self._vae.dtype), self._vae.device)
+        # The generator is the CPU's, and what it draws has to be brought over.
+        with WithoutWaiting(self._vae.device) if self._lanes.queues else nullcontext():
+            return self._normalised(self._vae.encode(image).latent_dist.sample(generator))
 
-    def preview(self, latents: torch.Tensor) -> Pixels:
+    def preview(self, latents: torch.Tensor) -> Look:
         """Clean latents 1 × 4 × h × w to 8h × 8w × 3 by the small decoder; without one to h × w × 3, by one
         linear map for the colour of each cell."""
         if self._preview_vae is not None:
             vae = self._preview_vae
             image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-            return self._to_pixels(image)
+            return self._look_at(image)
         if self._rgb_map is None:
             self._rgb_map = self._fit_rgb_map()
         cells = latents[0].float().flatten(1).T
         colours = torch.cat([cells, cells.new_ones(len(cells), 1)], dim=1) @ self._rgb_map
         height, width = latents.shape[-2:]
         image = colours.T.reshape(1, 3, height, width)
-        return self._to_pixels(image)
+        return self._look_at(image)
 
-    def _to_pixels(self, image: torch.Tensor) -> Pixels:
-        pixels: Pixels = self._fetch(_to_bytes(torch.nan_to_num(image))).numpy()
-        return np.ascontiguousarray(pixels)
+    def _look_at(self, image: torch.Tensor) -> Look:
+        fetched = self._lanes.fetch(_to_bytes(torch.nan_to_num(image)))
+        return lambda: np.ascontiguousarray(fetched.wait().numpy()) if fetched.arrived() else None
 
     def _fit_rgb_map(self) -> torch.Tensor:
         """Least squares from the VAE's latents of a test card to the card's colours; 5 × 3.

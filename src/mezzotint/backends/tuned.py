@@ -25,6 +25,9 @@ __all__ = ["compute_with", "is_on", "keeps_plain_weights", "tune_unet", "tune_va
 
 # The oldest GPUs that multiply fp8 (Ada, Hopper) and int8 (Ampere) as torchao does.
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
+# Dynamo keeps what it has compiled of one function, for all models of the process, up to so many shapes and
+# kinds; past its own limit of eight a pass would fail.
+RECOMPILE_LIMIT = 64
 # Both kernels take sides of this many numbers and their multiples.
 QUANTISED_MULTIPLE = 16
 
@@ -81,7 +84,7 @@ def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., 
     if is_on(tuning.fused_projections, device):
         _fuse_projections(unet)
     if tuning.quantisation != "none":
-        _quantise(unet, tuning.quantisation, device)
+        _quantise(unet, tuning, device)
     if tuning.compile != "none":
         _compile(unet, tuning.compile, tuning.compile_cache)
     compute = compute_with(unet, tuning, device)
@@ -131,7 +134,8 @@ def _fuse_projections(unet: Any) -> None:
     unet.eval().requires_grad_(False)
 
 
-def _quantise(unet: Any, kind: str, device: torch.device) -> None:
+def _quantise(unet: Any, tuning: Tuning, device: torch.device) -> None:
+    kind = tuning.quantisation
     if find_spec("torchao") is None:
         raise SettingInvalid(
             f"quantisation {kind} needs torchao: pip install 'mezzotint[quantisation]'", param="quantisation"
@@ -144,8 +148,13 @@ def _quantise(unet: Any, kind: str, device: torch.device) -> None:
                 f"{torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}",
                 param="quantisation",
             )
+        if kind == "int8" and tuning.compile == "none":
+            # torchao prints each input to see whether it is compiling, and the printing waits for the GPU.
+            raise SettingInvalid("quantisation int8 needs compile blocks or unet on a GPU", param="compile")
     elif kind == "fp8":
         raise SettingInvalid("quantisation fp8 needs a GPU; a CPU takes none or int8", param="quantisation")
+    if kind == "fp8" and unet.dtype != torch.bfloat16:
+        raise SettingInvalid("quantisation fp8 needs dtype bf16", param="dtype")
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,
         Int8DynamicActivationInt8WeightConfig,
@@ -175,9 +184,11 @@ def _is_quantised(module: Any, name: str) -> bool:
 def _compile(unet: Any, scope: str, cache: str) -> None:
     if cache:
         _keep_in(Path(cache))
-    # The repeated transformer blocks are most of the work; compiling one serves them all.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    # The repeated transformer blocks are most of the work; compiling one serves them all. For any size from
+    # the first on: the first one's own would be compiled for nothing.
     if scope == "blocks" and getattr(unet, "_repeated_blocks", None):
-        unet.compile_repeated_blocks(fullgraph=True)
+        unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
     else:
         unet.compile()
 

@@ -120,7 +120,14 @@ def gpu(
         raise OutputUnwritable(f"cannot write to {json}: {error.strerror}", param="json") from None
     try:
         run = describe_run(bench.info)
-        results = run_parts(bench, chosen, PARTS, lambda name: console.print(f"measuring {name} …"))
+        results = run_parts(
+            bench,
+            chosen,
+            PARTS,
+            before=lambda name: console.print(f"measuring {name} …"),
+            # After each part: a run that is ended from outside keeps what it has.
+            after=lambda results: write_json(json, run, results, left_out=bench.left_out),
+        )
     finally:
         bench.close()
     write_json(json, run, results, left_out=bench.left_out)

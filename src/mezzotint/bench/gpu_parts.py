@@ -9,14 +9,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import torch
 
-from mezzotint.backends.diffusers import PipelineParts
-from mezzotint.backends.tuned import tune_unet
+from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
 from mezzotint.bench.engine import (
     Result,
     at_least,
@@ -27,12 +28,12 @@ from mezzotint.bench.engine import (
     summary,
     trimmed_mean,
 )
-from mezzotint.bench.gpu import GpuBench
+from mezzotint.bench.gpu import GpuBench, reason_of
 from mezzotint.bench.load import backlog, poisson, replay
 from mezzotint.bench.reference import unet_inputs
 from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, request_batch_server
 from mezzotint.engine.rows import BatchKey
-from mezzotint.errors import MezzotintError, SettingInvalid
+from mezzotint.errors import MezzotintError
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Compile, Quantisation, Tuning
 
@@ -49,7 +50,8 @@ def matrix(bench: GpuBench) -> list[Result]:
     results = [
         figure("matrix", f"TFLOP/s of {side}³", bench.rate_of_product(side)) for side in bench.preset.matrix
     ]
-    return [*results, figure("matrix", "TFLOP/s, the best", max(result.value for result in results))]
+    bench.rate = max(result.value for result in results)
+    return [*results, figure("matrix", "TFLOP/s, the best", bench.rate)]
 
 
 def unet(bench: GpuBench) -> list[Result]:
@@ -100,6 +102,8 @@ def throughput(bench: GpuBench) -> list[Result]:
         share = ours * work / bench.matrix_rate
         name = "ours, share of the matrix product, VAE included"
         results.append(at_least("throughput", name, share, 0.65, tflop_of_image=work))
+        widths = [len(each.request_ids) for each in bench.recorder.passes]
+        results.append(figure("throughput", "ours, images in a pass, mean", statistics.fmean(widths)))
     return results
 
 
@@ -107,6 +111,7 @@ def load(bench: GpuBench) -> list[Result]:
     """Latency of mixed steps and guidance, Poisson arrivals at 70 % of our capacity, ÷ request batches."""
     results = []
     bars = dict(zip(reversed(bench.preset.sizes), (1 / 1.5, 1 / 3), strict=True))
+    _meet_all_kinds(bench)
     share_of_time = bench.left / len(bench.preset.sizes)
     for size in reversed(bench.preset.sizes):
         began = bench.left
@@ -207,6 +212,7 @@ def compile_(bench: GpuBench) -> list[Result]:
         runs: tuple[tuple[str, Compile, str], ...] = (
             ("blocks, cold", "blocks", "blocks"),
             ("blocks, warm cache", "blocks", "blocks"),
+            # Last: it takes longest, and only where the part is asked for alone is there the time.
             ("whole UNet, cold", "unet", "unet"),
         )
         for name, scope, cache in runs:
@@ -214,7 +220,7 @@ def compile_(bench: GpuBench) -> list[Result]:
                 continue
             found = _cold_start(bench, scope, f"{folder}/{cache}")
             if found is None:
-                bench.left_out.append(f"compile of {name}: not done within {bench.left:.0f} s of its budget")
+                bench.left_out.append(f"compile of {name}: not done within its budget")
                 continue
             label = f"{name}: seconds to the first image"
             whole = found["whole"]
@@ -227,15 +233,58 @@ def compile_(bench: GpuBench) -> list[Result]:
 
 
 def memory(bench: GpuBench) -> list[Result]:
-    """The most memory at the widest pass with a decode beside it: on a GPU of torch's, else the process's."""
+    """The most memory of passes as wide as they come and a decoding: on a GPU what torch holds, recordings
+    and all, else the process's."""
+    bench.forget_references()
     on_gpu = bench.device.type == "cuda"
-    with engine_server(bench.engine) as serve:
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(bench.device)
-        backlog(serve, bench.requests(bench.mix(bench.size, steps=(2,)), bench.preset.widths[-1]))
-    peak = torch.cuda.max_memory_allocated(bench.device) if on_gpu else psutil.Process().memory_info().rss
-    name = f"GiB at {bench.size}², up to {bench.preset.widths[-1]} images in a pass"
-    return [figure("memory", name, peak / 2**30)]
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(bench.device)
+    width = bench.preset.widths[-1]
+    with _started(bench, width, steps=4) as ids:
+        for _ in range(4):
+            bench.backend.step(ids)
+        bench.backend.decode(ids[0])
+    peak = torch.cuda.max_memory_reserved(bench.device) if on_gpu else psutil.Process().memory_info().rss
+    return [figure("memory", f"GiB at {bench.size}², {width} images in a pass", peak / 2**30)]
+
+
+def switches(bench: GpuBench) -> list[Result]:
+    """Seconds of a pass without a switch ÷ with it, all others as they are by themselves; in turn, for a
+    small pass and a large one."""
+    base = Tuning()
+    # What is changed, and whether that puts the switch on.
+    changes: list[tuple[str, Tuning, bool]] = [
+        ("cuda_graphs", replace(base, cuda_graphs="off"), False),
+        ("channels_last", replace(base, channels_last="off"), False),
+        ("fused_projections", replace(base, fused_projections="off"), False),
+        ("attention flash", replace(base, attention="flash"), True),
+        ("attention cudnn", replace(base, attention="cudnn"), True),
+        ("attention efficient", replace(base, attention="efficient"), True),
+    ]
+    if bench.preset.tuning.compile != "none":
+        changes.append(("compile", replace(base, compile=bench.preset.tuning.compile), True))
+    results: list[Result] = []
+    with _tuned(bench, base) as (parts, compute):
+        for name, tuning, puts_on in changes:
+            if not bench.has_time(f"switches, {name}", bench.preset.set_up_seconds / 6):
+                continue
+            try:
+                with _tuned(bench, tuning) as (changed_parts, changed):
+                    for size, width in ((bench.preset.sizes[0], 1), (bench.size, bench.preset.widths[2])):
+                        runs = [
+                            _pass(bench, compute, parts, 2 * width, size),
+                            _pass(bench, changed, changed_parts, 2 * width, size),
+                        ]
+                        pairs = [
+                            [bench.seconds_of(run, budget=0.5) for run in (runs if puts_on else runs[::-1])]
+                            for _ in range(ROUNDS)
+                        ]
+                        ratio = statistics.median(without / with_it for without, with_it in pairs)
+                        label = f"{name}, {size}², width {width}: without ÷ with"
+                        results.append(figure("switches", label, ratio, pairs=pairs))
+            except Exception as error:
+                bench.left_out.append(f"switches, {name}: {reason_of(error)}")
+    return results
 
 
 def quantisation(bench: GpuBench) -> list[Result]:
@@ -247,15 +296,13 @@ def quantisation(bench: GpuBench) -> list[Result]:
     for kind in kinds:
         if not bench.has_time(f"quantisation {kind}", bench.preset.set_up_seconds):
             continue
-        parts = bench.build()
         tuning = Tuning(compile=bench.preset.tuning.compile, quantisation=kind)
         try:
-            compute = tune_unet(parts.unet, tuning, bench.device)
-            run = _pass(bench, compute, parts, 2 * width, bench.size)
-            pairs = [(bench.seconds_of(plain), bench.seconds_of(run)) for _ in range(ROUNDS)]
-        except (SettingInvalid, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            bench.left_out.append(f"quantisation {kind}: {reason[:200]}")
+            with _tuned(bench, tuning) as (parts, compute):
+                run = _pass(bench, compute, parts, 2 * width, bench.size)
+                pairs = [(bench.seconds_of(plain), bench.seconds_of(run)) for _ in range(ROUNDS)]
+        except Exception as error:
+            bench.left_out.append(f"quantisation {kind}: {reason_of(error)}")
             continue
         ratio = statistics.median(one / other for one, other in pairs)
         name = f"plain ÷ {kind}, seconds of a pass of width {width} at {bench.size}²"
@@ -271,18 +318,56 @@ PARTS: dict[str, Callable[[GpuBench], list[Result]]] = {
     "matrix": matrix,
     "unet": unet,
     "throughput": throughput,
-    "load": load,
+    "switches": switches,
+    "quantisation": quantisation,
     "loop": loop,
     "decode": decode,
     "compile": compile_,
+    "load": load,
     "memory": memory,
-    "quantisation": quantisation,
 }
 
 
 def _compute(bench: GpuBench) -> Callable[..., Any]:
     """What the engine calls for a pass."""
     return bench.backend.compute
+
+
+@contextmanager
+def _tuned(bench: GpuBench, tuning: Tuning) -> Iterator[tuple[PipelineParts, Callable[..., Any]]]:
+    """One more model, and what to call for a pass of it; given back afterwards."""
+    parts = bench.build()
+    backend = DiffusersBackend(parts, bench.info, tuning)
+    try:
+        yield parts, backend.compute
+    finally:
+        backend.close()
+        del parts, backend
+        bench.empty_cache()
+
+
+@contextmanager
+def _started(bench: GpuBench, count: int, steps: int) -> Iterator[list[str]]:
+    """So many requests that the backend has begun, and forgets afterwards."""
+    mix = bench.mix(bench.size, steps=(steps,))
+    requests = [resolve(each, bench.info.limits) for each in bench.requests(mix, count)]
+    ids = [f"started-{number}" for number in range(count)]
+    try:
+        for request_id, request in zip(ids, requests, strict=True):
+            bench.backend.start(request_id, request)
+        yield ids
+    finally:
+        for request_id in ids:
+            bench.backend.release(request_id)
+
+
+def _meet_all_kinds(bench: GpuBench) -> None:
+    """One row is compiled apart from several: both sides draw each, at each size, before time is taken."""
+    for size in bench.preset.sizes:
+        for guidance in (0.0, 5.0):
+            request = replace(bench.requests(bench.mix(size), 1)[0], steps=2, guidance_scale=guidance)
+            bench.engine.generate(request)
+            bench.compiled.draw([request])
 
 
 def _pass(

@@ -55,6 +55,16 @@ def check(
     wide, wider = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, value, origin in rows:
         typer.echo(f"{name:<{wide}}  {value:<{wider}}  {origin}")
+    for name, absent in _absent(found.settings):
+        typer.echo(f"warning: {name}: {absent} is not here; it must be where the engines run", err=True)
+
+
+def _absent(settings: Settings) -> list[tuple[str, str]]:
+    """Settings and their paths that are not on this machine, which may not be the engines'."""
+    named = [("loras", each.partition("=")[2] or each) for each in settings.loras]
+    if settings.preview_vae:
+        named.append(("preview_vae", settings.preview_vae))
+    return [(name, path) for name, path in named if not Path(path).expanduser().exists()]
 
 
 @app.command("schema")

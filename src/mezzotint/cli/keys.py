@@ -26,14 +26,7 @@ T = TypeVar("T")
 
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
-app = typer.Typer(help="API keys: create, list and revoke them.")
-
-
-@app.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    """API keys: create, list and revoke them."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+app = typer.Typer(help="API keys: create, list and revoke them.", no_args_is_help=True)
 
 
 @app.command("create")

@@ -15,15 +15,8 @@ __all__ = ["app"]
 
 MEGABYTE = 10**6
 
-app = typer.Typer(help="The models: list, show, fetch and check them.")
+app = typer.Typer(help="The models: list, show, fetch and check them.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name, folder or .safetensors file.")]
-
-
-@app.callback(invoke_without_command=True)
-def root(context: typer.Context) -> None:
-    """The models: list, show, fetch and check them."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command("list")

@@ -56,12 +56,15 @@ OVERLAYS = {
 
 @dataclass(frozen=True)
 class DeployConfig:
-    """`url` is where the service is looked for by `verify`; empty: the load balancer's own name, by HTTP."""
+    """url: where the service is looked for by `verify`; empty: the load balancer's own name, by HTTP.
+    component: a folder with a kustomize component that is laid over the overlay; empty for none.
+    """
 
     cluster: str = "mezzotint"
     region: str = ""
     account: str = ""
     overlay: str = ""
+    component: str = ""
     instance_type: str = ""
     model: str = ""
     url: str = ""
@@ -144,6 +147,13 @@ def _checked(config: DeployConfig) -> DeployConfig:
         _require(bool(ACCOUNT.fullmatch(config.account)), "account", "12 digits in quotes", config.account)
     if config.overlay:
         _require(config.overlay in OVERLAYS, "overlay", " or ".join(OVERLAYS), config.overlay)
+    if config.component:
+        _require(
+            _is_component(Path(config.component).expanduser()),
+            "component",
+            "a folder whose kustomization.yaml is of the kind Component",
+            config.component,
+        )
     _check_load_balancer(config)
     for name, image in config.images.items():
         _require(name in IMAGES, "images", f"the names {', '.join(IMAGES)}", name)
@@ -171,6 +181,11 @@ def _check_load_balancer(config: DeployConfig) -> None:
         )
         # The load balancer's own name is not the certificate's.
         _require(config.url.startswith("https://"), "url", "https://… of the certificate's name", config.url)
+
+
+def _is_component(folder: Path) -> bool:
+    file = folder / "kustomization.yaml"
+    return file.is_file() and read_table(file).get("kind") == "Component"
 
 
 def _is_network(cidr: object) -> bool:

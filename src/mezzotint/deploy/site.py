@@ -14,7 +14,7 @@ from mezzotint.errors import DeployFailed, SettingInvalid
 
 __all__ = ["SITE", "apply_manifests", "check_images", "write_site"]
 
-SITE = "site"
+SITE, COMPONENT = "site", "component"
 OURS = "mezzotint/"
 TLS = "../../components/tls"
 PUSHED = "components/images/kustomization.yaml"
@@ -60,10 +60,14 @@ def write_site(d: Deployment) -> Path:
         _add_component(overlay / "kustomization.yaml", TLS)
     site = kubernetes / SITE
     site.mkdir()
+    if d.config.component:
+        # Copied, for what kubectl takes lies below one folder.
+        shutil.copytree(Path(d.config.component).expanduser(), site / COMPONENT)
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [f"../overlays/{d.config.overlay}"],
+        "components": [COMPONENT] if d.config.component else [],
         "images": _images(d),
         "patches": [_who_may_reach(cidrs)] if len(cidrs) > 1 else [],
     }

@@ -1,1 +1,2 @@
-"""The engine: which rows share a step (`scheduler`), what it costs (`cost`), the loop (`engine`)."""
+"""The engine: who is here (`scheduler`), which rows share a step (`rules`), what it costs (`cost`), the loop
+(`engine`)."""

@@ -14,7 +14,8 @@ def seconds_until_room(
 
     A tenant's backlog (`own_s` of `backlog_s`) may be as long as the room that is left (the dynamic threshold
     of Choudhury and Hahne, 1998): one that floods gets half, n that flood an nth part each, and there is
-    always room for one that has nothing here yet. An idle engine takes any request.
+    always room for one that has nothing here yet. An idle engine takes any request, of several pictures too:
+    those of its own that are here already are part of `work_s`, and of nothing else.
     """
     left = max_backlog_s - backlog_s
     if queued >= max_queue:

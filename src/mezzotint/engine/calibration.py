@@ -24,13 +24,14 @@ def measure_passes(backend: Backend, request: ResolvedRequest, max_width: int) -
     """Yields (width, median seconds of a pass) for widths 1, 2, 4 … `max_width`, all images `request`.
 
     Each width runs all of the request's evaluations. Must run on the loop's thread. Ends before the first
-    width that the device has no room for.
+    width that the device has no room for, or that would take too long; what the first passes of a width take
+    longer than the rest (compiling, say) is not counted, for a wider one need not take it again.
 
     Raises:
         MezzotintError: the model cannot take a step even for one image.
     """
     ids = [f"calibration-{i}" for i in range(max_width)]
-    began = time.perf_counter()
+    spent = 0.0
     width = 1
     try:
         while width <= max_width:
@@ -45,8 +46,9 @@ def measure_passes(backend: Backend, request: ResolvedRequest, max_width: int) -
                 logger.warning("passes of %d images fail and are not made: %s", width, error)
                 return
             yield width, seconds
+            spent += seconds * request.evaluations
             # The next width takes about twice as long; stop rather than run over.
-            if 3 * (time.perf_counter() - began) > CALIBRATION_SECONDS:
+            if spent + 2 * seconds * request.evaluations > CALIBRATION_SECONDS:
                 return
             width *= 2
     finally:

@@ -43,7 +43,8 @@ class StepCost:
         # What follows from the factors, until the next observation: the scheduler asks for every request.
         self._known: dict[tuple[BatchKey, int], float] = {}
         self._knees: dict[BatchKey, int] = {}
-        self._decode_seconds_a_pixel = 0.0
+        # Of decoding one image; 0 until one was.
+        self.decode_seconds_a_pixel = 0.0
 
     @property
     def is_measured(self) -> bool:
@@ -82,14 +83,14 @@ class StepCost:
 
     def observe_decode(self, key: BatchKey, seconds: float) -> None:
         """Decoding one image took `seconds`."""
-        before, now = self._decode_seconds_a_pixel, seconds / (key.width * key.height)
+        before, now = self.decode_seconds_a_pixel, seconds / (key.width * key.height)
         # The first pays for memory that later ones find ready, but nothing better is known.
         now = min(now, SURPRISE * before) if before else now
-        self._decode_seconds_a_pixel = before + (SMOOTHING if before else 1.0) * (now - before)
+        self.decode_seconds_a_pixel = before + (SMOOTHING if before else 1.0) * (now - before)
 
     def decode_seconds(self, key: BatchKey) -> float:
         """The expected seconds of decoding one image; 0 until one was."""
-        return self._decode_seconds_a_pixel * key.width * key.height
+        return self.decode_seconds_a_pixel * key.width * key.height
 
     def seconds(self, key: BatchKey, width: int) -> float:
         """The expected seconds of a pass of `width` images."""
@@ -124,10 +125,6 @@ class StepCost:
     def known(self) -> list[BatchKey]:
         """The keys that were run, the latest last."""
         return list(self._factors)
-
-    def table(self, key: BatchKey) -> dict[int, float]:
-        """The expected seconds of a pass at every width."""
-        return {width: self.seconds(key, width) for width in range(1, self.max_width + 1)}
 
     def _remember(self, key: BatchKey) -> dict[int, float | None]:
         """What was observed of `key`, which is now the latest."""

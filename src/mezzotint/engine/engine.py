@@ -26,13 +26,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mezzotint.backends.base import Backend, BackendInfo
+from mezzotint.backends.base import Backend, BackendInfo, Look
 from mezzotint.core import Event, GenerationRequest, Image, Pixels
 from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.rows import BatchKey, State, batch_key, measured_as
+from mezzotint.engine.rows import BatchKey, State, batch_key, evaluation_seconds, measured_as
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
@@ -70,6 +70,7 @@ class Outlook:
     backlogs: by tenant, those that have something here.
     costs: what one evaluation of an image adds to the backlog, by batch key; those that were run, the
         latest last, the model's default first.
+    decode_s_a_pixel: what decoding adds, once a picture.
     pass_age_s: how long the loop's turn has lasted so far; 0 when it waits for work.
     """
 
@@ -78,6 +79,7 @@ class Outlook:
     max_backlog_s: float
     backlogs: Mapping[str, float]
     costs: Mapping[BatchKey, float]
+    decode_s_a_pixel: float
     pass_age_s: float
 
 
@@ -92,13 +94,20 @@ class Engine:
         max_backlog_s: float = math.inf,
         max_width: int | None = None,
     ) -> None:
-        for name, value in (("max_queue", max_queue), ("max_width", max_width)):
-            if value is not None and value < 1:
-                raise SettingInvalid(f"{name} must be at least 1, not {value}", param=name)
+        widest = backend.info.max_width
+        max_width = widest if max_width is None else max_width
+        if max_queue < 1:
+            raise SettingInvalid(f"max_queue must be at least 1, not {max_queue}", param="max_queue")
+        if not 1 <= max_width <= widest:
+            raise SettingInvalid(
+                f"max_width must be 1…{widest}, the most that this backend takes, not {max_width}",
+                param="max_width",
+            )
         self._backend = backend
-        widest = min(max_width or backend.info.max_width, backend.info.max_width)
-        self.cost = StepCost(widest)
+        self.cost = StepCost(max_width)
         self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
+        # Previews that the device is still at, the loop's alone.
+        self._looks: dict[str, Look] = {}
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._accepting = True
@@ -220,8 +229,8 @@ class Engine:
         finally:
             ticket.cancel()
 
-    def submit(self, request: GenerationRequest) -> Ticket:
-        """Queue one picture.
+    def submit(self, request: GenerationRequest, *, group: str = "") -> Ticket:
+        """Queue one picture. Those of the same `group` are let in as if they were one request.
 
         Raises:
             InvalidRequest: a field is not accepted.
@@ -230,7 +239,7 @@ class Engine:
             DeadlineUnreachable: what is ahead of it takes longer than its deadline.
             ShuttingDown: the engine is closing.
         """
-        ticket = Ticket(uuid.uuid4().hex, resolve(request, self.info.limits), self._cancel)
+        ticket = Ticket(uuid.uuid4().hex, resolve(request, self.info.limits), self._cancel, group)
         with self._changed:
             if not self.alive:
                 raise ShuttingDown("the engine is shutting down; try another replica")
@@ -270,7 +279,9 @@ class Engine:
                         seed=0,
                     )
                 )
-        return self.generate(GenerationRequest(WARM_UP_PROMPT, seed=0))
+        # With a look on the way, for the first of these pays for what the later ones find ready.
+        halfway = max(1, self.info.limits.default_steps // 2)
+        return self.generate(GenerationRequest(WARM_UP_PROMPT, seed=0, preview_every=halfway))
 
     def status(self) -> EngineStatus:
         with self._changed:
@@ -298,7 +309,8 @@ class Engine:
                 max_queue=table.max_queue,
                 max_backlog_s=table.max_backlog_s,
                 backlogs=table.scheduler.backlogs(),
-                costs={key: table.scheduler.seconds_of_work(key, 1) for key in keys},
+                costs={key: evaluation_seconds(self.cost, key) for key in keys},
+                decode_s_a_pixel=self.cost.decode_seconds_a_pixel,
                 pass_age_s=0.0 if began is None else time.monotonic() - began,
             )
 
@@ -395,7 +407,7 @@ class Engine:
         with self._changed:
             keys = self._requests.keys(plan)
             key, width = measured_as(keys)
-            # A row too few teaches nothing about so many.
+            # An odd row was counted as two: the pass was narrower than what it would be held for.
             if not failed and width * key.rows == sum(each.rows for each in keys):
                 self.cost.observe(key, width, seconds)
             tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
@@ -409,22 +421,31 @@ class Engine:
             self._decoder.submit(self._decode, request_id)
 
     def _previews(self, plan: Plan, failed: Mapping[str, MezzotintError]) -> dict[str, Pixels]:
+        """Looks that can be shown now. A device that works behind the host has them a pass later."""
         previews = {}
         for request_id in plan.rows:
             every = self._requests.tickets[request_id].request.preview_every
             left = self._requests.scheduler.remaining(request_id) - 1
-            if every and request_id not in failed and left and left % every == 0:
-                try:
-                    previews[request_id] = self._backend.preview(request_id)
-                except Exception:
-                    # A look on the way is a courtesy; the picture does not hang on it.
-                    logger.exception("no preview for a request")
+            looks = [self._looks.pop(request_id, None)]
+            try:
+                if every and request_id not in failed and left and left % every == 0:
+                    looks.append(self._backend.preview(request_id))
+                for look in filter(None, looks):
+                    pixels = look()
+                    if pixels is not None:
+                        previews[request_id] = pixels
+                    else:
+                        self._looks[request_id] = look
+            except Exception:
+                # A look on the way is a courtesy; the picture does not hang on it.
+                logger.exception("no preview for a request")
         return previews
 
     def _forget_ended(self) -> None:
         with self._changed:
             ended = self._requests.take_ended()
         for request_id in ended:
+            self._looks.pop(request_id, None)
             self._backend.release(request_id)
 
     def _run_jobs(self) -> None:

@@ -54,7 +54,7 @@ class RequestTable:
         """
         request, deadline = ticket.request, ticket.deadline
         key, evaluations, tenant = batch_key(request), request.evaluations, request.tenant
-        self._check_room(self.scheduler.seconds_of_work(key, evaluations), tenant)
+        self._check_room(self.scheduler.seconds_of_work(key, evaluations), tenant, ticket.group)
         standing = self.scheduler.outlook(
             key, evaluations, ticket.submitted, tenant=tenant, priority=request.priority
         )
@@ -78,11 +78,15 @@ class RequestTable:
         self.tickets[ticket.request_id] = ticket
         ticket.stream.put(Queued(ticket.request_id, standing.position, eta_s))
 
-    def _check_room(self, work_s: float, tenant: str) -> None:
-        backlog, queued = self.scheduler.backlog_seconds(), self.scheduler.count(State.QUEUED)
+    def _check_room(self, work_s: float, tenant: str, group: str) -> None:
+        # Its own company is not what a picture waits for: they ask for room together.
+        company = {id for id, each in self.tickets.items() if group and each.group == group}
+        backlog = self.scheduler.backlog_seconds(without=company)
+        queued = self.scheduler.count(State.QUEUED)
+        queued -= sum(self.scheduler.state(id) is State.QUEUED for id in company)
         wait = seconds_until_room(
-            work_s,
-            own_s=self.scheduler.backlog_seconds(tenant),
+            work_s + self.scheduler.backlog_seconds() - backlog,
+            own_s=self.scheduler.backlog_seconds(tenant, without=company),
             backlog_s=backlog,
             queued=queued,
             max_queue=self.max_queue,

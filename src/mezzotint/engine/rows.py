@@ -19,6 +19,7 @@ __all__ = [
     "Row",
     "State",
     "batch_key",
+    "evaluation_seconds",
     "measured_as",
     "pass_seconds",
     "within",
@@ -130,6 +131,12 @@ class Row:
 def pass_seconds(cost: Cost, rows: Sequence[Row]) -> float:
     """What a pass of these rows, all of one shape, takes."""
     return cost.seconds(*measured_as([row.key for row in rows]))
+
+
+def evaluation_seconds(cost: Cost, key: BatchKey) -> float:
+    """What one evaluation of one image adds to the work: its share of a pass at the key's knee."""
+    knee = cost.knee(key)
+    return cost.seconds(key, knee) / knee
 
 
 def within(room: int, rows: list[Row]) -> list[Row]:

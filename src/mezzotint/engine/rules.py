@@ -33,7 +33,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
-from mezzotint.engine.rows import BatchKey, Cost, Row, State, pass_seconds, within
+from mezzotint.engine.rows import BatchKey, Cost, Row, State, evaluation_seconds, pass_seconds, within
 
 __all__ = ["TENANT_SHARE", "Moment", "Plan", "Ranked", "Rules"]
 
@@ -123,8 +123,7 @@ class Moment:
 
     def _usual_charge(self, row: Row) -> float:
         """What a pass costs its tenant for it among as many as pay."""
-        knee = self.cost.knee(row.key)
-        return self.cost.seconds(row.key, knee) / knee / row.weight
+        return evaluation_seconds(self.cost, row.key) / row.weight
 
     # Rules 1 and 2: who may run
 

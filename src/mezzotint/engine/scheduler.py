@@ -132,9 +132,11 @@ class Scheduler:
     def count(self, state: State) -> int:
         return sum(row.state is state for row in self._rows.values())
 
-    def backlog_seconds(self, tenant: str | None = None) -> float:
-        """Seconds of work until everything here is done (of one tenant alone), each key at its knee."""
-        return sum(self._seconds_of(row) for row in self._rows.values() if tenant in (None, row.tenant))
+    def backlog_seconds(self, tenant: str | None = None, without: Collection[str] = ()) -> float:
+        """Seconds of work until everything here is done (of one tenant alone; but these), each key at its
+        knee."""
+        rows = [row for row in self._rows.values() if tenant in (None, row.tenant) and row.id not in without]
+        return sum(self._seconds_of(row) for row in rows)
 
     def backlogs(self) -> dict[str, float]:
         """`backlog_seconds` of each tenant that has something here."""

@@ -1,7 +1,7 @@
 """The scheduler on a virtual clock: what a load would see, without drawing anything.
 
 The very `Scheduler` that serves runs here, with passes that take what a cost says. Used to choose its
-constants, to plan capacity, and by the tests, which check thousands of requests in seconds.
+constants, and by the tests, which check thousands of requests in seconds.
 """
 
 from __future__ import annotations

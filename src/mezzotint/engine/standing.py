@@ -6,14 +6,21 @@ waits, twice a second.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
-from mezzotint.engine.rows import BatchKey, Cost, Row, State
+from mezzotint.engine.rows import BatchKey, Cost, Row, State, evaluation_seconds
 from mezzotint.engine.rules import Ranked
 
 __all__ = ["Standing", "seconds_of_work", "standings"]
+
+# A tenant that is charged nothing has all done at once.
+MIN_CHARGE = 1e-9
+# What a sum of shares may fall short of the whole number that it is.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,33 @@ class _Work:
 
     def until(self, charge: float) -> float:
         """The share of this work that is done when its tenant has been charged so much."""
-        return min(1.0, charge / max(self.charge, 1e-9))
+        return min(1.0, charge / max(self.charge, MIN_CHARGE))
+
+
+class _Shares:
+    """Sums over tenants of the shares of what they have that are done at one charge of each.
+
+    A share grows with the charge until it is whole. So of the tenants in the order of their charges, those
+    that are through by then give all that they have, the others by their rates; a search tells them apart.
+    """
+
+    def __init__(self, tenants: Iterable[tuple[float, float]]) -> None:
+        """Of each its charge in all, and what it has."""
+        ordered = sorted((max(charge, MIN_CHARGE), amount) for charge, amount in tenants)
+        self._charges = [charge for charge, _ in ordered]
+        # Of as many of the first, and of all but these.
+        self._amounts = list(accumulate((amount for _, amount in ordered), initial=0.0))
+        rates = (amount / charge for charge, amount in reversed(ordered))
+        self._rates = list(accumulate(rates, initial=0.0))[::-1]
+
+    def until(self, charge: float) -> float:
+        through = bisect_left(self._charges, charge)
+        return self._amounts[through] + charge * self._rates[through]
 
 
 def seconds_of_work(cost: Cost, key: BatchKey, evaluations: int) -> float:
-    """What a request adds to a backlog: its share of its passes at the key's knee, and its decoding."""
-    knee = cost.knee(key)
-    return evaluations * cost.seconds(key, knee) / knee + cost.decode_seconds(key)
+    """What a request adds to a backlog: its share of its passes, and its decoding."""
+    return evaluations * evaluation_seconds(cost, key) + cost.decode_seconds(key)
 
 
 def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:
@@ -61,16 +88,19 @@ def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:
         tenants.setdefault(each[1].tenant, []).append(each)
     company = Counter(row.key for own in tenants.values() for _, row in own)
     whole = {tenant: _sum(own, cost) for tenant, own in tenants.items()}
+    counts = _Shares((work.charge, work.count) for work in whole.values())
+    seconds = _Shares((work.charge, work.seconds) for work in whole.values())
     for tenant, own in tenants.items():
-        others = [work for other, work in whole.items() if other != tenant]
-        done = _Work()
+        mine, done = whole[tenant], _Work()
         for _, row in sorted(own):
             done = done.plus(row, cost)
-            shares = [(work.until(done.charge), work) for work in others]
-            position = done.count - 1 + int(sum(share * work.count for share, work in shares))
+            # What is done of the others' is what is done of all, without one's own part in that.
+            share = mine.until(done.charge)
+            ahead = counts.until(done.charge) - share * mine.count
+            position = done.count - 1 + int(ahead + ROUNDING)
             passes = row.remaining * cost.seconds(row.key, min(company[row.key], cost.knee(row.key)))
             alone = passes + cost.decode_seconds(row.key)
-            together = done.seconds + sum(share * work.seconds for share, work in shares)
+            together = done.seconds + seconds.until(done.charge) - share * mine.seconds
             yield Standing(row.id, row.state, position, max(alone, together))
 
 

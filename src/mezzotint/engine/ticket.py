@@ -19,12 +19,13 @@ class Ticket:
     """A submitted request: its events, its result, and the way to cancel it.
 
     Times are of `time.monotonic`: when it was submitted, started, had its first and its last evaluation, and
-    when its decoding began. `evaluated` counts its UNet evaluations.
+    when its decoding began. `evaluated` counts its UNet evaluations. Those of one `group` are let in as one.
     """
 
     request_id: str
     request: ResolvedRequest
     _cancel: Callable[[str], None]
+    group: str = ""
     stream: EventStream = field(default_factory=EventStream)
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None

@@ -12,7 +12,6 @@ No torch here: limits and shapes must be known at once.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -23,6 +22,7 @@ from mezzotint.backends.neuron.shapes import COMPONENTS, Configuration, Input, i
 from mezzotint.core import ModelLimits
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound
 from mezzotint.models.catalogue import limits_of_size
+from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import (
     MANIFEST_NAME,
     check_file_kinds,
@@ -119,7 +119,7 @@ def read_artefact(path: Path) -> Artefact:
 
 
 def _read_set(path: Path) -> Artefact:
-    told = _read_json(path / DESCRIPTION_NAME)
+    told = read_json(path / DESCRIPTION_NAME)
     if told.get("format") != FORMAT:
         raise ModelInvalid(
             f"{DESCRIPTION_NAME}: format {told.get('format')!r}, and this version reads {FORMAT}; "
@@ -146,7 +146,7 @@ def _read_set(path: Path) -> Artefact:
 def _read_adopted(path: Path) -> Artefact:
     bucket = _read_bucket(path)
     neuron = bucket.configurations["unet"]["neuron"]
-    scheduler = str(_read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
+    scheduler = str(read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
     try:
         sampler = find_sampler(scheduler).name
     except InvalidRequest:
@@ -172,7 +172,7 @@ def _read_bucket(folder: Path) -> Bucket:
     for component in COMPONENTS:
         if not (folder / component / GRAPH_NAME).is_file():
             raise ModelInvalid(f"the artefact lacks {_shown(folder / component / GRAPH_NAME)}")
-        configurations[component] = _read_json(folder / component / "config.json")
+        configurations[component] = read_json(folder / component / "config.json")
         inputs_of(component, configurations[component])
     neuron = configurations["unet"]["neuron"]
     width, height = (int(neuron[f"static_{side}"]) * PIXELS_PER_LATENT for side in ("width", "height"))
@@ -254,15 +254,3 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _shown(path: Path) -> str:
     return "/".join(path.parts[-3:])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ModelInvalid(f"the artefact lacks {_shown(path)}") from None
-    except ValueError:
-        raise ModelInvalid(f"{_shown(path)} is not JSON") from None
-    if not isinstance(value, dict):
-        raise ModelInvalid(f"{_shown(path)} is not a JSON object")
-    return value

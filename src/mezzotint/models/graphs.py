@@ -19,7 +19,7 @@ from mezzotint.backends.neuron.standin import StandIn
 from mezzotint.cores import prepare_cores
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.artefact import GRAPH_NAME, Artefact, Bucket, read_artefact, verify_artefact
-from mezzotint.models.locations import read_json
+from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import MANIFEST_NAME, read_manifest
 from mezzotint.models.reading import check_is_sdxl, quiet, read_tokenizer
 

@@ -5,7 +5,6 @@ The answers behind `mezzotint models list`, `show` and `check`. No torch here: t
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from mezzotint.core import ModelLimits
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
+from mezzotint.models.json_files import read_json
 from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
 from mezzotint.samplers import SAMPLERS, find_sampler
@@ -250,24 +250,6 @@ def describe(name: str) -> dict[str, Any]:
     if vocabulary and vocabulary.is_file():
         described["vocabulary"] = read_json(vocabulary)
     return described
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A model's configuration file.
-
-    Raises:
-        ModelInvalid: it is missing or not a JSON object.
-    """
-    name = f"{path.parent.name}/{path.name}"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ModelInvalid(f"the model lacks {name}") from None
-    except ValueError:
-        raise ModelInvalid(f"{name} is not JSON") from None
-    if not isinstance(value, dict):
-        raise ModelInvalid(f"{name} is not a JSON object")
-    return value
 
 
 def _is_installed(entry: CatalogueEntry) -> bool:

@@ -26,7 +26,8 @@ from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.loras import LoraWeights, LowRank
 from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
-from mezzotint.models.locations import find_model, read_json, verify
+from mezzotint.models.json_files import read_json
+from mezzotint.models.locations import find_model, verify
 
 __all__ = [
     "check_is_sdxl",

@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
-from mezzotint.config import Settings, load_settings
+from mezzotint.config import SECRETS, Settings, load_settings
 from mezzotint.serve.gateway import RETRY_AFTER_SECONDS
 from mezzotint.serve.http import build_http
 from mezzotint.serve.replica import EngineReplica
@@ -36,6 +36,9 @@ NEURON_RESOURCE = "neuron_cores"
 HEADROOM = 64
 GATEWAY_ONGOING = 4_096
 GATEWAY_QUEUED = 1_024
+# Whichever replicas they are of. One alone is a device that was not free yet, or a node that was not well; a
+# rolling update that was given up for it stays half done.
+START_FAILURES = 3
 # A step of a large model on a loaded CPU holds the interpreter for a while; that is no illness.
 HEALTH_PERIOD_SECONDS = 2.0
 HEALTH_TIMEOUT_SECONDS = 30.0
@@ -95,8 +98,11 @@ def build_app(args: Mapping[str, Any]) -> serve.Application:
     return application(load_settings(**args))
 
 
-def application(settings: Settings) -> serve.Application:
-    """The application for `serve.run`. A running Ray decides what a replica asks for."""
+def application(settings: Settings, *, start_failures: int = START_FAILURES) -> serve.Application:
+    """The application for `serve.run`. A running Ray decides what a replica asks for.
+
+    start_failures: of engines, at which Ray Serve gives up.
+    """
     common: dict[str, Any] = {
         "graceful_shutdown_timeout_s": settings.drain_s,
         "graceful_shutdown_wait_loop_s": SHUTDOWN_POLL_SECONDS,
@@ -109,7 +115,7 @@ def application(settings: Settings) -> serve.Application:
         **number,
         max_ongoing_requests=settings.max_queue + HEADROOM,
         max_queued_requests=settings.max_queue,
-        max_constructor_retry_count=1,
+        max_constructor_retry_count=start_failures,
         request_router_config=RequestRouterConfig(request_router_class=NamedReplicaRouter),
         ray_actor_options=replica_resources(settings, *machine()),
         **common,
@@ -122,7 +128,9 @@ def application(settings: Settings) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
         **common,
     )
-    return gateway.bind(settings, engine.bind(settings))
+    # Ray keeps these arguments, and tells them to whoever starts a replica.
+    bare = settings.model_copy(update=dict.fromkeys(SECRETS, ""))
+    return gateway.bind(bare.model_copy(update={"database_url": settings.database_url}), engine.bind(bare))
 
 
 def machine() -> tuple[int, int]:

@@ -28,12 +28,13 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
 
 
 async def watch_all(gateway: Gateway, plates: Mapping[int, Plate], tell: Listener) -> None:
-    """Draw the plates, telling every event with its plate's number. Cancelling it cancels all of them.
+    """Draw the plates of one request, telling every event with its plate's number. Cancelling it cancels all.
 
     Raises:
         MezzotintError: why the first of them failed; the others were cancelled.
     """
-    await together(*(watch(gateway, number, plate, tell) for number, plate in plates.items()))
+    admitted = zip(plates, gateway.admit(list(plates.values())), strict=True)
+    await together(*(watch(gateway, number, plate, tell) for number, plate in admitted))
 
 
 async def watch(gateway: Gateway, number: int, plate: Plate, tell: Listener) -> None:

@@ -43,8 +43,7 @@ class CancelOnDisconnect:
 
 
 async def _listen(receive: Receive, messages: asyncio.Queue[Message], *, bodiless: bool) -> None:
-    """Pass the body on, or an empty one, until the client has left; then the application has a moment to see
-    it, no more."""
+    """Pass the body on, or an empty one, until the client has left."""
     if bodiless:
         await messages.put({"type": "http.request", "body": b"", "more_body": False})
     while (message := await receive())["type"] != "http.disconnect":

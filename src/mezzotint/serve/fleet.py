@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.rows import batch_key
-from mezzotint.errors import QueueFull
+from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, QueueFull
 from mezzotint.serve.wire import Report
 
 __all__ = ["Fleet"]
 
 # A replica that has not reported for so long is asked only when no other is known.
 STALE_SECONDS = 3.0
-# The official OpenAI clients give up instead of waiting longer.
-MAX_PROMISE_SECONDS = 120.0
 
 
 @dataclass(eq=False)
@@ -87,9 +85,15 @@ class Fleet:
         # Gateways that know the same must not all choose the same.
         return min(able, key=lambda name: (self._finish_s(name, request), random.random()))
 
-    def refusal(self, request: ResolvedRequest, avoid: Collection[str] = ()) -> QueueFull | None:
-        """Why no known replica takes the request now, with the time until the first has room."""
-        waits = [self._wait_s(name, request) for name in self._able(request, avoid)]
+    def refusal(
+        self, request: ResolvedRequest, avoid: Collection[str] = (), *, count: int = 1
+    ) -> QueueFull | None:
+        """Why no known replica takes the request now, with the time until the first has room.
+
+        count: so many of it ask as one, and all replicas share them.
+        """
+        able = self._able(request, avoid)
+        waits = [self._wait_s(name, request, math.ceil(count / len(able))) for name in able]
         if not waits or None in waits:
             return None
         wait = min(wait for wait in waits if wait is not None)
@@ -100,17 +104,17 @@ class Fleet:
             retry_after_s=wait,
         )
 
-    def promise(self, refusal: QueueFull, request: ResolvedRequest) -> QueueFull:
+    def promise(self, refusal: QueueFull, request: ResolvedRequest, *, count: int = 1) -> QueueFull:
         """The refusal as the client is told it: in the order of asking, each when there is room for it too.
 
-        The other gateways are taken to refuse as many. At most `MAX_PROMISE_SECONDS` ahead.
+        The other gateways are taken to refuse as many. At most `MAX_RETRY_AFTER_SECONDS` ahead.
         """
         now = self._clock()
         self._promised = {tenant: at for tenant, at in self._promised.items() if at > now}
         wait = refusal.retry_after_s or 0.0
-        drain_s = self.cost_s(request) * self._gateways / max(1, len(self._known))
+        drain_s = count * self.cost_s(request) * self._gateways / max(1, len(self._known))
         at = max(now + wait, self._promised.get(request.tenant, 0.0) + drain_s)
-        at = self._promised[request.tenant] = min(at, now + max(wait, MAX_PROMISE_SECONDS))
+        at = self._promised[request.tenant] = min(at, now + max(wait, MAX_RETRY_AFTER_SECONDS))
         return QueueFull(
             f"there is no room for this request now; try again in {math.ceil(at - now)} s",
             retry_after_s=at - now,
@@ -143,10 +147,10 @@ class Fleet:
         known = self._known[name]
         return known.backlog_s() + _work_s(known.report, request)
 
-    def _wait_s(self, name: str, request: ResolvedRequest) -> float | None:
+    def _wait_s(self, name: str, request: ResolvedRequest, count: int) -> float | None:
         known, report = self._known[name], self._known[name].report
         return seconds_until_room(
-            _work_s(report, request),
+            count * _work_s(report, request),
             own_s=known.backlog_s(request.tenant),
             backlog_s=known.backlog_s(),
             queued=report.queued,
@@ -159,9 +163,10 @@ def _draws(report: Report, request: ResolvedRequest) -> bool:
     limits = report.info.limits
     sides = (request.width, request.height)
     fits = limits.min_size <= min(sides) and max(sides) <= limits.max_size
+    is_compiled = limits.served is None or sides in limits.served
     # While versions or settings change, some replicas serve what others do not yet.
     has_loras = {lora.name for lora in request.loras} <= {lora.name for lora in limits.loras}
-    return fits and has_loras and request.width * request.height <= limits.max_pixels
+    return fits and is_compiled and has_loras and request.width * request.height <= limits.max_pixels
 
 
 def _work_s(report: Report, request: ResolvedRequest) -> float:
@@ -171,4 +176,4 @@ def _work_s(report: Report, request: ResolvedRequest) -> float:
     if cost is None:
         nearest = min(report.costs, key=lambda other: abs(math.log(other.area / key.area)), default=key)
         cost = report.costs.get(nearest, 0.0) * key.area / nearest.area
-    return request.evaluations * cost
+    return request.evaluations * cost + request.width * request.height * report.decode_s_a_pixel

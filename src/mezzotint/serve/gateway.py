@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -17,6 +18,7 @@ from typing import Protocol
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest, Queued
 from mezzotint.errors import (
+    RETRY_AFTER_SECONDS,
     DeadlineExceeded,
     DeadlineUnreachable,
     GenerationFailed,
@@ -43,8 +45,6 @@ logger = logging.getLogger(__name__)
 
 # How long a route waits for a replica to say what it has loaded.
 INFO_SECONDS = 5.0
-# What a client is told where nobody knows better.
-RETRY_AFTER_SECONDS = 2.0
 # Between two reports of a replica; a gateway counts what it sends in between.
 REPORT_SECONDS = 0.3
 
@@ -171,7 +171,8 @@ class Gateway:
         info = await self.served()
         if model is not None and model != info.model:
             raise ModelNotFound(f"no model {model!r} here; {info.model} is served", param="model")
-        request = replace(request, tenant=caller.id)
+        priority = request.priority or caller.usual_priority
+        request = replace(request, tenant=caller.id, priority=priority)
         if request.image is None:
             resolved = resolve(request, info.limits)
         else:
@@ -188,6 +189,24 @@ class Gateway:
             request_id=request_id or current().request_id,
         )
         return Plate(order, caller, info, time.monotonic() + deadline_s)
+
+    def admit(self, plates: Sequence[Plate], *, at_once: bool = True) -> list[Plate]:
+        """The plates of one request, let in or refused as one: none of them is in the way of another.
+
+        at_once: there must be room for all of them; else for one, and an engine may yet refuse the others.
+
+        Raises:
+            QueueFull: by the latest reports, there is none.
+        """
+        # One alone is judged when it is sent, in the same moment as what is sent is counted.
+        if len(plates) == 1:
+            return list(plates)
+        request, count = plates[0].request, len(plates) if at_once else 1
+        refusal = self._fleet.refusal(request, count=count)
+        if refusal is not None:
+            raise self._fleet.promise(refusal, request, count=count)
+        group = secrets.token_hex(8)
+        return [replace(plate, order=replace(plate.order, group=group)) for plate in plates]
 
     async def draw(self, plate: Plate) -> Drawn:
         """Draw the plate.
@@ -218,7 +237,8 @@ class Gateway:
         lost: MezzotintError | None = None
         while True:
             with self._tracing.span("admission"):
-                order = self._order(plate, avoid, progress, admitted=lost is not None)
+                admitted = lost is not None or bool(plate.order.group)
+                order = self._order(plate, avoid, progress, admitted=admitted)
             try:
                 async with aclosing(self._once(order, plate, retry=bool(avoid))) as events:
                     async for event in events:

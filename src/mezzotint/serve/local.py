@@ -194,7 +194,9 @@ def _deploy(settings: Settings) -> None:
             raise
         raise _cannot_listen(settings.host, settings.port, "address already in use") from None
     try:
-        serve.run(application(settings), name=APP_NAME, route_prefix="/", logging_config=logs)
+        # Somebody waits to hear what is wrong, and nothing serves that would have to go on.
+        starting = application(settings, start_failures=1)
+        serve.run(starting, name=APP_NAME, route_prefix="/", logging_config=logs)
     except RuntimeError:
         raise _start_error(serve.status().applications[APP_NAME]) from None
 

@@ -112,6 +112,11 @@ class LimitRequests:
         for name in ONLY_ONCE:
             if counts[name] > 1:
                 return InvalidRequest(f"the header {name.decode()} is given more than once")
+        encoding = dict(headers).get(b"content-encoding", b"identity")
+        if encoding.strip().lower() not in (b"", b"identity"):
+            return InvalidRequest(
+                "the body must be sent as it is, without a content-encoding", param="content-encoding"
+            )
         length = dict(headers).get(b"content-length", b"0")
         if not length.isdigit():
             return InvalidRequest("the header content-length must be a number of bytes")
@@ -167,5 +172,5 @@ def _too_large(most: int) -> PayloadTooLarge:
 
 async def _refuse(error: MezzotintError, scope: Scope, receive: Receive, send: Send) -> None:
     current().error = error
-    response = error_response(error, {"connection": "close"})
+    response = error_response(error, {"connection": "close"}, path=scope["path"])
     await response(scope, receive, send)

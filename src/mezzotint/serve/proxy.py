@@ -7,11 +7,13 @@ The proxy runs this wherever its environment has `RAY_SERVE_HTTP_PROXY_CALLBACK_
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mezzotint.errors import MezzotintError, ModelLoading, QueueFull
-from mezzotint.serve.api.errors import error_response
+from mezzotint.errors import RETRY_AFTER_SECONDS, MezzotintError, ModelLoading, QueueFull
+from mezzotint.serve.api.errors import error_response, http_error
 from mezzotint.serve.telemetry.record import is_plain_id
 
 __all__ = ["LOST_HEADER", "PROXY_CALLBACK", "StripHeaders", "TellErrors", "proxy_middleware"]
@@ -28,7 +30,6 @@ STRIPPED = frozenset(
         b"x-session-id",
     }
 )
-RETRY_AFTER_SECONDS = 2.0
 LOST_HEADER = "x-mezzotint-lost"
 
 
@@ -60,6 +61,12 @@ class TellErrors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path = scope["path"]
+        if not path.startswith("/"):
+            # `OPTIONS *`: of no route, so that the proxy finds no gateway for it.
+            refusal = http_error(HTTPStatus.NOT_FOUND, scope["method"], path)
+            await error_response(refusal)(scope, receive, send)
+            return
         begun = replaced = False
 
         async def watch(message: Message) -> None:
@@ -68,14 +75,14 @@ class TellErrors:
                 begun, replaced = True, _is_the_proxys(message)
                 if replaced:
                     error = _in_words(message)
-                    await error_response(error, _lost(error))(scope, receive, send)
+                    await error_response(error, _lost(error), path=path)(scope, receive, send)
             if not replaced:
                 await send(message)
 
         await self._app(scope, receive, watch)
         if not begun:
             error = _not_here()
-            await error_response(error, _lost(error))(scope, receive, send)
+            await error_response(error, _lost(error), path=path)(scope, receive, send)
 
 
 class OneRequestId:

@@ -71,7 +71,7 @@ class EngineReplica:
         about = {"mezzotint.replica": self._name, "mezzotint.request_id": order.request_id}
         try:
             with self._tracing.span("generate", about, below=order.trace) as span:
-                ticket = self._engine.submit(_as_request(order.request))
+                ticket = self._engine.submit(_as_request(order.request), group=order.group)
                 try:
                     async for event in ticket.stream:
                         if is_final(event):
@@ -133,16 +133,12 @@ class EngineReplica:
             max_backlog_s=outlook.max_backlog_s,
             backlogs=outlook.backlogs,
             costs=outlook.costs,
+            decode_s_a_pixel=outlook.decode_s_a_pixel,
         )
 
     async def metrics(self) -> Families:
         """What this replica has counted."""
         return self._metrics.families()
-
-    async def status(self) -> dict[str, int]:
-        """Images in the engine by state, for an operator who asks every replica through Ray."""
-        status = self._engine.status()
-        return {"queued": status.queued, "running": status.running, "decoding": status.decoding}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Ray Serve asks, where the number of replicas may change."""

@@ -18,8 +18,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.errors import ModelLoading, QueueFull, ReplicaLost
-from mezzotint.serve.gateway import RETRY_AFTER_SECONDS, Replicas
+from mezzotint.errors import RETRY_AFTER_SECONDS, ModelLoading, QueueFull, ReplicaLost
+from mezzotint.serve.gateway import Replicas
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.wire import Order, Report, WireEvent
 

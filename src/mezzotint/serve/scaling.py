@@ -23,12 +23,15 @@ LOOK_BACK_SECONDS = 5.0
 
 
 def wanted_replicas(backlogs: Collection[float], current: int, target_s: float) -> int:
-    """The replicas that do `backlogs`, seconds of work each, in `target_s`, where there are `current`."""
+    """The replicas that do `backlogs`, seconds of work each, in `target_s`, where there are `current`.
+
+    They go one by one: a load that they bear leaves no backlog, so nothing else says how many it takes.
+    """
     work = sum(backlogs)
     more, fewer = math.ceil(work / target_s), math.ceil(work / (target_s * DOWNSCALE_SHARE))
     if more > current:
         return more
-    return max(1, min(fewer, current))
+    return max(1, current - 1, min(fewer, current))
 
 
 class BacklogPolicy:

@@ -18,6 +18,7 @@ from mezzotint.serve.stores.database import Database, open_database
 from mezzotint.serve.stores.images import ImageStore, open_images
 from mezzotint.serve.stores.janitor import keep_clean
 from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.telemetry.job_metrics import JobMetrics
 from mezzotint.serve.telemetry.metrics import GatewayMetrics, Gathering, Others
 from mezzotint.serve.telemetry.tracing import Tracing
 
@@ -61,6 +62,7 @@ async def open_services(
         images = await open_(open_images(settings.image_store, settings.image_ttl_s, database.now))
         metrics.watch_stores(database=database, images=images)
         jobs = JobStore(database, settings.max_jobs)
+        metrics.watch_jobs(jobs.ended)
         access = await open_(open_access(database, requires_keys=requires_keys(settings)))
         await open_(keep_clean(database, jobs, images, settings.job_ttl_s))
         gateway = await open_(
@@ -81,6 +83,6 @@ async def open_services(
             feed=feed,
             runner=runner,
             metrics=metrics,
-            series=Gathering(metrics, replicas.metrics, *others),
+            series=Gathering(metrics, replicas.metrics, JobMetrics(jobs).families, *others),
             tracing=tracing,
         )

@@ -29,6 +29,7 @@ class Order:
     trace: W3C trace context headers, for the spans of the replica.
     replica: the one that is to draw it, while it is there; any other does if it is not, or the name is empty.
     avoid: those that are not to draw it.
+    group: pictures of the same one were let in as one; without it, the picture stands for itself.
     """
 
     request: ResolvedRequest
@@ -39,6 +40,7 @@ class Order:
     trace: Mapping[str, str] = field(default_factory=dict)
     replica: str = ""
     avoid: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Report:
     healthy: whether it wants work.
     backlogs: seconds of work by tenant, of those that have something there.
     costs: seconds that one evaluation of an image adds, by batch key, of those that it has run.
+    decode_s_a_pixel: seconds that decoding adds, once a picture.
     """
 
     replica: str
@@ -99,6 +102,8 @@ class Report:
     max_backlog_s: float
     backlogs: Mapping[str, float]
     costs: Mapping[BatchKey, float]
+    # A replica of an earlier version, which an upgrade leaves beside later gateways, tells none.
+    decode_s_a_pixel: float = 0.0
 
 
 WireEvent = Queued | Step | Drawn | Refused

@@ -152,6 +152,9 @@ class Browser:
             await self._hear_to_the_end(drawing)
         except Exception:
             logger.exception("the news of drawing %s ended in an internal error", drawing.id)
+            # Its stream would only tell the same again.
+            drawing.lose()
+            self.changes.tell()
         finally:
             asking.cancel()
 

@@ -80,7 +80,7 @@ class Desk:
         for image in job.get("images") or ():
             if image["index"] == n:
                 return dict(image["receipt"])
-        raise Refused(404, "image_not_found", "", None, None)
+        raise Refused(404, "image_not_found", "", None)
 
     async def picture(self, browser: Browser, id: str, n: int) -> Image.Image:
         """Raises: ServiceError: the service does not keep it, or does not answer."""

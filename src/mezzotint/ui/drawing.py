@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any, Literal, get_args
 
 from mezzotint.ui.names import FILE_NAME, JOB_ID
@@ -26,6 +25,8 @@ SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 MAX_PROMPT = 300
 MAX_PICTURES = 10
 MAX_SAID = 500
+# Beyond this a float is not exact to the second.
+MAX_AT = 2**53
 
 Shape = tuple[int, int]
 
@@ -89,16 +90,17 @@ class Drawing:
             type(n) is not int
             or not 1 <= n <= MAX_PICTURES
             or not isinstance(at, int | float)
-            or not isfinite(at)
+            or not 0 <= at <= MAX_AT
         ):
             return None
         drawing = cls(id, prompt[:MAX_PROMPT], n, _size(kept.get("size")), min(float(at), time.time()))
         seed, state = kept.get("seed"), kept.get("state")
         drawing.seed = int(seed) if isinstance(seed, str) and re.fullmatch(r"\d{1,19}", seed) else None
-        if state in FINAL and state in get_args(State):
+        # A set takes no list, of which a tuple only says that it is not there.
+        if state in get_args(State) and state in FINAL:
             drawing.state = state
             finished = kept.get("finished", ())
-            drawing.finished = set(range(n)) & set(finished if isinstance(finished, list) else ())
+            drawing.finished = {i for i in range(n) if isinstance(finished, list) and i in finished}
             drawing.said, drawing.code = (str(kept.get(name, ""))[:MAX_SAID] for name in ("said", "code"))
         return drawing
 

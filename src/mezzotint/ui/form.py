@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mezzotint.core import Lora
+from mezzotint.core import MAX_SEED, Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 
-__all__ = ["KEPT", "LAST_SEED", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed"]
+__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed"]
 
-LAST_SEED = 2**63 - 1
 PREVIEWS = 3
 # The service's words for `style_preset`; a service that knows others refuses these by name.
 STYLES = (
@@ -116,13 +115,13 @@ def read_seed(text: str) -> int | None:
     """The seed in the field. None where it is empty.
 
     Raises:
-        ValueError: it is no whole number from 0 to `LAST_SEED`.
+        ValueError: it is no whole number from 0 to `MAX_SEED`.
     """
     text = text.strip()
     if not text:
         return None
-    if not re.fullmatch(r"\d{1,19}", text) or int(text) > LAST_SEED:
-        raise ValueError(f"Seed takes a whole number from 0 to {LAST_SEED}. Leave it empty for a new one.")
+    if not re.fullmatch(r"\d{1,19}", text) or int(text) > MAX_SEED:
+        raise ValueError(f"Seed takes a whole number from 0 to {MAX_SEED}. Leave it empty for a new one.")
     return int(text)
 
 

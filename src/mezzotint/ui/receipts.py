@@ -33,6 +33,7 @@ class Recipe:
     guidance: float | None = None
     scheduler: str | None = None
     seed: int | None = None
+    # How far from another picture; where it says so, its settings alone draw something else.
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
 
@@ -54,17 +55,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
 def recipe_of_told(told: Mapping[str, Any]) -> Recipe | None:
     """Of a receipt as the service tells it."""
     try:
-        return Recipe(
-            prompt=str(told["prompt"]),
-            negative_prompt=str(told.get("negative_prompt") or ""),
-            size=f"{told['width']}x{told['height']}",
-            steps=int(told["steps"]),
-            guidance=float(told["guidance_scale"]),
-            scheduler=str(told["scheduler"]),
-            seed=int(told["seed"]),
-            strength=told.get("strength"),
-            loras=tuple(Lora(str(lora["name"]), float(lora["scale"])) for lora in told.get("loras") or ()),
-        )
+        return recipe_of(Receipt.from_dict(told))
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -19,9 +19,6 @@ SENTENCES = {
     "give it one.",
     "permission_denied": "This page's key does not allow that: {said}",
     "model_not_found": "The service has no such model. Choose another under Settings.",
-    "moderation_blocked": "The service's policy does not allow this prompt or picture. Change it and "
-    "draw again.",
-    "image_generation_user_error": "The service's policy does not allow this. Change it and draw again.",
     "payload_too_large": "That picture is too large: {said} Make it smaller and try again.",
     "unsupported_image": "That file cannot be read as a picture. Choose a PNG, JPEG or WebP.",
     "rate_limit_exceeded": "You have asked for as much as this page's key allows just now.",

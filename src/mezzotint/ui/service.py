@@ -36,12 +36,10 @@ class Unreachable(ServiceError):
 class Refused(ServiceError):
     """An answer that is no success. `message` is the service's: to be escaped like anything from outside."""
 
-    def __init__(
-        self, status: int, code: str, message: str, param: str | None, retry_after_s: float | None
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None) -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
-        self.param, self.retry_after_s = param, retry_after_s
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class Service:
 def _job(id: str) -> str:
     """The job's route. A name that is none could lead to any other: there is no such job."""
     if not JOB_ID.fullmatch(id):
-        raise Refused(404, "job_not_found", "", None, None)
+        raise Refused(404, "job_not_found", "", None)
     return f"{JOBS}/{id}"
 
 
@@ -152,10 +150,10 @@ def _refusal(response: httpx.Response) -> ServiceError:
     """What the answer says went wrong. A proxy's own page in front of the service is `Unreachable`."""
     try:
         told = response.json()["error"]
-        code, message, param = str(told["code"]), str(told["message"]), told.get("param")
+        code, message = str(told["code"]), str(told["message"])
     except (ValueError, KeyError, TypeError):
         return Unreachable(f"status {response.status_code}")
-    return Refused(response.status_code, code, message, param, _retry_after_s(response.headers))
+    return Refused(response.status_code, code, message, _retry_after_s(response.headers))
 
 
 def _retry_after_s(headers: httpx.Headers) -> float | None:

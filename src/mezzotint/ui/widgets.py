@@ -95,7 +95,7 @@ class Settings:
 
     @property
     def inputs(self) -> list[Any]:
-        """The widgets whose values are part of a wish, in the order of `page.wish_of`."""
+        """The widgets whose values are part of a wish, in the order that `Answers` reads them in."""
         buttons = ("new_seed", "same_seed")
         return [getattr(self, each.name) for each in fields(self) if each.name not in buttons]
 

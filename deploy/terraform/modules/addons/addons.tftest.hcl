@@ -142,6 +142,15 @@ run "controllers_know_where_they_are" {
   }
 }
 
+run "the_controllers_webhook_is_asked_of_the_edges_pods_alone" {
+  command = plan
+
+  assert {
+    condition     = yamldecode(helm_release.load_balancer.values[0]).objectSelector == { matchLabels = { "app.kubernetes.io/component" = "edge" } }
+    error_message = "Ray's pods must start while the controller is away."
+  }
+}
+
 run "the_controller_deletes_only_its_own" {
   command = plan
 
@@ -224,6 +233,38 @@ run "monitoring_is_a_choice" {
   assert {
     condition     = length(helm_release.prometheus_stack) == 0 && length(kubernetes_namespace_v1.monitoring) == 0
     error_message = "A cluster that is watched otherwise must be left so."
+  }
+
+  assert {
+    condition     = yamldecode(helm_release.karpenter.values[0]).serviceMonitor.enabled == false && yamldecode(helm_release.kuberay.values[0]).metrics.serviceMonitor.enabled == false
+    error_message = "Without the operator there is no definition of a ServiceMonitor."
+  }
+}
+
+run "what_alerts_are_made_of_is_scraped" {
+  command = plan
+
+  assert {
+    condition     = yamldecode(helm_release.karpenter.values[0]).serviceMonitor.enabled && yamldecode(helm_release.kuberay.values[0]).metrics.serviceMonitor.enabled
+    error_message = "Both charts leave their ServiceMonitor out by default."
+  }
+
+  assert {
+    condition     = yamldecode(helm_release.kuberay.values[0]).metrics.serviceMonitor.honorLabels
+    error_message = "The rules ask for the RayService's namespace, not the operator's."
+  }
+}
+
+run "alerts_go_where_a_secret_says" {
+  command = plan
+
+  variables {
+    alert_routes = "pagers"
+  }
+
+  assert {
+    condition     = yamldecode(helm_release.prometheus_stack[0].values[0]).alertmanager.alertmanagerSpec == { useExistingSecret = true, configSecret = "pagers" }
+    error_message = "The chart's own route goes nowhere."
   }
 }
 

@@ -105,9 +105,12 @@ resource "helm_release" "load_balancer" {
     serviceAccount = { name = "aws-load-balancer-controller" }
     # Services of type LoadBalancer are left alone: the Gateway is the one way in.
     enableServiceMutatorWebhook = false
-    podDisruptionBudget         = { maxUnavailable = 1 }
-    enableShield                = false
-    enableWaf                   = false
+    # Of the namespace whose label asks for readiness gates, the edge's pods alone have one. Of the others none may wait
+    # for this controller: while it is away its webhook refuses pods, Ray's among them.
+    objectSelector      = { matchLabels = { "app.kubernetes.io/component" = "edge" } }
+    podDisruptionBudget = { maxUnavailable = 1 }
+    enableShield        = false
+    enableWaf           = false
   })]
 
   # It looks once, at its start, which definitions there are.

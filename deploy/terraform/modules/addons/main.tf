@@ -64,9 +64,11 @@ resource "helm_release" "karpenter" {
         limits   = { memory = "512Mi" }
       }
     }
+    serviceMonitor = { enabled = var.monitoring }
   })]
 
-  depends_on = [helm_release.karpenter_crd]
+  # A ServiceMonitor is refused where its definition, which is the stack's, is not there yet.
+  depends_on = [helm_release.karpenter_crd, helm_release.prometheus_stack]
 }
 
 # --- Ray ---
@@ -79,6 +81,13 @@ resource "helm_release" "kuberay" {
   chart            = "kuberay-operator"
   version          = local.charts.kuberay
   timeout          = 600
+
+  values = [yamlencode({
+    # The series' own `namespace` is the RayService's, which the rules ask for; the operator's would hide it.
+    metrics = { serviceMonitor = { enabled = var.monitoring, honorLabels = true } }
+  })]
+
+  depends_on = [helm_release.prometheus_stack]
 }
 
 # --- accelerators ---
@@ -209,6 +218,12 @@ resource "helm_release" "prometheus_stack" {
           }
         }
       }
+    }
+
+    # Where alerts go is said in a Secret, for a receiver's address is one (docs/deploy/runbook.md). Until it is there,
+    # the operator gives Alertmanager a receiver that drops everything.
+    alertmanager = {
+      alertmanagerSpec = { useExistingSecret = true, configSecret = var.alert_routes }
     }
 
     grafana = {

@@ -51,3 +51,9 @@ variable "metrics_gib" {
   type        = number
   default     = 20
 }
+
+variable "alert_routes" {
+  description = "Secret in namespace monitoring whose alertmanager.yaml says where alerts go; it is made by hand, so that no receiver's address is in the state."
+  type        = string
+  default     = "alertmanager-routes"
+}

@@ -180,7 +180,7 @@ run "an_old_kubernetes_is_refused" {
   command = plan
 
   variables {
-    kubernetes_version = "1.30"
+    kubernetes_version = "1.34"
   }
 
   expect_failures = [var.kubernetes_version]

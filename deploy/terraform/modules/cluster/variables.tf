@@ -9,8 +9,8 @@ variable "kubernetes_version" {
   default     = "1.35"
 
   validation {
-    condition     = contains(["1.34", "1.35", "1.36"], var.kubernetes_version)
-    error_message = "kubernetes_version must be 1.34, 1.35 or 1.36: what the manifests and the add-ons were written for."
+    condition     = contains(["1.35", "1.36"], var.kubernetes_version)
+    error_message = "kubernetes_version must be 1.35 or 1.36: what the manifests and the add-ons were written for."
   }
 }
 

@@ -45,7 +45,7 @@ resource "random_password" "valkey" {
 }
 
 resource "aws_secretsmanager_secret" "valkey" {
-  #checkov:skip=CKV2_AWS_57:a rotation takes a function of ours and restarts Ray's head; the token is changed by hand, with `terraform apply -replace`
+  #checkov:skip=CKV2_AWS_57:a rotation takes a function of ours and restarts Ray's head; the token is changed by hand, with `terraform apply -replace` and apply_now
   name        = "${var.cluster_name}/valkey"
   description = "Auth token of ${var.cluster_name}'s Valkey"
   kms_key_id  = aws_kms_key.data.arn
@@ -83,5 +83,7 @@ resource "aws_elasticache_replication_group" "this" {
   security_group_ids         = [aws_security_group.cache.id]
   snapshot_retention_limit   = 1
   auto_minor_version_upgrade = true
-  apply_immediately          = true
+  maintenance_window         = var.maintenance_window
+  # A restart takes Ray's head along. A new token is taken at once or not at all: with apply_now.
+  apply_immediately = var.apply_now
 }

@@ -106,6 +106,9 @@ resource "aws_db_instance" "this" {
   publicly_accessible    = false
   parameter_group_name   = aws_db_parameter_group.this.name
 
+  maintenance_window = var.maintenance_window
+  apply_immediately  = var.apply_now
+
   backup_retention_period    = var.backup_days
   copy_tags_to_snapshot      = true
   auto_minor_version_upgrade = true

@@ -202,6 +202,47 @@ run "everything_can_be_let_go" {
   }
 }
 
+run "a_restart_waits_for_its_window" {
+  command = plan
+
+  variables {
+    maintenance_window = "sun:03:00-sun:04:00"
+  }
+
+  assert {
+    condition     = aws_db_instance.this.maintenance_window == "sun:03:00-sun:04:00" && aws_elasticache_replication_group.this.maintenance_window == "sun:03:00-sun:04:00"
+    error_message = "Database and cache must be restarted when the site says."
+  }
+
+  assert {
+    condition     = !aws_db_instance.this.apply_immediately && !aws_elasticache_replication_group.this.apply_immediately
+    error_message = "By default an apply must restart neither."
+  }
+}
+
+run "a_restart_may_be_had_at_once" {
+  command = plan
+
+  variables {
+    apply_now = true
+  }
+
+  assert {
+    condition     = aws_db_instance.this.apply_immediately && aws_elasticache_replication_group.this.apply_immediately
+    error_message = "apply_now must hold for both."
+  }
+}
+
+run "a_day_is_no_window" {
+  command = plan
+
+  variables {
+    maintenance_window = "Sunday"
+  }
+
+  expect_failures = [var.maintenance_window]
+}
+
 run "two_zones" {
   command = plan
 

@@ -80,6 +80,23 @@ variable "picture_days" {
   }
 }
 
+variable "maintenance_window" {
+  description = "When AWS may restart database and cache, in UTC: ddd:hh:mm-ddd:hh:mm, an hour or more. Null for times of AWS's choice."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.maintenance_window == null ? true : can(regex("^(mon|tue|wed|thu|fri|sat|sun):([01][0-9]|2[0-3]):[0-5][0-9]-(mon|tue|wed|thu|fri|sat|sun):([01][0-9]|2[0-3]):[0-5][0-9]$", var.maintenance_window))
+    error_message = "maintenance_window must be of the form sun:03:00-sun:04:00, in UTC."
+  }
+}
+
+variable "apply_now" {
+  description = "Whether changes that restart database or cache are made by the apply itself, and not in the next maintenance window."
+  type        = bool
+  default     = false
+}
+
 variable "create_repositories" {
   description = "Whether to make the ECR repositories; false in an account and region that has them from another cluster."
   type        = bool

@@ -18,7 +18,7 @@ class Caller:
     requests_per_minute, concurrent_images: at most so many.
     compute_s_per_day: seconds of an engine, as admission estimates them, in any 24 hours.
     models: the models the key may use.
-    max_priority: higher ones are refused.
+    max_priority: who asks for a higher one is refused.
     """
 
     id: str
@@ -29,6 +29,11 @@ class Caller:
     models: tuple[str, ...] | None = None
     max_priority: Priority = "normal"
     is_admin: bool = False
+
+    @property
+    def usual_priority(self) -> Priority:
+        """Of a request that asks for none: normal, or the highest that the key may have below it."""
+        return min("normal", self.max_priority, key=PRIORITIES.index)
 
     def check(self, model: str, priority: Priority) -> None:
         """Whether the key may have a picture of this model at this priority.

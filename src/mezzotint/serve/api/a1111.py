@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter
+from fastapi.responses import Response
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest
-from mezzotint.errors import MezzotintError, ModelNotFound, NotSupported
+from mezzotint.errors import ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask, read_upload
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
-from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral, seeds_of
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral
+from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
-from mezzotint.serve.api.documented import DRAWN, PLAIN, ErrorBody, answers, headers
-from mezzotint.serve.api.errors import as_invalid_request, error_response
+from mezzotint.serve.api.documented import DRAWN, PLAIN, answers, headers
 from mezzotint.serve.api.json_bodies import PictureJsonRoute
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.plate import Plate
@@ -34,37 +31,11 @@ from mezzotint.serve.services import Services
 __all__ = ["router"]
 
 
-class A1111Route(PictureJsonRoute):
-    """Errors in A1111's shape, those of the dependencies too."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except MezzotintError as error:
-                return _error(error)
-            except RequestValidationError as error:
-                return _error(as_invalid_request(error.errors()[0]))
-
-        return handle
-
-
-# Before a route is found, and when it breaks, the application answers in its own shape.
-ERRORS = answers(*PLAIN, model=A1111Error | ErrorBody)
+ERRORS = answers(*PLAIN, model=A1111Error)
 DRAWING = {200: {"model": Answer, **headers(*DRAWN)}, **answers(404, 415, 504, model=A1111Error)}
 
 
-def _error(error: MezzotintError) -> JSONResponse:
-    usual = error_response(error)
-    message = json.loads(bytes(usual.body))["error"]["message"]
-    kept = {name: value for name, value in usual.headers.items() if not name.startswith("content-")}
-    told = A1111Error(error=type(error).__name__, detail=message, errors=message)
-    return JSONResponse(told.model_dump(), error.status, kept)
-
-
-router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=A1111Route, responses=ERRORS)
+router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=PictureJsonRoute, responses=ERRORS)
 
 
 @router.post("/txt2img", responses=DRAWING, summary="Draw pictures")
@@ -163,7 +134,7 @@ async def options(_: CallerOf, services: ServicesOf) -> dict[str, Any]:
 )
 async def set_options(changes: dict[str, Any], _: CallerOf, services: ServicesOf) -> None:
     current = _options(await services.gateway.served())
-    checkpoint = changes.get("sd_model_checkpoint", current["sd_model_checkpoint"])
+    checkpoint = changes.get("sd_model_checkpoint") or current["sd_model_checkpoint"]
     if checkpoint != current["sd_model_checkpoint"]:
         served = current["sd_model_checkpoint"]
         raise ModelNotFound(f"no model {checkpoint!r} here; {served} is served", param="sd_model_checkpoint")

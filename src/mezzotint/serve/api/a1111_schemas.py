@@ -7,24 +7,26 @@ when it would have changed the picture.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageFilter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from mezzotint.core import MAX_SEED, GenerationRequest, Lora, Mask, Pixels
+from mezzotint.core import GenerationRequest, Lora, Mask, Pixels
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
 from mezzotint.serve.api.bounds import MAX_IMAGES
+from mezzotint.serve.api.fields import Fields
 
-__all__ = ["SENT_AS", "Img2Img", "Txt2Img", "check_neutral", "loras_of", "sampler_of", "seeds_of"]
+__all__ = ["SENT_AS", "Img2Img", "Txt2Img", "check_neutral", "loras_of", "sampler_of"]
 
 SENT_AS: Mapping[str, str] = {
     "guidance_scale": "cfg_scale",
@@ -37,19 +39,23 @@ SENT_AS: Mapping[str, str] = {
 }
 """Core's names of the fields that A1111's clients know by another."""
 
-# A1111's defaults that say something; what else a field may hold without changing the picture.
+# A1111's own defaults, and its clients', that say something; what else a field may hold without changing the
+# picture. Of those about a mask they are all that is served: clients send them unasked.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "eta": (1,),
     "seed_resize_from_h": (-1,),
     "seed_resize_from_w": (-1,),
     "s_noise": (1,),
     "s_tmax": (math.inf,),
     "initial_noise_multiplier": (1,),
+    "inpaint_full_res": (True,),
+    "inpainting_fill": (0, 1),
     "mask_round": (True,),
-    "inpainting_fill": (1,),
     "CLIP_stop_at_last_layers": (1, 2),
     "clip_skip": (1, 2),
     "sd_vae": ("Automatic",),
 }
+CHOOSES_BY_ZERO = ("s_noise", "initial_noise_multiplier")
 # Bookkeeping, which no picture depends on.
 HARMLESS = frozenset(
     {
@@ -78,7 +84,7 @@ HIGH_RESOLUTION = ("hr_", "firstphase_")
 OF_A_MASK = ("inpaint", "mask_")
 # A1111's "extra networks" in a prompt; of a LoRA, its name and how much of it.
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
-LORA = re.compile(r"([^:]+)(?::([-+]?[0-9.]{1,20}))?")
+LORA = re.compile(r"([^:]+)(?::([^:=]*))?")
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 
@@ -93,8 +99,8 @@ Whole = Annotated[int, BeforeValidator(_no_truth_value)]
 Real = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
-class Txt2Img(BaseModel):
-    """`POST /sdapi/v1/txt2img`. What is left out or null is the model's default, not A1111's."""
+class Txt2Img(Fields):
+    """`POST /sdapi/v1/txt2img`. What is left out is the model's default, not A1111's."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -102,7 +108,7 @@ class Txt2Img(BaseModel):
         description="what to draw; with <lora:name:scale>; weights such as (word:1.2) are plain text"
     )
     negative_prompt: str | None = Field(None, description="what to steer away from; empty means none")
-    seed: Whole | None = Field(None, description="-1 draws one; picture i has seed + i")
+    seed: Whole | None = Field(None, ge=-1, description="-1 draws one; picture i has seed + i")
     steps: Whole | None = None
     cfg_scale: Real | None = None
     width: Whole | None = None
@@ -112,7 +118,7 @@ class Txt2Img(BaseModel):
     scheduler: str | None = Field(None, description="a name or label of /sdapi/v1/schedulers")
     batch_size: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
     n_iter: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
-    send_images: bool | None = True
+    send_images: bool = True
     override_settings: dict[str, Any] | None = None
 
     @property
@@ -171,7 +177,7 @@ class Txt2Img(BaseModel):
         return GenerationRequest(
             prompt=prompt,
             loras=loras,
-            negative_prompt=self.negative_prompt or None,
+            negative_prompt=self.negative_prompt,
             width=self.width,
             height=self.height,
             steps=self.steps,
@@ -186,12 +192,12 @@ class Img2Img(Txt2Img):
 
     init_images: list[str] = Field(min_length=1, description="one base64 file or data: URL")
     mask: str | None = Field(None, description="base64 file or data: URL; white is redrawn")
-    denoising_strength: Real | None = 0.75
+    denoising_strength: Real = 0.75
     mask_blur: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
     mask_blur_x: Whole | None = Field(None, ge=0, le=64)
     mask_blur_y: Whole | None = Field(None, ge=0, le=64)
     inpainting_mask_invert: Whole | None = Field(None, ge=0, le=1, description="1 redraws the black")
-    include_init_images: bool | None = False
+    include_init_images: bool = False
 
     def _not_served(self) -> dict[str, Any]:
         return (self.model_extra or {}) if self.mask else super()._not_served()
@@ -200,9 +206,8 @@ class Img2Img(Txt2Img):
         self, request: GenerationRequest, image: Pixels, mask: Mask | None
     ) -> GenerationRequest:
         """The request with its pictures, the mask prepared as A1111 does. Computes: not on an event loop."""
-        strength = 0.75 if self.denoising_strength is None else self.denoising_strength
         mask = None if mask is None else self._prepared(mask)
-        return replace(request, image=image, mask=mask, strength=strength)
+        return replace(request, image=image, mask=mask, strength=self.denoising_strength)
 
     def _prepared(self, mask: Mask) -> Mask:
         inverted = 255 - mask if self.inpainting_mask_invert else mask
@@ -228,23 +233,12 @@ def loras_of(prompt: str) -> tuple[str, tuple[Lora, ...]]:
         if kind.lower() == "hypernet" or found is None:
             raise NotSupported(f"prompt: of <{kind}:{told}> only <lora:name:scale> is served", param="prompt")
         try:
-            loras.append(Lora(found[1], float(found[2] or 1)))
+            loras.append(Lora(found[1], 1.0 if found[2] is None else float(found[2])))
         except ValueError:
             raise InvalidRequest(
                 f"prompt: <{kind}:{told}> has a scale that is no number", param="prompt"
             ) from None
     return (EXTRA_NETWORK.sub("", prompt).strip() if loras else prompt), tuple(loras)
-
-
-def seeds_of(first: int, count: int) -> Iterator[int]:
-    """Picture i has seed + i.
-
-    Raises:
-        InvalidRequest: the last would be too large.
-    """
-    if first + count - 1 > MAX_SEED:
-        raise InvalidRequest(f"seed must leave room for {count} pictures below 2^63", param="seed")
-    yield from range(first, first + count)
 
 
 def check_neutral(fields: Mapping[str, object]) -> None:
@@ -256,16 +250,16 @@ def check_neutral(fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         if name in HARMLESS or name.startswith(HIGH_RESOLUTION) or _says_nothing(name, value):
             continue
-        raise NotSupported(f"{name} is not served here; leave it out or empty", param=name)
+        own = "".join(f"{json.dumps(each)}, " for each in NEUTRAL.get(name, ()))
+        nothing = "null" if name in CHOOSES_BY_ZERO else "null, false, 0"
+        raise NotSupported(f"{name} is not served here; accepted are {own}{nothing} or empty", param=name)
 
 
 def _says_nothing(name: str, value: object) -> bool:
     if value is None or value is False or value in ("", "None", "none", [], {}):
         return True
-    # Zero turns off whatever a number sets, but for these three, where it chooses.
-    if value in (0, 0.0) and name not in ("inpainting_fill", "s_noise", "initial_noise_multiplier"):
-        return True
-    return value in NEUTRAL.get(name, ())
+    # Zero turns off whatever a number sets.
+    return (value == 0 and name not in CHOOSES_BY_ZERO) or value in NEUTRAL.get(name, ())
 
 
 def sampler_of(name: str | None, scheduler: str | None) -> str | None:

@@ -35,7 +35,7 @@ async def draw_all(services: Services, caller: Caller, plates: Sequence[Plate]) 
 
         try:
             async with asyncio.TaskGroup() as group:
-                drawing = [group.create_task(draw(plate)) for plate in plates]
+                drawing = [group.create_task(draw(plate)) for plate in gateway.admit(plates)]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
     return [task.result() for task in drawing]

@@ -1,4 +1,4 @@
-"""One shape for every error: `{"error": {"message", "type", "param", "code"}}`."""
+"""One shape for every error: `{"error": {"message", "type", "param", "code"}}`; A1111's for its routes."""
 
 from __future__ import annotations
 
@@ -15,25 +15,48 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mezzotint.errors import InvalidRequest, MezzotintError
+from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, InvalidRequest, MezzotintError
 from mezzotint.serve.telemetry.record import current
 
-__all__ = ["ErrorBoundary", "as_invalid_request", "error_body", "error_response", "install_error_handlers"]
+__all__ = [
+    "ErrorBoundary",
+    "as_invalid_request",
+    "error_body",
+    "error_response",
+    "http_error",
+    "install_error_handlers",
+]
 
 logger = logging.getLogger(__name__)
 
-# The official OpenAI clients give up instead of waiting longer.
-MAX_RETRY_AFTER_SECONDS = 120
+# A1111's clients read its own shape of an error.
+A1111_PATH = "/sdapi/"
 
 
-def error_response(error: MezzotintError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error_body(error), error.status, {**_headers(error), **(headers or {})})
+def error_response(
+    error: MezzotintError, headers: Mapping[str, str] | None = None, *, path: str = ""
+) -> JSONResponse:
+    """In the shape of those who ask below the path, whoever answers."""
+    body = error_body(error)
+    if path.startswith(A1111_PATH):
+        message = body["error"]["message"]
+        body = {"error": type(error).__name__, "detail": message, "body": "", "errors": message}
+    return JSONResponse(body, error.status, {**_headers(error), **(headers or {})})
 
 
 def error_body(error: MezzotintError) -> dict[str, Any]:
-    """The shape of every error. Noted for the request's log line and metrics."""
+    """The usual shape. Noted for the request's log line and metrics."""
     current().error = error
     return {"error": error.to_dict()}
+
+
+def http_error(status: HTTPStatus, method: str, path: str) -> MezzotintError:
+    """HTTP's own, which the tree has no class for: no such route, no such method on it."""
+    error = MezzotintError(f"{status.phrase.lower()}: {method} {path}")
+    error.status, error.code = status.value, status.name.lower()
+    if status < 500:
+        error.type = "invalid_request_error"
+    return error
 
 
 def _headers(error: MezzotintError) -> dict[str, str]:
@@ -58,26 +81,29 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_middleware(ErrorBoundary)
 
 
-async def _on_mezzotint_error(_: Request, error: Exception) -> Response:
+async def _on_mezzotint_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MezzotintError)
-    return error_response(error)
+    return error_response(error, path=request.url.path)
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(as_invalid_request(error.errors()[0]))
+    return error_response(as_invalid_request(error.errors()[0]), path=request.url.path)
 
 
 def as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
     """What pydantic found, as one of ours."""
     location = first.get("loc", ())
     param = _place(location[1:]) if len(location) > 1 else None
-    where = "the request" if param is None else param
+    where = "the body" if param is None else param
     if first.get("type") == "extra_forbidden":
         return InvalidRequest(f"unknown field {where!r}", param=param)
     if first.get("type") == "missing":
         return InvalidRequest(f"{where} is required", param=param)
-    reason = str(first.get("msg", "not accepted"))
+    if first.get("type") == "model_attributes_type" and param is None:
+        return InvalidRequest("the body must be a JSON object")
+    # What a check of our own raises, pydantic prefixes.
+    reason = str(first.get("msg", "not accepted")).removeprefix("Value error, ")
     return InvalidRequest(f"{where}: {reason[:1].lower()}{reason[1:]}", param=param)
 
 
@@ -88,19 +114,14 @@ def _place(location: Sequence[str | int]) -> str:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, no such method on it."""
+    """Starlette's own."""
     assert isinstance(error, HTTPException)
-    status = HTTPStatus(error.status_code)
-    refusal = MezzotintError(f"{status.phrase.lower()}: {request.method} {request.url.path}")
-    refusal.status = error.status_code
-    refusal.code = status.name.lower()
-    if error.status_code < 500:
-        refusal.type = "invalid_request_error"
+    status, path = HTTPStatus(error.status_code), request.url.path
     headers = dict(error.headers or {})
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         # Starlette names those of the first route of this path.
         headers["Allow"] = ", ".join(sorted(_methods_of(request)))
-    return error_response(refusal, headers)
+    return error_response(http_error(status, request.method, path), headers, path=path)
 
 
 def _methods_of(request: Request) -> set[str]:
@@ -137,5 +158,6 @@ class ErrorBoundary:
             # With half an answer sent, only cutting the connection still tells the client.
             if begun:
                 raise
-            response = error_response(MezzotintError("internal error; the request id names it in the log"))
+            error = MezzotintError("internal error; the request id names it in the log")
+            response = error_response(error, path=scope["path"])
             await response(scope, receive, send)

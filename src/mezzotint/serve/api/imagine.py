@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from mezzotint.core import GenerationRequest, Queued
 from mezzotint.errors import InvalidRequest
@@ -20,6 +20,7 @@ from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.drawing import draw_all, stream_all
+from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
 from mezzotint.serve.plate import Plate
@@ -36,7 +37,7 @@ EVENTS = "text/event-stream"
 NOT_WANTED = re.compile(r"q=0(\.0*)?")
 
 
-class ImagineQuery(BaseModel):
+class ImagineQuery(Fields):
     """The fields of the query string. What is left out is the model's default."""
 
     model_config = ConfigDict(extra="forbid")
@@ -66,8 +67,7 @@ class ImagineQuery(BaseModel):
             width, height = parse_size(self.size)
         return GenerationRequest(
             prompt=self.prompt,
-            # A form that is left empty sends the empty string; the model's own "no text" is meant.
-            negative_prompt=self.negative_prompt or None,
+            negative_prompt=self.negative_prompt,
             width=width,
             height=height,
             steps=self.steps,

@@ -66,7 +66,6 @@ async def create(
         caller.id,
         {},
         n=fields.count,
-        priority=fields.priority or "normal",
         deadline_s=_deadline(fields),
         idempotency_key=idempotency_key,
         fingerprint=await asyncio.to_thread(lambda: fields.fingerprint) if idempotency_key else "",
@@ -75,14 +74,20 @@ async def create(
     if job is None:
         work = await _work(fields, services, caller)
         try:
-            job = await services.jobs.create(replace(new, request=work.to_json()))
+            priority = work.request.priority or new.priority
+            job = await services.jobs.create(replace(new, request=work.to_json(), priority=priority))
         except (IdempotencyConflict, QueueFull):
             # No job will take them with it.
             await services.images.delete(work.uploads)
             raise
+        if Work.from_json(job.request).uploads != work.uploads:
+            # Another request of this idempotency key, at the same time, made the job.
+            await services.images.delete(work.uploads)
         services.runner.wake()
     answer = await _whole(job, request, services)
-    return JSONResponse(answer.model_dump(), 202, {"Location": f"{ROUTE}/{job.id}"})
+    return JSONResponse(
+        answer.model_dump(), 202, {"Location": f"{services.settings.public_url.rstrip('/')}{ROUTE}/{job.id}"}
+    )
 
 
 def _deadline(fields: JobFields) -> float | None:
@@ -172,10 +177,16 @@ async def picture(id: JobId, n: int, services: ServicesOf, caller: CallerOf) -> 
     job = await services.jobs.get(id, caller.id)
     images = {image.index: image for image in job.images}
     if n not in images:
-        raise ImageNotFound(f"the job has no picture {n} yet; it is {job.state}", param="n")
+        raise ImageNotFound(f"the job has no picture {n}{_why_not(job, n)}", param="n")
     current().note_seed(images[n].receipt["seed"])
     data, content_type = await services.images.get(images[n].name)
     return Response(data, 200, {"Cache-Control": "private, max-age=300"}, content_type)
+
+
+def _why_not(job: Job, n: int) -> str:
+    if not 0 <= n < job.n:
+        return f"; it has {job.n}, from 0"
+    return f"; it is {job.state}" if job.state in FINAL else f" yet; it is {job.state}"
 
 
 @router.get(
@@ -232,15 +243,22 @@ async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
     if job.state == "queued":
         answer.progress = 0.0
         answer.position = await services.jobs.position(job)
-        answer.eta_s = _eta_s(job, answer.position, services)
+        answer.eta_s = _foreseen(job, _eta_s(job, answer.position, services), services)
     elif job.state == "running":
         latest = await services.jobs.latest_event(job.id, "progress")
         news = {} if latest is None else latest.data
         answer.progress = news.get("progress", 0.0)
-        answer.position, answer.eta_s = news.get("position"), news.get("eta_s")
+        answer.position = news.get("position")
+        answer.eta_s = _foreseen(job, news.get("eta_s"), services)
     elif job.state == "done":
         answer.progress = 1.0
     return answer
+
+
+def _foreseen(job: Job, eta_s: float | None, services: Services) -> float | None:
+    """The estimate; none where the job's deadline would end it before."""
+    late = job.deadline is not None and eta_s is not None and services.database.now() + eta_s > job.deadline
+    return None if late else eta_s
 
 
 def _eta_s(job: Job, position: int, services: Services) -> float | None:

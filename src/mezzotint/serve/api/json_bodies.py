@@ -24,6 +24,8 @@ MAX_JSON_BYTES = 1_000_000
 # Values, lists and objects, counting what looks like one inside of texts: two prompts at their longest, all
 # of commas, are less than half of it.
 MAX_PARTS = 50_000
+# Python itself refuses to read longer ones than 4,300, which take time that grows with their square.
+MAX_DIGITS = 1_000
 
 
 class JsonRoute(KeyedRoute):
@@ -74,14 +76,27 @@ class _StrictRequest(Request):
         return parse(await self.body())
 
 
-def parse(text: str | bytes) -> Any:
-    """JSON.
+def parse(text: str | bytes, refusal: str = "the body is not valid JSON", param: str | None = None) -> Any:
+    """JSON. `refusal` and `param` tell of text that is none.
 
     Raises:
-        InvalidRequest: an object holds a name twice.
-        ValueError, RecursionError: it is none, or nested too deeply.
+        InvalidRequest: it is none, is nested too deeply, or holds a name twice or too long a number.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
+    except UnicodeDecodeError as error:
+        reason = f"no {error.encoding.upper()} at byte {error.start + 1}"
+    except RecursionError:
+        reason = "its lists and objects are nested too deeply"
+    raise InvalidRequest(f"{refusal}: {reason}", param=param)
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise InvalidRequest(f"a number has {len(digits):,} digits; at most {MAX_DIGITS:,} are accepted")
+    return int(digits)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -96,7 +111,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 async def _handled(
     handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request, body: bytes
 ) -> Response:
-    """`handle` on the request, whose body has been read."""
+    """`handle` on the request, whose body has been read.
+
+    Raises:
+        InvalidRequest: the body is said to be something else than JSON, or said to be nothing.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and kind != "application/json" and not kind.endswith("+json"):
+        raise InvalidRequest("the body must be application/json", param="content-type")
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:

@@ -33,8 +33,9 @@ def named_as_sent(
 
 
 def _nearest(request: GenerationRequest, limits: ModelLimits) -> str:
-    if request.width is None or request.height is None:
-        return ""
+    # A side that was left out is the model's.
+    width = limits.default_width if request.width is None else request.width
+    height = limits.default_height if request.height is None else request.height
     # Of numbers without an end floating point knows nothing.
-    width, height = nearest_size(min(request.width, MAX_SIDE), min(request.height, MAX_SIDE), limits)
+    width, height = nearest_size(min(width, MAX_SIDE), min(height, MAX_SIDE), limits)
     return f"; the nearest that is served is {width}x{height}"

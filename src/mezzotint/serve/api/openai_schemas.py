@@ -10,13 +10,14 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from mezzotint.core import (
     MAX_LORA_SCALE,
     MAX_LORAS,
+    MAX_PROMPT_CHARACTERS,
     RANDOM_SEED_BITS,
     GenerationRequest,
     Lora,
@@ -26,7 +27,8 @@ from mezzotint.core import (
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
 from mezzotint.resolving import limits_with
-from mezzotint.serve.api.bounds import MAX_IMAGES
+from mezzotint.serve.api.bounds import MAX_IMAGES, seeds_of
+from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.styles import PRESETS, STYLES
 
 __all__ = [
@@ -69,7 +71,18 @@ NOT_SERVED = (
 VARIATION_STRENGTH = 0.6
 
 
-class LoraFields(BaseModel):
+def _unless(refused: str, param: str, why: str) -> BeforeValidator:
+    """What OpenAI knows and this does not serve is refused as that, and not offered with the others."""
+
+    def check(value: object) -> object:
+        if value == refused:
+            raise NotSupported(why, param=param)
+        return value
+
+    return BeforeValidator(check)
+
+
+class LoraFields(Fields):
     """One of `loras`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -78,8 +91,8 @@ class LoraFields(BaseModel):
     scale: float = Field(1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="how much of it")
 
 
-class ImageFields(BaseModel):
-    """The fields that every route shares. `null` is as good as left out."""
+class ImageFields(Fields):
+    """The fields that every route shares."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -94,10 +107,14 @@ class ImageFields(BaseModel):
     output_compression: int | None = Field(
         None, ge=0, le=100, description="a JPEG's or WebP's quality, a PNG's effort"
     )
-    background: Literal["auto", "opaque", "transparent"] | None = Field(
-        None, description="transparent is not supported"
-    )
-    moderation: Literal["auto", "low"] | None = Field(None, description="low is not supported")
+    background: Annotated[
+        Literal["auto", "opaque"] | None,
+        _unless("transparent", "background", "background: transparent pictures are not supported"),
+    ] = Field(None, description="transparent is not supported")
+    moderation: Annotated[
+        Literal["auto"] | None,
+        _unless("low", "moderation", "moderation is set by the server; leave it auto"),
+    ] = Field(None, description="low is not supported")
     style: Literal["vivid", "natural"] | None = Field(None, description="words added to the prompt")
     stream: bool | None = Field(None, description="answer with server-sent events")
     partial_images: int | None = Field(None, ge=0, le=3, description="previews while streaming")
@@ -156,15 +173,14 @@ class ImageFields(BaseModel):
         self._check_streaming()
         first = self._to_request(limits)
         seed = secrets.randbits(RANDOM_SEED_BITS) if first.seed is None else first.seed
-        return [replace(first, seed=seed + number) for number in range(self.count)]
+        return [replace(first, seed=each) for each in seeds_of(seed, self.count)]
 
     def _to_request(self, limits: ModelLimits) -> GenerationRequest:
         loras = tuple(Lora(lora.name, lora.scale) for lora in self.loras or ())
-        width, height = (None, None) if self.size in (None, "", "auto") else parse_size(self.size or "")
+        width, height = (None, None) if self.size in (None, "auto") else parse_size(self.size or "")
         request = GenerationRequest(
             prompt=self._prompt(),
-            # A form that is left empty sends the empty string; the model's own "no text" is meant.
-            negative_prompt=self.negative_prompt or None,
+            negative_prompt=self.negative_prompt,
             width=width,
             height=height,
             steps=self._steps(limits_with(loras, limits)),
@@ -174,7 +190,7 @@ class ImageFields(BaseModel):
             deadline_s=self.deadline_s,
             strength=self.strength,
             loras=loras,
-            priority=self.priority or "normal",
+            priority=self.priority,
             preview_every=0,
         )
         return self._styled(request)
@@ -194,23 +210,23 @@ class ImageFields(BaseModel):
         if self.style_preset is not None and self.style_preset not in PRESETS:
             raise InvalidRequest(f"style_preset must be one of {', '.join(PRESETS)}", param="style_preset")
         named = (STYLES.get(self.style or ""), PRESETS.get(self.style_preset or ""))
+        styled = request
         # An empty prompt stays empty, and is refused.
         for style in filter(None, named) if request.prompt.strip() else ():
-            request = replace(
-                request,
-                prompt=style.prompt(request.prompt),
-                negative_prompt=style.negative_prompt(request.negative_prompt),
+            styled = replace(
+                styled,
+                prompt=style.prompt(styled.prompt),
+                negative_prompt=style.negative_prompt(styled.negative_prompt),
             )
-        return request
+        _check_length("prompt", request.prompt, styled.prompt)
+        _check_length("negative_prompt", request.negative_prompt, styled.negative_prompt)
+        return styled
 
     def _refuse_what_is_not_served(self) -> None:
         for name in NOT_SERVED:
-            if getattr(self, name) is not None:
+            # To say no to what is not served is to ask for nothing; in a form, no is a text.
+            if str(getattr(self, name)).lower() not in ("none", "false"):
                 raise NotSupported(f"{name} is not supported", param=name)
-        if self.background == "transparent":
-            raise NotSupported("background: transparent pictures are not supported", param="background")
-        if self.moderation == "low":
-            raise NotSupported("moderation is set by the server; leave it auto", param="moderation")
         if self.deterministic:
             raise NotSupported(
                 "deterministic: a picture may differ by 1/255 in a channel with what it was batched with",
@@ -222,6 +238,16 @@ class ImageFields(BaseModel):
             raise InvalidRequest("response_format must be b64_json with stream", param="response_format")
         if self.partial_images and not self.stream:
             raise InvalidRequest("partial_images needs stream", param="partial_images")
+
+
+def _check_length(name: str, sent: str | None, styled: str | None) -> None:
+    length, added = len(sent or ""), len(styled or "") - len(sent or "")
+    if added and length + added > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequest(
+            f"{name} has {length:,} characters, and {added} more with the style's words; at most "
+            f"{MAX_PROMPT_CHARACTERS:,} are accepted",
+            param=name,
+        )
 
 
 class GenerationFields(ImageFields):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -117,7 +117,7 @@ async def _parse(request: Request) -> FormData:
 def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
     # In a form everything is text: numbers too, and lists, which come as JSON.
     lists = _lists_of(kind.model_json_schema())
-    values = {name: _parsed(name, text) if name in lists else text for name, text in texts.items()}
+    values = {name: _parsed(kind, name, text) if name in lists else text for name, text in texts.items()}
     try:
         return kind.model_validate(values, strict=False)
     except ValidationError as error:
@@ -133,12 +133,18 @@ def _lists_of(schema: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _parsed(name: str, text: str) -> Any:
+def _parsed(kind: type[BaseModel], name: str, text: str) -> Any:
+    """The list, held to what its own JSON is held to: in it a number in quotes is none."""
+    if not text:
+        return None
+    annotation = kind.model_fields[name].annotation
+    assert annotation is not None
+    told = parse(text, f"{name} must be a JSON array", name)
     try:
-        # A form that is left empty sends the empty text.
-        return parse(text) if text else None
-    except (ValueError, RecursionError):
-        raise InvalidRequest(f"{name} must be a JSON array", param=name) from None
+        return TypeAdapter(annotation).validate_python(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise as_invalid_request({**first, "loc": ("body", name, *first["loc"])}) from None
 
 
 def form_schema(

@@ -63,7 +63,7 @@ class Drawing:
         # Of the pictures that were missing; how many each has of the total.
         self._steps: dict[int, int] = {}
         self._total_steps = 0
-        # Those that an engine has taken.
+        # Those that no engine has refused, as far as is known.
         self._going: set[int] = set()
         self._queued: Queued | None = None
         self._began: float | None = None
@@ -90,6 +90,7 @@ class Drawing:
         self._total_steps = plates[missing[0]].request.steps_taken
         # Asking for the job was its one request.
         caller = replace(caller, requests_per_minute=None)
+        self._going = set(missing)
         cost_s = self._gateway.cost_s(list(plates.values()))
         async with (
             self._access.admit(caller, images=len(plates), compute_s=cost_s) as self._admission,
@@ -97,7 +98,9 @@ class Drawing:
         ):
             self._admitted.set()
             try:
-                await together(*(self._draw(number, request, caller) for number in missing))
+                admitted = self._gateway.admit(list(plates.values()), at_once=False)
+                numbered = zip(missing, admitted, strict=True)
+                await together(*(self._draw(number, plate) for number, plate in numbered))
             except asyncio.CancelledError:
                 self._admission.goes_on = self._is_given_up()
                 raise
@@ -114,12 +117,12 @@ class Drawing:
             longest_s=MAX_DEADLINE_SECONDS,
         )
 
-    async def _draw(self, number: int, request: GenerationRequest, caller: Caller) -> None:
+    async def _draw(self, number: int, plate: Plate) -> None:
         """One picture. While others of the job go on, it waits for room instead of ending them; not after a
         loss, which it may have made."""
         while True:
+            self._going.add(number)
             try:
-                plate = await self._plate(number, request, caller)
                 await watch(self._gateway, number, plate, self._take)
                 return
             except MezzotintError as error:
@@ -132,7 +135,6 @@ class Drawing:
     async def _take(self, number: int, event: Queued | Step | Drawn) -> None:
         match event:
             case Queued():
-                self._going.add(number)
                 self._queued = event
             case Step():
                 self._began = self._began or time.monotonic()

@@ -53,7 +53,10 @@ CLAIMING_SECONDS = 1.0
 
 @dataclass
 class _Held:
-    """A job of this runner's. admitted: its key's limits let it begin. stopped: why it was told to stop."""
+    """A job of this runner's. admitted: its key's limits let it begin. stopped: why it was told to stop.
+
+    Of a lost one nothing is said to the store, which might hear it: this runner may have claimed it again.
+    """
 
     job: Job
     task: asyncio.Task[None] = field(init=False)
@@ -109,6 +112,8 @@ class JobRunner:
         while True:
             try:
                 await self._keep()
+                # Whether or not there is room to claim: a deadline passes all the same.
+                await self._store.settle()
                 await self._claim()
             except StoreUnavailable as error:
                 # What runs goes on; its lease is renewed when the database is back, unless another has it.
@@ -141,6 +146,11 @@ class JobRunner:
             job = await self._claimed()
             if job is None:
                 return
+            before = self._held.get(job.id)
+            if before is not None:
+                # Lost, and claimed again before that was noticed, or before its end.
+                before.stopped = "lost"
+                before.task.cancel()
             held = self._held[job.id] = _Held(job)
             held.task = asyncio.create_task(self._draw(held))
             held.task.add_done_callback(partial(self._ended, held))
@@ -179,7 +189,8 @@ class JobRunner:
         return max(1.0, CLAIMED_PER_PLACE * places / self._gateways)
 
     def _ended(self, held: _Held, task: asyncio.Task[None]) -> None:
-        del self._held[held.job.id]
+        if self._held.get(held.job.id) is held:
+            del self._held[held.job.id]
         if held.admitted.is_set():
             self._limited_until.pop(held.job.caller, None)
         # Whoever waits for this to begin need not.
@@ -195,19 +206,20 @@ class JobRunner:
             await self._draw_in_time(held)
         except asyncio.CancelledError:
             if held.stopped == "cancelled":
-                await self._finish(job, "cancelled")
+                await self._finish(held, "cancelled")
                 return
-            # This gateway stops, or has lost the job; then giving it back says nothing.
-            await self._store.release(job.id, self._owner, 0.0)
+            if held.stopped != "lost":
+                # This gateway stops.
+                await self._store.release(job.id, self._owner, 0.0)
             raise
         except MezzotintError as error:
-            await self._after(job, error)
+            await self._after(held, error)
         except Exception:
             logger.exception("job %s ended in an internal error", job.id)
             failure = MezzotintError("internal error; the job's id names it in the log")
-            await self._finish(job, "failed", failure)
+            await self._finish(held, "failed", failure)
         else:
-            await self._finish(job, "done")
+            await self._finish(held, "done")
 
     async def _draw_in_time(self, held: _Held) -> None:
         job = held.job
@@ -231,9 +243,10 @@ class JobRunner:
         except TimeoutError:
             raise DeadlineExceeded("the job's deadline passed") from None
 
-    async def _after(self, job: Job, error: MezzotintError) -> None:
+    async def _after(self, held: _Held, error: MezzotintError) -> None:
+        job = held.job
         if not error.retryable:
-            await self._finish(job, "failed", error)
+            await self._finish(held, "failed", error)
             return
         # No room, no replica or no store just now: the job is in no hurry.
         wait_s = min(max(error.retry_after_s or 0.0, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
@@ -246,8 +259,10 @@ class JobRunner:
             self._full_until = time.monotonic() + PAUSE_SECONDS
         # What ends every replica that draws it must not go on for ever.
         lost = isinstance(error, ReplicaLost)
-        await insist(lambda: self._store.release(job.id, self._owner, wait_s, lost=lost))
+        if held.stopped != "lost":
+            await insist(lambda: self._store.release(job.id, self._owner, wait_s, lost=lost))
 
-    async def _finish(self, job: Job, state: JobState, error: MezzotintError | None = None) -> None:
+    async def _finish(self, held: _Held, state: JobState, error: MezzotintError | None = None) -> None:
         told = None if error is None else error.to_dict()
-        await insist(lambda: self._store.finish(job.id, self._owner, state, told))
+        if held.stopped != "lost":
+            await insist(lambda: self._store.finish(held.job.id, self._owner, state, told))

@@ -175,13 +175,13 @@ def _unavailable() -> StoreUnavailable:
 
 @asynccontextmanager
 async def open_database(url: str) -> AsyncIterator[Database]:
-    """The database at `url`, with this version's tables; empty for a file below `MEZZOTINT_HOME`.
+    """The database at `url`, with this version's tables; empty for one below `MEZZOTINT_HOME`.
 
     Raises:
         SettingInvalid: the URL is not accepted, or the database cannot be reached, written or locked.
     """
     parsed = read_url(url)
-    engine = create_engine(parsed)
+    engine = create_engine(parsed, url)
     is_sqlite = engine.dialect.name == "sqlite"
     if is_sqlite:
         _set_up_sqlite(engine)

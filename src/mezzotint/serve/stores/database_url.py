@@ -1,4 +1,8 @@
-"""What `MEZZOTINT_DATABASE_URL` may say, and the engine that it means."""
+"""What `MEZZOTINT_DATABASE_URL` may say, and the engine that it means.
+
+A URL in a file, `file:///PATH`, is for passwords that are changed: the file is read for each new connection,
+and its content goes nowhere else, as what is in a setting does (Ray keeps the arguments of what it starts).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -16,7 +20,11 @@ from mezzotint.models.locations import data_home
 __all__ = ["SETTING", "create_engine", "describe_failure", "read_url"]
 
 SETTING = "MEZZOTINT_DATABASE_URL"
-ACCEPTED = "sqlite+aiosqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+ACCEPTED = (
+    "sqlite+aiosqlite:///FILE, postgresql+psycopg://USER:PASSWORD@HOST/NAME, or file:///PATH of a file that "
+    "holds such a URL"
+)
+FILE = "file://"
 DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
@@ -31,7 +39,8 @@ STATEMENT_MILLISECONDS = 5_000
 
 
 def read_url(url: str) -> URL:
-    """The URL with its driver; for an empty one, the file below `MEZZOTINT_HOME`.
+    """The URL with its driver, of a file:// the one that the file holds now; for an empty one, the database
+    below `MEZZOTINT_HOME`.
 
     Raises:
         SettingInvalid: it is no URL of a database that is served, or its folder is not there.
@@ -41,7 +50,9 @@ def read_url(url: str) -> URL:
         _check_file(parsed.database)
         return parsed.set(drivername=DRIVERS["sqlite"])
     try:
-        parsed = make_url(url)
+        parsed = _read_file(url) if url.startswith(FILE) else make_url(url)
+    except OSError as error:
+        raise SettingInvalid(f"{SETTING}: cannot use {url}: {_reason(error)}", param=SETTING) from None
     except (ArgumentError, ValueError):
         # Not repeated: a password may be in it.
         raise SettingInvalid(f"{SETTING} takes {ACCEPTED}", param=SETTING) from None
@@ -56,6 +67,14 @@ def read_url(url: str) -> URL:
             param=SETTING,
         )
     return parsed.set(drivername=driver)
+
+
+def _read_file(url: str) -> URL:
+    """Raises OSError: it cannot be read, or holds something else; what, is not told."""
+    try:
+        return make_url(Path(url.removeprefix(FILE)).read_text(encoding="utf-8").strip())
+    except (ArgumentError, ValueError):
+        raise OSError("it holds no URL") from None
 
 
 def _make_folder(folder: Path) -> Path:
@@ -81,8 +100,12 @@ def _check_file(database: str | None) -> None:
         raise SettingInvalid(f"{SETTING}: cannot write {database}: {_reason(error)}", param=SETTING) from None
 
 
-def create_engine(url: URL) -> AsyncEngine:
-    """The engine; connects to nothing yet."""
+def create_engine(url: URL, setting: str = "") -> AsyncEngine:
+    """The engine; connects to nothing yet.
+
+    setting: what `read_url` had the URL from. From a file, each new connection has the name and the password
+    that it holds then.
+    """
     options: dict[str, Any] = {"pool_timeout": CONNECT_SECONDS}
     if url.get_backend_name() == "postgresql":
         options |= {
@@ -99,7 +122,16 @@ def create_engine(url: URL) -> AsyncEngine:
                 **({"options": url.query["options"]} if "options" in url.query else {}),
             },
         }
-    return create_async_engine(url, **options)
+    engine = create_async_engine(url, **options)
+    if setting.startswith(FILE) and url.get_backend_name() == "postgresql":
+
+        @event.listens_for(engine.sync_engine, "do_connect")
+        def on_connect(_dialect: Any, _record: Any, _arguments: Any, named: dict[str, Any]) -> None:
+            # What is raised here counts as a database that does not answer.
+            present = _read_file(setting)
+            named.update(user=present.username, password=present.password)
+
+    return engine
 
 
 def describe_failure(error: Exception) -> str:

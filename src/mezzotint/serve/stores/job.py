@@ -11,7 +11,18 @@ from typing import Any, Literal, get_args
 
 from mezzotint.core import Priority
 
-__all__ = ["FINAL", "STATES", "TRANSITIONS", "UPLOADS", "Job", "JobEvent", "JobImage", "JobState", "NewJob"]
+__all__ = [
+    "FINAL",
+    "STATES",
+    "TRANSITIONS",
+    "UNFINISHED",
+    "UPLOADS",
+    "Job",
+    "JobEvent",
+    "JobImage",
+    "JobState",
+    "NewJob",
+]
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 STATES: tuple[JobState, ...] = get_args(JobState)
@@ -29,6 +40,8 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
 # Of a request, what names pictures in the image store.
 UPLOADS = ("image", "mask")
 FINAL: frozenset[JobState] = frozenset(state for state, following in TRANSITIONS.items() if not following)
+# An index finds those of a state; those that are of none of several it finds only by reading all.
+UNFINISHED: tuple[JobState, ...] = tuple(state for state in STATES if state not in FINAL)
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,13 @@ from mezzotint.serve.stores.tables import job_events, job_images, jobs
 
 __all__ = [
     "BROKEN",
+    "ENDED",
     "MAX_LOST",
     "SWEEP_BATCH",
     "as_job",
     "forget_progress",
     "get_job",
+    "has_overdue",
     "has_work",
     "held_by",
     "lock_events",
@@ -55,6 +57,8 @@ EVENTS_LOCK = 4_173_202
 MAX_LOST = 3
 # Jobs that are swept in one transaction.
 SWEEP_BATCH = 500
+# Of a connection's `info`: a Counter of final states.
+ENDED = "mezzotint_ended"
 BROKEN = GenerationFailed("the servers that drew this job ended again and again")
 
 
@@ -83,7 +87,9 @@ async def tell_all(
 async def move(
     connection: AsyncConnection, state: JobState, which: ColumnElement[bool], now: float, **values: Any
 ) -> list[str]:
-    """Bring those of the jobs that may come to `state` there, and tell of each; their ids."""
+    """Bring those of the jobs that may come to `state` there, and tell of each; their ids. How many ended is
+    added to the connection's `ENDED`.
+    """
     sources = [source for source, following in TRANSITIONS.items() if state in following]
     if state != "running":
         values |= {"owner": "", "lease_ends": None}
@@ -91,6 +97,8 @@ async def move(
         values["finished"] = now
     statement = update(jobs).where(jobs.c.state.in_(sources), which).values(state=state, **values)
     moved = (await connection.execute(statement.returning(jobs.c.id, jobs.c.error))).all()
+    if state in FINAL:
+        connection.info[ENDED][state] += len(moved)
     for row in moved:
         await tell(connection, row.id, state, {"error": row.error} if row.error else {}, now)
     return [row.id for row in moved]
@@ -98,10 +106,9 @@ async def move(
 
 async def settle_overdue(connection: AsyncConnection, now: float) -> None:
     """End what waits past its deadline; queue again what lost its owner, unless that was once too often."""
-    late = and_(jobs.c.state == "queued", jobs.c.deadline <= now)
     too_late = DeadlineExceeded("the deadline passed before the job was begun")
-    await move(connection, "failed", late, now, error=too_late.to_dict())
-    lost = and_(jobs.c.state == "running", jobs.c.lease_ends < now)
+    await move(connection, "failed", _late(now), now, error=too_late.to_dict())
+    lost = _lost(now)
     await move(connection, "cancelled", and_(lost, jobs.c.cancel_requested), now)
     often = and_(lost, jobs.c.lost >= MAX_LOST)
     await move(connection, "failed", often, now, error=BROKEN.to_dict())
@@ -127,11 +134,22 @@ def _ready(now: float, not_of: Collection[str]) -> ColumnElement[bool]:
     return and_(jobs.c.state == "queued", jobs.c.not_before <= now, jobs.c.caller.not_in(not_of))
 
 
+def _late(now: float) -> ColumnElement[bool]:
+    return and_(jobs.c.state == "queued", jobs.c.deadline <= now)
+
+
+def _lost(now: float) -> ColumnElement[bool]:
+    return and_(jobs.c.state == "running", jobs.c.lease_ends < now)
+
+
+def has_overdue(now: float) -> Select[Any]:
+    """A row, when there is something to settle: a look that needs no lock."""
+    return select(jobs.c.sequence).where(or_(_late(now), _lost(now))).limit(1)
+
+
 def has_work(now: float, not_of: Collection[str]) -> Select[Any]:
     """A row, when there may be something to claim: a look that needs no lock."""
-    ready = _ready(now, not_of)
-    lost = and_(jobs.c.state == "running", jobs.c.lease_ends < now)
-    return select(jobs.c.sequence).where(or_(ready, lost)).limit(1)
+    return select(jobs.c.sequence).where(or_(_ready(now, not_of), _lost(now))).limit(1)
 
 
 def next_sequence(now: float, not_of: Collection[str]) -> Select[tuple[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -21,14 +22,16 @@ from mezzotint.errors import (
 )
 from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.group import Group
-from mezzotint.serve.stores.job import FINAL, UPLOADS, Job, JobEvent, JobState, NewJob
+from mezzotint.serve.stores.job import FINAL, UNFINISHED, UPLOADS, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.job_rows import (
     BROKEN,
+    ENDED,
     MAX_LOST,
     SWEEP_BATCH,
     as_job,
     forget_progress,
     get_job,
+    has_overdue,
     has_work,
     held_by,
     lock_events,
@@ -61,11 +64,14 @@ class JobStore:
     another may claim it, and from there on nothing that the first says about the job is heard.
     Every change of state appends an event whose kind is the new state, in the same transaction; that of a
     failed job holds its error.
+
+    ended: how many jobs this store brought to each final state.
     """
 
     def __init__(self, database: Database, max_jobs: int) -> None:
         self._database = database
         self._max_jobs = max_jobs
+        self.ended: Counter[JobState] = Counter()
         self._news = Group(self._append)
         # The progress of what ended before is forgotten already.
         self._forgotten_until = 0.0
@@ -92,7 +98,7 @@ class JobStore:
             "idempotency_key": job.idempotency_key or None,
             "fingerprint": job.fingerprint,
         }
-        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.not_in(FINAL))
+        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.in_(UNFINISHED))
 
         async def work(connection: AsyncConnection) -> Job:
             same = await _same_job(connection, job)
@@ -150,6 +156,22 @@ class JobStore:
 
         async def work(connection: AsyncConnection) -> int:
             return await connection.scalar(statement) or 0
+
+        return await self._database.read(work)
+
+    async def unfinished(self) -> dict[JobState, tuple[int, float]]:
+        """How many jobs wait and how many run, and the seconds since the oldest of them was made."""
+        statement = (
+            select(jobs.c.state, func.count(), func.min(jobs.c.created))
+            .where(jobs.c.state.in_(UNFINISHED))
+            .group_by(jobs.c.state)
+        )
+
+        async def work(connection: AsyncConnection) -> dict[JobState, tuple[int, float]]:
+            now, none = self._database.now(), (0, 0.0)
+            rows = await connection.execute(statement)
+            found = {state: (count, max(0.0, now - oldest)) for state, count, oldest in rows}
+            return {state: found.get(state, none) for state in UNFINISHED}
 
         return await self._database.read(work)
 
@@ -332,7 +354,13 @@ class JobStore:
     async def settle(self) -> None:
         """Fail what is past its deadline, queue again what lost its owner."""
         now = self._database.now()
-        await self._change(lambda connection: settle_overdue(connection, now))
+
+        async def look(connection: AsyncConnection) -> bool:
+            return await connection.scalar(has_overdue(now)) is not None
+
+        # Asked all the time, as `claim` is.
+        if await self._database.read(look):
+            await self._change(lambda connection: settle_overdue(connection, now))
 
     async def forget_progress(self) -> None:
         """Of jobs that ended an hour ago, forget all events but their states."""
@@ -377,11 +405,16 @@ class JobStore:
     async def _change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """A transaction that changes states or tells events."""
 
+        ended: Counter[JobState] = Counter()
+
         async def locked(connection: AsyncConnection) -> T:
             await lock_events(connection)
+            connection.info[ENDED] = ended
             return await work(connection)
 
-        return await self._database.write(locked)
+        answer = await self._database.write(locked)
+        self.ended.update(ended)
+        return answer
 
 
 async def _same_job(connection: AsyncConnection, job: NewJob) -> Job | None:

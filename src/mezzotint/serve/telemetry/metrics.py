@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mezzotint.serve.stores.job import FINAL, JobState
 from mezzotint.serve.telemetry.exposition import Families, families_of, join
 from mezzotint.serve.telemetry.record import Record
 
@@ -127,8 +128,23 @@ class GatewayMetrics:
         """Tell how often each of them failed."""
         self._registry.register(_StoreErrors(stores))
 
+    def watch_jobs(self, ended: Mapping[JobState, int]) -> None:
+        """Tell how many jobs came to each final state here."""
+        self._registry.register(_JobsEnded(ended))
+
     def families(self) -> Families:
         return families_of(self._registry, self._labels)
+
+
+class _JobsEnded(Collector):
+    def __init__(self, ended: Mapping[JobState, int]) -> None:
+        self._ended = ended
+
+    def collect(self) -> Iterator[Metric]:
+        found = CounterMetricFamily("mezzotint_jobs_finished", "Jobs that ended, by how", labels=["state"])
+        for state in sorted(FINAL):
+            found.add_metric([state], self._ended.get(state, 0))
+        yield found
 
 
 class _StoreErrors(Collector):

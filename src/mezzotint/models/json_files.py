@@ -1,0 +1,29 @@
+"""A model's configuration files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mezzotint.errors import ModelInvalid
+
+__all__ = ["read_json"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A model's configuration file.
+
+    Raises:
+        ModelInvalid: it is missing or not a JSON object.
+    """
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise ModelInvalid(f"the model lacks {name}") from None
+    except ValueError:
+        raise ModelInvalid(f"{name} is not JSON") from None
+    if not isinstance(value, dict):
+        raise ModelInvalid(f"{name} is not a JSON object")
+    return value

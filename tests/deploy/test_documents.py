@@ -1,0 +1,90 @@
+"""What the pages on deployment tell an operator to type, and what they reckon."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from tests.deploy.manifests import ROOT
+from tests.deploy.test_names import DOCUMENTS
+
+DEPLOY = ROOT / "docs/deploy"
+# Of the aws command itself.
+OWN_OPTIONS = {"--query", "--output", "--region"}
+OWN_COMMANDS = {("s3", "ls")}
+
+
+def aws_calls() -> Iterator[tuple[str, str, str, set[str]]]:
+    """(document, service, command, options) of each call of `aws` in a document."""
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        for line in re.findall(r"(?:^ *|`|\$\(|\{ )aws ([a-z0-9-]+ [a-z0-9-]+[^`\n|]*)", text, flags=re.M):
+            service, command, *rest = line.split()
+            options = {word for word in rest if re.fullmatch(r"--[a-z][a-z-]+", word)}
+            yield str(document.relative_to(ROOT)), service, command, options
+
+
+def test_every_call_of_aws_in_the_documents_is_one_that_botocore_knows() -> None:
+    session = pytest.importorskip("botocore.session").get_session()
+    from botocore import xform_name
+
+    calls = list(aws_calls())
+    assert {("rds", "restore-db-instance-to-point-in-time"), ("eks", "list-insights")} <= {
+        call[1:3] for call in calls
+    }
+    for document, service, command, options in calls:
+        if (service, command) in OWN_COMMANDS or command.startswith(("get-login", "start-session")):
+            continue
+        model = session.get_service_model(service)
+        if command == "wait":
+            continue
+        named = {xform_name(name, "-"): name for name in model.operation_names}
+        assert command in named, f"{document}: aws {service} {command}"
+        members = {
+            f"--{xform_name(each, '-')}" for each in model.operation_model(named[command]).input_shape.members
+        }
+        given = {option.replace("--no-", "--") for option in options} - OWN_OPTIONS
+        assert given <= members, f"{document}: aws {service} {command}: {given - members}"
+
+
+def test_the_restoring_pod_is_restricted_and_may_reach_the_database() -> None:
+    text = (DEPLOY / "upgrades.md").read_text()
+    (manifest,) = re.findall(r"<<'END'\n(.*?)\n +END", text, flags=re.S)
+    pod = yaml.safe_load(manifest)
+    policies = yaml.safe_load_all(
+        (ROOT / "deploy/kubernetes/components/aws/network-policies.yaml").read_text()
+    )
+    (policy,) = [each for each in policies if each["metadata"]["name"] == "postgresql"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    # The budget of the gateways counts no stranger.
+    assert "app.kubernetes.io/part-of" not in pod["metadata"]["labels"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    (container,) = pod["spec"]["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_tutorials_bill_adds_up() -> None:
+    bill = (DEPLOY / "tutorial.md").read_text().partition("## What it costs")[2]
+    rows = re.findall(r"^\| (.+?) \| (?:about )?\$([\d.]+) \|$", bill, flags=re.M)
+    parts = {what: float(price) for what, price in rows}
+    total = parts.pop("together, idle or busy")
+    assert any("m6i.large" in what for what in parts)
+    assert any("disks" in what for what in parts)
+    assert sum(parts.values()) == pytest.approx(total, abs=0.05)
+    (pictures, a_picture) = re.findall(r"two chips draw (\d+) an hour: about \*\*\$([\d.]+) a picture", bill)[
+        0
+    ]
+    assert total / int(pictures) == pytest.approx(float(a_picture), abs=0.0005)
+
+
+def test_no_selector_in_the_runbook_is_by_a_label_that_no_pod_has() -> None:
+    text = (DEPLOY / "runbook.md").read_text()
+    selectors = set(re.findall(r"-l ([\w./-]+)=", text))
+    # KubeRay's own two, and ours.
+    assert selectors == {"ray.io/group", "ray.io/node-type", "app.kubernetes.io/component"}

@@ -1,0 +1,41 @@
+"""`bench gpu` in small on a GPU, or on the stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partialmethod
+
+import pytest
+import torch
+
+from mezzotint.bench.gpu import QUICK, GpuBench, run_parts
+from mezzotint.bench.gpu_parts import PARTS
+from tests.gpu.conftest import loading
+from tests.gpu.needs import GPU, HAS_CUDA
+from tests.gpu.stand_in import StandIn
+
+pytestmark = [*GPU, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
+# The others need a compiler, torchao's kernels, or minutes of the stand-in's.
+HERE = [*PARTS] if HAS_CUDA else ["matrix", "unet", "switches", "decode", "memory"]
+
+
+@pytest.fixture
+def bench(gpu: StandIn | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuBench]:
+    # Nobody reads these times.
+    monkeypatch.setattr(GpuBench, "seconds_of", partialmethod(GpuBench.seconds_of, most=2))
+    with loading(gpu):
+        made = GpuBench(replace(QUICK, sizes=(32, 64), trials=6), torch.device("cuda"))
+        yield made
+        made.close()
+
+
+def test_every_part_has_its_figures(bench: GpuBench) -> None:
+    told: list[int] = []
+    results = run_parts(bench, HERE, PARTS, after=lambda so_far: told.append(len(so_far)))
+    assert bench.left_out == []
+    assert {each.part for each in results if each.name != "seconds it took"} == set(HERE)
+    assert told == sorted(set(told))
+    assert len(told) == len(HERE)
+    switches = {each.name.partition(",")[0] for each in results if each.part == "switches"}
+    assert {"cuda_graphs", "channels_last", "fused_projections", "attention flash"} <= switches
