@@ -63,16 +63,14 @@ class Offer:
 
     @property
     def usual(self) -> dict[str, Any]:
-        """What the form holds before anybody touches it, by field."""
+        """What the model is drawn with unless somebody says otherwise, by the form's fields."""
         return {
             "size": self.sizes[0][1] if self.sizes else None,
-            "n": 1,
             "steps": self.steps,
             "guidance": self.guidance,
             "scheduler": self.scheduler,
             "model": self.models[0],
             "loras": [],
-            "lora_scale": 1.0,
         }
 
     def takes(self, field: str, value: Any) -> bool:

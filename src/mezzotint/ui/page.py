@@ -95,4 +95,4 @@ def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
     names = json.dumps(list(parts.kept))
     keep = f"(...values) => mezzotint.keep(Object.fromEntries({names}.map((name, i) => [name, values[i]])))"
     widgets = list(parts.kept.values())
-    gr.on([widget.change for widget in widgets], None, widgets, None, js=keep, api_visibility="private")
+    gr.on([widget.change for widget in widgets], None, widgets, None, js=keep, **QUIET)

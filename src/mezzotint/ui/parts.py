@@ -52,7 +52,11 @@ class Parts:
                     with gr.Tab("Change a picture", id=TABS[1]) as edit:
                         editor = Editor.build()
                 for tab in (draw, edit):
-                    tab.select(js=f"() => mezzotint.keep({{tab: '{tab.id}'}})", api_visibility="private")
+                    tab.select(
+                        js=f"() => mezzotint.keep({{tab: '{tab.id}'}})",
+                        trigger_mode="multiple",
+                        api_visibility="private",
+                    )
                 # Of both.
                 form.n.render()
                 notice = gr.HTML(elem_id="notice")

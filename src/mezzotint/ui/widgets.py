@@ -147,7 +147,7 @@ def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, A
     taken = {**offer.usual, **{name: value for name, value in values.items() if offer.takes(name, value)}}
     return {
         form.size: gr.update(choices=_sizes(offer, taken["size"]), value=taken["size"]),
-        form.n: gr.update(maximum=offer.max_images, value=taken["n"]),
+        form.n: gr.update(maximum=offer.max_images, **_given(taken, "n")),
         settings.steps: gr.update(maximum=offer.max_steps, value=taken["steps"]),
         settings.guidance: gr.update(maximum=offer.max_guidance, value=taken["guidance"]),
         settings.scheduler: gr.update(choices=list(offer.schedulers), value=taken["scheduler"]),
@@ -155,8 +155,13 @@ def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, A
         settings.loras: gr.update(
             choices=[(each.title, each.name) for each in offer.loras], value=taken["loras"], visible=lora
         ),
-        settings.lora_scale: gr.update(value=taken["lora_scale"], visible=lora),
+        settings.lora_scale: gr.update(visible=lora, **_given(taken, "lora_scale")),
     }
+
+
+def _given(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What no model has a value of its own for stays as it is, unless it is given."""
+    return {"value": values[name]} if name in values else {}
 
 
 def filled_in(
