@@ -14,6 +14,13 @@ from tests.ui.acts import begin, card, draw, number, open_picture, open_settings
 from tests.ui.conftest import Visit
 
 GRAVE = {"serious", "critical"}
+# Whether what has the focus, or the label round it, has an outline, and what it is.
+FOCUSED = """() => {
+  const it = document.activeElement;
+  const marked = [it, it.closest('label')].some(e => e && parseFloat(getComputedStyle(e).outlineWidth) >= 2
+    && getComputedStyle(e).outlineStyle !== 'none');
+  return [marked || it === document.body, it.outerHTML.slice(0, 120)];
+}"""
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
 
@@ -62,6 +69,84 @@ def test_everything_can_be_done_without_a_mouse(page: Page) -> None:
     expect(cancel).to_be_focused()
     page.keyboard.press("Enter")
     expect(drawing).to_have_attribute("data-state", "cancelled")
+
+
+@pytest.mark.parametrize("options", [{}, PHONE], ids=["desktop", "phone"])
+def test_what_was_just_answered_is_in_view_and_the_focus_finds_its_way_back(
+    visit: Visit, options: dict[str, Any]
+) -> None:
+    page = visit(**options)
+    number(page, "Pictures").fill("9")
+    prompt = page.get_by_label("Prompt", exact=True)
+    for number_of_owls in ("one", "two", "three", "four", "five"):
+        drawing = begin(page, f"owl {number_of_owls}")
+        expect(drawing).to_be_in_viewport()
+        expect(prompt).to_be_focused()
+        expect(drawing).to_have_attribute("data-state", "done")
+    thumbnail = card(page, "owl one").get_by_role("button", name="Open picture 1 ")
+    panel = open_picture(page, "owl one")
+    expect(panel.get_by_role("img")).to_be_in_viewport(ratio=0.9)
+    expect(panel.locator("figure")).to_be_focused()
+    panel.get_by_role("button", name="Close").click()
+    expect(thumbnail).to_be_focused()
+    expect(thumbnail).to_be_in_viewport()
+    thumbnail.click()
+    panel.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#notice")).to_contain_text("in the form")
+    expect(page.locator("#notice")).to_be_in_viewport(ratio=0.9)
+    thumbnail.click()
+    panel.get_by_role("button", name="Change it").click()
+    expect(page.locator("#notice")).to_contain_text("in the editor")
+    expect(page.locator("#canvas")).to_be_in_viewport(ratio=0.9)
+
+
+def test_one_key_removes_one_drawing(page: Page) -> None:
+    for prompt in ("owl one", "owl two", "owl three"):
+        draw(page, prompt)
+    card(page, "owl three").get_by_role("button", name="Remove").focus()
+    for _ in range(3):
+        page.keyboard.press("Enter")
+    expect(page.locator("li.mz-drawing")).to_have_count(2)
+    expect(card(page, "owl two")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(card(page, "owl two").get_by_role("button", name="Open picture 1")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_focus_is_seen_wherever_it_is(visit: Visit, scheme: str) -> None:
+    page = visit(color_scheme=scheme)
+    settings = page.get_by_role("button", name="Settings").first
+    expect(settings).to_have_attribute("aria-expanded", "false")
+    open_settings(page)
+    expect(settings).to_have_attribute("aria-expanded", "true")
+    page.get_by_label("Prompt", exact=True).focus()
+    unmarked = []
+    for _ in range(25):
+        marked, what = page.evaluate(FOCUSED)
+        if not marked:
+            unmarked.append(what)
+        page.keyboard.press("Tab")
+    assert unmarked == []
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_the_margins_lie_within_their_frame(visit: Visit, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 900})
+    page.get_by_role("tab", name="Change a picture").click()
+    page.get_by_role("radio", name="More beyond its edges").check()
+    frame = page.locator("#margins").bounding_box()
+    assert frame is not None
+    for side in ("Left", "Top", "Right", "Bottom"):
+        label = page.locator("#margins").get_by_text(side, exact=True).bounding_box()
+        field, slider = number(page, side).bounding_box(), page.get_by_label(f"range slider for {side}")
+        track = slider.bounding_box()
+        assert label is not None
+        assert field is not None
+        assert track is not None
+        assert label["x"] + label["width"] < field["x"]
+        assert abs(label["y"] - field["y"]) < field["height"]
+        assert track["x"] + track["width"] < frame["x"] + frame["width"]
+        assert track["width"] > 60
 
 
 def test_on_a_phone_nothing_sticks_out_sideways(visit: Visit) -> None:

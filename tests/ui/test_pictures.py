@@ -65,7 +65,23 @@ def test_vary_draws_another_from_the_picture(page: Page) -> None:
     expect(card(page, "a robin")).not_to_have_attribute("data-job", first)
     expect(card(page, "a robin")).to_have_attribute("data-state", "done")
     panel = open_picture(page, "a robin")
-    expect(panel.get_by_text("Strength", exact=True)).to_be_visible()
+    expect(panel.get_by_text("How far from it", exact=True)).to_be_visible()
+    panel.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#notice")).to_contain_text("It was drawn from another picture")
+
+
+def paint(page: Page) -> None:
+    """A stroke from the middle of the canvas."""
+    canvas = page.locator("#canvas canvas").first
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 25, middle[1] + 25, steps=8)
+    page.mouse.up()
+    expect(page.locator("#canvas").get_by_role("button", name="Undo")).to_be_enabled()
 
 
 def test_a_picture_of_ours_that_is_dropped_fills_the_form(page: Page, tmp_path: Path) -> None:
@@ -108,7 +124,7 @@ def test_a_picture_goes_to_the_editor_and_is_drawn_anew_from_there(page: Page) -
     page.get_by_role("button", name="Draw from it").click()
     expect(card(page, "a plover at dusk")).to_have_attribute("data-state", "done")
     panel = open_picture(page, "a plover at dusk")
-    expect(panel.get_by_text("Strength", exact=True)).to_be_visible()
+    expect(panel.get_by_text("How far from it", exact=True)).to_be_visible()
 
 
 def test_a_picture_grows_beyond_its_edges(page: Page) -> None:
@@ -128,16 +144,9 @@ def test_a_picture_grows_beyond_its_edges(page: Page) -> None:
 def test_what_is_painted_over_is_redrawn(page: Page) -> None:
     draw(page, "a tern")
     change_picture(page, "a tern")
-    page.get_by_role("radio", name="What I paint over").check()
-    canvas = page.locator("#canvas canvas").first
-    expect(canvas).to_be_visible()
-    box = canvas.bounding_box()
-    assert box is not None
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.move(*middle)
-    page.mouse.down()
-    page.mouse.move(middle[0] + 25, middle[1] + 25, steps=8)
-    page.mouse.up()
+    paint(page)
+    expect(page.get_by_role("radio", name="What I paint over")).to_be_checked()
+    expect(number(page, "How far from it")).to_have_value("1")
     page.get_by_label("Prompt of the changed picture").fill("a painted tern")
     page.get_by_role("button", name="Draw from it").click()
     expect(card(page, "a painted tern")).to_have_attribute("data-state", "done")
@@ -145,6 +154,49 @@ def test_what_is_painted_over_is_redrawn(page: Page) -> None:
     panel.get_by_role("button", name="The whole receipt").click()
     receipt = json.loads(page.locator("#receipt textarea").input_value())
     assert receipt["mask_sha256"]
+
+
+def test_a_sketch_on_the_empty_canvas_is_drawn_from(page: Page) -> None:
+    page.get_by_role("tab", name="Change a picture").click()
+    page.locator("#canvas").get_by_role("button", name="Brush", exact=True).click()
+    for _ in range(2):
+        paint(page)
+    expect(page.get_by_role("radio", name="All of it")).to_be_checked()
+    page.get_by_label("Prompt of the changed picture").fill("a sketched tern")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(card(page, "a sketched tern")).to_have_attribute("data-state", "done")
+
+
+def test_a_file_that_is_no_picture_is_refused_by_the_editor(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "tern.png").write_bytes(b"no picture")
+    page.get_by_role("tab", name="Change a picture").click()
+    page.locator("#canvas input[type=file]").set_input_files(tmp_path / "tern.png")
+    expect(page.get_by_role("alert")).to_contain_text("That file cannot be read as a picture.")
+
+
+def test_as_many_pictures_are_changed_as_are_asked_for(page: Page) -> None:
+    draw(page, "a dunlin")
+    change_picture(page, "a dunlin")
+    number(page, "Pictures").fill("2")
+    page.get_by_label("Prompt of the changed picture").fill("two dunlins")
+    page.get_by_label("Prompt of the changed picture").press("Enter")
+    expect(card(page, "two dunlins").get_by_role("button", name="Open picture")).to_have_count(2)
+
+
+def test_what_was_just_asked_for_is_seen_whatever_was_searched_for(page: Page) -> None:
+    draw(page, "a black swan")
+    page.get_by_label("Search your drawings").fill("swan")
+    expect(card(page, "a black swan")).to_be_visible()
+    draw(page, "a grebe")
+    expect(page.get_by_label("Search your drawings")).to_have_value("")
+    expect(card(page, "a grebe")).to_be_visible()
+
+
+def test_a_picture_that_is_removed_is_closed(page: Page) -> None:
+    draw(page, "a knot")
+    panel = open_picture(page, "a knot")
+    card(page, "a knot").get_by_role("button", name="Remove").click()
+    expect(panel).to_be_hidden()
 
 
 def test_history_is_there_on_the_next_visit_and_is_searched_and_forgotten(page: Page) -> None:
@@ -190,3 +242,14 @@ def test_a_lora_of_few_steps_brings_its_settings_and_takes_them_away(page: Page)
     expect(steps).to_have_value("20")
     panel.get_by_role("button", name="Use these settings").click()
     expect(steps).to_have_value("4")
+
+
+def test_a_lora_of_few_steps_brings_what_was_not_touched(page: Page) -> None:
+    open_settings(page)
+    expect(number(page, "Steps")).to_have_value("20")
+    number(page, "Steps").fill("30")
+    page.get_by_label("LoRAs").click()
+    page.get_by_role("option", name="Four steps").click()
+    expect(number(page, "Guidance")).to_have_value("1")
+    expect(page.get_by_label("Scheduler")).to_have_value("LCM")
+    assert number(page, "Steps").input_value() == "30"

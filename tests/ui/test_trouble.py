@@ -6,12 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
-from tests.ui.acts import begin, card, draw, number, open_settings
+from tests.ui.acts import begin, card, draw, form_value, number, open_settings
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server
 
@@ -84,6 +84,87 @@ def test_after_a_restart_of_the_pages_server_the_list_is_there(visit: Visit, ser
     with page_server(service.url, port=port):
         page.reload()
         expect(card(page, "an owl that waits")).to_have_attribute("data-state", "done")
+
+
+def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
+    visit: Visit, service: Live
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with page_server(service.url, port=port) as address:
+        page = visit(address)
+        expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+        open_settings(page)
+        number(page, "Steps").fill("33")
+        number(page, "Pictures").fill("2")
+        page.get_by_label("Tall 96×160").check()
+        page.get_by_label("Seed", exact=True).fill("9007199254740993")
+        page.get_by_role("tab", name="Change a picture").click()
+        page.get_by_label("Prompt of the changed picture").fill("an owl, changed")
+        page.get_by_role("tab", name="Draw", exact=True).click()
+        page.evaluate("window.before = true")
+    # Nobody answers now.
+    page.get_by_label("Prompt", exact=True).fill("an owl in the making")
+    number(page, "Guidance").fill("7")
+    with page_server(service.url, port=port):
+        page.wait_for_function("!window.before")
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl in the making")
+        expect(page.get_by_label("Tall 96×160")).to_be_checked()
+        open_settings(page)
+        expect(number(page, "Steps")).to_have_value("33")
+        expect(number(page, "Pictures")).to_have_value("2")
+        expect(number(page, "Guidance")).to_have_value("7")
+        assert form_value(page, "Seed") == "9007199254740993"
+        page.get_by_role("tab", name="Change a picture").click()
+        expect(page.get_by_label("Prompt of the changed picture")).to_have_value("an owl, changed")
+        page.reload()
+        expect(page.get_by_label("Prompt of the changed picture")).to_be_visible()
+
+
+def test_a_new_visit_begins_with_the_services_own_values(page: Page, address: str) -> None:
+    page.get_by_label("Prompt", exact=True).fill("an owl in the making")
+    other = page.context.new_page()
+    other.goto(address)
+    expect(other.get_by_role("radio", name="Square 128×128")).to_be_checked()
+    expect(other.get_by_label("Prompt", exact=True)).to_have_value("")
+    other.close()
+
+
+def test_a_picture_that_did_not_come_is_asked_for_again(page: Page) -> None:
+    failed: list[str] = []
+
+    def break_two(route: Route) -> None:
+        if len(failed) < 2:
+            failed.append(route.request.url)
+            route.fulfill(status=502)
+        else:
+            route.continue_()
+
+    page.route("**/pictures/**", break_two)
+    drawing = draw(page, "an owl in the fog")
+    page.wait_for_function("image => image.naturalWidth > 0", arg=drawing.locator("img").element_handle())
+    assert len(failed) == 2
+
+
+def test_a_picture_that_the_service_keeps_no_more_is_told_as_lost(visit: Visit, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with page_server(f"http://127.0.0.1:{port}") as address:
+        page = visit(address)
+        # Routed, so that the browser's cache has none of it.
+        page.route("**/pictures/**", lambda route: route.continue_())
+        before, after = tmp_path / "before", tmp_path / "after"
+        before.mkdir()
+        after.mkdir()
+        with live(before, FakeBackend(), port=port):
+            expect(page.locator(".mz-banner")).to_have_count(0)
+            draw(page, "a forgotten owl")
+        with live(after, FakeBackend(), port=port):
+            page.reload()
+            drawing = card(page, "a forgotten owl")
+            expect(drawing).to_have_attribute("data-state", "lost")
+            expect(drawing).to_contain_text("The service does not keep this drawing any more.")
+            expect(drawing.locator("img")).to_have_count(0)
 
 
 def test_a_service_that_is_away_is_a_calm_banner_that_heals_itself(visit: Visit, tmp_path: Path) -> None:

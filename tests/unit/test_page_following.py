@@ -226,6 +226,19 @@ async def test_what_was_asked_for_is_in_the_list_before_the_service_answers(
     await desk.service.close()
 
 
+async def test_a_picture_that_turns_out_to_be_gone_is_told_as_lost_by_the_list() -> None:
+    error = {"error": {"message": "no such job", "code": "job_not_found", "param": None}}
+    transport = httpx.MockTransport(lambda _: httpx.Response(404, json=error))
+    desk = Desk(Service("http://service", "key", transport))
+    kept = {**JOB, "prompt": "one", "at": 1.0, "state": "done", "finished": [0]}
+    for ask in (desk.receipt, desk.picture):
+        browser = desk.browsers.of({"drawings": [kept]})
+        with pytest.raises(Refused):
+            await ask(browser, "job_1", 0)
+        assert (browser.drawings["job_1"].state, browser.drawings["job_1"].finished) == ("lost", set())
+    await desk.service.close()
+
+
 async def test_a_removed_drawing_does_not_come_back_from_another_tab() -> None:
     service = service_of(lambda _: httpx.Response(200, json=JOB))
     browser = Browsers(service).of({"drawings": [{**JOB, "prompt": "one", "at": 1.0, "state": "done"}]})

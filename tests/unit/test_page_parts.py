@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,9 @@ from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, prepare_edit
-from mezzotint.ui.form import STYLES, Wish, filled, read_seed
+from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
-from mezzotint.ui.receipts import read_recipe
+from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
 from mezzotint.ui.service import Refused, Unreachable
 from mezzotint.ui.settings import DEFAULT_API, service_address
@@ -135,17 +137,29 @@ class TestReceipts:
         assert (recipe.negative_prompt, recipe.steps, recipe.guidance) == ("fog", 22, 6.5)
         assert (recipe.scheduler, recipe.seed, recipe.size) == ("DPM++ 2M Karras", 99, "832x1216")
 
-    def test_what_the_service_cannot_do_stays_as_it_was_and_is_said(self, offer: Offer) -> None:
+    def test_where_the_service_cannot_do_it_its_own_value_stands_and_that_is_said(self, offer: Offer) -> None:
         recipe = read_recipe(
             with_parameters("a castle\nSteps: 400, Sampler: Euler a, Seed: 1, Size: 100x100")
         )
         assert recipe is not None
         values, said = filled(recipe, offer)
-        assert "steps" not in values
-        assert "size" not in values
-        assert values["scheduler"] == "Euler a"
+        assert (values["steps"], values["size"], values["scheduler"]) == (30, "1024x1024", "Euler a")
         assert "steps 400" in said
         assert "size 100x100" in said
+
+    def test_what_a_picture_does_not_tell_is_not_what_stood_in_the_form_before(self, offer: Offer) -> None:
+        recipe = read_recipe(with_parameters("a castle\nSteps: 22, Sampler: Restart, Seed: -1"))
+        assert recipe is not None
+        values, said = filled(recipe, offer)
+        assert (values["seed"], values["scheduler"], values["guidance"]) == ("", "Euler", 5.0)
+        assert "scheduler Restart" in said
+
+    def test_of_a_picture_made_from_another_it_is_said_that_its_settings_do_not_repeat_it(
+        self, offer: Offer
+    ) -> None:
+        plain = Recipe("a castle", steps=20)
+        assert "another picture" not in filled(plain, offer)[1]
+        assert "It was drawn from another picture" in filled(replace(plain, strength=0.6), offer)[1]
 
     def test_a_file_that_says_nothing_has_no_recipe(self) -> None:
         assert read_recipe(png(Image.new("RGB", (8, 8)))) is None
@@ -154,6 +168,7 @@ class TestReceipts:
 
 class TestEditing:
     picture = Image.new("RGB", (64, 32), "red")
+    blank = Image.new("RGBA", (64, 32))
 
     def test_what_is_painted_over_is_transparent_in_the_mask(self) -> None:
         layer = Image.new("RGBA", (64, 32))
@@ -178,9 +193,20 @@ class TestEditing:
         assert edit.mask is None
         assert Image.open(io.BytesIO(edit.image)).size == (64, 32)
 
+    @pytest.mark.parametrize("mode", [WHOLE, PAINTED])
+    def test_a_sketch_on_the_empty_canvas_is_the_picture(self, mode: str) -> None:
+        stroke = Image.new("RGBA", (64, 32))
+        stroke.paste("red", (0, 0, 16, 32))
+        edit = prepare_edit({"background": None, "layers": [stroke], "composite": stroke}, mode, (0, 0, 0, 0))
+        pixels = np.asarray(Image.open(io.BytesIO(edit.image)))
+        assert (pixels[:, :16] == (255, 0, 0)).all()
+        assert (pixels[:, 16:] == 255).all()
+        assert edit.mask is None
+
     @pytest.mark.parametrize(
         ("value", "mode", "words"),
         [
+            ({"background": None, "layers": [blank], "composite": blank}, WHOLE, "Choose a picture"),
             (None, WHOLE, "Choose a picture"),
             ({"background": None, "layers": []}, PAINTED, "Choose a picture"),
             ({"background": picture, "layers": []}, PAINTED, "Paint over"),
@@ -236,6 +262,38 @@ class TestOffer:
         assert "LoRA oil" in said
 
 
+class TestKept:
+    def test_what_a_browser_kept_of_the_form_comes_back(self) -> None:
+        kept = {"prompt": "an owl", "n": 3, "seed": "7", "loras": ["ink"], "style": "anime", "tab": "edit"}
+        assert read_kept(kept) == kept
+
+    @pytest.mark.parametrize(
+        "kept",
+        [None, "form", {"prompt": 7, "n": "3", "loras": "ink"}, {"loras": [7], "style": "x", "tab": "keys"}],
+    )
+    def test_what_is_no_value_of_the_form_is_left_out(self, kept: object) -> None:
+        assert read_kept(kept) == {}
+
+    @pytest.mark.parametrize(
+        ("field", "good", "bad"),
+        [
+            ("size", "64x64", "9x9"),
+            ("n", 10, 11),
+            ("steps", 150, 151),
+            ("guidance", 0, -1),
+            ("scheduler", "Euler", "Restart"),
+            ("model", "sdxl", "other"),
+            ("loras", ["ink"], ["oil"]),
+        ],
+    )
+    def test_what_the_service_would_not_draw_with_is_told_apart(
+        self, field: str, good: object, bad: object
+    ) -> None:
+        offer = read_offer(told(loras=[{"name": "ink"}], sizes={**told()["sizes"], "min": 64}))
+        assert offer.takes(field, good)
+        assert not offer.takes(field, bad)
+
+
 class TestWish:
     def test_what_was_left_open_is_not_sent(self) -> None:
         body = Wish("an owl").body()
@@ -276,6 +334,12 @@ class TestSentences:
         said = sentence_of("invalid_value", "num_inference_steps must be at most 150")
         assert said == "Steps must be at most 150. Change it and draw again."
 
+    def test_of_a_service_that_starts_or_stops_is_said_what_goes_on_and_what_to_ask_again(self) -> None:
+        said = sentence_of("model_loading", "every replica is being replaced")
+        assert "starting or stopping" in said
+        assert "goes on by itself" in said
+        assert "again in a moment" in said
+
     def test_the_wait_comes_along(self) -> None:
         notice = notice_of(Refused(429, "rate_limit_exceeded", "slow", 12.4))
         assert notice.wait_s == 12.4
@@ -299,11 +363,31 @@ class TestHtml:
             cards.banner(Notice(HOSTILE)),
             cards.opened_picture("job_1", 0, receipt),
             cards.said_aloud([drawing]),
-            cards.word(HOSTILE),
+            cards.word(HOSTILE, "#prompt"),
         )
         for page in pages:
             assert "<img src=x" not in page
             assert 'onerror="' not in page
+
+    def test_what_the_receipt_warns_of_is_on_the_card_and_in_the_opened_picture(self) -> None:
+        receipt = {"prompt": "an owl", "width": 8, "height": 8, "warnings": ["negative_prompt: 9 tokens cut"]}
+        images = [{"index": index, "seed": 7, "receipt": receipt} for index in range(2)]
+        drawing = Drawing.of_job({**JOB, "state": "done", "images": images}, "an owl")
+        kept = Drawing.of_kept(drawing.kept())
+        assert kept is not None
+        for html in (
+            cards.drawings_list([kept], searching=False, more=0),
+            cards.opened_picture("job_1", 0, receipt),
+        ):
+            assert html.count("Leave out: 9 tokens cut.") == 1
+
+    def test_a_days_end_is_the_readers(self) -> None:
+        # What was an hour ago was before midnight where it is half past twelve at night now.
+        now = datetime.now(UTC)
+        since_midnight = timedelta(hours=now.hour, minutes=now.minute, seconds=now.second)
+        zone = timezone(timedelta(minutes=30) - since_midnight)
+        drawing = Drawing("job_1", "an owl", 1, (8, 8), time.time() - 3600, state="done")
+        assert "Yesterday" in cards.drawings_list([drawing], searching=False, more=0, zone=zone)
 
     @pytest.mark.parametrize(
         ("changes", "words"),

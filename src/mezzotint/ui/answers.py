@@ -6,6 +6,7 @@ What changes the list only changes it; `watching.py` tells the page.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import gradio as gr
 
 from mezzotint.core import Lora
 from mezzotint.ui import cards
+from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
 from mezzotint.ui.editing import prepare_edit
-from mezzotint.ui.form import Wish, filled, read_seed
+from mezzotint.ui.form import TABS, Wish, filled, read_seed
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import Notice, notice_of
@@ -29,6 +31,8 @@ NO_SEED = Notice("There is no drawing yet whose seed could be reused.")
 NO_RECIPE = Notice(
     "That file does not say how it was drawn. Drop a PNG, JPEG or WebP that this page or A1111 has made."
 )
+NO_PICTURE = Notice("That file cannot be read as a picture. Choose a PNG, JPEG or WebP.")
+IN_EDITOR = "The picture is in the editor. Say what it should become, and press Enter."
 Updates = dict[Any, Any]
 
 
@@ -55,11 +59,11 @@ class Answers:
         prompt: str,
         *rest: Any,
     ) -> Updates:
-        *settings, kept = rest
+        n, *settings, kept = rest
         edit = await asyncio.to_thread(prepare_edit, picture, mode, (left, top, right, bottom))
         if edit.missing:
             return self._notice(Notice(edit.missing))
-        changes = {"image": edit.image, "mask": edit.mask, "strength": strength}
+        changes = {"image": edit.image, "mask": edit.mask, "strength": strength, "n": int(n)}
         return await self._begin(kept, request, settings, prompt=prompt, **changes)
 
     async def reuse_seed(self, request: gr.Request, kept: object) -> Updates:
@@ -76,23 +80,35 @@ class Answers:
         offer, settings = self._desk.monitor.offer, self._parts.settings
         if offer is None:
             return gr.skip()  # type: ignore[no-any-return]
-        # What somebody has set themselves stays.
         usual = [offer.defaults_with(names) for names in ((), *((lora.name,) for lora in offer.loras))]
-        if (steps, guidance, scheduler) in usual:
-            steps, guidance, scheduler = offer.defaults_with(chosen or ())
-        return {settings.steps: steps, settings.guidance: guidance, settings.scheduler: scheduler}
+        theirs, now = offer.defaults_with(chosen or ()), (steps, guidance, scheduler)
+        widgets = (settings.steps, settings.guidance, settings.scheduler)
+        # What somebody has set themselves stays.
+        return {
+            widget: new if own in known else own
+            for widget, own, new, known in zip(widgets, now, theirs, zip(*usual, strict=True), strict=True)
+        }
 
-    async def act(self, request: gr.Request, event: gr.EventData, kept: object) -> Updates:
-        """A button in the list was pressed; the page's script says which."""
+    async def act(
+        self, request: gr.Request, event: gr.EventData, which: dict[str, Any] | None, kept: object
+    ) -> Updates:
+        """A button in the list was pressed, or the page's script has noticed something; it says which."""
         browser, view = self._desk.visit(kept, request.session_hash)
         id = str(getattr(event, "id", ""))
         match getattr(event, "do", ""):
             case "open":
-                return await self._open(id, int(getattr(event, "n", 0)))
+                return await self._open(browser, id, int(getattr(event, "n", 0)))
+            case "gone":
+                with suppress(ServiceError):
+                    await self._desk.receipt(browser, id, int(getattr(event, "n", 0)))
+            case "unreadable":
+                return self._notice(NO_PICTURE)
             case "cancel":
                 return self._notice(await self._desk.cancel(browser, id))
             case "remove":
                 browser.remove(id)
+                if which and which["id"] == id:
+                    return {self._parts.stored: browser.kept(), **self._parts.opened.closed()}
             case "more":
                 view.show_more()
                 browser.changes.tell()
@@ -103,24 +119,27 @@ class Answers:
         return self._notice(None) if recipe is None else self._fill(recipe)
 
     async def vary(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
+        browser, view = self._desk.visit(kept, request.session_hash)
+        if not which:
+            return self._notice(None)
+        view.search("")
+        notice = await self._desk.vary(browser, which["id"], which["n"], which["receipt"])
+        return {**self._notice(notice), self._parts.search: ""}
+
+    async def change(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
+        """The opened picture goes to the editor."""
         browser, _ = self._desk.visit(kept, request.session_hash)
         if not which:
             return self._notice(None)
-        return self._notice(await self._desk.vary(browser, which["id"], which["n"], which["receipt"]))
-
-    async def change(self, which: dict[str, Any] | None) -> Updates:
-        """The opened picture goes to the editor."""
-        if not which:
-            return self._notice(None)
         try:
-            picture = await self._desk.picture(which["id"], which["n"])
+            picture = await self._desk.picture(browser, which["id"], which["n"])
         except ServiceError as error:
             return self._notice(notice_of(error))
         return {
-            self._parts.tabs: gr.Tabs(selected="edit"),
+            self._parts.tabs: gr.Tabs(selected=TABS[1]),
             self._parts.editor.canvas: {"background": picture, "layers": [], "composite": None},
             self._parts.editor.prompt: str(which["receipt"].get("prompt", "")),
-            **self._notice(None),
+            self._parts.notice: cards.word(IN_EDITOR, "#canvas"),
         }
 
     def read_file(self, path: str | None) -> Updates:
@@ -132,7 +151,7 @@ class Answers:
         return {self._parts.file: None, **answer}
 
     async def _begin(self, kept: object, request: gr.Request, settings: list[Any], **asked: Any) -> Updates:
-        browser, _ = self._desk.visit(kept, request.session_hash)
+        browser, view = self._desk.visit(kept, request.session_hash)
         # A field that was never touched is None.
         negative, style, steps, guidance, scheduler, seed, model, loras, lora_scale = settings
         try:
@@ -150,11 +169,13 @@ class Answers:
             model=model or "",
             loras=[Lora(name, lora_scale) for name in loras or ()],
         )
-        return self._notice(await self._desk.draw(browser, wish))
+        # What was just asked for is seen, whatever was searched for before.
+        view.search("")
+        return {**self._notice(await self._desk.draw(browser, wish)), self._parts.search: ""}
 
-    async def _open(self, id: str, n: int) -> Updates:
+    async def _open(self, browser: Browser, id: str, n: int) -> Updates:
         try:
-            receipt = await self._desk.receipt(id, n)
+            receipt = await self._desk.receipt(browser, id, n)
         except ServiceError as error:
             return self._notice(notice_of(error))
         return {**self._notice(None), **self._parts.opened.showing(id, n, receipt)}
@@ -163,7 +184,7 @@ class Answers:
         offer, parts = self._desk.monitor.offer, self._parts
         values, said = filled(recipe, offer)
         updates = filled_in(parts.form, parts.settings, values, offer)
-        return {parts.notice: cards.word(said), parts.tabs: gr.Tabs(selected="draw"), **updates}
+        return {parts.notice: cards.word(said, "#prompt"), parts.tabs: gr.Tabs(selected=TABS[0]), **updates}
 
     def _notice(self, notice: Notice | None) -> Updates:
         return {self._parts.notice: cards.notice_box(notice)}

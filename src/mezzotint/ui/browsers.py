@@ -105,6 +105,12 @@ class Browser:
                 self._removed.popitem(last=False)
             self.changes.tell()
 
+    def lose(self, id: str) -> None:
+        """The service does not keep it any more."""
+        if id in self.drawings:
+            self.drawings[id].lose()
+            self.changes.tell()
+
     async def cancel(self, id: str) -> None:
         """Raises: ServiceError: it was not heard."""
         if id in self.drawings:

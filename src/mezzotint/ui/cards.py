@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, tzinfo
 from html import escape
 from typing import Any
 
 from mezzotint.ui.drawing import Drawing
-from mezzotint.ui.sentences import Notice, sentence_of
+from mezzotint.ui.sentences import Notice, as_sentence, sentence_of
 
 __all__ = [
     "banner",
@@ -25,15 +26,15 @@ __all__ = [
 DOWNLOADS = (("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WebP"))
 EMPTY = "Nothing yet. Say what to draw, and press Enter."
 NOTHING_FOUND = "None of your drawings says that."
-# The receipt's fields that people ask for first, and what they are called.
+# The receipt's fields that people ask for first, as the form calls them.
 FIRST_FIELDS = {
     "prompt": "Prompt",
-    "negative_prompt": "Negative prompt",
+    "negative_prompt": "Leave out",
     "seed": "Seed",
     "scheduler": "Scheduler",
     "steps": "Steps",
     "guidance_scale": "Guidance",
-    "strength": "Strength",
+    "strength": "How far from it",
     "model": "Model",
 }
 
@@ -52,17 +53,17 @@ def notice_box(notice: Notice | None) -> str:
     if notice.wait_s is not None:
         seconds = max(1, round(notice.wait_s))
         wait = f' <span class="mz-wait" data-seconds="{seconds}">Try again in {seconds} s.</span>'
-    return f'<div class="mz-notice" role="alert">{escape(notice.text)}{wait}</div>'
+    return f'<div class="mz-notice" role="alert" {_news()}>{escape(notice.text)}{wait}</div>'
 
 
-def word(text: str) -> str:
-    """A sentence that is no refusal."""
-    return f'<div class="mz-word" role="status">{escape(text)}</div>'
+def word(text: str, about: str) -> str:
+    """A sentence that is no refusal. about: the part of the page that it speaks of, as CSS selects it."""
+    return f'<div class="mz-word" role="status" {_news(about)}>{escape(text)}</div>'
 
 
-def drawings_list(drawings: Iterable[Drawing], *, searching: bool, more: int) -> str:
-    """Newest first. more: how many there are that are not among them."""
-    cards = "".join(_card(drawing) for drawing in drawings)
+def drawings_list(drawings: Iterable[Drawing], *, searching: bool, more: int, zone: tzinfo = UTC) -> str:
+    """Newest first. more: how many there are that are not among them. zone: the reader's."""
+    cards = "".join(_card(drawing, zone) for drawing in drawings)
     if not cards:
         return f'<p class="mz-empty">{NOTHING_FOUND if searching else EMPTY}</p>'
     rest = _button("more", f"Show {more} more", "mz-more") if more else ""
@@ -121,10 +122,14 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     told = {
         label: receipt[name] for name, label in FIRST_FIELDS.items() if receipt.get(name) not in (None, "")
     }
+    told["Size"] = f"{receipt['width']}×{receipt['height']}"
     told |= {f"LoRA {lora['name']}": lora["scale"] for lora in receipt.get("loras") or ()}
+    if receipt.get("warnings"):
+        told["Note"] = " ".join(as_sentence(str(text)) for text in receipt["warnings"])
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>" for label, value in told.items())
     return (
-        f'<figure class="mz-opened"><img src="{source}.png" alt="{escape(prompt)}" {size}>'
+        f'<figure class="mz-opened" tabindex="-1" {_news("#opened")}>'
+        f'<img src="{source}.png" alt="{escape(prompt)}" {size}>'
         '<figcaption class="mz-downloads"><span aria-hidden="true">Download</span>'
         f"{links}</figcaption></figure>"
         f'<dl class="mz-receipt">{rows}</dl>'
@@ -136,14 +141,25 @@ def receipt_text(receipt: Mapping[str, Any]) -> str:
     return json.dumps(receipt, indent=2, ensure_ascii=False)
 
 
-def _card(drawing: Drawing) -> str:
+def _news(about: str = "") -> str:
+    """Marks what was just answered: the page's script brings it into view, once for each mark."""
+    mark = f'data-news="{time.monotonic_ns()}"'
+    return f'{mark} data-show="{about}"' if about else mark
+
+
+def _card(drawing: Drawing, zone: tzinfo) -> str:
     plates = "".join(_plate(drawing, index) for index in range(drawing.n))
     # Of what was lost or has failed nothing is to be seen but why.
     plates = f'<div class="mz-plates">{plates}</div>' if plates else ""
+    asked = f' data-news="{escape(drawing.id)}"' if drawing.state == "asked" else ""
+    warned = ""
+    if drawing.state == "done" and drawing.said:
+        warned = f'<p class="mz-warned">{escape(as_sentence(drawing.said))}</p>'
     return (
-        f'<li class="mz-drawing" data-job="{escape(drawing.id)}" data-state="{drawing.state}">'
-        f'{plates}<p class="mz-prompt">{escape(drawing.prompt)}</p>{_progress(drawing)}'
-        f'<div class="mz-foot"><span class="mz-told">{escape(told(drawing) or _when(drawing.at))}</span>'
+        f'<li class="mz-drawing" tabindex="-1" data-job="{escape(drawing.id)}" data-state="{drawing.state}"'
+        f'{asked}>{plates}<p class="mz-prompt">{escape(drawing.prompt)}</p>{_progress(drawing)}{warned}'
+        '<div class="mz-foot">'
+        f'<span class="mz-told">{escape(told(drawing) or _when(drawing.at, zone))}</span>'
         f"{_action(drawing)}</div></li>"
     )
 
@@ -201,7 +217,8 @@ def _about(eta_s: float | None) -> str:
     return f", about {seconds} s" if seconds < 100 else f", about {round(seconds / 60)} min"
 
 
-def _when(at: float) -> str:
+def _when(at: float, zone: tzinfo) -> str:
     """In words that stay true for a while: the page shows them until something changes."""
-    days = int(time.time() // 86_400) - int(at // 86_400)
-    return "Today" if days <= 0 else "Yesterday" if days == 1 else time.strftime("%d %B %Y", time.gmtime(at))
+    day = datetime.fromtimestamp(at, zone).date()
+    days = (datetime.now(zone).date() - day).days
+    return "Today" if days <= 0 else "Yesterday" if days == 1 else f"{day:%d %B %Y}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -68,21 +69,23 @@ class Desk:
             return notice_of(error)
         return None
 
-    async def receipt(self, id: str, n: int) -> dict[str, Any]:
+    async def receipt(self, browser: Browser, id: str, n: int) -> dict[str, Any]:
         """The receipt of a finished picture.
 
         Raises:
             ServiceError: the service does not know it, or does not answer.
         """
-        job = await self.service.job(id)
+        with _noticing(browser, id):
+            job = await self.service.job(id)
         for image in job.get("images") or ():
             if image["index"] == n:
                 return dict(image["receipt"])
         raise Refused(404, "image_not_found", "", None)
 
-    async def picture(self, id: str, n: int) -> Image.Image:
+    async def picture(self, browser: Browser, id: str, n: int) -> Image.Image:
         """Raises: ServiceError: the service does not keep it, or does not answer."""
-        data, _ = await self.service.picture(id, n)
+        with _noticing(browser, id):
+            data, _ = await self.service.picture(id, n)
         return await asyncio.to_thread(_decoded, data)
 
     async def vary(self, browser: Browser, id: str, n: int, receipt: Mapping[str, Any]) -> Notice | None:
@@ -91,7 +94,8 @@ class Desk:
         if recipe is None:
             return None
         try:
-            data, _ = await self.service.picture(id, n)
+            with _noticing(browser, id):
+                data, _ = await self.service.picture(id, n)
         except ServiceError as error:
             return notice_of(error)
         wish = Wish(
@@ -105,6 +109,17 @@ class Desk:
             image=data,
         )
         return await self.draw(browser, wish)
+
+
+@contextmanager
+def _noticing(browser: Browser, id: str) -> Iterator[None]:
+    """What the service turns out not to keep any more is told as lost by the list too."""
+    try:
+        yield
+    except Refused as error:
+        if error.code == "job_not_found":
+            browser.lose(id)
+        raise
 
 
 def _decoded(data: bytes) -> Image.Image:

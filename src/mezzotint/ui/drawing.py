@@ -36,7 +36,8 @@ class Drawing:
     """at: when it was asked for, seconds since 1970. seed: the first picture's. steps: of the furthest one.
 
     finished: the pictures that can be fetched. previews: the file's name of each that can not yet.
-    said: why it failed, in the service's words. heard: the id of the last event that was taken.
+    said: why it failed, or what the receipts warn of, in the service's words. heard: the id of the last event
+    that was taken.
     """
 
     id: str
@@ -147,7 +148,11 @@ class Drawing:
             self.state = state
         self.cancelling = bool(job.get("cancelling"))
         self.seed = next(iter(job.get("seeds") or ()), self.seed)
-        self.finished |= {int(image["index"]) for image in job.get("images") or ()}
+        images = job.get("images") or ()
+        self.finished |= {int(image["index"]) for image in images}
+        # The same of each picture, for the most part.
+        warned = {text: None for image in images for text in (image.get("receipt") or {}).get("warnings", ())}
+        self.said = " ".join(map(str, warned))[:MAX_SAID] or self.said
         self.progress = float(job.get("progress") or self.progress)
         self.position, self.eta_s = job.get("position"), job.get("eta_s")
         if job.get("error"):

@@ -38,7 +38,7 @@ def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
     picture, layers = _read(value)
     if picture is None:
         return Edit(missing="Choose a picture to start from first.")
-    if mode == PAINTED:
+    if mode == PAINTED and layers is not None:
         painted = _painted(layers, picture.size)
         if not painted.any():
             return Edit(missing="Paint over what should change first.")
@@ -51,15 +51,24 @@ def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
     return Edit(_png(picture))
 
 
-def _read(value: object) -> tuple[Image.Image | None, list[Image.Image]]:
+def _read(value: object) -> tuple[Image.Image | None, list[Image.Image] | None]:
+    """The picture and what was painted over it; None for that where it is a sketch on nothing."""
     if not isinstance(value, dict):
         return None, []
+    layers: list[Image.Image] | None
+    layers = [layer for layer in value.get("layers") or () if isinstance(layer, Image.Image)]
     picture: Any = value.get("background")
+    if not isinstance(picture, Image.Image) and _has_strokes(layers):
+        picture, layers = value.get("composite"), None
     if not isinstance(picture, Image.Image):
         return None, []
     picture = _on_white(picture)
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    return picture, [layer for layer in value.get("layers") or () if isinstance(layer, Image.Image)]
+    return picture, layers
+
+
+def _has_strokes(layers: Sequence[Image.Image]) -> bool:
+    return any(layer.convert("RGBA").getchannel("A").getbbox() for layer in layers)
 
 
 def _on_white(picture: Image.Image) -> Image.Image:

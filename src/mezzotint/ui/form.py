@@ -12,7 +12,7 @@ from mezzotint.core import MAX_SEED, Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 
-__all__ = ["STYLES", "Wish", "filled", "read_seed"]
+__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed"]
 
 PREVIEWS = 3
 # The service's words for `style_preset`; a service that knows others refuses these by name.
@@ -31,6 +31,27 @@ STYLES = (
     "photographic",
     "pixel-art",
 )
+TABS = ("draw", "edit")
+# What a picture's record tells beside its texts, its seed and its LoRAs.
+RECIPE = ("size", "steps", "guidance", "scheduler")
+NUMBER = (int, float)
+# What a browser keeps of the form, and as what. A picture that is to be changed is too much for it.
+KEPT: Mapping[str, type | tuple[type, ...]] = {
+    "prompt": str,
+    "size": str,
+    "n": NUMBER,
+    "edit_prompt": str,
+    "negative_prompt": str,
+    "style": str,
+    "steps": NUMBER,
+    "guidance": NUMBER,
+    "scheduler": str,
+    "seed": str,
+    "model": str,
+    "loras": list,
+    "lora_scale": NUMBER,
+    "tab": str,
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,19 @@ class Wish:
         return {"n": self.n, "partial_images": PREVIEWS, "output_format": "png", **given}
 
 
+def read_kept(kept: object) -> dict[str, Any]:
+    """The form's values, by field, as a browser kept them, where anyone may have written to them."""
+    given = kept if isinstance(kept, Mapping) else {}
+    found = {name: given[name] for name, kind in KEPT.items() if isinstance(given.get(name), kind)}
+    loras = found.get("loras", [])
+    if not all(isinstance(name, str) for name in loras):
+        del found["loras"]
+    for name, choices in (("style", ("", *STYLES)), ("tab", TABS)):
+        if found.get(name, choices[0]) not in choices:
+            del found[name]
+    return found
+
+
 def read_seed(text: str) -> int | None:
     """The seed in the field. None where it is empty.
 
@@ -92,34 +126,40 @@ def read_seed(text: str) -> int | None:
 
 
 def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]:
-    """The form's values for a picture like that, by field; a sentence on what could not be taken over."""
-    left_out: list[str] = []
-    values: dict[str, Any] = {"prompt": recipe.prompt, "negative_prompt": recipe.negative_prompt, "style": ""}
-    if recipe.seed is not None:
-        values["seed"] = str(recipe.seed)
+    """The form's values for a picture like that, by field; what is to be said of them.
+
+    What the picture does not tell, or the service does not draw with, is as the service has it: nothing of
+    what stood in the form before is mixed in.
+    """
+    usual = {} if offer is None else offer.usual
+    values: dict[str, Any] = {
+        **{name: usual[name] for name in RECIPE if name in usual},
+        "prompt": recipe.prompt,
+        "negative_prompt": recipe.negative_prompt,
+        "style": "",
+        "seed": "" if recipe.seed is None else str(recipe.seed),
+    }
     served = [lora.name for lora in offer.loras] if offer else []
     loras = [lora for lora in recipe.loras if lora.name in served]
-    left_out += [f"LoRA {lora.name}" for lora in recipe.loras if lora not in loras]
+    left_out = [f"LoRA {lora.name}" for lora in recipe.loras if lora not in loras]
     values["loras"] = [lora.name for lora in loras]
     # The form has one strength for all.
     values["lora_scale"] = loras[0].scale if loras else 1.0
     left_out += [f"LoRA {lora.name} at {lora.scale:g}" for lora in loras if lora.scale != loras[0].scale]
-    for name, value, fits in (
-        ("size", recipe.size, offer is None or offer.accepts(recipe.size or "")),
-        ("steps", recipe.steps, offer is None or 1 <= (recipe.steps or 0) <= offer.max_steps),
-        ("guidance", recipe.guidance, offer is None or (recipe.guidance or 0) <= offer.max_guidance),
-        ("scheduler", recipe.scheduler, offer is None or recipe.scheduler in offer.schedulers),
-    ):
+    for name in RECIPE:
+        value = getattr(recipe, name)
         if value is None:
             continue
-        if fits:
+        if offer is None or offer.takes(name, value):
             values[name] = value
         else:
             left_out.append(f"{name} {value}")
-    said = (
-        f" The service does not draw with {' or '.join(left_out)}: that stays as it was." if left_out else ""
-    )
-    return values, f"The settings of the picture are in the form.{said}"
+    said = ["The settings of the picture are in the form."]
+    if left_out:
+        said.append(f"The service does not draw with {' or '.join(left_out)}: it has its own values there.")
+    if recipe.strength is not None:
+        said.append("It was drawn from another picture: its settings alone draw something else.")
+    return values, " ".join(said)
 
 
 def _encoded(file: bytes | None) -> str | None:

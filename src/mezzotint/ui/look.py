@@ -9,7 +9,8 @@ import gradio as gr
 __all__ = ["CSS", "HEAD", "theme"]
 
 CSS = Path(__file__).with_name("page.css").read_text()
-HEAD = '<meta name="color-scheme" content="light dark">'
+SCRIPT = Path(__file__).with_name("page.js").read_text()
+HEAD = f'<meta name="color-scheme" content="light dark"><script>{SCRIPT}</script>'
 
 
 def theme() -> gr.Theme:

@@ -61,6 +61,40 @@ class Offer:
                 scheduler = lora.scheduler or scheduler
         return steps, guidance, scheduler
 
+    @property
+    def usual(self) -> dict[str, Any]:
+        """What the model is drawn with unless somebody says otherwise, by the form's fields."""
+        return {
+            "size": self.sizes[0][1] if self.sizes else None,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "scheduler": self.scheduler,
+            "model": self.models[0],
+            "loras": [],
+        }
+
+    def takes(self, field: str, value: Any) -> bool:
+        """Whether it would be drawn with that. Of fields that it says nothing about: yes."""
+        match field:
+            case "size":
+                return self.accepts(str(value))
+            case "steps" | "guidance" | "n":
+                low, high = self._bounds(field)
+                return isinstance(value, int | float) and low <= value <= high
+            case "scheduler":
+                return value in self.schedulers
+            case "model":
+                return value in self.models
+            case "loras":
+                served = {lora.name for lora in self.loras}
+                return isinstance(value, list) and all(name in served for name in value)
+            case _:
+                return True
+
+    def _bounds(self, field: str) -> tuple[float, float]:
+        most = {"steps": self.max_steps, "guidance": self.max_guidance, "n": self.max_images}
+        return (0 if field == "guidance" else 1), most[field]
+
     def accepts(self, size: str) -> bool:
         """Whether a picture of this size would be drawn."""
         if self.served:

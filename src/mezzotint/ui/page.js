@@ -1,12 +1,127 @@
-// Passes a click on a drawing's button to the page's Python, and counts down the seconds of a refusal.
-element.addEventListener('click', event => {
-  const pressed = event.target.closest('[data-do]');
-  if (pressed) trigger('act', {...pressed.dataset});
-});
-setInterval(() => {
-  for (const wait of element.querySelectorAll('.mz-wait')) {
-    const since = wait.dataset.since || (wait.dataset.since = Date.now());
-    const left = Math.ceil(wait.dataset.seconds - (Date.now() - since) / 1000);
-    wait.textContent = left > 0 ? `Try again in ${left} s.` : 'You can try again now.';
-  }
-}, 500);
+// What the page's Python cannot do: see what somebody does between two answers, and keep it in the browser.
+const mezzotint = (() => {
+  const FORM = 'mezzotint-form';
+  const MOST_MS = 30_000;
+  let answer = () => {};
+
+  // The form, for a reload: Gradio makes one by itself when the connection was lost. By tab, and gone with it:
+  // a new visit begins with the service's own values.
+  const kept = () => JSON.parse(sessionStorage.getItem(FORM) || '{}');
+  const keep = values => sessionStorage.setItem(FORM, JSON.stringify({...kept(), ...values}));
+  let asked = false;
+  const told = stored => {
+    asked = true;
+    return {...stored, page: {form: kept(), minutes: new Date().getTimezoneOffset()}};
+  };
+  // Gradio tells of nothing that is changed while the line is broken.
+  document.addEventListener('input', ({target}) => {
+    const block = target.closest('.mz-kept');
+    if (block) keep({[block.id.replace('-', '_')]: target.type.match(/number|range/) ? +target.value : target.value});
+  }, true);
+
+  // What was just answered comes into view: a notice, the card of what was asked for, an opened picture.
+  const seen = new Set();
+  const show = shown =>
+    shown?.scrollIntoView({block: shown.offsetHeight > innerHeight ? 'start' : 'nearest'});
+  const showNews = () => {
+    for (const news of document.querySelectorAll('[data-news]')) {
+      if (seen.has(news.dataset.news)) continue;
+      seen.add(news.dataset.news);
+      if (news.dataset.show === '#canvas') sketch = false;
+      if (document.hidden) continue;
+      // What it is about may be on its way too.
+      setTimeout(() => {
+        show(news);
+        if (news.dataset.show) show(document.querySelector(news.dataset.show));
+        if (news.matches('figure')) news.focus({preventScroll: true});
+      }, 50);
+    }
+  };
+
+  // Where the focus goes when what had it is taken away.
+  let opener = '';
+  let isOpen = false;
+  const leaveOpened = () => {
+    const was = isOpen;
+    isOpen = document.querySelector('.mz-opened') !== null;
+    if (was && !isOpen) document.querySelector(opener)?.focus();
+  };
+  const leaveRemoved = card => {
+    // Cards are drawn over in their places: this one will be the next.
+    const next = card.nextElementSibling ? card : card.previousElementSibling;
+    (next || document.querySelector('#search textarea, #search input')).focus();
+  };
+
+  // A picture that did not come is asked for again, unless the service says that it has it no more.
+  const pauses = new WeakMap();
+  const again = async image => {
+    const source = image.getAttribute('src');
+    const status = await fetch(source).then(response => response.status, () => 0);
+    const plate = image.closest('[data-do=open]');
+    if (status === 404) {
+      if (plate) answer({...plate.dataset, do: 'gone'});
+    } else if (image.isConnected && image.getAttribute('src') === source) image.src = source;
+  };
+  document.addEventListener('error', event => {
+    const image = event.target;
+    if (image.tagName !== 'IMG' || !/^p(ictures|reviews)\//.test(image.getAttribute('src'))) return;
+    const pause = Math.min(MOST_MS, 2 * (pauses.get(image) || 500));
+    pauses.set(image, pause);
+    setTimeout(again, pause, image);
+  }, true);
+  document.addEventListener('load', event => pauses.delete(event.target), true);
+
+  // Whoever paints over a picture wants that redrawn. A sketch on the empty canvas is a picture itself.
+  let sketch = false;
+  document.addEventListener('pointerdown', event => {
+    const editor = event.target.closest?.('#canvas');
+    if (!editor || event.target.tagName !== 'CANVAS' || !editor.querySelector('[aria-label=Brush].highlight'))
+      return;
+    if (editor.querySelector('[aria-label=Undo]').disabled) sketch = true;
+    if (!sketch) document.querySelector('#mode input[value=painted]')?.click();
+  }, true);
+  // Gradio's editor says nothing of a file that it cannot read.
+  const given = event => {
+    if (!event.target.closest?.('#canvas')) return;
+    sketch = false;
+    for (const file of (event.dataTransfer || event.clipboardData || event.target).files || [])
+      createImageBitmap(file).catch(() => answer({do: 'unreadable'}));
+  };
+  for (const kind of ['change', 'drop', 'paste']) document.addEventListener(kind, given, true);
+
+  // Gradio's accordions do not say whether they are open.
+  const tellFolds = () => {
+    for (const fold of document.querySelectorAll('button.label-wrap'))
+      fold.setAttribute('aria-expanded', fold.classList.contains('open'));
+  };
+
+  setInterval(() => {
+    for (const wait of document.querySelectorAll('.mz-wait')) {
+      const since = wait.dataset.since || (wait.dataset.since = Date.now());
+      const left = Math.ceil(wait.dataset.seconds - (Date.now() - since) / 1000);
+      wait.textContent = left > 0 ? `Try again in ${left} s.` : 'You can try again now.';
+    }
+  }, 500);
+
+  return {
+    told,
+    // values: by field. Before the first answer the form holds nothing of anybody's.
+    keep: values => { if (asked) keep(values); },
+    // The list of drawings: what its buttons say goes to the page's Python.
+    listen: (element, trigger) => {
+      answer = trigger;
+      element.addEventListener('click', event => {
+        const pressed = event.target.closest('[data-do]');
+        if (!pressed) return;
+        const {do: act, id, n} = pressed.dataset;
+        if (act === 'open') opener = `[data-do=open][data-id="${id}"][data-n="${n}"]`;
+        if (act === 'remove') leaveRemoved(pressed.closest('li'));
+        answer({...pressed.dataset});
+      });
+      const changed = () => { showNews(); leaveOpened(); tellFolds(); };
+      new MutationObserver(changed).observe(document.body, {
+        subtree: true, childList: true, attributes: true, attributeFilter: ['data-news', 'class'],
+      });
+    },
+  };
+})();

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -49,12 +50,13 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     form, settings, editor = parts.form, parts.settings, parts.editor
     rest = [*settings.inputs, parts.stored]
     asked = [form.prompt, form.size, form.n, *rest]
+    begun = [parts.notice, parts.search]
     # As they come: whether a shape is one is the service's to say, not what this page was told before.
     as_sent = {**QUIET, "preprocess": False}
-    gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, [parts.notice], **as_sent)
+    gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, begun, **as_sent)
     margins = [editor.left, editor.top, editor.right, editor.bottom]
-    asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, *rest]
-    gr.on([editor.draw.click, editor.prompt.submit], answers.edit, asked, [parts.notice], **QUIET)
+    asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, form.n, *rest]
+    gr.on([editor.draw.click, editor.prompt.submit], answers.edit, asked, begun, **QUIET)
     settings.new_seed.click(lambda: "", None, [settings.seed], **QUIET)
     drawn = [settings.steps, settings.guidance, settings.scheduler]
     # Gradio tells of one that is taken off with Backspace (6.x) only when the field is left.
@@ -68,13 +70,14 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
     opened, editor = parts.opened, parts.editor
     filling = [parts.notice, parts.tabs, parts.form.prompt, parts.form.size, *parts.settings.inputs]
     shown = [parts.notice, parts.stored, *opened.outputs]
-    parts.drawings.act(answers.act, [parts.stored], shown, **QUIET)
+    parts.drawings.act(answers.act, [opened.which, parts.stored], shown, **QUIET)
     parts.file.upload(answers.read_file, [parts.file], [parts.file, *filling], **QUIET)
     opened.use.click(answers.use, [opened.which], filling, **QUIET)
-    opened.vary.click(answers.vary, [opened.which, parts.stored], [parts.notice], **QUIET)
+    begun = [parts.notice, parts.search]
+    opened.vary.click(answers.vary, [opened.which, parts.stored], begun, **QUIET)
     # In one piece: an editor that is still being set up takes no picture.
     changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt]
-    opened.change.click(answers.change, [opened.which], changing, **QUIET)
+    opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
     opened.close.click(opened.closed, None, opened.outputs, **QUIET)
 
 
@@ -85,4 +88,11 @@ def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
     timer = gr.Timer(ASK_AGAIN_SECONDS)
     # While one answer goes on, the timer asks for no other.
     once = {**QUIET, "queue": True, "trigger_mode": "once"}
-    gr.on([blocks.load, timer.tick], watching.watch, [parts.stored], watching.outputs, **once)
+    asking = [blocks.load, timer.tick]
+    told = "stored => mezzotint.told(stored)"
+    gr.on(asking, watching.watch, [parts.stored], watching.outputs, js=told, **once)
+    # In the browser alone: what is typed while the line is broken is kept too.
+    names = json.dumps(list(parts.kept))
+    keep = f"(...values) => mezzotint.keep(Object.fromEntries({names}.map((name, i) => [name, values[i]])))"
+    widgets = list(parts.kept.values())
+    gr.on([widget.change for widget in widgets], None, widgets, None, js=keep, **QUIET)

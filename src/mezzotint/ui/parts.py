@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields
+from typing import Any
 
 import gradio as gr
 
+from mezzotint.ui.form import KEPT, TABS
 from mezzotint.ui.opened import Opened
 from mezzotint.ui.widgets import Editor, Form, Settings
 
@@ -15,7 +16,9 @@ __all__ = ["Parts"]
 # A browser keeps its list under this name. What encrypts it is in the page itself, and so hides nothing; it
 # is fixed so that a list outlives the process that wrote it.
 STORAGE, STORAGE_SECRET = "mezzotint", "mezzotint"
-SCRIPT = Path(__file__).with_name("page.js").read_text()
+
+# Gradio finds the name of the event in it.
+LISTEN = "mezzotint.listen(element, what => trigger('act', what))"
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,20 @@ class Parts:
         banner = gr.HTML(elem_id="banner")
         with gr.Row(elem_classes="mz-columns"):
             with gr.Column(scale=5, min_width=320):
-                with gr.Tabs(selected="draw") as tabs:
-                    with gr.Tab("Draw", id="draw"):
+                with gr.Tabs(selected=TABS[0]) as tabs:
+                    with gr.Tab("Draw", id=TABS[0]) as draw:
                         form = Form.build()
-                    with gr.Tab("Change a picture", id="edit"):
+                    with gr.Tab("Change a picture", id=TABS[1]) as edit:
                         editor = Editor.build()
-                notice = gr.HTML(elem_id="notice", js_on_load=SCRIPT)
+                for tab in (draw, edit):
+                    tab.select(
+                        js=f"() => mezzotint.keep({{tab: '{tab.id}'}})",
+                        trigger_mode="multiple",
+                        api_visibility="private",
+                    )
+                # Of both.
+                form.n.render()
+                notice = gr.HTML(elem_id="notice")
                 with gr.Accordion("Settings", open=False):
                     settings = Settings.build()
                 file = gr.File(
@@ -60,8 +71,18 @@ class Parts:
             with gr.Column(scale=7, min_width=320):
                 opened = Opened.build()
                 search = gr.Textbox(label="Search your drawings", max_lines=1, elem_id="search")
-                drawings = gr.HTML(elem_id="drawings", js_on_load=SCRIPT)
+                drawings = gr.HTML(elem_id="drawings", js_on_load=LISTEN)
                 aloud = gr.HTML(elem_id="aloud", elem_classes="mz-aloud")
         return cls(
             stored, banner, tabs, form, editor, notice, settings, file, opened, search, drawings, aloud
         )
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The widgets whose values a browser keeps for a reload, by field."""
+        held = {
+            each.name: getattr(part, each.name)
+            for part in (self.form, self.settings)
+            for each in fields(part)
+        }
+        return {name: held[name] for name in KEPT if name in held} | {"edit_prompt": self.editor.prompt}

@@ -33,6 +33,8 @@ class Recipe:
     guidance: float | None = None
     scheduler: str | None = None
     seed: int | None = None
+    # How far from another picture; where it says so, its settings alone draw something else.
+    strength: float | None = None
     loras: tuple[Lora, ...] = ()
 
 
@@ -45,6 +47,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
         guidance=receipt.guidance_scale,
         scheduler=receipt.scheduler,
         seed=receipt.seed,
+        strength=receipt.strength,
         loras=tuple(Lora(lora.name, lora.scale) for lora in receipt.loras),
     )
 
@@ -102,17 +105,18 @@ def _parse(text: str) -> Recipe | None:
         guidance=_number(settings.get("cfg scale")),
         scheduler=_scheduler(settings.get("sampler", ""), settings.get("schedule type", "")),
         seed=_whole(settings.get("seed")),
+        strength=_number(settings.get("denoising strength")),
     )
 
 
 def _scheduler(sampler: str, schedule: str) -> str | None:
-    """A1111 tells the sampler and its schedule in one name or in two."""
+    """A1111 tells the sampler and its schedule in one name or in two. One that is unknown keeps its own."""
     for name in (f"{sampler} {schedule}", sampler):
         try:
             return find_sampler(name).name
         except MezzotintError:
             continue
-    return None
+    return sampler or None
 
 
 def _scale(text: str) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mezzotint.ui.service import Refused, ServiceError
 
-__all__ = ["Notice", "notice_of", "sentence_of"]
+__all__ = ["Notice", "as_sentence", "notice_of", "sentence_of"]
 
 AWAY = "The drawing service does not answer just now. Nothing is lost, and this page goes on by itself."
 
@@ -26,7 +26,8 @@ SENTENCES = {
     "deadline_unreachable": "The queue is too long for the time you gave it.",
     "deadline_exceeded": "It was not finished in the time it was given. Draw it again with fewer steps, "
     "or later.",
-    "model_loading": "The model is still loading. Drawings that were asked for begin by themselves.",
+    "model_loading": "The service is starting or stopping. What is in your list goes on by itself; ask for "
+    "anything else again in a moment.",
     "replica_lost": "The service lost what was drawing this. Draw again in a moment.",
     "shutting_down": "The service is restarting. Drawings that were asked for go on by themselves.",
     "store_unavailable": "The service cannot reach its store just now. Draw again in a moment.",
@@ -62,11 +63,11 @@ def notice_of(error: ServiceError) -> Notice:
 
 def sentence_of(code: str, said: str) -> str:
     """code, said: as in the service's error."""
-    return SENTENCES.get(code, INTERNAL).format(said=_sentence(said)).strip()
+    return SENTENCES.get(code, INTERNAL).format(said=as_sentence(said)).strip()
 
 
-def _sentence(said: str) -> str:
-    """As a sentence, with a capital and a full stop, and the fields called as the form calls them."""
+def as_sentence(said: str) -> str:
+    """The service's words with a capital and a full stop, and the fields called as the form calls them."""
     said = " ".join(said.split())
     for field, label in LABELS.items():
         said = re.sub(rf"\b{field}\b", label, said)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, timedelta, timezone, tzinfo
+from typing import Any
 
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.drawing import Drawing
@@ -13,16 +16,25 @@ __all__ = ["View", "Views"]
 
 MAX_VIEWS = 5_000
 PAGE = 12
+DAY_MINUTES = 24 * 60
 
 
 @dataclass
 class View:
-    """offer: what its form was last filled with."""
+    """offer: what its form was last filled with; is_filled: also with what its browser kept of it."""
 
     query: str = ""
     browser_id: str = ""
     offer: Offer | None = None
+    is_filled: bool = False
     shown: int = PAGE
+    zone: tzinfo = UTC
+
+    def note(self, page: Mapping[str, Any]) -> None:
+        """What the page's script tells of its browser."""
+        minutes = page.get("minutes")
+        if isinstance(minutes, int) and abs(minutes) < DAY_MINUTES:
+            self.zone = timezone(-timedelta(minutes=minutes))
 
     def found(self, browser: Browser) -> list[Drawing]:
         """Those of the browser's drawings whose prompt has every word, newest first."""

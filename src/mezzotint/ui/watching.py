@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -12,6 +12,7 @@ import gradio as gr
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
+from mezzotint.ui.form import read_kept
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.views import View
 from mezzotint.ui.widgets import offered
@@ -35,19 +36,27 @@ class Watching:
     def outputs(self) -> list[Any]:
         parts = self._parts
         told = [parts.banner, parts.drawings, parts.aloud, parts.stored]
-        return [*told, parts.form.size, parts.form.n, *parts.settings.inputs]
+        return [*told, parts.tabs, *parts.kept.values()]
 
     async def watch(self, kept: object, request: gr.Request) -> AsyncGenerator[Updates]:
         browser, view = self._desk.visit(kept, request.session_hash)
+        page = kept.get("page") if isinstance(kept, Mapping) else None
+        page = page if isinstance(page, Mapping) else {}
+        view.note(page)
+        filled = self._form(view, page.get("form"))
+        if filled:
+            yield filled
         shown: Updates = {}
         until = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < until and not self._desk.is_closing:
+        # A form is filled anew with what it then holds: the page tells that when it asks again.
+        while (
+            time.monotonic() < until and not self._desk.is_closing and view.offer == self._desk.monitor.offer
+        ):
             seen = browser.changes.count
             browser.watch()
             now = self._now(browser, view)
             news = {part: value for part, value in now.items() if shown.get(part) != value}
             shown.update(news)
-            news.update(self._offers(view))
             if news:
                 yield news
                 await asyncio.sleep(NEWS_SECONDS)
@@ -64,6 +73,7 @@ class Watching:
             found[: view.shown],
             searching=bool(view.query.strip()),
             more=max(0, len(found) - view.shown),
+            zone=view.zone,
         )
         return {
             parts.banner: cards.banner(self._desk.monitor.notice),
@@ -72,10 +82,19 @@ class Watching:
             parts.stored: browser.kept(),
         }
 
-    def _offers(self, view: View) -> Updates:
-        """The form's choices, where they are not what this page was told before."""
-        offer = self._desk.monitor.offer
-        if offer is None or offer == view.offer:
-            return {}
+    def _form(self, view: View, kept: object) -> Updates:
+        """The form's choices, where they are not what this page was told before, and what is kept of it."""
+        parts, offer, values = self._parts, self._desk.monitor.offer, read_kept(kept)
+        updates: Updates = {}
+        if not view.is_filled:
+            updates = {part: values[name] for name, part in parts.kept.items() if name in values}
+            if "tab" in values:
+                updates[parts.tabs] = gr.Tabs(selected=values["tab"])
+            view.is_filled = True
+        if offer is not None and offer != view.offer:
+            # What was never touched follows the service.
+            usual = {} if view.offer is None else view.offer.usual
+            touched = {name: value for name, value in values.items() if usual.get(name) != value}
+            updates |= offered(parts.form, parts.settings, offer, touched)
         view.offer = offer
-        return offered(self._parts.form, self._parts.settings, offer)
+        return updates

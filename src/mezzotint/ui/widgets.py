@@ -26,6 +26,11 @@ OPEN = {"allow_custom_value": True}
 STRENGTHS = {WHOLE: 0.6, PAINTED: 1.0, BEYOND: 1.0}
 
 
+def _typed(field: str) -> dict[str, str]:
+    """Of a widget that the page's script reads where it stands: by its field, with dashes."""
+    return {"elem_id": field, "elem_classes": "mz-kept"}
+
+
 @dataclass(frozen=True)
 class Form:
     """What is asked for first."""
@@ -38,12 +43,13 @@ class Form:
     @classmethod
     def build(cls) -> Form:
         prompt = gr.Textbox(
-            label="Prompt", lines=1, max_lines=6, autofocus=True, elem_id="prompt",
+            label="Prompt", lines=1, max_lines=6, autofocus=True, **_typed("prompt"),
             placeholder="What to draw: a fox on a blue background",
         )  # fmt: skip
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
-        size = gr.Radio([], label="Shape", elem_id="shape")
-        n = gr.Slider(1, 10, value=1, step=1, label="Pictures", buttons=[])
+        size = gr.Radio([], label="Shape", **_typed("size"))
+        # Has its place where changed pictures are asked for too.
+        n = gr.Slider(1, 10, value=1, step=1, label="Pictures", buttons=[], render=False, **_typed("n"))
         return cls(prompt, draw, size, n)
 
 
@@ -69,11 +75,14 @@ class Settings:
             [("None", ""), *((name.replace("-", " ").capitalize(), name) for name in STYLES)],
             value="", label="Style", filterable=False,
         )  # fmt: skip
-        negative = gr.Textbox(label="Leave out", lines=1, max_lines=4, placeholder="What must not be in it")
-        steps = gr.Slider(1, 100, value=20, step=1, label="Steps", buttons=[])
-        guidance = gr.Slider(0, 20, value=5, step=0.1, label="Guidance", buttons=[])
+        negative = gr.Textbox(
+            label="Leave out", lines=1, max_lines=4, placeholder="What must not be in it",
+            **_typed("negative-prompt"),
+        )  # fmt: skip
+        steps = gr.Slider(1, 100, value=20, step=1, label="Steps", buttons=[], **_typed("steps"))
+        guidance = gr.Slider(0, 20, value=5, step=0.1, label="Guidance", buttons=[], **_typed("guidance"))
         scheduler = gr.Dropdown([], label="Scheduler", **OPEN)
-        seed = gr.Textbox(label="Seed", max_lines=1, placeholder="A new one each time", elem_id="seed")
+        seed = gr.Textbox(label="Seed", max_lines=1, placeholder="A new one each time", **_typed("seed"))
         with gr.Row():
             new_seed = gr.Button("Random seed", size="sm")
             same_seed = gr.Button("Reuse the last seed", size="sm")
@@ -112,14 +121,14 @@ class Editor:
             layers=False, transforms=(), buttons=[], height=420, elem_id="canvas", format="png",
         )  # fmt: skip
         mode = gr.Radio(MODES, value=WHOLE, label="Redraw", elem_id="mode")
-        with gr.Row(visible=False) as margins:
+        with gr.Row(visible=False, elem_id="margins") as margins:
             left, top, right, bottom = (
                 gr.Slider(0, 1, value=value, step=0.05, label=side, min_width=130, buttons=[])
                 for side, value in (("Left", 0.25), ("Top", 0), ("Right", 0.25), ("Bottom", 0))
             )
         strength = gr.Slider(0.05, 1, value=STRENGTHS[WHOLE], step=0.05, label="How far from it", buttons=[])
         prompt = gr.Textbox(
-            label="Prompt of the changed picture", lines=1, max_lines=6, elem_id="edit-prompt"
+            label="Prompt of the changed picture", lines=1, max_lines=6, **_typed("edit-prompt")
         )
         draw = gr.Button("Draw from it", variant="primary")
         mode.change(
@@ -132,21 +141,27 @@ class Editor:
         return cls(canvas, mode, left, top, right, bottom, strength, prompt, draw)
 
 
-def offered(form: Form, settings: Settings, offer: Offer) -> dict[Any, Any]:
-    """The widgets' choices and bounds, and the model's own values."""
+def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any]) -> dict[Any, Any]:
+    """The widgets' choices and bounds. values: what they hold, by field; else the model's own."""
     lora = bool(offer.loras)
+    taken = {**offer.usual, **{name: value for name, value in values.items() if offer.takes(name, value)}}
     return {
-        form.size: gr.update(choices=list(offer.sizes), value=offer.sizes[0][1] if offer.sizes else None),
-        form.n: gr.update(maximum=offer.max_images),
-        settings.steps: gr.update(maximum=offer.max_steps, value=offer.steps),
-        settings.guidance: gr.update(maximum=offer.max_guidance, value=offer.guidance),
-        settings.scheduler: gr.update(choices=list(offer.schedulers), value=offer.scheduler),
-        settings.model: gr.update(choices=list(offer.models), value=offer.models[0]),
+        form.size: gr.update(choices=_sizes(offer, taken["size"]), value=taken["size"]),
+        form.n: gr.update(maximum=offer.max_images, **_given(taken, "n")),
+        settings.steps: gr.update(maximum=offer.max_steps, value=taken["steps"]),
+        settings.guidance: gr.update(maximum=offer.max_guidance, value=taken["guidance"]),
+        settings.scheduler: gr.update(choices=list(offer.schedulers), value=taken["scheduler"]),
+        settings.model: gr.update(choices=list(offer.models), value=taken["model"]),
         settings.loras: gr.update(
-            choices=[(each.title, each.name) for each in offer.loras], value=[], visible=lora
+            choices=[(each.title, each.name) for each in offer.loras], value=taken["loras"], visible=lora
         ),
-        settings.lora_scale: gr.update(visible=lora),
+        settings.lora_scale: gr.update(visible=lora, **_given(taken, "lora_scale")),
     }
+
+
+def _given(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What no model has a value of its own for stays as it is, unless it is given."""
+    return {"value": values[name]} if name in values else {}
 
 
 def filled_in(
@@ -157,7 +172,13 @@ def filled_in(
     for name, value in values.items():
         widget = getattr(form, name, None) or getattr(settings, name)
         updates[widget] = value
-    size = values.get("size")
-    if size is not None and offer is not None and size not in [each for _, each in offer.sizes]:
-        updates[form.size] = gr.update(choices=[*offer.sizes, (size.replace("x", "×"), size)], value=size)
+    if offer is not None and values.get("size") is not None:
+        updates[form.size] = gr.update(choices=_sizes(offer, values["size"]), value=values["size"])
     return updates
+
+
+def _sizes(offer: Offer, chosen: str | None) -> list[tuple[str, str]]:
+    """The choices, with what is chosen among them."""
+    if chosen is None or chosen in [size for _, size in offer.sizes]:
+        return list(offer.sizes)
+    return [*offer.sizes, (chosen.replace("x", "×"), chosen)]
