@@ -277,7 +277,10 @@ async def test_many_listeners_get_the_same_whenever_they_come(server: Gate) -> N
 async def test_previews_are_events_with_links(server: Gate) -> None:
     job = await create(server, num_inference_steps=8, partial_images=3)
     previews = [data for _, kind, data in await events(server, job) if kind == "preview"]
-    assert [data["step"] for data in previews] == [2, 4, 6]
+    steps = [data["step"] for data in previews]
+    # One that a newer one overtakes on its way, on a busy machine, is not shown.
+    assert steps == sorted(set(steps) & {2, 4, 6})
+    assert steps[-1] == 6
     shown = await server.client.get(previews[0]["url"])
     assert Image.open(io.BytesIO(shown.content)).size == (64, 64)
 

@@ -18,7 +18,7 @@ from tests.gpu.stand_in import StandIn
 from tests.parity.conftest import Studio, making, open_studio
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def gpu() -> Iterator[StandIn | None]:
     """None for a real one."""
     if HAS_CUDA:
@@ -39,7 +39,7 @@ def no_faults(gpu: StandIn | None) -> Iterator[None]:
     assert gpu.faults == []
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def exact_convolutions() -> Iterator[None]:
     """cuDNN's fp32 is by default one of ten bits, in which nobody's pictures are the same to 1/255."""
     before = torch.backends.cudnn.allow_tf32
@@ -60,22 +60,22 @@ def studio_on(gpu: StandIn | None, model: str, **options: Any) -> Studio:
     return open_studio(model, backend, device="cpu" if gpu else "cuda", **options)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def tiny_studio(gpu: StandIn | None, tiny_sdxl: Path) -> Studio:
     return studio_on(gpu, str(tiny_sdxl), dtype="fp32")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def modules_studio(tiny_studio: Studio) -> Studio:
     return tiny_studio
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def bf16_studio(gpu: StandIn | None, tiny_sdxl: Path) -> Studio:
     return studio_on(gpu, str(tiny_sdxl), dtype="bf16")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def demo_studio(gpu: StandIn | None) -> Studio:
     return studio_on(gpu, "demo", dtype="fp32")
 

@@ -37,7 +37,7 @@ def test_the_set_this_was_written_against_fits() -> None:
         ({"driver": "2.29.1.0"}, "Neuron driver", "wrong", "nrt_init will fail"),
         ({"driver": "2.29.0", "runtime": "2.33.1"}, "Neuron driver", "ok", ""),
         ({"driver": "2.28.9", "runtime": "2.28"}, "Neuron driver", "ok", ""),
-        ({"driver": "2.31", "runtime": "2.32.9"}, "Neuron driver", "wrong", "v20251217"),
+        ({"driver": "2.31", "runtime": "2.32.9"}, "Neuron driver", "wrong", "v20260625"),
         ({"driver": None}, "Neuron driver", "note", "inf2 or trn1"),
         ({"runtime": None}, "Neuron driver", "note", "aws-neuronx-runtime-lib"),
         ({"torch": "2.9.0"}, "torch-neuronx", "wrong", "built for torch 2.8"),

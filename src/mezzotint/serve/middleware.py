@@ -172,5 +172,5 @@ def _too_large(most: int) -> PayloadTooLarge:
 
 async def _refuse(error: MezzotintError, scope: Scope, receive: Receive, send: Send) -> None:
     current().error = error
-    response = error_response(error, {"connection": "close"}, path=scope["path"])
+    response = error_response(error, {"connection": "close"}, path=scope.get("path", ""))
     await response(scope, receive, send)
