@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -27,6 +28,13 @@ def in_use(gpu: StandIn) -> Iterator[None]:
 
 def pinned(*numbers: float) -> torch.Tensor:
     return torch.tensor(numbers).pin_memory()
+
+
+def looked_at_in_vain(given: torch.Tensor) -> bool:
+    """Whoever catches what the look raises is told at the recording's end."""
+    with suppress(RuntimeError):
+        given.sum().item()
+    return True
 
 
 def recorded(recorder: CudaRecorder, call: Callable[[], torch.Tensor]) -> Any:
@@ -183,6 +191,7 @@ def test_graphs_of_one_pool_overwrite_each_others_results() -> None:
         lambda given: given * float(given[0]),
         lambda given: given.add_(1),
         lambda given: given + torch.ones(2).to("cuda"),
+        lambda given: given + 1 if looked_at_in_vain(given) else given,
     ],
 )
 def test_what_cannot_be_recorded_raises(call: Callable[..., Any]) -> None:

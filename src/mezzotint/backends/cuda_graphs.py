@@ -54,13 +54,13 @@ class CudaRecorder:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             result = call()
+            graph.capture_end()
         except BaseException:
             # What was recorded is lost, and the pool with it: it would take itself to be still in use.
             self._pool = None
             with suppress(RuntimeError):
                 graph.capture_end()
             raise
-        graph.capture_end()
         return graph.replay, result
 
 
