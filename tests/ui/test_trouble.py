@@ -107,6 +107,8 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
     page.get_by_label("Prompt", exact=True).fill("an owl in the making")
     number(page, "Guidance").fill("7")
     with page_server(service.url, port=port):
+        # As Gradio does by itself, but only where a stream was open when the connection broke.
+        page.evaluate("location.reload()")
         page.wait_for_function("!window.before")
         expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl in the making")
         expect(page.get_by_label("Tall 96×160")).to_be_checked()

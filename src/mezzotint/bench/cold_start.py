@@ -34,7 +34,8 @@ def main(scope: str, cache: str, device: str, preset: str) -> None:
     tuning = replace(bench.preset.tuning, compile=cast("Compile", scope), compile_cache=cache)
     backend = DiffusersBackend(bench.build(), bench.info, tuning)
     over("build")
-    with Engine(backend) as engine:
+    # Of a tiny model nobody wants the figures, and a CPU compiles each width for half a minute.
+    with Engine(backend, max_width=None if preset == "full" else 1) as engine:
         engine.warm_up()
         over("warm_up")
         mix = bench.mix(bench.size, steps=(bench.preset.steps,))
