@@ -21,7 +21,7 @@ class RefusingHandle:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-        self.cancelled = 0
+        self.asked = self.cancelled = 0
         self.info = self.generate = self
 
     def options(self, *, stream: bool) -> RefusingHandle:
@@ -31,6 +31,7 @@ class RefusingHandle:
         return self
 
     def __await__(self) -> Any:
+        self.asked += 1
         raise self.error
 
     async def __aiter__(self) -> AsyncIterator[None]:
@@ -116,20 +117,15 @@ async def test_a_gateway_waits_for_a_replica_whatever_ray_loses_first(
 ) -> None:
     from ray.exceptions import OutOfMemoryError
 
-    from mezzotint.serve import gateway
+    from mezzotint.serve.gateway import Gateway
     from mezzotint.serve.routing import RayReplicas
 
+    monkeypatch.setattr("mezzotint.serve.gateway.RETRY_AFTER_SECONDS", 0.01)
     handle = RefusingHandle(OutOfMemoryError("killed"))
-    asked = asyncio.Event()
-
-    async def wait(_: float) -> None:
-        asked.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(gateway.asyncio, "sleep", wait)
-    starting = asyncio.create_task(gateway.Gateway(RayReplicas(handle), 1.0).start())
-    asking = asyncio.create_task(asked.wait())
-    await asyncio.wait({starting, asking}, return_when=asyncio.FIRST_COMPLETED)
-    assert asked.is_set()
+    starting = asyncio.create_task(Gateway(RayReplicas(handle), 1.0).start())
+    async with asyncio.timeout(10):
+        while handle.asked < 3 and not starting.done():
+            await asyncio.sleep(0.01)
+    assert not starting.done()
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
