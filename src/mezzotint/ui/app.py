@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from starlette.routing import Mount
 
 from mezzotint import __version__
@@ -66,9 +67,16 @@ def build_app(settings: UiSettings) -> FastAPI:
     app.state.desk = desk
     app.add_middleware(PageHeaders)
     app.include_router(pictures_of(desk.service))
+    page = build_page(desk)
+
+    @app.get("/healthz")
+    async def health() -> PlainTextResponse:
+        """503 once no button works: Gradio's queue ends for good at an error of its own; its server stays."""
+        return PlainTextResponse("no answers\n", 503) if page._queue.stopped else PlainTextResponse("ok\n")
+
     gr.mount_gradio_app(
         app,
-        build_page(desk),
+        page,
         path="/",
         app_kwargs={"openapi_url": None},
         theme=theme(),
