@@ -186,10 +186,10 @@ class TestProcesses:
         return Runner(processes, Pace(retry_s=0), Redaction(), lambda line: None)
 
     def test_a_tool_that_hangs_is_asked_to_stop_at_its_limit(self, processes: Processes) -> None:
-        # A shell listens at once; Python may take the whole second to start on a busy machine.
-        code = "trap 'echo released >&2; exit 1' INT; while :; do sleep 0.05; done"
-        with pytest.raises(CallFailed, match="did not end within 1 s and was stopped") as caught:
-            self.runner(processes).run(["sh", "-c", code], limit_s=1)
+        # With a handler of its own: what runs in the background is born deaf to SIGINT, and its children too.
+        code = "import signal, sys, time\nsignal.signal(2, lambda *_: sys.exit('released'))\ntime.sleep(60)"
+        with pytest.raises(CallFailed, match="did not end within 2 s and was stopped") as caught:
+            self.runner(processes).run([sys.executable, "-I", "-S", "-c", code], limit_s=2)
         assert caught.value.lines == ["released"]
 
     def test_one_that_does_not_stop_is_ended_for_certain(self) -> None:
