@@ -335,6 +335,15 @@ class TestKeys:
 
 
 class TestManifests:
+    def test_a_folder_that_is_no_component_is_refused_before_anything_is_made_and_hinders_no_down(
+        self, site: Site
+    ) -> None:
+        with pytest.raises(SettingInvalid, match="component takes a folder whose"):
+            site.up(component="/no/folder")
+        assert site.calls == []
+        site.up()
+        site.down(component="/no/folder")
+
     def test_the_sites_values_are_terraforms_and_what_the_configuration_says(self, site: Site) -> None:
         site.up(cidrs=("203.0.113.7/32",), scheme="internet-facing", model="s3://own/model")
         lines = dict(line.split("=", 1) for line in site.world.read()["applied"]["site"].splitlines())
