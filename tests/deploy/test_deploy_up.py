@@ -393,6 +393,41 @@ class TestReadiness:
         site.up()
         assert set(site.state["stages"]) == set(STAGES)
 
+    def test_a_change_is_done_when_the_new_version_serves_and_not_the_one_before(self, site: Site) -> None:
+        site.up()
+        site.said.clear()
+        site.up(model="s3://own/model")
+        assert any("mezzotint still serves from the cluster of before" in line for line in site.said)
+
+    @pytest.mark.parametrize("name", ["rayservices/mezzotint", "deployments/edge"])
+    def test_what_was_well_before_a_change_that_nobody_has_seen_is_not_well_yet(
+        self, site: Site, name: str
+    ) -> None:
+        site.up()
+        site.times = 1 / 5_000
+        objects = site.world.read()["objects"]
+        objects[name]["metadata"]["generation"] += 1
+        site.world.change(objects=objects, asleep=True)
+        with pytest.raises(DeployFailed, match=r"stage wait failed: .*not seen the change|not taken up"):
+            site.up()
+
+    def test_a_new_version_that_does_not_serve_is_no_success(self, site: Site) -> None:
+        site.up()
+        site.times = 1 / 5_000
+        site.world.change(upgrade_hangs=True)
+        with pytest.raises(
+            DeployFailed, match=r"stage wait failed: .* still serves from the cluster of before"
+        ):
+            site.up(model="s3://own/model")
+        site.world.change(upgrade_hangs=False, application="DEPLOY_FAILED")
+        with pytest.raises(
+            DeployFailed, match=r"stage wait failed: .* application mezzotint is DEPLOY_FAILED"
+        ):
+            site.up(model="s3://own/model")
+        site.world.change(application="RUNNING")
+        site.times = 1 / 60
+        site.up(model="s3://own/model")
+
     def test_a_load_balancer_that_is_slow_to_answer_is_waited_for(self, site: Site, service: Service) -> None:
         service.not_ready = 2
         site.up()
