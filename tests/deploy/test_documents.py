@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import yaml
 
+from mezzotint.deploy.config import read_config
 from tests.deploy.manifests import ROOT
 from tests.deploy.test_names import DOCUMENTS
 from tests.stores.postgres import PostgresServer
@@ -120,6 +121,16 @@ def test_a_backup_is_copied_whole_or_not_at_all(
     assert (found.returncode != 0) is broken, found.stderr
     with psycopg.connect(postgres.url(names[1], driver="postgresql")) as connection:
         assert connection.execute("SELECT count(*) FROM keys").fetchone() == (3 if broken else 20_000,)
+
+
+def test_the_tutorials_file_lets_its_reader_in_and_nobody_else(tmp_path: Path) -> None:
+    (text,) = re.findall(r"<<END\n(.*?)\nEND", (DEPLOY / "tutorial.md").read_text(), flags=re.S)
+    file = tmp_path / "site.toml"
+    file.write_text(text.replace("$ME", "203.0.113.7/32"))
+    config = read_config(file)
+    assert (config.scheme, config.cidrs) == ("internet-facing", ("203.0.113.7/32",))
+    assert config.terraform == {"public_access_cidrs": ["203.0.113.7/32"]}
+    assert 'variable "public_access_cidrs"' in (ROOT / "deploy/terraform/infra/variables.tf").read_text()
 
 
 def test_the_tutorials_bill_adds_up() -> None:
