@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from mezzotint.deploy.config import read_config
+from mezzotint.deploy.keys import RIGHTS
 from tests.deploy.manifests import ROOT
 from tests.deploy.test_names import DOCUMENTS
 from tests.stores.postgres import PostgresServer
@@ -121,6 +122,13 @@ def test_a_backup_is_copied_whole_or_not_at_all(
     assert (found.returncode != 0) is broken, found.stderr
     with psycopg.connect(postgres.url(names[1], driver="postgresql")) as connection:
         assert connection.execute("SELECT count(*) FROM keys").fetchone() == (3 if broken else 20_000,)
+
+
+def test_whoever_restores_the_database_has_the_clusters_own_keys_made_anew() -> None:
+    """Those in the Secrets are not in a database of before them, and `up` makes only what is missing."""
+    text = (DEPLOY / "upgrades.md").read_text()
+    (told,) = re.findall(r"delete secret ([^`]*)`", text)
+    assert set(told.split()) == {f"mezzotint-{name}" for name in RIGHTS}
 
 
 def test_the_tutorials_file_lets_its_reader_in_and_nobody_else(tmp_path: Path) -> None:
