@@ -87,6 +87,12 @@ class TestConfiguration:
         assert config.terraform == {"zone_count": 3}
         assert config.backend == {"bucket": "states"}
 
+    def test_the_sites_own_folder_is_beside_the_file_wherever_the_command_is_run(
+        self, tmp_path: Path
+    ) -> None:
+        path = self.write(tmp_path, "component = 'own/changes'")
+        assert read_config(path).component == str(tmp_path / "own/changes")
+
     @pytest.mark.parametrize(
         ("text", "told"),
         [
@@ -99,7 +105,6 @@ class TestConfiguration:
             ("account = '12'", "account takes 12 digits"),
             ("account = 123456789012", "account takes text"),
             ("overlay = 'local'", "overlay takes gpu or inf2 or trn1"),
-            ("component = '/no/folder'", "component takes a folder whose kustomization.yaml is of the kind"),
             ("[load_balancer]\nscheme = 'public'", "scheme takes internal or internet-facing"),
             ("[load_balancer]\nscheme = 'internet-facing'", "cidrs takes who may reach"),
             ("[load_balancer]\ncidrs = ['0.0.0.0/0']", "cidrs takes networks .* not everybody"),
@@ -460,7 +465,7 @@ class TestRealTools:
         own.mkdir()
         (own / "kustomization.yaml").write_text(OWN_COMPONENT)
         asked = {"overlay": overlay, "images": images, "cidrs": cidrs, "certificate": certificate}
-        asked["component"] = str(own)
+        asked |= {"component": str(own), "instance_type": "x9.large"}
         with site.deployment(**asked) as d:
             d.folder.keep(outputs=model.OUTPUTS)
             check_images(d)
@@ -478,6 +483,10 @@ class TestRealTools:
         assert all(image.endswith(f"@{DIGEST}") for image in ours)
         assert ".invalid" not in rendered.stdout
         assert "idleTimeoutSeconds: 1234" in rendered.stdout
+        assert re.search(
+            r"key: node.kubernetes.io/instance-type\n +operator: In\n +values:\n +- x9.large\n",
+            rendered.stdout,
+        )
         for value in (*cidrs, certificate, "rediss://valkey.example:6379", "mezzotint-node"):
             assert value in rendered.stdout, value
 

@@ -335,6 +335,15 @@ class TestKeys:
 
 
 class TestManifests:
+    def test_a_folder_that_is_no_component_is_refused_before_anything_is_made_and_hinders_no_down(
+        self, site: Site
+    ) -> None:
+        with pytest.raises(SettingInvalid, match="component takes a folder whose"):
+            site.up(component="/no/folder")
+        assert site.calls == []
+        site.up()
+        site.down(component="/no/folder")
+
     def test_the_sites_values_are_terraforms_and_what_the_configuration_says(self, site: Site) -> None:
         site.up(cidrs=("203.0.113.7/32",), scheme="internet-facing", model="s3://own/model")
         lines = dict(line.split("=", 1) for line in site.world.read()["applied"]["site"].splitlines())
@@ -383,6 +392,41 @@ class TestReadiness:
         site.times = 1 / 60
         site.up()
         assert set(site.state["stages"]) == set(STAGES)
+
+    def test_a_change_is_done_when_the_new_version_serves_and_not_the_one_before(self, site: Site) -> None:
+        site.up()
+        site.said.clear()
+        site.up(model="s3://own/model")
+        assert any("mezzotint still serves from the cluster of before" in line for line in site.said)
+
+    @pytest.mark.parametrize("name", ["rayservices/mezzotint", "deployments/edge"])
+    def test_what_was_well_before_a_change_that_nobody_has_seen_is_not_well_yet(
+        self, site: Site, name: str
+    ) -> None:
+        site.up()
+        site.times = 1 / 5_000
+        objects = site.world.read()["objects"]
+        objects[name]["metadata"]["generation"] += 1
+        site.world.change(objects=objects, asleep=True)
+        with pytest.raises(DeployFailed, match=r"stage wait failed: .*not seen the change|not taken up"):
+            site.up()
+
+    def test_a_new_version_that_does_not_serve_is_no_success(self, site: Site) -> None:
+        site.up()
+        site.times = 1 / 5_000
+        site.world.change(upgrade_hangs=True)
+        with pytest.raises(
+            DeployFailed, match=r"stage wait failed: .* still serves from the cluster of before"
+        ):
+            site.up(model="s3://own/model")
+        site.world.change(upgrade_hangs=False, application="DEPLOY_FAILED")
+        with pytest.raises(
+            DeployFailed, match=r"stage wait failed: .* application mezzotint is DEPLOY_FAILED"
+        ):
+            site.up(model="s3://own/model")
+        site.world.change(application="RUNNING")
+        site.times = 1 / 60
+        site.up(model="s3://own/model")
 
     def test_a_load_balancer_that_is_slow_to_answer_is_waited_for(self, site: Site, service: Service) -> None:
         service.not_ready = 2

@@ -58,6 +58,9 @@ def new_world() -> dict:
         "leaks": [],
         "orphans": [],
         "crashing": False,
+        "asleep": False,
+        "upgrade_hangs": False,
+        "application": "RUNNING",
     }
 
 
@@ -329,6 +332,8 @@ def named(s: dict, kind: str) -> list[str]:
 
 
 def settle(s: dict) -> None:
+    if s["asleep"]:
+        return
     for controller in (settle_edge, settle_ray, settle_nodes, settle_pods, settle_deletions):
         controller(s)
 
@@ -370,8 +375,16 @@ def settle_ray(s: dict) -> None:
             put(s, "pods", "gateway-1", status={"phase": "Pending"})
         elif not s["crashing"] and s["instances"] and due(s, "ray ready"):
             ready = [{"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints"}]
-            s["objects"][key]["status"] = {"conditions": ready}
             s["objects"]["pods/gateway-1"]["status"] = {"phase": "Running", "conditions": ready}
+            generation = s["objects"][key]["metadata"]["generation"]
+            before = s["objects"][key].get("status", {}).get("observedGeneration", generation)
+            # A second cluster is made beside the first; where it does not load, for good.
+            second = before < generation or s["upgrade_hangs"]
+            s["objects"][key]["status"] = {
+                "conditions": [*ready, {"type": "UpgradeInProgress", "status": str(second)}],
+                "observedGeneration": generation,
+                "activeServiceStatus": {"applicationStatuses": {"mezzotint": {"status": s["application"]}}},
+            }
     if s["crashing"] and "pods/gateway-1" in s["objects"]:
         waiting = {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting failed container"}
         last = {"exitCode": 1, "reason": "Error"}
@@ -914,11 +927,14 @@ def kubectl_apply(s: dict, rest: list[str], stdin: str) -> object:
     folder = Path(rest[rest.index("--kustomize") + 1])
     if not s["made"]["addons"]:
         raise Refused(1, 'error: no matches for kind "RayService" in version "ray.io/v1"')
+    before = s.get("applied")
     s["applied"] = {
         "kustomization": (folder / "kustomization.yaml").read_text(),
         "site": (folder.parent / "overlays/inf2/site.env").read_text(),
     }
     put(s, "rayservices", "mezzotint")
+    if before not in (None, s["applied"]):
+        s["objects"]["rayservices/mezzotint"]["metadata"]["generation"] += 1
     put(s, "gateways", "edge")
     put(s, "httproutes", "edge")
     for name in ("edge", "page"):

@@ -107,6 +107,9 @@ def _flattened(path: Path) -> dict[str, Any]:
     accepted = (*TOP, *TABLES, *FREE_TABLES)
     _refuse_unknown(path, "", table, accepted)
     flat: dict[str, Any] = {name: table[name] for name in TOP if name in table}
+    if isinstance(component := flat.get("component"), str) and component:
+        # Whoever runs the command from elsewhere means the same folder.
+        flat["component"] = str(path.parent / Path(component).expanduser())
     for name, keys in TABLES.items():
         inner = _table(path, name, table.get(name, {}))
         _refuse_unknown(path, name, inner, keys)
@@ -147,13 +150,6 @@ def _checked(config: DeployConfig) -> DeployConfig:
         _require(bool(ACCOUNT.fullmatch(config.account)), "account", "12 digits in quotes", config.account)
     if config.overlay:
         _require(config.overlay in OVERLAYS, "overlay", " or ".join(OVERLAYS), config.overlay)
-    if config.component:
-        _require(
-            _is_component(Path(config.component).expanduser()),
-            "component",
-            "a folder whose kustomization.yaml is of the kind Component",
-            config.component,
-        )
     _check_load_balancer(config)
     for name, image in config.images.items():
         _require(name in IMAGES, "images", f"the names {', '.join(IMAGES)}", name)
@@ -181,11 +177,6 @@ def _check_load_balancer(config: DeployConfig) -> None:
         )
         # The load balancer's own name is not the certificate's.
         _require(config.url.startswith("https://"), "url", "https://… of the certificate's name", config.url)
-
-
-def _is_component(folder: Path) -> bool:
-    file = folder / "kustomization.yaml"
-    return file.is_file() and read_table(file).get("kind") == "Component"
 
 
 def _is_network(cidr: object) -> bool:

@@ -52,28 +52,26 @@ def _missing(d: Deployment) -> str:
 
 
 def _deployments(d: Deployment) -> list[str]:
-    found = {each["metadata"]["name"]: each for each in d.kubectl.items("deployments")}
-    wanted = [name for name in DEPLOYMENTS if name not in LATER]
-    missing = [f"no deployment {name}" for name in wanted if name not in found]
-    unready = [
-        f"deployment {name} is not available"
-        for name, each in found.items()
-        if name not in LATER and not _is_available(each)
-    ]
-    return missing + unready
+    reasons = {name: _deployment_missing(d, name) for name in DEPLOYMENTS if name not in LATER}
+    return [f"deployment {name}: {reason}" for name, reason in reasons.items() if reason]
 
 
 def _deployment_missing(d: Deployment, name: str) -> str:
     found = d.kubectl.get("deployment", name)
     if found is None:
         return "there is none"
-    if found.get("status", {}).get("observedGeneration", 0) < found["metadata"].get("generation", 0):
+    if _is_behind(found):
         return "its change is not taken up"
     wanted = found.get("spec", {}).get("replicas", 1)
     updated = found.get("status", {}).get("updatedReplicas", 0)
     if not _is_available(found) or updated < wanted:
         return "; ".join(["not available", *list(pod_troubles(d))[:1]])
     return ""
+
+
+def _is_behind(thing: dict[str, Any]) -> bool:
+    """Whether what its status says is of before the last change."""
+    return bool(thing.get("status", {}).get("observedGeneration", 0) < thing["metadata"].get("generation", 0))
 
 
 def _is_available(deployment: dict[str, Any]) -> bool:
@@ -84,13 +82,23 @@ def _ray_service(d: Deployment) -> list[str]:
     services = d.kubectl.items(RAYSERVICES)
     if not services:
         return ["no RayService"]
-    unready = []
-    for each in services:
-        ready = _condition(each, "Ready")
-        if ready.get("status") != "True":
-            reason = ready.get("reason") or "its operator has said nothing yet"
-            unready.append(f"RayService {each['metadata']['name']} is not ready: {reason}")
-    return unready
+    reasons = {each["metadata"]["name"]: _ray_service_missing(each) for each in services}
+    return [f"RayService {name} {reason}" for name, reason in reasons.items() if reason]
+
+
+def _ray_service_missing(service: dict[str, Any]) -> str:
+    """Ready is also what serves the version of before, while that of now loads or fails."""
+    ready = _condition(service, "Ready")
+    if ready.get("status") != "True":
+        return f"is not ready: {ready.get('reason') or 'its operator has said nothing yet'}"
+    if _is_behind(service):
+        return "is not changed yet: its operator has not seen the change"
+    if _condition(service, "UpgradeInProgress").get("status") == "True":
+        return "still serves from the cluster of before: the new one does not serve yet"
+    active = service.get("status", {}).get("activeServiceStatus") or {}
+    states = {name: each.get("status") for name, each in (active.get("applicationStatuses") or {}).items()}
+    unready = [f"application {name} is {state}" for name, state in states.items() if state != "RUNNING"]
+    return f"is not changed yet: {', '.join(unready)}" if unready else ""
 
 
 def _condition(thing: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from mezzotint.config_file import read_table
 from mezzotint.deploy.deployment import Deployment
 from mezzotint.errors import DeployFailed, SettingInvalid
 
-__all__ = ["SITE", "apply_manifests", "check_images", "write_site"]
+__all__ = ["SITE", "apply_manifests", "check_component", "check_images", "write_site"]
 
 SITE, COMPONENT = "site", "component"
 OURS = "mezzotint/"
@@ -39,6 +40,17 @@ def check_images(d: Deployment) -> None:
         )
 
 
+def check_component(d: Deployment) -> None:
+    """Raises SettingInvalid: the site's own component is none. Not asked by `down`, which does without."""
+    file = Path(d.config.component) / "kustomization.yaml"
+    if d.config.component and not (file.is_file() and read_table(file).get("kind") == "Component"):
+        raise SettingInvalid(
+            "component takes a folder whose kustomization.yaml is of the kind Component; "
+            f"not {d.config.component!r}",
+            param="component",
+        )
+
+
 def write_site(d: Deployment) -> Path:
     """The folder that kubectl applies.
 
@@ -62,14 +74,17 @@ def write_site(d: Deployment) -> Path:
     site.mkdir()
     if d.config.component:
         # Copied, for what kubectl takes lies below one folder.
-        shutil.copytree(Path(d.config.component).expanduser(), site / COMPONENT)
+        shutil.copytree(d.config.component, site / COMPONENT)
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [f"../overlays/{d.config.overlay}"],
         "components": [COMPONENT] if d.config.component else [],
         "images": _images(d),
-        "patches": [_who_may_reach(cidrs)] if len(cidrs) > 1 else [],
+        "patches": [
+            *([_who_may_reach(cidrs)] if len(cidrs) > 1 else []),
+            *([_engines_run_on(d.config.instance_type)] if d.config.instance_type else []),
+        ],
     }
     _write(site / "kustomization.yaml", kustomization)
     return site
@@ -131,6 +146,16 @@ def _images(d: Deployment) -> list[dict[str, str]]:
 def _who_may_reach(cidrs: list[str]) -> dict[str, Any]:
     change = [{"op": "replace", "path": "/spec/sourceRanges", "value": cidrs}]
     return {"target": {"kind": "LoadBalancerConfiguration"}, "patch": yaml.safe_dump(change)}
+
+
+def _engines_run_on(instance_type: str) -> dict[str, Any]:
+    """The overlays name theirs in the third requirement, behind those that all of them have."""
+    path = "/spec/template/spec/requirements/2"
+    change = [
+        {"op": "test", "path": f"{path}/key", "value": "node.kubernetes.io/instance-type"},
+        {"op": "replace", "path": f"{path}/values", "value": [instance_type]},
+    ]
+    return {"target": {"kind": "NodePool", "name": "mezzotint-engine"}, "patch": yaml.safe_dump(change)}
 
 
 def _add_component(path: Path, component: str) -> None:

@@ -18,7 +18,7 @@ from mezzotint.deploy.keys import gateway_pod, make_keys
 from mezzotint.deploy.kubectl import NAMESPACE
 from mezzotint.deploy.readiness import address_of, wait_until_ready
 from mezzotint.deploy.runner import TRIES, CallFailed
-from mezzotint.deploy.site import apply_manifests, check_images
+from mezzotint.deploy.site import apply_manifests, check_component, check_images
 from mezzotint.deploy.stages import STAGES, UP, Stage
 from mezzotint.deploy.stored_secrets import store_secrets
 from mezzotint.deploy.terraform import Plan, Root
@@ -76,6 +76,7 @@ def _chosen(d: Deployment, until: str | None) -> tuple[Stage, ...]:
         )
     stages = UP[: STAGES.index(until) + 1] if until else UP
     if any(stage.name == "manifests" for stage in stages):
+        check_component(d)
         check_images(d)
     return stages
 

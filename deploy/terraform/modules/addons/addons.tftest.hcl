@@ -268,6 +268,15 @@ run "alerts_go_where_a_secret_says" {
   }
 }
 
+run "what_cannot_be_scraped_does_not_alert" {
+  command = plan
+
+  assert {
+    condition     = alltrue([for part in ["ControllerManager", "Etcd", "Proxy", "Scheduler"] : !yamldecode(helm_release.prometheus_stack[0].values[0])["kube${part}"].enabled])
+    error_message = "On EKS nobody reaches their metrics: their alerts would fire for ever."
+  }
+}
+
 run "monitors_of_every_namespace_are_scraped" {
   command = plan
 

@@ -188,9 +188,11 @@ resource "helm_release" "prometheus_stack" {
   timeout    = 900
 
   values = [yamlencode({
-    # The control plane is AWS's: these cannot be scraped, and would alert for ever.
+    # The control plane is AWS's, and EKS's kube-proxy listens on its node's loopback address alone: these cannot be
+    # scraped, and would alert for ever.
     kubeControllerManager = { enabled = false }
     kubeEtcd              = { enabled = false }
+    kubeProxy             = { enabled = false }
     kubeScheduler         = { enabled = false }
 
     prometheus = {

@@ -109,6 +109,11 @@ resource "aws_db_instance" "this" {
   maintenance_window = var.maintenance_window
   apply_immediately  = var.apply_now
 
+  # The hour after it. AWS refuses a backup in the maintenance's time, and its own choice of one may lie there.
+  backup_window = var.maintenance_window == null ? null : join("-", [
+    for minutes in [0, 60] : formatdate("hh:mm", timeadd("2000-01-01T${substr(var.maintenance_window, 14, 5)}:00Z", "${minutes}m"))
+  ])
+
   backup_retention_period    = var.backup_days
   copy_tags_to_snapshot      = true
   auto_minor_version_upgrade = true

@@ -215,8 +215,26 @@ run "a_restart_waits_for_its_window" {
   }
 
   assert {
+    condition     = aws_db_instance.this.backup_window == "04:00-05:00"
+    error_message = "A backup must not be due in the maintenance's time: AWS refuses that."
+  }
+
+  assert {
     condition     = !aws_db_instance.this.apply_immediately && !aws_elasticache_replication_group.this.apply_immediately
     error_message = "By default an apply must restart neither."
+  }
+}
+
+run "a_window_to_midnight" {
+  command = plan
+
+  variables {
+    maintenance_window = "sat:22:30-sat:23:30"
+  }
+
+  assert {
+    condition     = aws_db_instance.this.backup_window == "23:30-00:30"
+    error_message = "The backup must be made in the hour after it, whatever the day."
   }
 }
 

@@ -81,7 +81,7 @@ variable "picture_days" {
 }
 
 variable "maintenance_window" {
-  description = "When AWS may restart database and cache, in UTC: ddd:hh:mm-ddd:hh:mm, an hour or more. Null for times of AWS's choice."
+  description = "When AWS may restart database and cache, in UTC: ddd:hh:mm-ddd:hh:mm, an hour or more; the database's backup is in the hour after it. Null for times of AWS's choice."
   type        = string
   default     = null
 
