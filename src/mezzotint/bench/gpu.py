@@ -19,6 +19,7 @@ import torch
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.backends.tuned import raise_recompile_limit
 from mezzotint.bench.engine import Result
 from mezzotint.bench.fullsize import FULL_SIZE, TINY, Architecture, build, tflop_of_decode, tflop_of_row
 from mezzotint.bench.load import Mix
@@ -184,6 +185,7 @@ class GpuBench:
             unet.fuse_qkv_projections()
         if self.preset.tuning.compile == "blocks":
             unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
+            unet.register_forward_pre_hook(lambda *_: raise_recompile_limit())
         return reference
 
     def forget_references(self) -> None:
