@@ -231,14 +231,16 @@ class GpuBench:
             torch.cuda.synchronize(self.device)
 
     def seconds_of(self, run: Callable[[], object], *, most: int = 30, budget: float = 2.0) -> float:
-        """Mean seconds of `run` over repetitions that are handed over together, after three that are not
-        timed."""
+        """Mean seconds of `run` over repetitions that are handed over together, after four that do not count:
+        the first ones compile and record, the last tells how many there is time for."""
         with torch.inference_mode():
-            began = time.perf_counter()
             for _ in range(3):
                 run()
             self.synchronise()
-            one = (time.perf_counter() - began) / 3
+            began = time.perf_counter()
+            run()
+            self.synchronise()
+            one = time.perf_counter() - began
             count = max(2, min(most, int(min(budget, self.left) / max(one, 1e-6))))
             began = time.perf_counter()
             for _ in range(count):
