@@ -16,8 +16,9 @@ from tests.gpu.needs import GPU, HAS_CUDA
 from tests.gpu.stand_in import StandIn
 
 pytestmark = [*GPU, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
-# The others need a compiler, torchao's kernels, or minutes of the stand-in's.
-HERE = [*PARTS] if HAS_CUDA else ["matrix", "unet", "switches", "decode", "memory"]
+# Not what is for compiled models; nor what would take minutes of the stand-in's.
+HERE = ["matrix", "unet", "switches", "decode", "memory"]
+HERE += ["throughput", "loop", "load"] if HAS_CUDA else []
 
 
 @pytest.fixture

@@ -64,8 +64,8 @@ class CudaRecorder:
         try:
             graph.capture_end()
         except RuntimeError:
-            # It had ended badly before. The pool is lost, for it takes itself to be still in use; and whenever
-            # memory is wanted for a recording, torch asks this one whether it is its own.
+            # It has ended badly. The pool is lost, for it takes itself to be still in use; and when memory is
+            # wanted for a recording, torch asks this one whether it is its own.
             self._pool = None
             self._lost.append(graph)
             # Up to torch 2.11 the default generator takes itself to be still recorded, and no graph, which
