@@ -7,7 +7,9 @@ What the CPU would forgive raises here, at the call that did it:
 - memory given back while a stream other than its own may still be using it: the allocator would hand it out
   again too early;
 - a look at a number, or a copy that is not from or to pinned memory, where `torch.cuda.set_sync_debug_mode`
-  or a recording forbids that the host waits.
+  or a recording forbids that the host waits;
+- a replay, or random numbers of the default generator, after a recording that ended badly and before one that
+  ended well.
 
 What cannot raise is spoiled, so that a picture shows it: pinned memory holds rubbish until the host has
 waited for the copy into it; a recording computes nothing; and whenever a recorded graph is replayed, what
@@ -221,6 +223,7 @@ class Graph:
 
     def replay(self) -> None:
         gpu = self._gpu
+        gpu.draws_random_numbers()
         stream = gpu.current
         stream.advance()
         for memory in self.reads:
@@ -266,6 +269,8 @@ class StandIn:
         self._arriving: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
         self._lock = threading.RLock()
         self._sync_debug = "default"
+        # Of the default generator: torch up to 2.11 sets it back at a recording's good end alone.
+        self._is_recorded = False
         self.host_clock: Clock = {}
         self.streams: list[Stream] = []
         self.faults: list[str] = []
@@ -316,6 +321,8 @@ class StandIn:
         with self._lock:
             name = str(function).partition(".")[2]
             given = _tensors((args, kwargs))
+            if name.startswith(("rand", "normal", "uniform")) and kwargs.get("generator") is None:
+                self.draws_random_numbers()
             if name.startswith("_has_compatible_shallow_copy_type"):
                 return False
             if name.startswith(("copy_", "_to_copy", "to.")):
@@ -482,12 +489,18 @@ class StandIn:
         pool.recording, graph.pool = True, pool
         pool.graphs.add(graph)
         self._local.graph = graph
+        self._is_recorded = True
 
     def end_record(self, graph: Graph) -> None:
         self._local.graph = None
         if graph.broken:
             raise RuntimeError("the recording was invalidated")
-        graph.pool.recording = False
+        graph.pool.recording = self._is_recorded = False
+
+    def draws_random_numbers(self) -> None:
+        """Each replay begins with the default generator, whether it draws from it or not."""
+        if self._is_recorded and self._local.graph is None:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
 
     def _set_sync_debug_mode(self, mode: str) -> None:
         self._sync_debug = mode

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mezzotint.backends.cuda_graphs import GraphedCalls
+from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, Progress, ResolvedRequest
 from mezzotint.engine.engine import Engine
@@ -22,7 +22,9 @@ from mezzotint.models.loading import load_backend
 from mezzotint.resolving import resolve
 from mezzotint.samplers import SAMPLERS
 from mezzotint.tuning import Tuning
+from tests.gpu.conftest import loading
 from tests.gpu.needs import GPU, needs_cuda
+from tests.gpu.stand_in import StandIn
 from tests.parity.test_image_inputs import hole, picture
 
 pytestmark = GPU
@@ -101,6 +103,22 @@ def test_recorded_passes_draw_the_same_picture(fresh_modules: Make) -> None:
     assert isinstance(graphs, GraphedCalls)
     assert graphs.recorded == 2
     assert graphs.replayed > 0
+
+
+def test_a_recording_that_fails_leaves_the_others_and_random_numbers(gpu: StandIn | None) -> None:
+    recorder = CudaRecorder()
+    with loading(gpu), torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+        given = torch.ones(2, device="cuda")
+        assert (given * 2).tolist() == [2.0, 2.0]
+        replay, result = recorder.record(lambda: given * 2)
+        with pytest.raises(RuntimeError):
+            recorder.record(lambda: given * given.sum().item())
+        replay()
+        assert result.tolist() == [2.0, 2.0]
+        assert torch.randn(2, device="cuda").isfinite().all()
+        replay, result = recorder.record(lambda: given * 3)
+        replay()
+        assert result.tolist() == [3.0, 3.0]
 
 
 def test_a_row_that_is_no_longer_finite_fails_alone_a_step_later_at_most(fresh_modules: Make) -> None:
@@ -217,6 +235,8 @@ def test_an_engine_shows_previews_of_both_devices_alike(fresh_modules: Make, tin
         with Engine(backend) as engine:
             events = list(engine.submit(request).events())
         shown.append([each.preview for each in events if isinstance(each, Progress)])
+    # Anybody may give them back while the loop records passes: they are no pinned memory of its stream.
+    assert all(each.flags.owndata for previews in shown for each in previews if each is not None)
     # Where the device works behind the host a look comes a pass or two after it was asked for.
     on_cpu, on_gpu = ([each.astype(int) for each in previews if each is not None] for previews in shown)
     assert len(on_cpu) == 3
@@ -239,6 +259,7 @@ def test_what_quantisation_needs_is_said(fresh_modules: Make, tuning: Tuning, wo
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, as it is imported
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_quantised_passes_draw_nearly_the_same_picture(demo_studio: Any, kind: Any) -> None:
     pytest.importorskip("torchao", reason="the extra quantisation is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,23 @@ def test_what_is_compiled_is_kept_where_it_is_told(
     )
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "kept")
     assert (tmp_path / "kept").is_dir()
+
+
+def test_passes_are_compiled_without_a_limit_in_whichever_thread() -> None:
+    seen: list[int] = []
+
+    class Unet(nn.Module):
+        def forward(self) -> None:
+            seen.append(torch._dynamo.config.recompile_limit)
+
+        def compile(self) -> None:
+            pass
+
+    compute = tuned.tune_unet(Unet(), Tuning(compile="unet"), CPU)
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+    assert seen == [tuned.RECOMPILE_LIMIT]
 
 
 def tiny_decoder(folder: Path, channels: int = 4) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 
+from mezzotint.backends.tuned import RECOMPILE_LIMIT
 from mezzotint.bench.fullsize import FULL_SIZE, Modules, _without_numbers, tflop_of_decode, tflop_of_row
 from mezzotint.bench.gpu import FULL, QUICK, WHOLE_SECONDS, GpuBench, run_parts
 from mezzotint.bench.gpu_parts import PARTS
 from mezzotint.cli.main import run
+from mezzotint.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -86,6 +90,40 @@ def test_a_cold_start_compiles_and_a_warm_cache_is_found(tmp_path: Path) -> None
     for phases in seconds.values():
         parts = sum(phases[name] for name in ("import", "build", "warm_up", "first_image"))
         assert 0 < parts < phases["whole"]
+
+
+def test_diffusers_is_compiled_without_a_limit_in_whichever_thread() -> None:
+    bench = GpuBench(replace(QUICK, tuning=Tuning(compile="blocks")), torch.device("cpu"))
+    unet = bench.compiled.pipeline.unet
+    seen: list[int] = []
+    unet.forward = lambda: seen.append(torch._dynamo.config.recompile_limit)
+    thread = threading.Thread(target=unet)
+    thread.start()
+    thread.join()
+    assert seen == [RECOMPILE_LIMIT]
+
+
+def test_what_the_first_run_takes_longer_is_no_reason_for_few_repetitions() -> None:
+    bench, runs = GpuBench(QUICK, torch.device("cpu")), 0
+
+    def run() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            time.sleep(0.3)
+
+    bench.seconds_of(run, most=30, budget=0.1)
+    assert runs > 30
+
+
+def test_images_in_a_pass_are_those_of_the_measured_backlogs() -> None:
+    bench = GpuBench(replace(QUICK, steps=2), torch.device("cpu"))
+    # What is drawn before, to warm up, one by one.
+    for request in bench.requests(bench.mix(bench.size, steps=(100,)), 2):
+        bench.engine.generate(request)
+    found = {each.name: each.value for each in PARTS["throughput"](bench)}
+    bench.close()
+    assert found["ours, images in a pass, mean"] > 1.5
 
 
 def test_a_part_without_time_says_what_it_left_out_and_the_run_goes_on() -> None:

@@ -17,7 +17,7 @@ from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedLo
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
-__all__ = ["Backend", "BackendInfo"]
+__all__ = ["Backend", "BackendInfo", "Look"]
 
 
 @dataclass(frozen=True)

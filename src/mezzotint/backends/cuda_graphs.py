@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,6 +44,7 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool: Any = None
+        self._lost: list[Any] = []
 
     def record(self, call: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         if self._pool is None:
@@ -56,12 +56,24 @@ class CudaRecorder:
             result = call()
             graph.capture_end()
         except BaseException:
-            # What was recorded is lost, and the pool with it: it would take itself to be still in use.
-            self._pool = None
-            with suppress(RuntimeError):
-                graph.capture_end()
+            self._give_up(graph)
             raise
         return graph.replay, result
+
+    def _give_up(self, graph: Any) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # It has ended badly. The pool is lost, for it takes itself to be still in use; and when memory is
+            # wanted for a recording, torch asks this one whether it is its own.
+            self._pool = None
+            self._lost.append(graph)
+            # Up to torch 2.11 the default generator takes itself to be still recorded, and no graph, which
+            # each begin with it, can be replayed until a recording has ended well.
+            other = torch.cuda.CUDAGraph()
+            other.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+            torch.ones(1, device="cuda")
+            other.capture_end()
 
 
 @dataclass(frozen=True, eq=False)

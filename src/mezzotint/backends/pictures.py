@@ -104,7 +104,9 @@ class PictureCodec:
 
     def _look_at(self, image: torch.Tensor) -> Look:
         fetched = self._lanes.fetch(_to_bytes(torch.nan_to_num(image)))
-        return lambda: np.ascontiguousarray(fetched.wait().numpy()) if fetched.arrived() else None
+        # A copy: whoever gives pinned memory back while its stream is recorded disturbs the recording, and a
+        # look is given back by whoever was shown it.
+        return lambda: fetched.wait().numpy().copy() if fetched.arrived() else None
 
     def _fit_rgb_map(self) -> torch.Tensor:
         """Least squares from the VAE's latents of a test card to the card's colours; 5 × 3.

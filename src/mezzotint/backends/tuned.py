@@ -21,7 +21,15 @@ from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
-__all__ = ["compute_with", "is_on", "keeps_plain_weights", "tune_unet", "tune_vae", "with_plain_weights"]
+__all__ = [
+    "compute_with",
+    "is_on",
+    "keeps_plain_weights",
+    "raise_recompile_limit",
+    "tune_unet",
+    "tune_vae",
+    "with_plain_weights",
+]
 
 # The oldest GPUs that multiply fp8 (Ada, Hopper) and int8 (Ampere) as torchao does.
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
@@ -85,9 +93,10 @@ def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., 
         _fuse_projections(unet)
     if tuning.quantisation != "none":
         _quantise(unet, tuning, device)
+    compute = compute_with(unet, tuning, device)
     if tuning.compile != "none":
         _compile(unet, tuning.compile, tuning.compile_cache)
-    compute = compute_with(unet, tuning, device)
+        compute = _without_limit(compute)
     return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
 
 
@@ -184,13 +193,27 @@ def _is_quantised(module: Any, name: str) -> bool:
 def _compile(unet: Any, scope: str, cache: str) -> None:
     if cache:
         _keep_in(Path(cache))
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     # The repeated transformer blocks are most of the work; compiling one serves them all. For any size from
     # the first on: the first one's own would be compiled for nothing.
     if scope == "blocks" and getattr(unet, "_repeated_blocks", None):
         unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
     else:
         unet.compile()
+
+
+def raise_recompile_limit() -> None:
+    """For this thread's compiling: each has settings of its own (since torch 2.12)."""
+    if torch._dynamo.config.recompile_limit < RECOMPILE_LIMIT:
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+
+
+def _without_limit(call: Callable[..., Any]) -> Callable[..., Any]:
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        # What is compiled is compiled as a pass wants it, in the thread that runs passes.
+        raise_recompile_limit()
+        return call(*args, **kwargs)
+
+    return compute
 
 
 def _keep_in(folder: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.backends.tuned import raise_recompile_limit
 from mezzotint.bench.engine import Result
 from mezzotint.bench.fullsize import FULL_SIZE, TINY, Architecture, build, tflop_of_decode, tflop_of_row
 from mezzotint.bench.load import Mix
@@ -184,6 +185,7 @@ class GpuBench:
             unet.fuse_qkv_projections()
         if self.preset.tuning.compile == "blocks":
             unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
+            unet.register_forward_pre_hook(lambda *_: raise_recompile_limit())
         return reference
 
     def forget_references(self) -> None:
@@ -229,14 +231,16 @@ class GpuBench:
             torch.cuda.synchronize(self.device)
 
     def seconds_of(self, run: Callable[[], object], *, most: int = 30, budget: float = 2.0) -> float:
-        """Mean seconds of `run` over repetitions that are handed over together, after three that are not
-        timed."""
+        """Mean seconds of `run` over repetitions that are handed over together, after four that do not count:
+        the first ones compile and record, the last tells how many there is time for."""
         with torch.inference_mode():
-            began = time.perf_counter()
             for _ in range(3):
                 run()
             self.synchronise()
-            one = (time.perf_counter() - began) / 3
+            began = time.perf_counter()
+            run()
+            self.synchronise()
+            one = time.perf_counter() - began
             count = max(2, min(most, int(min(budget, self.left) / max(one, 1e-6))))
             began = time.perf_counter()
             for _ in range(count):
