@@ -9,14 +9,19 @@ const mezzotint = (() => {
   const kept = () => JSON.parse(sessionStorage.getItem(FORM) || '{}');
   const keep = values => sessionStorage.setItem(FORM, JSON.stringify({...kept(), ...values}));
   let asked = false;
+  // Fields that somebody has typed in: they may go on while the answer comes, and it must not take that back.
+  const typed = new Set();
   const told = stored => {
     asked = true;
-    return {...stored, page: {form: kept(), minutes: new Date().getTimezoneOffset()}};
+    return {...stored, page: {form: kept(), typed: [...typed], minutes: new Date().getTimezoneOffset()}};
   };
   // Gradio tells of nothing that is changed while the line is broken.
   document.addEventListener('input', ({target}) => {
     const block = target.closest('.mz-kept');
-    if (block) keep({[block.id.replace('-', '_')]: target.type.match(/number|range/) ? +target.value : target.value});
+    if (!block) return;
+    const field = block.id.replace('-', '_');
+    keep({[field]: target.type.match(/number|range/) ? +target.value : target.value});
+    if (target.type !== 'radio') typed.add(field);
   }, true);
 
   // What was just answered comes into view: a notice, the card of what was asked for, an opened picture.
