@@ -24,7 +24,7 @@ from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
 
 FAULT_PROMPT = "break the device"
-STEP_BY_STEP_PROMPT = "stepwise"
+STEP_BY_STEP_PROMPT = "step"
 STEPS = 20
 LIMIT_SECONDS = 60.0
 # Passes of that prompt wait each for one of these.
