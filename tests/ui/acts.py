@@ -22,6 +22,7 @@ __all__ = [
     "reload_once_back",
 ]
 
+FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 PERCENT = "card => card.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow') ?? '100'"
 
 
@@ -75,11 +76,13 @@ def picture_bytes(page: Page, link: Locator) -> bytes:
 
 
 def open_settings(page: Page) -> None:
-    """Once the first news has come: it fills the settings with the service's own."""
+    """Once the first news has come, which fills the settings with the service's own."""
     expect(page.locator("#size input").first).to_be_attached()
     if not page.get_by_label("Seed", exact=True).is_visible():
         page.get_by_role("button", name=re.compile("^Settings")).click()
     expect(page.get_by_label("Seed", exact=True)).to_be_visible()
+    # A frame after Gradio has unfolded it, it sets the widgets to what they were last told while folded away.
+    page.evaluate(FRAMES)
 
 
 def reload_once_back(page: Page) -> None:

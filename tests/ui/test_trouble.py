@@ -23,6 +23,13 @@ TYPE_AT_ONCE = """new MutationObserver((_, observer) => {
   prompt.value = 'an ow';
   prompt.dispatchEvent(new Event('input', {bubbles: true}));
 }).observe(document, {subtree: true, childList: true})"""
+# What this document writes of the form.
+NOTE_WRITES = """window.written = [];
+const write = Storage.prototype.setItem;
+Storage.prototype.setItem = function (name, value) {
+  if (name === 'mezzotint-form') window.written.push(JSON.parse(value));
+  write.call(this, name, value);
+};"""
 HOSTILE = '<img src=x onerror="document.title=1"> {{this}} ${1+1}'
 
 
@@ -99,7 +106,9 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
 ) -> None:
     port = free_port()
     with page_server(service.url, port=port) as address:
-        page = visit(address)
+        page = visit("about:blank")
+        page.add_init_script(NOTE_WRITES)
+        page.goto(address)
         open_settings(page)
         number(page, "Steps").fill("33")
         number(page, "Pictures").fill("2")
@@ -123,6 +132,8 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
         expect(page.get_by_label("Seed", exact=True)).to_have_value("9007199254740993")
         page.get_by_role("tab", name="Change a picture").click()
         expect(page.get_by_label("Prompt of the changed picture")).to_have_value("an owl, changed")
+        # Nor for a moment what it was made with: another reload may come in that moment.
+        assert all(each["steps"] == 33 for each in page.evaluate("window.written"))
         page.reload()
         expect(page.get_by_label("Prompt of the changed picture")).to_be_visible()
 
