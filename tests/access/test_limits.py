@@ -138,9 +138,11 @@ async def test_a_revoked_key_is_refused_within_a_second_on_every_gateway(gateway
         await access.authenticate(f"Bearer {text}")
     assert await gateways.keys.revoke(key.caller.id)
     revoked_at = time.monotonic()
+    assert cache.FRESH_SECONDS < 1.0
     for access in (gateways.one, gateways.other):
         while await is_let_in(access, text):
-            assert time.monotonic() - revoked_at < 1.0
+            # And what a busy machine adds to it.
+            assert time.monotonic() - revoked_at < 5.0
             await asyncio.sleep(0.01)
     with pytest.raises(Unauthenticated):
         await gateways.one.find(key.caller.id)
@@ -193,8 +195,11 @@ async def test_a_key_revoked_while_it_was_idle_does_not_come_back_when_the_datab
     for each in (text, good_text):
         await gateways.other.authenticate(f"Bearer {each}")
     await gateways.keys.revoke(key.caller.id)
-    # The time in which a revocation is to hold everywhere; nobody uses either key.
-    await asyncio.sleep(1.0)
+    revoked_at = time.monotonic()
+    # Nobody uses either key; the gateway looks at them by itself.
+    async with asyncio.timeout(20):
+        while gateways.other._keys._known[key.caller.id].asked_at < revoked_at:
+            await asyncio.sleep(0.02)
 
     async def no_answer(work: object) -> object:
         raise StoreUnavailable("the database does not answer", retry_after_s=1.0)
@@ -239,6 +244,7 @@ async def test_no_more_keys_are_kept_in_sight_than_one_query_takes(
 async def test_beyond_a_number_of_unknown_keys_more_are_told_to_come_back_at_once(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cache, "UNKNOWN_SECONDS", 600.0)
     go_on = asyncio.Event()
     find = KeyStore.find
 
@@ -249,7 +255,12 @@ async def test_beyond_a_number_of_unknown_keys_more_are_told_to_come_back_at_onc
     monkeypatch.setattr(KeyStore, "find", slow)
     wrong = [f"Bearer mk-{number:08}-{'A' * 43}" for number in range(200)]
     strangers = [asyncio.create_task(gateways.one.authenticate(each)) for each in wrong]
-    done, waiting = await asyncio.wait(strangers, timeout=1.0)
+    await asyncio.wait(strangers, timeout=1.0)
+    async with asyncio.timeout(20):
+        while sum(each.done() for each in strangers) < 200 - cache.MAX_UNKNOWN:
+            await asyncio.sleep(0.02)
+    done = [each for each in strangers if each.done()]
+    waiting = [each for each in strangers if not each.done()]
     assert len(waiting) == cache.MAX_UNKNOWN
     for each in done:
         error = each.exception()

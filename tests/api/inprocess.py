@@ -22,7 +22,7 @@ from mezzotint.serve.services import Services, open_services
 
 __all__ = ["Gate", "gate", "until"]
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 90.0
 
 
 @dataclass

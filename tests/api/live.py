@@ -24,7 +24,7 @@ from mezzotint.serve.services import Services, open_services
 from mezzotint.serve.stores.keys import KeyStore, NewKey
 from tests.api.inprocess import settings_of
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 
 
 class Live:

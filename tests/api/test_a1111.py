@@ -361,7 +361,18 @@ async def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(server:
     assert "50,000" in response.text
 
 
-async def test_progress_tells_of_the_running_request_and_interrupt_ends_it(server: Gate) -> None:
+@pytest.fixture
+async def slow_server(tmp_path: Path) -> AsyncIterator[Gate]:
+    """A picture of 150 steps takes 7.5 s."""
+    settings = settings_of(tmp_path)
+    replica = replica_of(settings, FakeBackend(pass_seconds=0.05))
+    async with gate(settings, replica) as server:
+        yield server
+    replica.close()
+
+
+async def test_progress_tells_of_the_running_request_and_interrupt_ends_it(slow_server: Gate) -> None:
+    server = slow_server
     idle = await server.json("GET", "/sdapi/v1/progress")
     assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0.0, 0, None)
 

@@ -30,7 +30,7 @@ MakeKey = Callable[..., Awaitable[dict[str, str]]]
 
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineReplica]:
-    replica = replica_of(settings_of(tmp_path_factory.mktemp("stores")), FakeBackend(pass_seconds=0.01))
+    replica = replica_of(settings_of(tmp_path_factory.mktemp("stores")), FakeBackend(pass_seconds=0.03))
     yield replica
     replica.close()
 
@@ -109,7 +109,7 @@ async def test_a_waiting_job_of_a_revoked_key_is_not_drawn(server: Gate, make_ke
 
 async def test_jobs_beyond_a_keys_concurrency_wait_for_it(server: Gate, make_key: MakeKey) -> None:
     mine = await make_key("mine", concurrent_images=1)
-    jobs = [await create(server, mine, num_inference_steps=50) for _ in range(6)]
+    jobs = [await create(server, mine, num_inference_steps=20) for _ in range(6)]
     begun = 0
     for job in jobs:
         assert (await reached(server, mine, job, "done", "failed"))["state"] == "done"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,9 +24,21 @@ from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
 
 FAULT_PROMPT = "break the device"
+STEP_BY_STEP_PROMPT = "step"
+STEPS = 20
+LIMIT_SECONDS = 60.0
+# Passes of that prompt wait each for one of these.
+passes = threading.Semaphore(0)
+
+
+def let_through(count: int) -> None:
+    for _ in range(count):
+        passes.release()
 
 
 def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+    if where == "step" and request.prompt == STEP_BY_STEP_PROMPT:
+        assert passes.acquire(timeout=LIMIT_SECONDS)
     failing = request.prompt == FAULT_PROMPT and where == "step"
     return GenerationFailed("the device is lost") if failing else None
 
@@ -159,10 +172,19 @@ def test_a_url_is_served_without_a_key_until_it_expires(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("partial_images", [0, 1, 3])
 def test_a_stream_has_its_partial_pictures_and_then_the_picture(client: OpenAI, partial_images: int) -> None:
+    # Of two that a client has not read the older is not sent: the next is drawn once it has read this one.
+    between = STEPS // (partial_images + 1)
+    let_through(between)
+    events = []
     with client.images.generate(
-        prompt="a", stream=True, partial_images=partial_images, extra_body={"seed": 3}
+        prompt=STEP_BY_STEP_PROMPT,
+        stream=True,
+        partial_images=partial_images,
+        extra_body={"seed": 3, "num_inference_steps": STEPS},
     ) as stream:
-        events = list(stream)
+        for event in stream:
+            events.append(event)
+            let_through(between)
     *partial, completed = events
     assert [event.type for event in partial] == ["image_generation.partial_image"] * partial_images
     assert [event.partial_image_index for event in partial] == list(range(partial_images))
@@ -170,7 +192,10 @@ def test_a_stream_has_its_partial_pictures_and_then_the_picture(client: OpenAI, 
     assert completed.type == "image_generation.completed"
     assert completed.usage.total_tokens == 65
     assert completed.size == "128x128"
-    (alone,) = client.images.generate(prompt="a", extra_body={"seed": 3}).data or []
+    while passes.acquire(blocking=False):
+        pass
+    let_through(STEPS)
+    (alone,) = client.images.generate(prompt=STEP_BY_STEP_PROMPT, extra_body={"seed": 3}).data or []
     assert completed.b64_json == alone.b64_json
 
 
@@ -284,7 +309,7 @@ def test_a_deadline_that_passes_is_told_and_not_sent_again(tmp_path: Path) -> No
 def test_a_full_server_says_when_to_come_back_and_the_client_does(tmp_path: Path) -> None:
     with live(tmp_path, FakeBackend(pass_seconds=0.05, max_width=1), max_queue=2) as full:
         others = [full.engine.submit(GenerationRequest("a", steps=150)) for _ in range(2)]
-        wait_until(lambda: full.engine.status().running == 1, 5.0)
+        wait_until(lambda: full.engine.status().running == 1, LIMIT_SECONDS)
         others.append(full.engine.submit(GenerationRequest("a", steps=150)))
         with OpenAI(base_url=f"{full.url}/v1", api_key="any", max_retries=0) as client:
             with pytest.raises(openai.RateLimitError) as refused:
@@ -296,7 +321,7 @@ def test_a_full_server_says_when_to_come_back_and_the_client_does(tmp_path: Path
 
         for ticket in others:
             ticket.cancel()
-        wait_until(lambda: full.engine.status().running + full.engine.status().queued == 0, 5.0)
+        wait_until(lambda: full.engine.status().running + full.engine.status().queued == 0, LIMIT_SECONDS)
         tickets = [full.engine.submit(GenerationRequest("a", steps=8)) for _ in range(2)]
         with OpenAI(base_url=f"{full.url}/v1", api_key="any", max_retries=8) as patient:
             assert patient.images.generate(prompt="a", extra_body={"num_inference_steps": 2}).data
@@ -330,18 +355,19 @@ def test_what_a_key_may_not_do_is_told_by_the_clients_own_error_classes(tmp_path
 
 
 def test_a_client_that_leaves_frees_the_engine(tmp_path: Path) -> None:
-    with live(tmp_path, FakeBackend(pass_seconds=0.05)) as server:
+    # By itself it would be idle after 15 s; the first look comes after 3.7 s.
+    with live(tmp_path, FakeBackend(pass_seconds=0.1)) as server:
         impatient = OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=0.3)
         with impatient, pytest.raises(openai.APITimeoutError):
-            impatient.images.generate(prompt="a", n=2, extra_body={"num_inference_steps": 100})
-        assert_idle_within(server, 1.0)
+            impatient.images.generate(prompt="a", n=2, extra_body={"num_inference_steps": 150})
+        assert_idle_within(server, 8.0)
         with OpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
             stream = client.images.generate(
-                prompt="a", stream=True, partial_images=3, extra_body={"num_inference_steps": 100}
+                prompt="a", stream=True, partial_images=3, extra_body={"num_inference_steps": 150}
             )
             next(iter(stream))
             stream.close()
-        assert_idle_within(server, 1.0)
+        assert_idle_within(server, 8.0)
 
 
 def assert_idle_within(server: Live, seconds: float) -> None:
@@ -364,9 +390,8 @@ async def test_the_asynchronous_client_does_the_same(server: Live) -> None:
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
         (image,) = (await client.images.generate(prompt="a", extra_body={"seed": 1})).data or []
         assert decoded(image.b64_json).size == (128, 128)
-        stream = await client.images.generate(prompt="a", stream=True, partial_images=2)
+        stream = await client.images.generate(prompt="a", stream=True, partial_images=1)
         assert [event.type async for event in stream] == [
-            "image_generation.partial_image",
             "image_generation.partial_image",
             "image_generation.completed",
         ]

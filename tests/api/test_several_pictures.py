@@ -64,7 +64,7 @@ async def test_an_idle_engine_draws_all_of_them(server: Gate, path: str, body: d
 
 async def test_where_there_is_no_room_for_all_of_them_none_is_begun(server: Gate) -> None:
     long = asyncio.create_task(
-        server.client.post(GENERATIONS, json={**SEVERAL, "n": 1, "num_inference_steps": 150})
+        server.client.post(GENERATIONS, json={**SEVERAL, "n": 2, "num_inference_steps": 150})
     )
 
     async def busy() -> Any:
@@ -98,7 +98,7 @@ async def test_a_job_whose_pictures_find_room_one_by_one_goes_on_with_those_that
     # Another's picture, so that the engine is not idle and has no room for six.
     short = {**SEVERAL, "n": 1, "num_inference_steps": 5}
     other = asyncio.create_task(server.client.post(GENERATIONS, json=short))
-    job = await server.json("POST", JOBS, json={**SEVERAL, "num_inference_steps": 15})
+    job = await server.json("POST", JOBS, json={**SEVERAL, "num_inference_steps": 10})
 
     async def ended() -> Any:
         told = await server.json("GET", f"{JOBS}/{job['id']}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from statistics import median
 from urllib.parse import urlencode, urlsplit
 
 import pytest
@@ -18,8 +19,9 @@ from tests.servers import Server
 STEPS = 24
 TOGETHER = 25
 # Between the client's leaving and the engine's next pass: the way through proxy and gateway, and this
-# machine's other work.
-FREED_SECONDS = 3.0
+# machine's other work. Left alone, a wave's pictures would be drawn for five and a half seconds more.
+FREED_SECONDS = 5.0
+HALF_FREED_SECONDS = 2.0
 # A header that tells Ray Serve's proxy not to mind the client's leaving.
 HOSTILE = "x-request-disconnect-disabled: ?1\r\n"
 
@@ -69,11 +71,12 @@ async def check_disconnects(server: Server, cluster: Cluster, figures: Figures, 
             f"seconds until the engines are idle, {count} disconnects, slowest wave",
             max(freed),
             f"< {FREED_SECONDS:g}",
-            median_s=sorted(freed)[len(freed) // 2],
+            median_s=median(freed),
             pass_s=PASS_SECONDS,
             picture_s=STEPS * PASS_SECONDS,
             took_s=time.monotonic() - began,
         )
+        assert median(freed) < HALF_FREED_SECONDS
         assert max(freed) < FREED_SECONDS
         assert (await client.imagine(steps=1)).status == 200
 

@@ -16,7 +16,7 @@ from mezzotint.cli import page_beside as beside
 from mezzotint.config import Settings
 from tests.servers import is_running
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
 PARENT = """
 import time
 from mezzotint.cli.page_beside import page_beside
@@ -66,7 +66,7 @@ def test_a_signal_ends_it_at_once_and_quietly_though_pages_are_open(tmp_path: Pa
             start_new_session=True,
         )
     address = address_in(out)
-    with httpx.Client(base_url=address) as client:
+    with httpx.Client(base_url=address, timeout=WAIT_SECONDS) as client:
         function = next(
             each["id"] for each in client.get("/config").json()["dependencies"] if each["api_name"] == "watch"
         )
@@ -82,9 +82,10 @@ def test_a_signal_ends_it_at_once_and_quietly_though_pages_are_open(tmp_path: Pa
 
 
 def test_without_it_there_is_no_process() -> None:
-    before = psutil.Process().children()
+    # Some of those before may end meanwhile: they are other tests'.
+    before = set(psutil.Process().children())
     with beside.page_beside(Settings(ui=False), "http://127.0.0.1:1"):
-        assert psutil.Process().children() == before
+        assert set(psutil.Process().children()) <= before
 
 
 def test_without_the_extra_one_line_says_so_and_the_server_goes_on(

@@ -14,7 +14,7 @@ from tests.deploy.ports import free_port
 
 __all__ = ["Edge"]
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 
 

@@ -16,7 +16,7 @@ GENERATIONS = "/v1/images/generations"
 STEPS = 20
 # More than the server of these tests lets wait.
 RIVALS = 10
-ROUND_SECONDS = 30.0
+ROUND_SECONDS = 120.0
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pytest
 from mezzotint.serve.local import choose_port
 from tests.deploy.foreign_series import FOREIGN
 
-LIMIT_SECONDS = 30.0
+LIMIT_SECONDS = 120.0
 ENVOY = shutil.which("envoy") or shutil.which("envoy", path=str(Path(sys.executable).parent))
 
 
@@ -88,7 +88,7 @@ def envoy_series(tmp_path: Path) -> Iterator[str]:
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < end, (tmp_path / "log").read_text()
                 time.sleep(0.1)
-        yield httpx.get(f"http://127.0.0.1:{admin}/stats/prometheus", timeout=5).text
+        yield httpx.get(f"http://127.0.0.1:{admin}/stats/prometheus", timeout=LIMIT_SECONDS).text
     finally:
         process.kill()
         process.wait()

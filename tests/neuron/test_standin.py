@@ -26,7 +26,7 @@ from mezzotint.resolving import resolve
 from mezzotint.serve.health import Health
 from tests.conftest import GRAPH_BATCH
 
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 60.0
 Tensors = list[torch.Tensor]
 
 

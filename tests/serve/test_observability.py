@@ -20,7 +20,7 @@ from mezzotint.serve.local import choose_port
 from tests.servers import Server
 
 PROMPT = "a prompt that nobody else may read"
-LIMIT_SECONDS = 30.0
+LIMIT_SECONDS = 90.0
 QUERY = 'count by (replica) ({__name__=~"mezzotint_.+_total"})'
 
 

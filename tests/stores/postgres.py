@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,8 +16,10 @@ from pathlib import Path
 
 import psycopg
 
-START_SECONDS = 30.0
-STOP_SECONDS = 20.0
+from mezzotint.serve.local import choose_port
+
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
 # It refuses to run as root.
 USERS = ("postgres", "nobody")
 
@@ -35,9 +36,8 @@ class PostgresServer:
     def __init__(self, folder: Path, user: str | None) -> None:
         self.folder = folder
         self._user = user
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        # None that the system gives to whoever asks for any, in the seconds that a start takes.
+        self.port = choose_port("127.0.0.1", 0)
         self.process: subprocess.Popen[bytes] | None = None
 
     def initialise(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Error, Locator, Page, expect
 
 __all__ = [
     "begin",
@@ -18,8 +19,10 @@ __all__ = [
     "open_settings",
     "percent",
     "picture_bytes",
+    "reload_once_back",
 ]
 
+FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
 PERCENT = "card => card.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow') ?? '100'"
 
 
@@ -73,9 +76,24 @@ def picture_bytes(page: Page, link: Locator) -> bytes:
 
 
 def open_settings(page: Page) -> None:
+    """Once the first news has come, which fills the settings with the service's own."""
+    expect(page.locator("#size input").first).to_be_attached()
     if not page.get_by_label("Seed", exact=True).is_visible():
         page.get_by_role("button", name=re.compile("^Settings")).click()
     expect(page.get_by_label("Seed", exact=True)).to_be_visible()
+    # A frame after Gradio has unfolded it, it sets the widgets to what they were last told while folded away.
+    page.evaluate(FRAMES)
+
+
+def reload_once_back(page: Page) -> None:
+    """A new document, now that the page's server answers again.
+
+    Gradio makes one by itself where a stream was open when the connection broke. That may come at any moment,
+    between a question to the old document and its answer too.
+    """
+    with suppress(Error):
+        page.evaluate("window.isOld && location.reload()")
+    page.wait_for_function("!window.isOld")
 
 
 def number(page: Page, label: str) -> Locator:

@@ -6,7 +6,8 @@ Nothing asynchronous here: while Playwright's synchronous form runs, this thread
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -20,9 +21,11 @@ from tests.ui.serving import page_server
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-# On two busy cores the page takes seconds to open.
-WAIT_MS = 30_000
+# On two busy cores the page takes seconds to open, and the browser as long to start.
+WAIT_MS = 90_000
 PASS_SECONDS = 0.03
+# Of drawings of as many steps: they are not over before somebody has pressed a button on a busy machine.
+LONG_STEPS, LONG_PASS_SECONDS = 60, 0.1
 LORAS = (
     ServedLora("few-step", "Four steps", "a" * 64, steps=4, guidance_scale=1.0, scheduler="LCM"),
     ServedLora("ink", "In ink", "b" * 64),
@@ -33,6 +36,15 @@ def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | N
     return GenerationFailed("the device is lost") if "break" in request.prompt and where == "step" else None
 
 
+class Unhurried(FakeBackend):
+    """Takes its time over long drawings, and over what shares passes with them."""
+
+    def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
+        if any(self._rows[id][0].steps >= LONG_STEPS for id in request_ids):
+            time.sleep(LONG_PASS_SECONDS - PASS_SECONDS)
+        return super().step(request_ids)
+
+
 # Of a module, not of the folder: tests of other folders have event loops of their own.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
@@ -40,15 +52,15 @@ def chromium() -> Iterator[Browser]:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=WAIT_MS)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A drawing of 20 steps takes 0.6 s."""
-    backend = FakeBackend(pass_seconds=PASS_SECONDS, fault=fault, loras=LORAS)
+    """A drawing of 20 steps takes 0.6 s, one of 60 steps 6 s."""
+    backend = Unhurried(pass_seconds=PASS_SECONDS, fault=fault, loras=LORAS)
     with live(tmp_path_factory.mktemp("service"), backend) as server:
         yield server
 
@@ -93,7 +105,9 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 def page(context: BrowserContext, address: str) -> Iterator[Page]:
     """The page, just opened, with nothing in the browser's storage."""
     page = context.new_page()
+    # Emptied where no script of the page runs: one that is open writes to it as long as anything is drawn.
+    page.goto(f"{address}/healthz")
+    page.evaluate("localStorage.clear()")
     page.goto(address)
     yield page
-    page.evaluate("localStorage.clear()")
     page.close()

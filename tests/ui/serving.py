@@ -16,7 +16,7 @@ from mezzotint.ui.settings import UiSettings
 
 __all__ = ["page_server"]
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 class _Server(PageServer):

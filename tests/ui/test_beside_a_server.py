@@ -13,7 +13,7 @@ from tests.servers import Server, is_running
 from tests.ui.acts import open_picture
 from tests.ui.conftest import Visit
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 60.0
 
 
 def test_a_newcomer_draws_with_the_demo_model_and_nothing_is_left_after(visit: Visit, tmp_path: Path) -> None:

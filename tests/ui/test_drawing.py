@@ -8,12 +8,12 @@ from playwright.sync_api import Page, expect
 
 from tests.api.live import Live
 from tests.ui.acts import begin, card, draw, number, open_picture, open_settings, percent, picture_bytes
-from tests.ui.conftest import Visit
+from tests.ui.conftest import LONG_STEPS, Visit
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 90.0
 
 
-def long_drawing(page: Page, steps: int = 100) -> None:
+def long_drawing(page: Page, steps: int = LONG_STEPS) -> None:
     """Have the next drawings take so many steps."""
     open_settings(page)
     number(page, "Steps").fill(str(steps))
@@ -58,7 +58,7 @@ def test_a_cancelled_drawing_stops_and_frees_its_place(page: Page, service: Live
 
 
 def test_a_reload_midway_finds_the_drawing_and_it_goes_on(page: Page) -> None:
-    long_drawing(page, steps=150)
+    long_drawing(page)
     drawing = begin(page, "a patient owl")
     expect(drawing.get_by_role("progressbar")).not_to_have_attribute("aria-valuenow", "0")
     before, job = percent(drawing), drawing.get_attribute("data-job")
@@ -77,7 +77,7 @@ def test_a_drawing_is_found_though_the_page_was_reloaded_at_once(page: Page) -> 
 
 
 def test_several_drawings_go_on_at_once(page: Page) -> None:
-    long_drawing(page, steps=60)
+    long_drawing(page, steps=100)
     drawings = [begin(page, f"owl number {number}") for number in ("one", "two", "three")]
     deadline = time.monotonic() + WAIT_SECONDS
     together = 0

@@ -21,6 +21,7 @@ FOCUSED = """() => {
     && getComputedStyle(e).outlineStyle !== 'none');
   return [marked || it === document.body, it.outerHTML.slice(0, 120)];
 }"""
+LIMIT_SECONDS = 60.0
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
 
@@ -46,7 +47,7 @@ def test_axe_finds_no_serious_fault_in_any_of_its_states(visit: Visit, options: 
     assert faults(page) == []
     open_settings(page)
     draw(page, "a heron")
-    number(page, "Steps").fill("140")
+    number(page, "Steps").fill("60")
     begin(page, "an owl that takes its time")
     open_picture(page, "a heron")
     page.get_by_role("button", name="The whole receipt").click()
@@ -134,6 +135,7 @@ def test_the_margins_lie_within_their_frame(visit: Visit, width: int) -> None:
     page = visit(viewport={"width": width, "height": 900})
     page.get_by_role("tab", name="Change a picture").click()
     page.get_by_role("radio", name="More beyond its edges").check()
+    expect(page.locator("#margins")).to_be_visible()
     frame = page.locator("#margins").bounding_box()
     assert frame is not None
     for side in ("Left", "Top", "Right", "Bottom"):
@@ -177,7 +179,7 @@ def test_the_page_asks_nothing_of_any_other_host(visit: Visit, address: str) -> 
 def test_the_pages_server_is_shut_to_all_but_the_page(address: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
-    with httpx.Client(base_url=address) as client:
+    with httpx.Client(base_url=address, timeout=LIMIT_SECONDS) as client:
         assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
         for path in ("/docs", "/openapi.json", "/redoc", "/monitoring", "/pictures/..%2f..%2fkeys/0.png"):
             assert client.get(path).status_code in (401, 403, 404, 422), path
@@ -210,4 +212,4 @@ def test_the_key_stays_on_the_server(visit: Visit, tmp_path: Path) -> None:
             expect(card(page, "a trusted owl")).to_be_visible()
             assert not any(key in each for each in told)
             assert key not in page.content()
-            assert key not in httpx.get(f"{address}/config").text
+            assert key not in httpx.get(f"{address}/config", timeout=LIMIT_SECONDS).text

@@ -12,7 +12,7 @@ import httpx
 
 # More than the forty answers that Gradio gives at a time unless it is told otherwise.
 PAGES = 60
-LIMIT_SECONDS = 30.0
+LIMIT_SECONDS = 90.0
 
 
 class OpenPage:

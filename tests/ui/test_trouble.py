@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,26 @@ from playwright.sync_api import Page, Route, expect
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
-from tests.ui.acts import begin, card, draw, form_value, number, open_settings
+from tests.deploy.ports import free_port
+from tests.ui.acts import begin, card, draw, number, open_settings, reload_once_back
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server
 
+# Types the beginning of a prompt as soon as there is a field for it, before the page asks for anything.
+TYPE_AT_ONCE = """new MutationObserver((_, observer) => {
+  const prompt = document.querySelector('#prompt textarea');
+  if (!prompt) return;
+  observer.disconnect();
+  prompt.value = 'an ow';
+  prompt.dispatchEvent(new Event('input', {bubbles: true}));
+}).observe(document, {subtree: true, childList: true})"""
+# What this document writes of the form.
+NOTE_WRITES = """window.written = [];
+const write = Storage.prototype.setItem;
+Storage.prototype.setItem = function (name, value) {
+  if (name === 'mezzotint-form') window.written.push(JSON.parse(value));
+  write.call(this, name, value);
+};"""
 HOSTILE = '<img src=x onerror="document.title=1"> {{this}} ${1+1}'
 
 
@@ -74,26 +89,26 @@ def test_a_used_up_rate_shows_the_wait_counting_down(visit: Visit, tmp_path: Pat
 
 
 def test_after_a_restart_of_the_pages_server_the_list_is_there(visit: Visit, service: Live) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with page_server(service.url, port=port) as address:
         page = visit(address)
         open_settings(page)
-        number(page, "Steps").fill("100")
+        number(page, "Steps").fill("60")
         begin(page, "an owl that waits")
+        page.evaluate("window.isOld = true")
     with page_server(service.url, port=port):
-        page.reload()
+        reload_once_back(page)
         expect(card(page, "an owl that waits")).to_have_attribute("data-state", "done")
 
 
 def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
     visit: Visit, service: Live
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with page_server(service.url, port=port) as address:
-        page = visit(address)
-        expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+        page = visit("about:blank")
+        page.add_init_script(NOTE_WRITES)
+        page.goto(address)
         open_settings(page)
         number(page, "Steps").fill("33")
         number(page, "Pictures").fill("2")
@@ -102,25 +117,40 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
         page.get_by_role("tab", name="Change a picture").click()
         page.get_by_label("Prompt of the changed picture").fill("an owl, changed")
         page.get_by_role("tab", name="Draw", exact=True).click()
-        page.evaluate("window.before = true")
+        page.evaluate("window.isOld = true")
     # Nobody answers now.
     page.get_by_label("Prompt", exact=True).fill("an owl in the making")
     number(page, "Guidance").fill("7")
     with page_server(service.url, port=port):
-        # As Gradio does by itself, but only where a stream was open when the connection broke.
-        page.evaluate("location.reload()")
-        page.wait_for_function("!window.before")
+        reload_once_back(page)
         expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl in the making")
         expect(page.get_by_label("Tall 96×160")).to_be_checked()
         open_settings(page)
         expect(number(page, "Steps")).to_have_value("33")
         expect(number(page, "Pictures")).to_have_value("2")
         expect(number(page, "Guidance")).to_have_value("7")
-        assert form_value(page, "Seed") == "9007199254740993"
+        expect(page.get_by_label("Seed", exact=True)).to_have_value("9007199254740993")
         page.get_by_role("tab", name="Change a picture").click()
         expect(page.get_by_label("Prompt of the changed picture")).to_have_value("an owl, changed")
+        # Nor for a moment what it was made with: another reload may come in that moment.
+        assert all(each["steps"] == 33 for each in page.evaluate("window.written"))
         page.reload()
         expect(page.get_by_label("Prompt of the changed picture")).to_be_visible()
+
+
+def test_the_first_answer_takes_back_nothing_that_is_typed_while_it_comes(visit: Visit, address: str) -> None:
+    page, held, is_typed = visit("about:blank"), list[Route](), False
+    page.add_init_script(TYPE_AT_ONCE)
+    page.route("**/queue/data*", lambda route: route.continue_() if is_typed else held.append(route))
+    with page.expect_request("**/gradio_api/queue/join*") as asked:
+        page.goto(address)
+    assert "an ow" in (asked.value.post_data or "")
+    page.get_by_label("Prompt", exact=True).fill("an owl at night")
+    is_typed = True
+    for each in held:
+        each.continue_()
+    open_settings(page)
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl at night")
 
 
 def test_a_new_visit_begins_with_the_services_own_values(page: Page, address: str) -> None:
@@ -149,8 +179,7 @@ def test_a_picture_that_did_not_come_is_asked_for_again(page: Page) -> None:
 
 
 def test_a_picture_that_the_service_keeps_no_more_is_told_as_lost(visit: Visit, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with page_server(f"http://127.0.0.1:{port}") as address:
         page = visit(address)
         # Routed, so that the browser's cache has none of it.
@@ -170,8 +199,7 @@ def test_a_picture_that_the_service_keeps_no_more_is_told_as_lost(visit: Visit, 
 
 
 def test_a_service_that_is_away_is_a_calm_banner_that_heals_itself(visit: Visit, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with page_server(f"http://127.0.0.1:{port}") as address:
         page = visit(address)
         expect(page.locator(".mz-banner")).to_contain_text("The drawing service does not answer just now.")

@@ -43,7 +43,7 @@ from mezzotint.errors import (
 )
 from tests.backends import Instrumented
 
-LIMIT_SECONDS = 20.0
+LIMIT_SECONDS = 60.0
 MakeBackend = Callable[..., FakeBackend | Instrumented]
 
 

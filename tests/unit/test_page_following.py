@@ -17,10 +17,11 @@ from mezzotint.ui.browsers import Browser, Browsers, Changes
 from mezzotint.ui.desk import Desk
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.form import Wish
+from mezzotint.ui.monitor import Monitor
 from mezzotint.ui.service import Refused, Service, Unreachable
 from mezzotint.ui.views import View
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 JOB: dict[str, Any] = {
     "id": "job_1",
     "state": "queued",
@@ -237,6 +238,20 @@ async def test_a_picture_that_turns_out_to_be_gone_is_told_as_lost_by_the_list()
             await ask(browser, "job_1", 0)
         assert (browser.drawings["job_1"].state, browser.drawings["job_1"].finished) == ("lost", set())
     await desk.service.close()
+
+
+async def test_a_service_is_looked_at_again_after_an_error_that_nobody_foresaw() -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        raise RuntimeError("a bug")
+
+    service = service_of(answer)
+    monitor = Monitor(service)
+    looking = asyncio.create_task(monitor.run())
+    await until(lambda: monitor.notice is not None)
+    assert not looking.done()
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    await service.close()
 
 
 async def test_a_removed_drawing_does_not_come_back_from_another_tab() -> None:

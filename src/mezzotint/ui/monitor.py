@@ -44,5 +44,9 @@ class Monitor:
         except (KeyError, TypeError, ValueError):
             logger.exception("the service's capabilities are not understood")
             self.notice = notice_of(Unreachable())
+        except Exception:
+            # No page would hear of the service again.
+            logger.exception("the service is looked at again after an internal error")
+            self.notice = notice_of(Unreachable())
         if (self.notice, self.offer) != before:
             self.changes.tell()

@@ -8,15 +8,22 @@ const mezzotint = (() => {
   // a new visit begins with the service's own values.
   const kept = () => JSON.parse(sessionStorage.getItem(FORM) || '{}');
   const keep = values => sessionStorage.setItem(FORM, JSON.stringify({...kept(), ...values}));
+  const text = value => value == null || value.length === 0 ? '' : JSON.stringify(value);
+  let shown = {};
   let asked = false;
+  // Fields that somebody has typed in: they may go on while the answer comes, and it must not take that back.
+  const typed = new Set();
   const told = stored => {
     asked = true;
-    return {...stored, page: {form: kept(), minutes: new Date().getTimezoneOffset()}};
+    return {...stored, page: {form: kept(), typed: [...typed], minutes: new Date().getTimezoneOffset()}};
   };
   // Gradio tells of nothing that is changed while the line is broken.
   document.addEventListener('input', ({target}) => {
     const block = target.closest('.mz-kept');
-    if (block) keep({[block.id.replace('-', '_')]: target.type.match(/number|range/) ? +target.value : target.value});
+    if (!block) return;
+    const field = block.id.replace('-', '_');
+    keep({[field]: target.type.match(/number|range/) ? +target.value : target.value});
+    if (target.type !== 'radio') typed.add(field);
   }, true);
 
   // What was just answered comes into view: a notice, the card of what was asked for, an opened picture.
@@ -105,8 +112,16 @@ const mezzotint = (() => {
 
   return {
     told,
-    // values: by field. Before the first answer the form holds nothing of anybody's.
-    keep: values => { if (asked) keep(values); },
+    // values: by field. initial: those that the form was made with. Before the first answer it holds nothing of
+    // anybody's; and while an answer fills the widgets one by one, each that changes tells of all of them, of which
+    // some still hold what they were made with. That is not written over what is kept.
+    keep: (values, initial = {}) => {
+      if (!asked) return;
+      const before = {...initial, ...shown};
+      const changed = Object.entries(values).filter(([field, value]) => text(value) !== text(before[field]));
+      shown = {...before, ...values};
+      keep(Object.fromEntries(changed));
+    },
     // The list of drawings: what its buttons say goes to the page's Python.
     listen: (element, trigger) => {
       answer = trigger;

@@ -92,7 +92,8 @@ def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
     told = "stored => mezzotint.told(stored)"
     gr.on(asking, watching.watch, [parts.stored], watching.outputs, js=told, **once)
     # In the browser alone: what is typed while the line is broken is kept too.
-    names = json.dumps(list(parts.kept))
-    keep = f"(...values) => mezzotint.keep(Object.fromEntries({names}.map((name, i) => [name, values[i]])))"
-    widgets = list(parts.kept.values())
+    widgets, names = list(parts.kept.values()), json.dumps(list(parts.kept))
+    initial = json.dumps({name: widget.value for name, widget in parts.kept.items()})
+    by_name = f"Object.fromEntries({names}.map((name, i) => [name, values[i]]))"
+    keep = f"(...values) => mezzotint.keep({by_name}, {initial})"
     gr.on([widget.change for widget in widgets], None, widgets, None, js=keep, **QUIET)

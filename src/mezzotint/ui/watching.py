@@ -12,7 +12,7 @@ import gradio as gr
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
-from mezzotint.ui.form import read_kept
+from mezzotint.ui.form import read_kept, read_typed
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.views import View
 from mezzotint.ui.widgets import offered
@@ -43,7 +43,7 @@ class Watching:
         page = kept.get("page") if isinstance(kept, Mapping) else None
         page = page if isinstance(page, Mapping) else {}
         view.note(page)
-        filled = self._form(view, page.get("form"))
+        filled = self._form(view, page.get("form"), read_typed(page.get("typed")))
         if filled:
             yield filled
         shown: Updates = {}
@@ -82,12 +82,16 @@ class Watching:
             parts.stored: browser.kept(),
         }
 
-    def _form(self, view: View, kept: object) -> Updates:
-        """The form's choices, where they are not what this page was told before, and what is kept of it."""
+    def _form(self, view: View, kept: object, typed: frozenset[str]) -> Updates:
+        """The form's choices, where they are not what this page was told before, and what is kept of it.
+
+        typed: the fields that hold more of it than was kept when the page asked.
+        """
         parts, offer, values = self._parts, self._desk.monitor.offer, read_kept(kept)
         updates: Updates = {}
         if not view.is_filled:
-            updates = {part: values[name] for name, part in parts.kept.items() if name in values}
+            restored = values.keys() - typed
+            updates = {part: values[name] for name, part in parts.kept.items() if name in restored}
             if "tab" in values:
                 updates[parts.tabs] = gr.Tabs(selected=values["tab"])
             view.is_filled = True
@@ -95,6 +99,6 @@ class Watching:
             # What was never touched follows the service.
             usual = {} if view.offer is None else view.offer.usual
             touched = {name: value for name, value in values.items() if usual.get(name) != value}
-            updates |= offered(parts.form, parts.settings, offer, touched)
+            updates |= offered(parts.form, parts.settings, offer, touched, typed)
         view.offer = offer
         return updates

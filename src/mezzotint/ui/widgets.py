@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -141,15 +141,23 @@ class Editor:
         return cls(canvas, mode, left, top, right, bottom, strength, prompt, draw)
 
 
-def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any]) -> dict[Any, Any]:
-    """The widgets' choices and bounds. values: what they hold, by field; else the model's own."""
+def offered(
+    form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any], typed: Collection[str] = ()
+) -> dict[Any, Any]:
+    """The widgets' choices and bounds. values: what they hold, by field; else the model's own.
+
+    typed: fields that hold what is typed there now, which is left as it is where the service takes it.
+    """
     lora = bool(offer.loras)
-    taken = {**offer.usual, **{name: value for name, value in values.items() if offer.takes(name, value)}}
+    accepted = {name: value for name, value in values.items() if offer.takes(name, value)}
+    taken = {**offer.usual, **accepted}
+    for name in accepted.keys() & typed:
+        del taken[name]
     return {
         form.size: gr.update(choices=_sizes(offer, taken["size"]), value=taken["size"]),
         form.n: gr.update(maximum=offer.max_images, **_given(taken, "n")),
-        settings.steps: gr.update(maximum=offer.max_steps, value=taken["steps"]),
-        settings.guidance: gr.update(maximum=offer.max_guidance, value=taken["guidance"]),
+        settings.steps: gr.update(maximum=offer.max_steps, **_given(taken, "steps")),
+        settings.guidance: gr.update(maximum=offer.max_guidance, **_given(taken, "guidance")),
         settings.scheduler: gr.update(choices=list(offer.schedulers), value=taken["scheduler"]),
         settings.model: gr.update(choices=list(offer.models), value=taken["model"]),
         settings.loras: gr.update(
@@ -160,7 +168,7 @@ def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, A
 
 
 def _given(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What no model has a value of its own for stays as it is, unless it is given."""
+    """Where none is given, the widget stays as it is: a model has its own for some, and not for others."""
     return {"value": values[name]} if name in values else {}
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from opentelemetry.context import Context
 from opentelemetry.trace import NoOpTracer, Span, SpanKind, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.status import Status, StatusCode
@@ -108,17 +107,19 @@ class Tracing:
         elif not isinstance(event, Done):
             fail(below, "cancelled")
         started, last = ticket.started, ticket.last_step
-        self._past("queue", context, ticket.submitted, started or ended)
-        if started is not None:
-            self._past("steps", context, started, last or ended, {"evaluations": ticket.evaluated})
-        if last is not None:
-            self._past("decode", context, ticket.decoding or last, ended)
+        # Once for all, or else one span's end would not be the next one's beginning: between its looks at the
+        # two clocks this thread may have to wait.
+        zero_ns = time.time_ns() - time.monotonic_ns()
 
-    def _past(
-        self, name: str, context: Context, began: float, ended: float, attributes: Attributes | None = None
-    ) -> None:
-        span = self._tracer.start_span(name, context, attributes=attributes, start_time=_epoch_ns(began))
-        span.end(_epoch_ns(ended))
+        def past(name: str, began: float, ended: float, attributes: Attributes | None = None) -> None:
+            at = [zero_ns + int(moment * 1e9) for moment in (began, ended)]
+            self._tracer.start_span(name, context, attributes=attributes, start_time=at[0]).end(at[1])
+
+        past("queue", ticket.submitted, started or ended)
+        if started is not None:
+            past("steps", started, last or ended, {"evaluations": ticket.evaluated})
+        if last is not None:
+            past("decode", ticket.decoding or last, ended)
 
 
 OFF = Tracing()
@@ -134,10 +135,6 @@ def headers_of(span: Span) -> dict[str, str]:
 def fail(span: Span, code: str) -> None:
     span.set_status(Status(StatusCode.ERROR))
     span.set_attribute("error.type", code)
-
-
-def _epoch_ns(monotonic: float) -> int:
-    return time.time_ns() - int((time.monotonic() - monotonic) * 1e9)
 
 
 def _sender(endpoint: str) -> SpanProcessor:
