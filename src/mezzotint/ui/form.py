@@ -50,7 +50,6 @@ KEPT: Mapping[str, type | tuple[type, ...]] = {
     "model": str,
     "loras": list,
     "lora_scale": NUMBER,
-    "tab": str,
 }
 
 
@@ -105,9 +104,6 @@ def read_kept(kept: object) -> dict[str, Any]:
     loras = found.get("loras", [])
     if not all(isinstance(name, str) for name in loras):
         del found["loras"]
-    for name, choices in (("style", ("", *STYLES)), ("tab", TABS)):
-        if found.get(name, choices[0]) not in choices:
-            del found[name]
     return found
 
 

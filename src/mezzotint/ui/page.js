@@ -8,15 +8,22 @@ const mezzotint = (() => {
   // a new visit begins with the service's own values.
   const kept = () => JSON.parse(sessionStorage.getItem(FORM) || '{}');
   const keep = values => sessionStorage.setItem(FORM, JSON.stringify({...kept(), ...values}));
-  let asked = false;
-  const told = stored => {
-    asked = true;
-    return {...stored, page: {form: kept(), minutes: new Date().getTimezoneOffset()}};
-  };
+  let isRestored = false;
   // Gradio tells of nothing that is changed while the line is broken.
   document.addEventListener('input', ({target}) => {
     const block = target.closest('.mz-kept');
-    if (block) keep({[block.id.replace('-', '_')]: target.type.match(/number|range/) ? +target.value : target.value});
+    const isNumber = /number|range/.test(target.type);
+    if (!block || (isNumber && !target.value)) return;
+    keep({[block.id.replace('-', '_')]: isNumber ? +target.value : target.value});
+  }, true);
+
+  // Of a number that was deleted Gradio makes the least that it takes.
+  let number = '';
+  document.addEventListener('focus', ({target}) => { if (target.type === 'number') number = target.value; }, true);
+  document.addEventListener('blur', ({target}) => {
+    if (target.type !== 'number' || target.value) return;
+    target.value = number;
+    target.dispatchEvent(new Event('input', {bubbles: true}));
   }, true);
 
   // What was just answered comes into view: a notice, the card of what was asked for, an opened picture.
@@ -104,9 +111,18 @@ const mezzotint = (() => {
   }, 500);
 
   return {
-    told,
-    // values: by field. Before the first answer the form holds nothing of anybody's.
-    keep: values => { if (asked) keep(values); },
+    told: stored => ({...stored, page: {form: kept(), minutes: new Date().getTimezoneOffset()}}),
+    // values: what the form holds, of these names; then it holds what was kept. Not the server's to answer: it
+    // would come late, over what has been typed since.
+    restored: (names, values) => {
+      isRestored = true;
+      const form = kept();
+      // The tab as Gradio's Python would answer it.
+      const tab = {__type__: 'update', ...(form.tab && {selected: form.tab})};
+      return [...names.map((name, i) => form[name] ?? values[i]), tab];
+    },
+    // Before that the form holds nothing of anybody's.
+    keep: (name, value) => { if (isRestored) keep({[name]: value}); },
     // The list of drawings: what its buttons say goes to the page's Python.
     listen: (element, trigger) => {
       answer = trigger;

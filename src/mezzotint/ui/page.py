@@ -91,8 +91,9 @@ def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
     asking = [blocks.load, timer.tick]
     told = "stored => mezzotint.told(stored)"
     gr.on(asking, watching.watch, [parts.stored], watching.outputs, js=told, **once)
-    # In the browser alone: what is typed while the line is broken is kept too.
-    names = json.dumps(list(parts.kept))
-    keep = f"(...values) => mezzotint.keep(Object.fromEntries({names}.map((name, i) => [name, values[i]])))"
-    widgets = list(parts.kept.values())
-    gr.on([widget.change for widget in widgets], None, widgets, None, js=keep, **QUIET)
+    # In the browser alone: what is typed while the line is broken is kept too, and nothing replaces it.
+    names, widgets = list(parts.kept), list(parts.kept.values())
+    restore = f"(...values) => mezzotint.restored({json.dumps(names)}, values)"
+    blocks.load(None, widgets, [*widgets, parts.tabs], js=restore, **QUIET)
+    for name, widget in parts.kept.items():
+        widget.change(None, [widget], None, js=f"value => mezzotint.keep('{name}', value)", **QUIET)

@@ -142,26 +142,26 @@ class Editor:
 
 
 def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any]) -> dict[Any, Any]:
-    """The widgets' choices and bounds. values: what they hold, by field; else the model's own."""
+    """The widgets' choices and bounds, and the model's own values of those that hold none that it takes.
+
+    values: what they hold, by field. It is not answered: something else may stand there by now.
+    """
+    held = {name: value for name, value in values.items() if offer.takes(name, value)}
+    own = {name: {"value": value} for name, value in offer.usual.items() if name not in held}
+    size = held.get("size", offer.usual["size"])
     lora = bool(offer.loras)
-    taken = {**offer.usual, **{name: value for name, value in values.items() if offer.takes(name, value)}}
     return {
-        form.size: gr.update(choices=_sizes(offer, taken["size"]), value=taken["size"]),
-        form.n: gr.update(maximum=offer.max_images, **_given(taken, "n")),
-        settings.steps: gr.update(maximum=offer.max_steps, value=taken["steps"]),
-        settings.guidance: gr.update(maximum=offer.max_guidance, value=taken["guidance"]),
-        settings.scheduler: gr.update(choices=list(offer.schedulers), value=taken["scheduler"]),
-        settings.model: gr.update(choices=list(offer.models), value=taken["model"]),
+        form.size: gr.update(choices=_sizes(offer, size), **own.get("size", {})),
+        form.n: gr.update(maximum=offer.max_images),
+        settings.steps: gr.update(maximum=offer.max_steps, **own.get("steps", {})),
+        settings.guidance: gr.update(maximum=offer.max_guidance, **own.get("guidance", {})),
+        settings.scheduler: gr.update(choices=list(offer.schedulers), **own.get("scheduler", {})),
+        settings.model: gr.update(choices=list(offer.models), **own.get("model", {})),
         settings.loras: gr.update(
-            choices=[(each.title, each.name) for each in offer.loras], value=taken["loras"], visible=lora
+            choices=[(each.title, each.name) for each in offer.loras], visible=lora, **own.get("loras", {})
         ),
-        settings.lora_scale: gr.update(visible=lora, **_given(taken, "lora_scale")),
+        settings.lora_scale: gr.update(visible=lora),
     }
-
-
-def _given(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What no model has a value of its own for stays as it is, unless it is given."""
-    return {"value": values[name]} if name in values else {}
 
 
 def filled_in(
