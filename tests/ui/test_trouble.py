@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from mezzotint.backends.fake import FakeBackend
+from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
 from tests.deploy.ports import free_port
@@ -151,6 +152,49 @@ def test_the_first_answer_takes_back_nothing_that_is_typed_while_it_comes(visit:
         each.continue_()
     open_settings(page)
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl at night")
+
+
+def test_what_is_typed_before_the_first_answer_stays(page: Page) -> None:
+    prompt = page.get_by_label("Prompt", exact=True)
+    expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+    prompt.fill("an owl of before")
+    held: list[Route] = []
+    page.route("**/queue/data*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/queue/data*"):
+        page.reload()
+    prompt.fill("an owl of now")
+    [answer] = held
+    answer.continue_()
+    expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+    expect(prompt).to_have_value("an owl of now")
+
+
+def test_what_nobody_touched_is_the_services_own_though_somebody_typed_before_it_was_there(
+    visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = replace(FAKE_LIMITS, default_steps=8, default_guidance_scale=2.0)
+    monkeypatch.setattr("mezzotint.backends.fake.FAKE_LIMITS", limits)
+    port = free_port()
+    with page_server(f"http://127.0.0.1:{port}") as address:
+        page = visit(address)
+        expect(page.locator(".mz-banner")).to_be_visible()
+        page.get_by_label("Prompt", exact=True).fill("an owl before dawn")
+        with live(tmp_path, FakeBackend(), port=port):
+            expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+            open_settings(page)
+            expect(number(page, "Steps")).to_have_value("8")
+            expect(number(page, "Guidance")).to_have_value("2")
+            expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl before dawn")
+
+
+def test_a_number_that_is_deleted_is_what_it_was(page: Page) -> None:
+    expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+    open_settings(page)
+    steps = number(page, "Steps")
+    for typed in ("33", ""):
+        steps.fill(typed)
+        page.get_by_label("Seed", exact=True).focus()
+    expect(steps).to_have_value("33")
 
 
 def test_a_new_visit_begins_with_the_services_own_values(page: Page, address: str) -> None:

@@ -12,7 +12,7 @@ from mezzotint.core import MAX_SEED, Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 
-__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed", "read_typed"]
+__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed"]
 
 PREVIEWS = 3
 # The service's words for `style_preset`; a service that knows others refuses these by name.
@@ -50,10 +50,7 @@ KEPT: Mapping[str, type | tuple[type, ...]] = {
     "model": str,
     "loras": list,
     "lora_scale": NUMBER,
-    "tab": str,
 }
-# Those of them that somebody is in the middle of, key by key.
-TYPED = ("prompt", "n", "edit_prompt", "negative_prompt", "steps", "guidance", "seed")
 
 
 @dataclass(frozen=True)
@@ -107,15 +104,7 @@ def read_kept(kept: object) -> dict[str, Any]:
     loras = found.get("loras", [])
     if not all(isinstance(name, str) for name in loras):
         del found["loras"]
-    for name, choices in (("style", ("", *STYLES)), ("tab", TABS)):
-        if found.get(name, choices[0]) not in choices:
-            del found[name]
     return found
-
-
-def read_typed(typed: object) -> frozenset[str]:
-    """The fields that a page says somebody has typed in."""
-    return frozenset(name for name in TYPED if isinstance(typed, list) and name in typed)
 
 
 def read_seed(text: str) -> int | None:

@@ -8,22 +8,22 @@ const mezzotint = (() => {
   // a new visit begins with the service's own values.
   const kept = () => JSON.parse(sessionStorage.getItem(FORM) || '{}');
   const keep = values => sessionStorage.setItem(FORM, JSON.stringify({...kept(), ...values}));
-  const text = value => value == null || value.length === 0 ? '' : JSON.stringify(value);
-  let shown = {};
-  let asked = false;
-  // Fields that somebody has typed in: they may go on while the answer comes, and it must not take that back.
-  const typed = new Set();
-  const told = stored => {
-    asked = true;
-    return {...stored, page: {form: kept(), typed: [...typed], minutes: new Date().getTimezoneOffset()}};
-  };
+  let isRestored = false;
   // Gradio tells of nothing that is changed while the line is broken.
   document.addEventListener('input', ({target}) => {
     const block = target.closest('.mz-kept');
-    if (!block) return;
-    const field = block.id.replace('-', '_');
-    keep({[field]: target.type.match(/number|range/) ? +target.value : target.value});
-    if (target.type !== 'radio') typed.add(field);
+    const isNumber = /number|range/.test(target.type);
+    if (!block || (isNumber && !target.value)) return;
+    keep({[block.id.replace('-', '_')]: isNumber ? +target.value : target.value});
+  }, true);
+
+  // Of a number that was deleted Gradio makes the least that it takes.
+  let number = '';
+  document.addEventListener('focus', ({target}) => { if (target.type === 'number') number = target.value; }, true);
+  document.addEventListener('blur', ({target}) => {
+    if (target.type !== 'number' || target.value) return;
+    target.value = number;
+    target.dispatchEvent(new Event('input', {bubbles: true}));
   }, true);
 
   // What was just answered comes into view: a notice, the card of what was asked for, an opened picture.
@@ -111,17 +111,18 @@ const mezzotint = (() => {
   }, 500);
 
   return {
-    told,
-    // values: by field. initial: those that the form was made with. Before the first answer it holds nothing of
-    // anybody's; and while an answer fills the widgets one by one, each that changes tells of all of them, of which
-    // some still hold what they were made with. That is not written over what is kept.
-    keep: (values, initial = {}) => {
-      if (!asked) return;
-      const before = {...initial, ...shown};
-      const changed = Object.entries(values).filter(([field, value]) => text(value) !== text(before[field]));
-      shown = {...before, ...values};
-      keep(Object.fromEntries(changed));
+    told: stored => ({...stored, page: {form: kept(), minutes: new Date().getTimezoneOffset()}}),
+    // values: what the form holds, of these names; then it holds what was kept. Not the server's to answer: it
+    // would come late, over what has been typed since.
+    restored: (names, values) => {
+      isRestored = true;
+      const form = kept();
+      // The tab as Gradio's Python would answer it.
+      const tab = {__type__: 'update', ...(form.tab && {selected: form.tab})};
+      return [...names.map((name, i) => form[name] ?? values[i]), tab];
     },
+    // Before that the form holds nothing of anybody's.
+    keep: (name, value) => { if (isRestored) keep({[name]: value}); },
     // The list of drawings: what its buttons say goes to the page's Python.
     listen: (element, trigger) => {
       answer = trigger;

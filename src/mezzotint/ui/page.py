@@ -91,9 +91,9 @@ def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:
     asking = [blocks.load, timer.tick]
     told = "stored => mezzotint.told(stored)"
     gr.on(asking, watching.watch, [parts.stored], watching.outputs, js=told, **once)
-    # In the browser alone: what is typed while the line is broken is kept too.
-    widgets, names = list(parts.kept.values()), json.dumps(list(parts.kept))
-    initial = json.dumps({name: widget.value for name, widget in parts.kept.items()})
-    by_name = f"Object.fromEntries({names}.map((name, i) => [name, values[i]]))"
-    keep = f"(...values) => mezzotint.keep({by_name}, {initial})"
-    gr.on([widget.change for widget in widgets], None, widgets, None, js=keep, **QUIET)
+    # In the browser alone: what is typed while the line is broken is kept too, and nothing replaces it.
+    names, widgets = list(parts.kept), list(parts.kept.values())
+    restore = f"(...values) => mezzotint.restored({json.dumps(names)}, values)"
+    blocks.load(None, widgets, [*widgets, parts.tabs], js=restore, **QUIET)
+    for name, widget in parts.kept.items():
+        widget.change(None, [widget], None, js=f"value => mezzotint.keep('{name}', value)", **QUIET)

@@ -53,7 +53,7 @@ class Parts:
                         editor = Editor.build()
                 for tab in (draw, edit):
                     tab.select(
-                        js=f"() => mezzotint.keep({{tab: '{tab.id}'}})",
+                        js=f"() => mezzotint.keep('tab', '{tab.id}')",
                         trigger_mode="multiple",
                         api_visibility="private",
                     )

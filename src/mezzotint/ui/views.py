@@ -21,12 +21,11 @@ DAY_MINUTES = 24 * 60
 
 @dataclass
 class View:
-    """offer: what its form was last filled with; is_filled: also with what its browser kept of it."""
+    """offer: what its form was last filled with."""
 
     query: str = ""
     browser_id: str = ""
     offer: Offer | None = None
-    is_filled: bool = False
     shown: int = PAGE
     zone: tzinfo = UTC
 

@@ -12,7 +12,7 @@ import gradio as gr
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
-from mezzotint.ui.form import read_kept, read_typed
+from mezzotint.ui.form import read_kept
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.views import View
 from mezzotint.ui.widgets import offered
@@ -36,14 +36,14 @@ class Watching:
     def outputs(self) -> list[Any]:
         parts = self._parts
         told = [parts.banner, parts.drawings, parts.aloud, parts.stored]
-        return [*told, parts.tabs, *parts.kept.values()]
+        return [*told, *parts.kept.values()]
 
     async def watch(self, kept: object, request: gr.Request) -> AsyncGenerator[Updates]:
         browser, view = self._desk.visit(kept, request.session_hash)
         page = kept.get("page") if isinstance(kept, Mapping) else None
         page = page if isinstance(page, Mapping) else {}
         view.note(page)
-        filled = self._form(view, page.get("form"), read_typed(page.get("typed")))
+        filled = self._form(view, page.get("form"))
         if filled:
             yield filled
         shown: Updates = {}
@@ -82,23 +82,13 @@ class Watching:
             parts.stored: browser.kept(),
         }
 
-    def _form(self, view: View, kept: object, typed: frozenset[str]) -> Updates:
-        """The form's choices, where they are not what this page was told before, and what is kept of it.
-
-        typed: the fields that hold more of it than was kept when the page asked.
-        """
-        parts, offer, values = self._parts, self._desk.monitor.offer, read_kept(kept)
-        updates: Updates = {}
-        if not view.is_filled:
-            restored = values.keys() - typed
-            updates = {part: values[name] for name, part in parts.kept.items() if name in restored}
-            if "tab" in values:
-                updates[parts.tabs] = gr.Tabs(selected=values["tab"])
-            view.is_filled = True
-        if offer is not None and offer != view.offer:
-            # What was never touched follows the service.
-            usual = {} if view.offer is None else view.offer.usual
-            touched = {name: value for name, value in values.items() if usual.get(name) != value}
-            updates |= offered(parts.form, parts.settings, offer, touched, typed)
+    def _form(self, view: View, kept: object) -> Updates:
+        """The form's choices, where they are not what this page was told before."""
+        offer, before = self._desk.monitor.offer, view.offer
+        if offer is None or offer == before:
+            return {}
         view.offer = offer
-        return updates
+        # What was never touched follows the service.
+        usual = {} if before is None else before.usual
+        touched = {name: value for name, value in read_kept(kept).items() if usual.get(name) != value}
+        return offered(self._parts.form, self._parts.settings, offer, touched)

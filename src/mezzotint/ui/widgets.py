@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -141,35 +141,27 @@ class Editor:
         return cls(canvas, mode, left, top, right, bottom, strength, prompt, draw)
 
 
-def offered(
-    form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any], typed: Collection[str] = ()
-) -> dict[Any, Any]:
-    """The widgets' choices and bounds. values: what they hold, by field; else the model's own.
+def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any]) -> dict[Any, Any]:
+    """The widgets' choices and bounds, and the model's own values of those that hold none that it takes.
 
-    typed: fields that hold what is typed there now, which is left as it is where the service takes it.
+    values: what they hold, by field. It is not answered: something else may stand there by now.
     """
+    held = {name: value for name, value in values.items() if offer.takes(name, value)}
+    own = {name: {"value": value} for name, value in offer.usual.items() if name not in held}
+    size = held.get("size", offer.usual["size"])
     lora = bool(offer.loras)
-    accepted = {name: value for name, value in values.items() if offer.takes(name, value)}
-    taken = {**offer.usual, **accepted}
-    for name in accepted.keys() & typed:
-        del taken[name]
     return {
-        form.size: gr.update(choices=_sizes(offer, taken["size"]), value=taken["size"]),
-        form.n: gr.update(maximum=offer.max_images, **_given(taken, "n")),
-        settings.steps: gr.update(maximum=offer.max_steps, **_given(taken, "steps")),
-        settings.guidance: gr.update(maximum=offer.max_guidance, **_given(taken, "guidance")),
-        settings.scheduler: gr.update(choices=list(offer.schedulers), value=taken["scheduler"]),
-        settings.model: gr.update(choices=list(offer.models), value=taken["model"]),
+        form.size: gr.update(choices=_sizes(offer, size), **own.get("size", {})),
+        form.n: gr.update(maximum=offer.max_images),
+        settings.steps: gr.update(maximum=offer.max_steps, **own.get("steps", {})),
+        settings.guidance: gr.update(maximum=offer.max_guidance, **own.get("guidance", {})),
+        settings.scheduler: gr.update(choices=list(offer.schedulers), **own.get("scheduler", {})),
+        settings.model: gr.update(choices=list(offer.models), **own.get("model", {})),
         settings.loras: gr.update(
-            choices=[(each.title, each.name) for each in offer.loras], value=taken["loras"], visible=lora
+            choices=[(each.title, each.name) for each in offer.loras], visible=lora, **own.get("loras", {})
         ),
-        settings.lora_scale: gr.update(visible=lora, **_given(taken, "lora_scale")),
+        settings.lora_scale: gr.update(visible=lora),
     }
-
-
-def _given(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Where none is given, the widget stays as it is: a model has its own for some, and not for others."""
-    return {"value": values[name]} if name in values else {}
 
 
 def filled_in(
