@@ -27,12 +27,9 @@ import pytest
 
 from tests.chaos.client import Client
 from tests.chaos.cluster import Cluster
-from tests.chaos.figures import Figures
+from tests.chaos.figures import FIGURES, Figures
 from tests.chaos.service import ARGUMENTS, SETTINGS, launch
 from tests.servers import Server
-
-# Where `make chaos` wants the figures; they are printed in any case.
-FIGURES = "CHAOS_FIGURES"
 
 
 @pytest.fixture(scope="session")

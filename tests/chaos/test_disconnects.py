@@ -12,7 +12,7 @@ import pytest
 
 from tests.chaos.client import Client
 from tests.chaos.cluster import Cluster
-from tests.chaos.figures import Figures
+from tests.chaos.figures import SLACK, Figures
 from tests.chaos.service import PASS_SECONDS
 from tests.servers import Server
 
@@ -20,7 +20,7 @@ STEPS = 24
 TOGETHER = 25
 # Between the client's leaving and the engine's next pass: the way through proxy and gateway, and this
 # machine's other work. Left alone, a wave's pictures would be drawn for five and a half seconds more.
-FREED_SECONDS = 5.0
+FREED_SECONDS = min(3.0 * SLACK, 5.0)
 HALF_FREED_SECONDS = 2.0
 # A header that tells Ray Serve's proxy not to mind the client's leaving.
 HOSTILE = "x-request-disconnect-disabled: ?1\r\n"

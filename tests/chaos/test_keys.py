@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.client import Answer, Client, arrivals, outcomes
-from tests.chaos.figures import Figures, percentile
+from tests.chaos.figures import SLACK, Figures, percentile
 from tests.chaos.service import ARGUMENTS, SETTINGS, capacity, launch
 from tests.servers import Server
 
@@ -23,8 +23,8 @@ OPEN_ROUTES = {"/healthz", "/readyz", "/v1/images/files/{name}"}
 # Ways to write a route that no look at the path's text would know.
 VARIANTS = ("{}/", "/{}", "{}?x=1", "{}%2f", "{};a=b", "/.{}", "{}/../imagine")
 REVOKED_SECONDS = 1.0
-# What a machine with other work adds to it, and how long a key is looked at that was revoked.
-BUSY_SECONDS, LOOKING_SECONDS = 2.0, 5.0
+# How long a key is looked at that was revoked.
+LOOKING_SECONDS = 5.0
 STEPS = 10
 
 
@@ -105,7 +105,7 @@ async def test_a_revoked_key_is_refused_by_every_gateway_within_a_second(
         await revoking
     late_s = max(0.0, last_accepted - revoked)
     figures.add(17, "s a revoked key was still accepted", late_s, f"≤ {REVOKED_SECONDS}")
-    assert late_s <= REVOKED_SECONDS + BUSY_SECONDS
+    assert late_s <= REVOKED_SECONDS * SLACK
 
 
 async def test_limits_hold_over_both_gateways(keyed: tuple[Server, Keys], figures: Figures) -> None:
