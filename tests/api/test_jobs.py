@@ -326,7 +326,7 @@ async def test_a_job_that_its_own_runner_lost_and_claims_again_is_drawn_once_mor
 
     async def lose_and_claim(*arguments: Any, **options: Any) -> Job | None:
         monkeypatch.setattr(store, "claim", claim)
-        await server.services.database.write(lose)
+        await store._change(lose)
         return await claim(*arguments, **options)
 
     async def release_late(id: str, *arguments: Any, **options: Any) -> bool:
@@ -340,7 +340,7 @@ async def test_a_job_that_its_own_runner_lost_and_claims_again_is_drawn_once_mor
     await running(server, job)
     if noticed:
         monkeypatch.setattr(store, "release", release_late)
-        await server.services.database.write(lose)
+        await store._change(lose)
     else:
         # Between the runner's looking after what it has and its claiming more.
         monkeypatch.setattr(store, "claim", lose_and_claim)

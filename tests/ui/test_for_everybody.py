@@ -77,6 +77,8 @@ def test_what_was_just_answered_is_in_view_and_the_focus_finds_its_way_back(
     visit: Visit, options: dict[str, Any]
 ) -> None:
     page = visit(**options)
+    # The first news fills the form, which moves all that stands below it.
+    expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
     number(page, "Pictures").fill("9")
     prompt = page.get_by_label("Prompt", exact=True)
     for number_of_owls in ("one", "two", "three", "four", "five"):
