@@ -10,13 +10,15 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import QueueFull, SettingInvalid, StoreUnavailable
-from mezzotint.serve.stores import clock
+from mezzotint.serve.stores import clock, schema
 from mezzotint.serve.stores import database as module
 from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import Database, open_database
@@ -40,12 +42,29 @@ async def rows(database: Database) -> list[str]:
     return await database.read(work)
 
 
-async def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
-    def differences(connection: Connection) -> list[object]:
-        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+def differences(connection: Connection) -> list[object]:
+    return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
 
+
+async def test_the_migrations_make_the_tables_that_the_code_knows(database_url: str) -> None:
     async with open_database(database_url) as database:
         assert await database.read(lambda connection: connection.run_sync(differences)) == []
+
+
+async def test_a_database_of_an_earlier_version_gets_what_it_lacks(database_url: str) -> None:
+    def go_back(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+
+    async with open_database(database_url) as database:
+        await put_row(database, "key0")
+        await database.write(lambda connection: connection.run_sync(go_back))
+        assert await database.read(lambda connection: connection.run_sync(differences)) != []
+    async with open_database(database_url) as database:
+        assert await database.read(lambda connection: connection.run_sync(differences)) == []
+        assert await rows(database) == ["key0"]
 
 
 async def test_gateways_that_start_together_migrate_once_and_all_work(database_url: str) -> None:
@@ -116,15 +135,27 @@ async def test_many_writers_at_once_all_get_their_turn(database_url: str) -> Non
 
 
 async def test_a_database_of_a_later_version_is_refused(database_url: str) -> None:
-    async with open_database(database_url) as database:
-
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-
-        await database.write(work)
-    with pytest.raises(SettingInvalid, match="later Mezzotint"):
+    await _call_it(database_url, "9999")
+    with pytest.raises(SettingInvalid, match=r"later Mezzotint \(schema 9999\)"):
         async with open_database(database_url):
             pass
+
+
+async def test_what_a_later_version_only_added_to_is_used_and_left_so(database_url: str) -> None:
+    await _call_it(database_url, "0001.9999")
+    async with open_database(database_url) as database:
+        await put_row(database, "key0")
+
+        async def work(connection: AsyncConnection) -> str | None:
+            return await connection.scalar(text("SELECT version_num FROM alembic_version"))
+
+        assert await database.read(work) == "0001.9999"
+
+
+async def _call_it(url: str, revision: str) -> None:
+    async with open_database(url) as database:
+        statement = text("UPDATE alembic_version SET version_num = :revision")
+        await database.write(lambda connection: connection.execute(statement, {"revision": revision}))
 
 
 @pytest.mark.parametrize(

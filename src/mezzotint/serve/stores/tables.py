@@ -100,6 +100,7 @@ jobs = Table(
     Column("fingerprint", String(64), nullable=False, server_default=""),
     UniqueConstraint("caller", "idempotency_key", name="uq_jobs_idempotency"),
     Index("ix_jobs_claim", "state", "priority", "caller", "sequence"),
+    Index("ix_jobs_deadline", "state", "deadline"),
     Index("ix_jobs_caller", "caller", "sequence"),
     Index("ix_jobs_finished", "finished"),
     sqlite_autoincrement=True,
