@@ -1,5 +1,5 @@
-"""What is done many times a second does not read all jobs for it: neither the finished ones, of which there may
-be millions, nor all that wait.
+"""What is done many times a second does not read all jobs for it: neither the finished ones, of which there
+may be millions, nor all that wait.
 """
 
 from __future__ import annotations
