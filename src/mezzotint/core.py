@@ -95,6 +95,8 @@ class GenerationRequest:
     strength: how far from `image` to go, above 0…1: of the steps, the last ⌊steps × strength⌋ are taken.
         The default is diffusers', 0.3 and with a mask 0.9999, or what takes one step if that takes none.
     loras: each a name of the model's limits, at most 8.
+    emphasis: whether brackets in both prompts weigh words, as `mezzotint.emphasis` reads them; otherwise they
+        are text, as they are to diffusers.
     tenant: whose share of the engine the request uses; the shares of tenants are fair among each other.
     priority: low, normal or high: a quarter, one or four times the share, and the order within a tenant.
         The default is normal.
@@ -114,6 +116,7 @@ class GenerationRequest:
     mask: Mask | None = field(default=None, compare=False, repr=False)
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
+    emphasis: bool = False
     tenant: str = ""
     priority: Priority | None = None
 
@@ -160,7 +163,7 @@ class ResolvedRequest:
     """A request with nothing left open: valid for its model, and enough to draw the picture again.
 
     `image` and `mask` are width × height; `mask` holds 0 and 255 alone. `loras` are by name, without those
-    that change nothing.
+    that change nothing; `emphasis` is false where no bracket is.
     """
 
     prompt: str
@@ -177,6 +180,7 @@ class ResolvedRequest:
     mask: Mask | None = field(default=None, compare=False, repr=False)
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
+    emphasis: bool = False
     tenant: str = ""
     priority: Priority = "normal"
 
@@ -229,6 +233,7 @@ class Receipt:
     image_sha256: str | None = None
     mask_sha256: str | None = None
     loras: tuple[UsedLora, ...] = ()
+    emphasis: bool = False
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Receipt:

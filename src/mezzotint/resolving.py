@@ -22,6 +22,7 @@ from mezzotint.core import (
     Pixels,
     ResolvedRequest,
 )
+from mezzotint.emphasis import has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest
 from mezzotint.samplers import find_sampler
 
@@ -39,11 +40,13 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
 
     Raises:
         InvalidRequest: the first field that is not accepted, and what is.
+        NotSupported: a prompt's emphasis is of a kind that is not served.
     """
     # A picture can be followed without words.
     _check_text("prompt", request.prompt, required=request.image is None)
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, required=False)
+    emphasis = _emphasis(request)
     loras = _loras(request.loras, limits)
     limits = limits_with(loras, limits)
     sampler = find_sampler(_default(request.scheduler, limits.default_scheduler, str, "scheduler"))
@@ -84,9 +87,21 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         mask=mask,
         strength=strength,
         loras=loras,
+        emphasis=emphasis,
         tenant=request.tenant,
         priority=priority,
     )
+
+
+def _emphasis(request: GenerationRequest) -> bool:
+    """Whether a bracket of the prompts weighs words."""
+    if not isinstance(request.emphasis, bool):
+        raise InvalidRequest(f"emphasis must be bool, not {_shown(request.emphasis)}", param="emphasis")
+    if not request.emphasis or not has_marks(request.prompt, request.negative_prompt):
+        return False
+    parse_emphasis(request.prompt)
+    parse_emphasis(request.negative_prompt or "", "negative_prompt")
+    return True
 
 
 def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:

@@ -182,6 +182,54 @@ def test_the_prompt_cache_is_bounded_in_entries_and_bytes(fresh_backend: Make) -
     assert prompts.cached_bytes == 2 * size
 
 
+def test_emphasis_multiplies_the_hidden_states_of_its_words_and_nothing_else(fresh_backend: Make) -> None:
+    prompts = fresh_backend().prompts
+    # The tiny model's tokens are letters; the first place is the mark of the beginning.
+    plain = prompts.encode("a b c d")
+    weighed = prompts.encode("a (b:1.5) [(c:0) d]", emphasis=True)
+    expected = torch.ones(16)
+    expected[2], expected[3], expected[4] = 1.5, 0.0, 1 / 1.1
+    torch.testing.assert_close(weighed.hidden, plain.hidden * expected[None, :, None])
+    torch.testing.assert_close(weighed.pooled, plain.pooled, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("text", ["ab cd", r"a\(b\)", "", "a (b:1) c", "a: b", "ab cd ef gh ij kl mn op"])
+def test_what_weighs_one_is_encoded_as_it_is_without_emphasis(fresh_backend: Make, text: str) -> None:
+    prompts = fresh_backend().prompts
+    plain = prompts.encode(text.replace("\\", "").replace("(b:1)", "b"))
+    weighed = prompts.encode(text, emphasis=True)
+    torch.testing.assert_close(weighed.hidden, plain.hidden, rtol=0, atol=0)
+    assert weighed.cut == plain.cut
+
+
+def test_brackets_are_text_without_emphasis_and_marks_with_it(fresh_backend: Make) -> None:
+    backend = fresh_backend()
+    requests = [
+        request_for(backend, prompt=prompt, emphasis=emphasis)
+        for prompt, emphasis in (
+            ("a (fox:0.2)", False),
+            ("a (fox:0.2)", True),
+            ("a fox", False),
+            ("a (fox:1.0)", True),
+        )
+    ]
+    as_text, weighed, plain, as_it_is = (finish(backend, "one", request) for request in requests)
+    assert len({as_text, weighed, plain}) == 3
+    assert as_it_is == plain
+    negative = {"prompt": "an owl", "negative_prompt": "a (fox:0.2)"}
+    steered = [
+        finish(backend, "one", request_for(backend, **negative, emphasis=emphasis))
+        for emphasis in (False, True)
+    ]
+    assert steered[0] != steered[1]
+
+
+def test_what_is_cut_from_a_prompt_with_emphasis_is_named_without_its_marks(fresh_backend: Make) -> None:
+    backend = fresh_backend()
+    request = request_for(backend, prompt="abcdefgh (ijklmn [opq 2] r)", emphasis=True)
+    assert backend.start("a", request) == ('prompt: the part after 14 tokens was cut: "opq 2 r"',)
+
+
 def test_what_is_cut_from_a_prompt_is_named_once(
     fresh_backend: Make, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,20 @@ def test_a_scale_that_is_no_number_is_told_of_as_one() -> None:
         Txt2Img(prompt="a cat <lora:night:x>").to_request()
 
 
+def test_brackets_weigh_words_unless_the_setting_says_that_they_are_text() -> None:
+    for setting, weigh in ((None, True), ("No norm", True), ("None", False)):
+        fields = Txt2Img(prompt="a (cat:1.2)", override_settings={"emphasis": setting})
+        assert fields.to_request().emphasis is weigh
+    assert Txt2Img(prompt="a (cat:1.2)").to_request().emphasis
+
+
+@pytest.mark.parametrize("kind", ["Original", "Ignore", 1, ["None"]])
+def test_another_kind_of_emphasis_is_refused(kind: object) -> None:
+    with pytest.raises(NotSupported, match='only "No norm" and "None"') as refused:
+        Txt2Img(prompt="a", override_settings={"emphasis": kind}).to_request()
+    assert refused.value.param == "emphasis"
+
+
 @pytest.mark.parametrize(
     ("field", "accepted"),
     [

@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "threads": set(),
     "cores": {"errors"},
     "neuron_versions": set(),
+    "emphasis": {"errors"},
     "core": {"errors", "samplers", "imaging"},
-    "resolving": {"core", "errors", "samplers", "imaging.inputs"},
+    "resolving": {"core", "emphasis", "errors", "samplers", "imaging.inputs"},
     "tuning": {"errors"},
     "config": {"errors", "config_file", "tuning"},
     "config_file": {"errors"},
-    "backends": {"core", "cores", "errors", "samplers", "backends", "imaging.inputs", "tuning"},
+    "backends": {"core", "cores", "emphasis", "errors", "samplers", "backends", "imaging.inputs", "tuning"},
     # `Engine.load` makes the fake backend or asks the models for one; the rest knows only the protocol.
     "engine": {
         "core",
@@ -39,7 +40,7 @@ MAY_IMPORT = {
         "tuning",
     },
     "models": {"core", "resolving", "cores", "errors", "samplers", "backends", "models", "threads", "tuning"},
-    "imaging": {"core", "errors", "imaging"},
+    "imaging": {"core", "emphasis", "errors", "imaging"},
     "serve": {
         "core",
         "resolving",
@@ -84,6 +85,7 @@ WITHOUT = {
     "engine": {"torch", "diffusers", "ray", "transformers", "fastapi", "starlette"},
     "core": {"torch", "diffusers", "ray", "asyncio"},
     "resolving": {"torch", "diffusers", "ray", "asyncio"},
+    "emphasis": {"torch", "diffusers", "ray", "asyncio"},
     "samplers": {"torch", "diffusers"},
     "tuning": {"torch", "diffusers"},
     "serve": {"torch", "diffusers"},

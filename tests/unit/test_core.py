@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,7 @@ def test_default_steps_bow_to_a_sampler_that_takes_fewer() -> None:
         ("deadline_s", 10**400, "86,400"),
         ("guidance_scale", 10**400, "0…50"),
         ("preview_every", -1, "0…"),
+        ("emphasis", "yes", "bool"),
     ],
 )
 def test_a_bad_value_is_refused_by_name_with_what_is_accepted(field: str, value: Any, says: str) -> None:
@@ -73,6 +75,25 @@ def test_a_bad_value_is_refused_by_name_with_what_is_accepted(field: str, value:
     assert refused.value.param == field
     assert says in refused.value.message
     assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_weight_that_is_not_accepted_names_its_prompt(field: str) -> None:
+    request = replace(GenerationRequest("a fox", emphasis=True), **{field: "a (very heavy:11) owl"})
+    with pytest.raises(
+        InvalidRequest, match=f"{field}: 'very heavy' weighs 11; accepted is -10…10"
+    ) as refused:
+        resolve(request, FAKE_LIMITS)
+    assert refused.value.param == field
+    assert resolve(replace(request, emphasis=False), FAKE_LIMITS)
+
+
+def test_emphasis_that_changes_nothing_is_none() -> None:
+    request = GenerationRequest("a fox: red, 2/3", negative_prompt="an owl", emphasis=True)
+    assert resolve(replace(request, seed=1), FAKE_LIMITS) == resolve(
+        replace(request, seed=1, emphasis=False), FAKE_LIMITS
+    )
+    assert resolve(replace(request, negative_prompt="(an owl)"), FAKE_LIMITS).emphasis
 
 
 @pytest.mark.parametrize("field", ["steps", "seed", "width", "guidance_scale", "deadline_s"])

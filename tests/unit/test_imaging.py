@@ -100,6 +100,17 @@ def test_exif_carries_the_a1111_text_where_its_readers_look(format: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("prompt", "emphasis", "told"),
+    [("a fox: red", False, None), ("a (fox)", False, "None"), ("a (fox:1.3)", True, "No norm")],
+)
+def test_a1111_is_told_what_brackets_are(prompt: str, emphasis: bool, told: str | None) -> None:
+    text = parameters_text(replace(RECEIPT, prompt=prompt, emphasis=emphasis))
+    assert text.startswith(f"{prompt}\n")
+    assert ("Emphasis: " in text) == (told is not None)
+    assert f", Emphasis: {told}" in text or told is None
+
+
+@pytest.mark.parametrize(
     ("suffix", "format"),
     [(".png", "PNG"), (".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP"), ("", "PNG")],
 )

@@ -55,6 +55,7 @@ class BackendInfo:
             image_sha256=None if request.image is None else pixels_sha256(request.image),
             mask_sha256=None if request.mask is None else pixels_sha256(request.mask),
             loras=tuple(UsedLora(lora.name, lora.scale, hashes[lora.name]) for lora in request.loras),
+            emphasis=request.emphasis,
         )
 
 

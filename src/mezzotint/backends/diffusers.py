@@ -274,7 +274,7 @@ class DiffusersBackend:
         self, request: ResolvedRequest
     ) -> tuple[tuple[str, ...], _Conditioning, _Conditioning | None]:
         """The receipt's warnings, what the positive evaluation reads, and what the negative one does."""
-        prompt = self.prompts.encode(request.prompt, request.loras)
+        prompt = self.prompts.encode(request.prompt, request.loras, emphasis=request.emphasis)
         # The size the picture should look cropped from, the crop's corner, and its size: SDXL's section 2.2.
         sizes = (request.height, request.width, 0, 0, request.height, request.width)
         time_ids = to_device(torch.tensor([sizes], dtype=prompt.hidden.dtype), self._device)
@@ -286,7 +286,9 @@ class DiffusersBackend:
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
             return prompt.warning("prompt"), positive, None
-        negative = self.prompts.encode_negative(request.negative_prompt, request.loras)
+        negative = self.prompts.encode_negative(
+            request.negative_prompt, request.loras, emphasis=request.emphasis
+        )
         warnings = (*prompt.warning("prompt"), *negative.warning("negative_prompt"))
         return warnings, positive, _Conditioning(negative.hidden, negative.pooled, time_ids, None)
 

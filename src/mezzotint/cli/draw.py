@@ -63,6 +63,9 @@ def draw(
             metavar="LORA", help="A LoRA of the model's own or a .safetensors file; LORA:0.8 for less of it."
         ),
     ] = None,
+    emphasis: Annotated[
+        bool, typer.Option("--emphasis", help="Brackets weigh words: (words:1.3), [words].")
+    ] = False,
     number: Annotated[
         int, typer.Option("-n", help=f"Images, 1 to {MAX_IMAGES}, with seeds counting up.")
     ] = 1,
@@ -87,6 +90,7 @@ def draw(
         scheduler=scheduler,
         seed=seed,
         loras=loras,
+        emphasis=emphasis,
     )
     requests = _numbered(request, number, limits_of_installed(model, files))
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])

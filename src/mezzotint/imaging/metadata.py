@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mezzotint.core import Receipt
+from mezzotint.emphasis import has_marks
 from mezzotint.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def parameters_text(receipt: Receipt) -> str:
         "Size": f"{receipt.width}x{receipt.height}",
         "Model": receipt.model,
     }
+    if has_marks(receipt.prompt, receipt.negative_prompt):
+        # A1111 takes brackets for its own default, "Original", unless it is told.
+        settings["Emphasis"] = "No norm" if receipt.emphasis else "None"
     if receipt.strength is not None:
         settings["Denoising strength"] = f"{receipt.strength:g}"
     if receipt.loras:

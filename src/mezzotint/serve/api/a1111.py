@@ -149,6 +149,7 @@ def _options(info: BackendInfo) -> dict[str, Any]:
         "sd_vae": "Automatic",
         "samples_format": "png",
         "CLIP_stop_at_last_layers": 1,
+        "emphasis": "No norm",
         "show_progress_every_n_steps": 0,
         "img2img_fix_steps": False,
         "return_grid": False,

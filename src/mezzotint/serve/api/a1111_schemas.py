@@ -105,7 +105,7 @@ class Txt2Img(Fields):
     model_config = ConfigDict(extra="allow")
 
     prompt: str = Field(
-        description="what to draw; with <lora:name:scale>; weights such as (word:1.2) are plain text"
+        description="what to draw, with weights as (words:1.2) and LoRAs as <lora:name:scale>"
     )
     negative_prompt: str | None = Field(None, description="what to steer away from; empty means none")
     seed: Whole | None = Field(None, ge=-1, description="-1 draws one; picture i has seed + i")
@@ -154,6 +154,14 @@ class Txt2Img(Fields):
             )
         return max(every, 0)
 
+    @property
+    def emphasis(self) -> bool:
+        """Whether brackets weigh words: A1111's setting `emphasis`."""
+        kind = (self.override_settings or {}).get("emphasis")
+        if kind not in (None, "No norm", "None"):
+            raise NotSupported('of emphasis only "No norm" and "None" are served', param="emphasis")
+        return bool(kind != "None")
+
     def _not_served(self) -> dict[str, Any]:
         """What was sent besides, but for what is said of a mask: there is none."""
         others = self.model_extra or {}
@@ -166,7 +174,7 @@ class Txt2Img(Fields):
             MezzotintError: a field is not accepted, or not served.
         """
         check_neutral(self._not_served())
-        known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps")
+        known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps", "emphasis")
         settings = self.override_settings or {}
         check_neutral({name: value for name, value in settings.items() if name not in known})
         prompt, loras = loras_of(self.prompt)
@@ -177,6 +185,7 @@ class Txt2Img(Fields):
         return GenerationRequest(
             prompt=prompt,
             loras=loras,
+            emphasis=self.emphasis,
             negative_prompt=self.negative_prompt,
             width=self.width,
             height=self.height,

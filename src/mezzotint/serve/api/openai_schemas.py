@@ -131,6 +131,9 @@ class ImageFields(Fields):
     loras: list[LoraFields] | None = Field(
         None, max_length=MAX_LORAS, description="LoRAs to draw with; they may bring defaults of their own"
     )
+    emphasis: bool | None = Field(
+        None, description="whether (words:1.2) and [words] weigh words of both prompts, as in A1111"
+    )
     deadline_s: float | None = None
     priority: Priority | None = None
     deterministic: bool | None = Field(None, description="true is not supported")
@@ -190,6 +193,7 @@ class ImageFields(Fields):
             deadline_s=self.deadline_s,
             strength=self.strength,
             loras=loras,
+            emphasis=bool(self.emphasis),
             priority=self.priority,
             preview_every=0,
         )

@@ -28,6 +28,7 @@ __all__ = ["router"]
 
 FEATURES = {
     "negative_prompt": True,
+    "emphasis": True,
     "edits": True,
     "inpainting": True,
     "variations": True,

@@ -1,0 +1,111 @@
+r"""Weights in a prompt, in A1111's grammar.
+
+=================  ==================================
+`(words)`          times 1.1; brackets within brackets multiply
+`[words]`          divided by 1.1
+`(words:1.3)`      times 1.3
+`\(` `\[` `\\`     the character itself, `\)` and `\]` too
+=================  ==================================
+
+A bracket that is never closed reaches to the end; one that was never opened is text. What a weight does to
+the picture is in `backends.prompts`. Pure text: no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import groupby
+
+from mezzotint.errors import InvalidRequest, NotSupported
+
+__all__ = ["MAX_WEIGHT", "Piece", "has_marks", "parse_emphasis"]
+
+STEP = 1.1
+MAX_WEIGHT = 10.0
+# Weighing takes as long as the text times this.
+MAX_DEPTH = 50
+MARK = re.compile(
+    r"\\(?P<literal>[\\()\[\]])|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|(?P<bracket>[()\[\]])"
+)
+MARKS = re.compile(r"[\\()\[\]]")
+# A1111's words that come and go with the steps.
+EDITING = re.compile(r"(?<!\\)\[(?:[^\[\]|]*\|[^\[\]]*|[^\[\]]*:\s*[\d.]+\s*)\]")
+MAX_QUOTED_CHARACTERS = 40
+
+
+@dataclass
+class Piece:
+    """A stretch of text, and how much it weighs."""
+
+    text: str
+    weight: float = 1.0
+
+
+def has_marks(*texts: str | None) -> bool:
+    """Whether it makes a difference to any of them if brackets weigh words."""
+    return any(text and MARKS.search(text) for text in texts)
+
+
+def parse_emphasis(text: str, field: str = "prompt") -> list[Piece]:
+    """The text without its brackets, in pieces; what lies side by side and weighs the same is one.
+
+    Raises:
+        InvalidRequest: a weight is beyond ±10, or brackets are nested more than 50 deep.
+        NotSupported: words that change with the steps, as `[from:to:0.5]` or `[a|b]`.
+    """
+    if found := EDITING.search(text):
+        raise NotSupported(
+            f"{field}: words that change with the steps are not served: {_quoted(found[0])}; "
+            r"\[ is a bracket that is drawn",
+            param=field,
+        )
+    pieces: list[Piece] = []
+    # By bracket, where the text begins that each open one weighs.
+    begun: dict[str, list[int]] = {"(": [], "[": []}
+    end = 0
+    for mark in MARK.finditer(text):
+        _add(pieces, text[end : mark.start()])
+        end = mark.end()
+        bracket = mark["bracket"] or (mark["weight"] and ")")
+        if bracket in begun:
+            begun[bracket].append(len(pieces))
+            if sum(map(len, begun.values())) > MAX_DEPTH:
+                raise InvalidRequest(f"{field}: brackets are nested more than {MAX_DEPTH} deep", param=field)
+        elif bracket == ")" and begun["("]:
+            _weigh(pieces, begun["("].pop(), STEP if mark["weight"] is None else float(mark["weight"]))
+        elif bracket == "]" and begun["["]:
+            _weigh(pieces, begun["["].pop(), 1 / STEP)
+        else:
+            _add(pieces, mark["literal"] or mark[0])
+    _add(pieces, text[end:])
+    for bracket, factor in (("(", STEP), ("[", 1 / STEP)):
+        for start in begun[bracket]:
+            _weigh(pieces, start, factor)
+    for piece in pieces:
+        # Written so that what is not finite fails it.
+        if not abs(piece.weight) <= MAX_WEIGHT:
+            raise InvalidRequest(
+                f"{field}: {_quoted(piece.text)} weighs {piece.weight:g}; accepted is "
+                f"{-MAX_WEIGHT:g}…{MAX_WEIGHT:g}",
+                param=field,
+            )
+    return [
+        Piece("".join(piece.text for piece in alike), weight)
+        for weight, alike in groupby(pieces, key=lambda piece: piece.weight)
+    ]
+
+
+def _add(pieces: list[Piece], text: str) -> None:
+    if text:
+        pieces.append(Piece(text))
+
+
+def _weigh(pieces: list[Piece], start: int, factor: float) -> None:
+    for piece in pieces[start:]:
+        piece.weight *= factor
+
+
+def _quoted(text: str) -> str:
+    shown = text.strip()
+    return repr(shown if len(shown) <= MAX_QUOTED_CHARACTERS else f"{shown[: MAX_QUOTED_CHARACTERS - 1]}…")

@@ -1,0 +1,96 @@
+"""Weights in a prompt: A1111's grammar, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mezzotint.emphasis import MAX_WEIGHT, has_marks, parse_emphasis
+from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("a fox", [("a fox", 1)]),
+        ("a (red) fox", [("a ", 1), ("red", 1.1), (" fox", 1)]),
+        ("a ((red)) fox", [("a ", 1), ("red", 1.21), (" fox", 1)]),
+        ("a [red] fox", [("a ", 1), ("red", 1 / 1.1), (" fox", 1)]),
+        ("a (red:1.5) fox", [("a ", 1), ("red", 1.5), (" fox", 1)]),
+        ("(red : .5 )fox", [("red ", 0.5), ("fox", 1)]),
+        ("(red:-2)", [("red", -2)]),
+        ("(red:0)", [("red", 0)]),
+        ("(a (b:2) c:3)", [("a ", 3), ("b", 6), (" c", 3)]),
+        ("([a] b)", [("a", 1), (" b", 1.1)]),
+        # Brackets may cross.
+        ("(a [b) c]", [("a ", 1.1), ("b", 1), (" c", 1 / 1.1)]),
+        # Never closed, it reaches to the end; never opened, it is text.
+        ("a (b c", [("a ", 1), ("b c", 1.1)]),
+        ("a [b (c", [("a ", 1), ("b ", 1 / 1.1), ("c", 1)]),
+        ("a) b] c:2) d", [("a) b] c:2) d", 1)]),
+        # Only what is a number is a weight.
+        ("(a:b)", [("a:b", 1.1)]),
+        ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
+        ("(a:1e3)", [("a:1e3", 1.1)]),
+        ("10:30", [("10:30", 1)]),
+        ("()", []),
+        # What weighs the same is one piece.
+        ("a (b:1) c", [("a b c", 1)]),
+        (r"a \(b\) \[c\] \\ \d", [(r"a (b) [c] \ \d", 1)]),
+        (r"(a\)b)", [("a)b", 1.1)]),
+        (r"\[a|b] \[a:2]", [("[a|b] [a:2]", 1)]),
+        ("BREAK and AND", [("BREAK and AND", 1)]),
+    ],
+)
+def test_the_grammar(text: str, expected: list[tuple[str, float]]) -> None:
+    pieces = parse_emphasis(text)
+    assert [piece.text for piece in pieces] == [text for text, _ in expected]
+    assert [piece.weight for piece in pieces] == pytest.approx([weight for _, weight in expected])
+
+
+@pytest.mark.parametrize(
+    "text", ["(a:10.5)", "(a:-11)", "((a:5):5)", "(" * 25 + "a", "(a:1" + "0" * 400 + ")"]
+)
+def test_a_weight_that_no_picture_survives_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"weighs .*accepted is -10…10") as refused:
+        parse_emphasis(text, "negative_prompt")
+    assert refused.value.param == "negative_prompt"
+
+
+def test_depth_is_bounded() -> None:
+    assert [piece.weight for piece in parse_emphasis("(" * 50 + "a" + ":1)" * 50)] == [1]
+    with pytest.raises(InvalidRequest, match="prompt: brackets are nested more than 50 deep"):
+        parse_emphasis("(" * 51 + "a" + ":1)" * 51)
+
+
+@pytest.mark.parametrize("text", ["[cow|horse]", "a [b:c:0.5] d", "[b:5]", "[b::3]", "([a (b)|c])", "[a|b"])
+def test_words_that_change_with_the_steps_are_refused_where_they_are_closed(text: str) -> None:
+    if "]" not in text:
+        assert parse_emphasis(text)
+        return
+    with pytest.raises(NotSupported, match="change with the steps") as refused:
+        parse_emphasis(text)
+    assert refused.value.param == "prompt"
+
+
+@given(st.text(alphabet="ab ()[]\\:.|015-", max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        pieces = parse_emphasis(text)
+    except MezzotintError:
+        return
+    assert all(piece.text and abs(piece.weight) <= MAX_WEIGHT for piece in pieces)
+    assert all(one.weight != other.weight for one, other in pairwise(pieces))
+    # Nothing is made up, and what is left out are brackets, backslashes and weights.
+    left = iter(text)
+    assert all(letter in left for piece in pieces for letter in piece.text)
+
+
+@given(st.text(alphabet="ab :.,|015-é😀", max_size=60))
+def test_a_text_without_marks_is_itself(text: str) -> None:
+    assert not has_marks(text)
+    assert [(piece.text, piece.weight) for piece in parse_emphasis(text)] == ([(text, 1)] if text else [])
