@@ -476,6 +476,22 @@ async def test_a_broken_form_is_refused(client: httpx.AsyncClient, kind: str, bo
     error_of(answer)
 
 
+async def test_a_form_that_breaks_off_is_refused_and_not_drawn_without_its_last_part(
+    client: httpx.AsyncClient,
+) -> None:
+    def part(name: str, content: bytes) -> bytes:
+        return f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+
+    image = part('image"; filename="a.png', png())
+    whole = image + part("prompt", b"a") + part("num_inference_steps", b"2")
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    assert (await client.post(EDITS, content=whole + b"--x--", headers=kind)).status_code == 200
+    for cut in (whole, whole + b"--x", whole[:-10]):
+        answer = await client.post(EDITS, content=cut, headers=kind)
+        assert answer.status_code == 400
+        assert error_of(answer)["message"].startswith("the form cannot be read: it breaks off")
+
+
 async def test_a_part_of_a_form_that_is_too_much_is_413_and_named(client: httpx.AsyncClient) -> None:
     long = {"prompt": "a" * 70_000}
     answer = await client.post(EDITS, data=long, files={"image": png()})

@@ -29,6 +29,7 @@ MAX_TEXT_BYTES = 64 * 1024
 class _Parser(MultiPartParser):
     # No file of a stranger's is written to this machine's disk; 0 keeps all of it in memory.
     spool_max_size = 0
+    ended = False
 
     def on_part_begin(self) -> None:
         super().on_part_begin()
@@ -55,6 +56,9 @@ class _Parser(MultiPartParser):
         if self._part_bytes > most:
             raise PayloadTooLarge(f"{name}: {what} has at most {most:,} bytes", param=name)
         super().on_part_data(data, start, end)
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
 async def read_form(
@@ -106,12 +110,17 @@ async def _parse(request: Request) -> FormData:
         max_part_size=MAX_TEXT_BYTES,
     )
     try:
-        return await parser.parse()
+        form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the form cannot be read: {error.message}") from None
     except ValueError:
         # A character set that Python knows and that is none of text.
         raise InvalidRequest("the form cannot be read: its character set is not known") from None
+    if not parser.ended:
+        # Its last part is not among the others: without it, another picture would be drawn than was meant.
+        await form.close()
+        raise InvalidRequest("the form cannot be read: it breaks off before its last boundary")
+    return form
 
 
 def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
