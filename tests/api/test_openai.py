@@ -185,6 +185,7 @@ async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, bo
             None,
         ),
         ("prompt", {}, "the body is not valid JSON: expecting value at character 1", None),
+        ('{"prompt": "a', {}, "the body is not valid JSON: unterminated string starting at character 12", None),
         (b'{"prompt": "\xff"}', {}, "the body is not valid JSON: no UTF-8 at byte 13", None),
         ("[" * 40_000, {}, "the body is not valid JSON: its lists and objects are nested too deeply", None),
         (
