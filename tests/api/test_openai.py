@@ -437,6 +437,18 @@ async def test_an_edit_without_a_picture_or_with_text_for_one_is_refused(client:
     assert (file.status_code, error_of(file)["param"]) == (400, "prompt")
 
 
+async def test_what_a_form_brings_of_a_field_that_is_not_served_is_not_supported(
+    client: httpx.AsyncClient,
+) -> None:
+    # As the official client sends them: a file, an object by its parts.
+    markup = {"image": png(), "markup": png()}
+    for data, files in (({}, markup), ({"svg[model]": "a"}, {"image": png()})):
+        answer = await client.post(EDITS, data={"prompt": "a", **data}, files=files)
+        assert answer.status_code == 400
+        error = error_of(answer)
+        assert (error["code"], error["param"]) == ("not_supported", "svg" if data else "markup")
+
+
 async def test_a_form_is_as_strict_as_json_about_what_the_text_says(client: httpx.AsyncClient) -> None:
     for field, value in (
         ("n", "many"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from mezzotint.errors import InvalidRequest, PayloadTooLarge
+from mezzotint.errors import InvalidRequest, NotSupported, PayloadTooLarge
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
 from mezzotint.serve.api.errors import as_invalid_request
 from mezzotint.serve.api.json_bodies import parse
@@ -62,25 +62,29 @@ class _Parser(MultiPartParser):
 
 
 async def read_form(
-    request: Request, kind: type[_Fields], files: Sequence[str]
+    request: Request, kind: type[_Fields], files: Sequence[str], not_served: Collection[str] = ()
 ) -> tuple[_Fields, dict[str, list[bytes]]]:
     """The text fields as `kind`, and the content of the files by the field's name.
 
-    `files` names the fields that take files; `name[]` is read as `name`.
+    `files` names the fields that take files; `name[]` is read as `name`. `not_served` names fields of `kind`
+    that clients know as files or objects.
 
     Raises:
         InvalidRequest: not such a form, an unknown field, text where a file is meant or the reverse.
+        NotSupported: a file, or a part of an object (`name[part]`), of a field that is not served.
         PayloadTooLarge: a file of more than 50 MB, a text of more than 64 KiB, or too many of them.
     """
     form = await _parse(request)
     try:
-        texts, contents = await _sorted(form, files)
+        texts, contents = await _sorted(form, files, not_served)
     finally:
         await form.close()
     return _check(kind, texts), contents
 
 
-async def _sorted(form: FormData, files: Sequence[str]) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+async def _sorted(
+    form: FormData, files: Sequence[str], not_served: Collection[str]
+) -> tuple[dict[str, str], dict[str, list[bytes]]]:
     texts: dict[str, str] = {}
     contents: dict[str, list[bytes]] = {name: [] for name in files}
     for sent, value in form.multi_items():
@@ -89,6 +93,10 @@ async def _sorted(form: FormData, files: Sequence[str]) -> tuple[dict[str, str],
             if not isinstance(value, UploadFile):
                 raise InvalidRequest(f"{name} must be a file, not text", param=name)
             contents[name].append(await value.read())
+        elif (known := sent.partition("[")[0]) in not_served and (
+            known != sent or isinstance(value, UploadFile)
+        ):
+            raise NotSupported(f"{known} is not supported", param=known)
         elif isinstance(value, UploadFile):
             raise InvalidRequest(f"{sent} takes no file", param=sent)
         elif sent in texts:
