@@ -185,7 +185,12 @@ async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, bo
             None,
         ),
         ("prompt", {}, "the body is not valid JSON: expecting value at character 1", None),
-        ('{"prompt": "a', {}, "the body is not valid JSON: unterminated string starting at character 12", None),
+        (
+            '{"prompt": "a',
+            {},
+            "the body is not valid JSON: unterminated string starting at character 12",
+            None,
+        ),
         (b'{"prompt": "\xff"}', {}, "the body is not valid JSON: no UTF-8 at byte 13", None),
         ("[" * 40_000, {}, "the body is not valid JSON: its lists and objects are nested too deeply", None),
         (
@@ -294,6 +299,26 @@ async def test_an_empty_field_is_as_good_as_left_out_on_every_route(client: http
         ("width", "height", "size", "steps", "guidance_scale", "seed", "format", "model"), ""
     )
     assert (await client.get("/imagine", params={"prompt": "a", **query})).status_code == 200
+
+
+@pytest.mark.parametrize("nothing", ['; filename=""\r\nContent-Type: application/octet-stream', ""])
+async def test_a_file_that_nobody_chose_in_a_form_is_as_good_as_left_out(
+    client: httpx.AsyncClient, nothing: str
+) -> None:
+    def part(name: str, more: str, content: bytes) -> bytes:
+        return (
+            f'--x\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + content + b"\r\n"
+        )
+
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    prompt, mask = part("prompt", "", b"a"), part("mask", nothing, b"")
+    chosen = prompt + mask + part("image", '; filename="a.png"', png()) + b"--x--"
+    answer = await client.post(EDITS, content=chosen, headers=kind)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["receipt"]["mask_sha256"] is None
+    neither = prompt + mask + part("image", nothing, b"") + b"--x--"
+    answer = await client.post(EDITS, content=neither, headers=kind)
+    assert (answer.status_code, error_of(answer)["message"]) == (400, "image is required")
 
 
 async def test_a_picture_may_be_followed_without_words_and_nothing_else(client: httpx.AsyncClient) -> None:

@@ -90,6 +90,8 @@ async def _sorted(
     for sent, value in form.multi_items():
         name = sent.removesuffix("[]")
         if name in contents:
+            if _is_nothing(value):
+                continue
             if not isinstance(value, UploadFile):
                 raise InvalidRequest(f"{name} must be a file, not text", param=name)
             contents[name].append(await value.read())
@@ -104,6 +106,11 @@ async def _sorted(
         else:
             texts[sent] = value
     return texts, contents
+
+
+def _is_nothing(value: str | UploadFile) -> bool:
+    """What a form sends in the place of a file that nobody chose."""
+    return not (value.filename or value.size) if isinstance(value, UploadFile) else not value
 
 
 async def _parse(request: Request) -> FormData:
