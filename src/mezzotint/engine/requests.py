@@ -61,8 +61,10 @@ class RequestTable:
         eta_s = standing.eta_s
         # An assumed cost is no reason to refuse anyone.
         if self._cost.is_measured and request.deadline_s is not None and eta_s > request.deadline_s:
+            # What is left of it is a little less than was asked for.
+            deadline_s = round(request.deadline_s, 2)
             raise DeadlineUnreachable(
-                f"the picture would take {eta_s:.1f} s now, and the deadline is {request.deadline_s:g} s",
+                f"the picture would take {eta_s:.1f} s now, and the deadline is {deadline_s:g} s",
                 param="deadline_s",
                 retry_after_s=max(eta_s - request.deadline_s, 1.0),
             )

@@ -6,6 +6,7 @@ come back. Images being drawn are leases that end by themselves, so a killed gat
 
 from __future__ import annotations
 
+import math
 import secrets
 
 from sqlalchemy import delete, func, insert, select, update
@@ -45,8 +46,10 @@ def check_possible(caller: Caller, images: int, compute_s: float) -> None:
             f"this key draws at most {caller.concurrent_images} images at a time, not {images}", param="n"
         )
     if caller.compute_s_per_day is not None and compute_s > caller.compute_s_per_day:
+        # Rounded up, so that what is too much never reads as just enough.
+        takes_s = math.ceil(compute_s * 10) / 10
         raise PermissionDenied(
-            f"this takes {compute_s:.0f} s of an engine; this key has {caller.compute_s_per_day:.0f} s a day"
+            f"this takes {takes_s:,.1f} s of an engine; this key has {caller.compute_s_per_day:,.1f} s a day"
         )
 
 

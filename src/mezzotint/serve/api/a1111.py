@@ -139,7 +139,7 @@ async def set_options(changes: dict[str, Any], _: CallerOf, services: ServicesOf
         served = current["sd_model_checkpoint"]
         raise ModelNotFound(f"no model {checkpoint!r} here; {served} is served", param="sd_model_checkpoint")
     # The settings are everybody's: what a picture needs comes in its override_settings.
-    check_neutral({name: value for name, value in changes.items() if current.get(name, ...) != value})
+    check_neutral({**changes, "sd_model_checkpoint": None}, current)
 
 
 def _options(info: BackendInfo) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import numpy as np
@@ -250,8 +251,12 @@ def loras_of(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     return (EXTRA_NETWORK.sub("", prompt).strip() if loras else prompt), tuple(loras)
 
 
-def check_neutral(fields: Mapping[str, object]) -> None:
+def check_neutral(
+    fields: Mapping[str, object], in_force: Mapping[str, object] = MappingProxyType({})
+) -> None:
     """Refuse a field that would change the picture and is not served.
+
+    in_force: what holds for everybody, and may be said again.
 
     Raises:
         NotSupported: names the first of them.
@@ -259,7 +264,12 @@ def check_neutral(fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         if name in HARMLESS or name.startswith(HIGH_RESOLUTION) or _says_nothing(name, value):
             continue
-        own = "".join(f"{json.dumps(each)}, " for each in NEUTRAL.get(name, ()))
+        accepted = NEUTRAL.get(name, ())
+        if not _says_nothing(name, in_force.get(name)):
+            accepted = (in_force[name], *accepted)
+        if value in accepted:
+            continue
+        own = "".join(f"{json.dumps(each)}, " for each in accepted)
         nothing = "null" if name in CHOOSES_BY_ZERO else "null, false, 0"
         raise NotSupported(f"{name} is not served here; accepted are {own}{nothing} or empty", param=name)
 

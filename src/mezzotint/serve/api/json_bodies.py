@@ -85,7 +85,9 @@ def parse(text: str | bytes, refusal: str = "the body is not valid JSON", param:
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg[:1].lower()}{error.msg[1:]} at character {error.pos + 1}"
+        # Some of Python's own words end in "at" already.
+        found = error.msg.removesuffix(" at")
+        reason = f"{found[:1].lower()}{found[1:]} at character {error.pos + 1}"
     except UnicodeDecodeError as error:
         reason = f"no {error.encoding.upper()} at byte {error.start + 1}"
     except RecursionError:

@@ -22,6 +22,7 @@ from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.openai_answers import Answer, ImagesAnswer
 from mezzotint.serve.api.openai_schemas import (
     ALIASES,
+    NOT_SERVED,
     SENT_AS,
     EditFields,
     GenerationFields,
@@ -82,7 +83,7 @@ router.add_api_route(
     summary="Draw a picture anew, or the part of it that a mask leaves open",
 )
 async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
-    fields, files = await read_form(request, EditFields, ("image", "mask"))
+    fields, files = await read_form(request, EditFields, ("image", "mask"), NOT_SERVED)
     image = await _decoded(_only(files["image"], "image"), _image)
     mask = None
     if files["mask"]:
@@ -97,7 +98,7 @@ async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Res
     summary="Draw pictures that are like a picture",
 )
 async def variations(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
-    fields, files = await read_form(request, VariationFields, ("image",))
+    fields, files = await read_form(request, VariationFields, ("image",), NOT_SERVED)
     image = await _decoded(_only(files["image"], "image"), _image)
     return await _answer("image_variation", fields, request, services, caller, image)
 

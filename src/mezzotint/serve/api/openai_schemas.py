@@ -33,6 +33,7 @@ from mezzotint.serve.api.styles import PRESETS, STYLES
 
 __all__ = [
     "ALIASES",
+    "NOT_SERVED",
     "QUALITIES",
     "SENT_AS",
     "EditFields",
@@ -68,6 +69,7 @@ NOT_SERVED = (
     "refiner",
     "svg",
 )
+"""Fields that are known and mean nothing to this model."""
 VARIATION_STRENGTH = 0.6
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -10,7 +10,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from mezzotint.errors import InvalidRequest, PayloadTooLarge
+from mezzotint.errors import InvalidRequest, NotSupported, PayloadTooLarge
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
 from mezzotint.serve.api.errors import as_invalid_request
 from mezzotint.serve.api.json_bodies import parse
@@ -29,6 +29,7 @@ MAX_TEXT_BYTES = 64 * 1024
 class _Parser(MultiPartParser):
     # No file of a stranger's is written to this machine's disk; 0 keeps all of it in memory.
     spool_max_size = 0
+    ended = False
 
     def on_part_begin(self) -> None:
         super().on_part_begin()
@@ -56,35 +57,48 @@ class _Parser(MultiPartParser):
             raise PayloadTooLarge(f"{name}: {what} has at most {most:,} bytes", param=name)
         super().on_part_data(data, start, end)
 
+    def on_end(self) -> None:
+        self.ended = True
+
 
 async def read_form(
-    request: Request, kind: type[_Fields], files: Sequence[str]
+    request: Request, kind: type[_Fields], files: Sequence[str], not_served: Collection[str] = ()
 ) -> tuple[_Fields, dict[str, list[bytes]]]:
     """The text fields as `kind`, and the content of the files by the field's name.
 
-    `files` names the fields that take files; `name[]` is read as `name`.
+    `files` names the fields that take files; `name[]` is read as `name`. `not_served` names fields of `kind`
+    that clients know as files or objects.
 
     Raises:
         InvalidRequest: not such a form, an unknown field, text where a file is meant or the reverse.
+        NotSupported: a file, or a part of an object (`name[part]`), of a field that is not served.
         PayloadTooLarge: a file of more than 50 MB, a text of more than 64 KiB, or too many of them.
     """
     form = await _parse(request)
     try:
-        texts, contents = await _sorted(form, files)
+        texts, contents = await _sorted(form, files, not_served)
     finally:
         await form.close()
     return _check(kind, texts), contents
 
 
-async def _sorted(form: FormData, files: Sequence[str]) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+async def _sorted(
+    form: FormData, files: Sequence[str], not_served: Collection[str]
+) -> tuple[dict[str, str], dict[str, list[bytes]]]:
     texts: dict[str, str] = {}
     contents: dict[str, list[bytes]] = {name: [] for name in files}
     for sent, value in form.multi_items():
         name = sent.removesuffix("[]")
         if name in contents:
+            if _is_nothing(value):
+                continue
             if not isinstance(value, UploadFile):
                 raise InvalidRequest(f"{name} must be a file, not text", param=name)
             contents[name].append(await value.read())
+        elif (known := sent.partition("[")[0]) in not_served and (
+            known != sent or isinstance(value, UploadFile)
+        ):
+            raise NotSupported(f"{known} is not supported", param=known)
         elif isinstance(value, UploadFile):
             raise InvalidRequest(f"{sent} takes no file", param=sent)
         elif sent in texts:
@@ -92,6 +106,11 @@ async def _sorted(form: FormData, files: Sequence[str]) -> tuple[dict[str, str],
         else:
             texts[sent] = value
     return texts, contents
+
+
+def _is_nothing(value: str | UploadFile) -> bool:
+    """What a form sends in the place of a file that nobody chose."""
+    return not (value.filename or value.size) if isinstance(value, UploadFile) else not value
 
 
 async def _parse(request: Request) -> FormData:
@@ -106,12 +125,17 @@ async def _parse(request: Request) -> FormData:
         max_part_size=MAX_TEXT_BYTES,
     )
     try:
-        return await parser.parse()
+        form = await parser.parse()
     except MultiPartException as error:
         raise InvalidRequest(f"the form cannot be read: {error.message}") from None
     except ValueError:
         # A character set that Python knows and that is none of text.
         raise InvalidRequest("the form cannot be read: its character set is not known") from None
+    if not parser.ended:
+        # Its last part is not among the others: without it, another picture would be drawn than was meant.
+        await form.close()
+        raise InvalidRequest("the form cannot be read: it breaks off before its last boundary")
+    return form
 
 
 def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:

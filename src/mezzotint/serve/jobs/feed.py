@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from contextvars import Context
 
 from mezzotint.errors import StoreUnavailable
 from mezzotint.serve.stores.job import FINAL, JobEvent
@@ -89,7 +90,8 @@ class Feed:
         async with self._starting:
             if self._cursor is None:
                 self._cursor = await self._store.last_event_id()
-                self._polling = asyncio.create_task(self._poll(self._cursor))
+                # For all who listen: what it logs is not of the request that happened to come first.
+                self._polling = asyncio.create_task(self._poll(self._cursor), context=Context())
 
     def _leave(self, job_id: str, listener: _Listener) -> None:
         self._listeners[job_id].discard(listener)
