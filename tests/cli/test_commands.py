@@ -30,6 +30,12 @@ def test_help_names_what_there_is(command: list[str], capsys: pytest.CaptureFixt
     assert "Usage: mezzotint" in capsys.readouterr().out
 
 
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert {"demo", "127.0.0.1", "8000", "auto"} <= set(re.findall(r"\[default:\s+(\S+)\]", told))
+
+
 @pytest.mark.parametrize("group", ["models", "keys", "config", "deploy", "bench"])
 def test_a_group_of_commands_without_one_is_refused_with_its_help(
     group: str, capsys: pytest.CaptureFixture[str]

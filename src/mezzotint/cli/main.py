@@ -28,6 +28,8 @@ app = typer.Typer(
     name="mezzotint",
     help="Draw with Stable Diffusion XL, here or as a server.",
     add_completion=False,
+    # In the other mode `[default: demo]` is a tag, and is not shown.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
