@@ -136,6 +136,15 @@ def test_the_doctor_exits_1_when_something_essential_is_wrong(
     assert "at least 99.0" in capsys.readouterr().out
 
 
+def test_the_doctor_names_the_extra_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(SERVE_FLOORS, "no-such-package", (1, 0))
+    run(["doctor"])
+    assert "pip install -U 'mezzotint[serve]'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
