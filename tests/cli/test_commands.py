@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -170,3 +171,25 @@ def test_serve_refuses_a_taken_port(capsys: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         assert run(["serve", "--model", "fake", "--port", str(port)]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}: address already in use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nmezz", b""]
+)
+def test_top_tells_of_a_server_that_breaks_off_or_speaks_no_http(
+    answer: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reply() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        replying = threading.Thread(target=reply, daemon=True)
+        replying.start()
+        api = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert run(["top", "--api", api, "--once"]) == 2
+        replying.join(10)
+    assert re.fullmatch(rf"error: --api {api}: no server answers: [^\n]+\n", capsys.readouterr().err)
