@@ -231,6 +231,13 @@ class Settings(BaseSettings):
             raise ValueError("another form")
         return value
 
+    @field_validator("host", "ui_host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        # As the system's resolver is asked, which raises what is no OSError: an empty label, one too long.
+        host.encode("idna")
+        return host
+
     @field_validator("public_url", "otlp_endpoint")
     @classmethod
     def _check_url(cls, url: str) -> str:
