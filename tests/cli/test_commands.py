@@ -155,6 +155,7 @@ def test_the_doctor_names_the_extra_that_is_missing(
         (["--dtype", "int8"], "--dtype takes"),
         (["--host", "192.0.2.1", "--model", "fake"], "cannot listen on 192.0.2.1"),
         (["--host", "127.0.0..1", "--model", "fake"], "--host takes an address"),
+        (["--lora", "ink.bin", "--model", "fake"], "--lora takes LoRAs"),
     ],
 )
 def test_serve_refuses_a_bad_setting_before_anything_starts(
