@@ -98,6 +98,7 @@ def test_what_is_wrong_with_a_command_is_said_in_one_line(
         ("MEZZOTINT_DATABASE_URL", "postgresql://user:hidden@127.0.0.1:1/name"),
         ("MEZZOTINT_IMAGE_STORE", "/proc/nowhere"),
         ("MEZZOTINT_IMAGE_STORE", "ftp://somewhere"),
+        ("MEZZOTINT_IMAGE_STORE", "~nosuchuser/pictures"),
         ("MEZZOTINT_HOME", "/proc/nowhere"),
     ],
 )

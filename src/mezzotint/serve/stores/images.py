@@ -159,7 +159,10 @@ def _make_store(url: str) -> ObjectStore:
         )
     if "://" in url:
         raise ValueError("no such kind of store")
-    folder = Path(url).expanduser() if url else data_home() / "images"
+    try:
+        folder = Path(url).expanduser() if url else data_home() / "images"
+    except RuntimeError:
+        raise ValueError("there is no user of that name") from None
     # Pictures are their owners' own: for this user alone.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return LocalStore(folder)
