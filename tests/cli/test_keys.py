@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +33,21 @@ def test_a_key_is_printed_once_and_alone_on_stdout(capsys: pytest.CaptureFixture
     listed = capsys.readouterr().out
     assert out.strip() not in listed
     assert [key["name"] for key in json.loads(listed)] == ["alice"]
+
+
+def test_a_key_that_could_not_be_printed_is_told_of() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = run_alone("create", "alice", stdout=full)
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("error: no space left on device\n")
+
+
+def run_alone(*arguments: str, stdout: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`mezzotint keys` in a process of its own."""
+    command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "keys", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, env={**os.environ, **variables}
+    )
 
 
 def test_every_limit_is_kept_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
