@@ -42,6 +42,13 @@ def test_a_key_that_could_not_be_printed_is_told_of() -> None:
     assert ran.stderr.endswith("error: no space left on device\n")
 
 
+def test_a_name_that_the_terminal_has_no_letters_for_is_listed_all_the_same() -> None:
+    assert run(["keys", "create", "Zoë"]) == 0
+    ran = run_alone("list", stdout=subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert "Zo\\xeb" in ran.stdout
+
+
 def run_alone(*arguments: str, stdout: Any, **variables: str) -> subprocess.CompletedProcess[str]:
     """`mezzotint keys` in a process of its own."""
     command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "keys", *arguments]
