@@ -15,8 +15,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -120,11 +120,12 @@ def running(settings: Settings) -> Iterator[None]:
 
 def _prepare_environment() -> None:
     """Before Ray is imported, for it reads these once."""
-    home_token = Path.home() / ".ray" / "auth_token"
+    # With pathlib, a user without a home or without a right to it could not serve.
+    has_home_token = os.path.exists(os.path.expanduser("~/.ray/auth_token"))
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     # Whoever can talk to Ray can run code as this user, so its ports ask for a token.
-    if not has_token and not home_token.exists():
+    if not has_token and not has_home_token:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Ray's one-machine mode: it listens on the loopback address alone. The name is from the systems where
     # it is the default.
