@@ -187,3 +187,19 @@ print(bool(os.environ["RAY_AUTH_TOKEN"]))
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=False
     )
     assert ran.stdout == "True\n", ran.stderr
+
+
+def test_a_signal_that_was_lost_in_a_callback_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mezzotint.serve import local
+
+    def start(*_: object) -> None:
+        # As Python does where it cannot raise.
+        with suppress(local.StopServing):
+            signal.raise_signal(signal.SIGTERM)
+
+    for name in ("_prepare_environment", "_stop_everything"):
+        monkeypatch.setattr(local, name, lambda **_: None)
+    monkeypatch.setattr(local, "_start_ray", start)
+    monkeypatch.setattr(local, "_deploy", lambda _: pytest.fail("went on"))
+    with local.stop_signals(), pytest.raises(local.StopServing), local.running(Settings()):
+        pytest.fail("went on")
