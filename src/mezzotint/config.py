@@ -42,6 +42,8 @@ CONFIG_VARIABLE = "MEZZOTINT_CONFIG"
 # The home is read where it is used, for it holds for the library too, which takes no Settings; the others by
 # the commands that ask a server.
 OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", CONFIG_VARIABLE, "MEZZOTINT_API", "MEZZOTINT_API_KEY"})
+# Flags that bear another name than their setting.
+FLAGS = {"loras": "--lora", "ui": "--no-ui"}
 # They hold a password or a key, or may.
 SECRETS = ("database_url", "ui_key")
 # What each must look like; whether it is there is found out by whoever uses it.
@@ -231,6 +233,13 @@ class Settings(BaseSettings):
             raise ValueError("another form")
         return value
 
+    @field_validator("host", "ui_host")
+    @classmethod
+    def _check_host(cls, host: str) -> str:
+        # As the system's resolver is asked, which raises what is no OSError: an empty label, one too long.
+        host.encode("idna")
+        return host
+
     @field_validator("public_url", "otlp_endpoint")
     @classmethod
     def _check_url(cls, url: str) -> str:
@@ -311,7 +320,7 @@ _Source = tuple[Mapping[str, Any], Mapping[str, str]]
 
 def _of_flags(flags: Mapping[str, Any]) -> _Source:
     given = {name: value for name, value in flags.items() if value is not None}
-    return given, {name: f"--{name.replace('_', '-')}" for name in given}
+    return given, {name: FLAGS.get(name, f"--{name.replace('_', '-')}") for name in given}
 
 
 def _of_environment() -> _Source:

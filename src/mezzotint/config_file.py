@@ -27,13 +27,18 @@ def read_table(path: Path) -> dict[str, Any]:
     if read is None:
         raise SettingInvalid(f"{path}: a settings file ends in .toml, .yaml or .yml", param="config")
     try:
-        found = read(path.read_text(encoding="utf-8"))
+        # Some editors begin a file with a mark that TOML does not know.
+        found = read(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise SettingInvalid(f"{path}: cannot be read: {reason}", param="config") from None
     except ValueError as error:
         # Both parsers say where, over several lines.
         raise SettingInvalid(f"{path}: {' '.join(str(error).split())}", param="config") from None
+    except RecursionError:
+        raise SettingInvalid(
+            f"{path}: is nested too deeply; it takes one flat table", param="config"
+        ) from None
     if not isinstance(found, dict):
         raise SettingInvalid(f"{path}: must be one table of settings and their values", param="config")
     return found

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
-from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost
+from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost, StoreUnavailable
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
@@ -619,3 +619,23 @@ async def test_a_job_outlasts_a_database_that_is_locked_for_a_while(server: Gate
 
     await until(answers, "the database to be asked again")
     assert (await ended(server, job))["state"] == "done"
+
+
+async def test_a_database_that_is_away_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Away:
+        asked = 0
+
+        async def renew(self, *_: object) -> object:
+            self.asked += 1
+            raise StoreUnavailable("the database does not answer just now")
+
+        held = renew
+
+    nobody: Any = None
+    away: Any = Away()
+    async with asyncio.timeout(10):
+        async with runner.JobRunner(nobody, nobody, away, nobody, gateways=1, ttl_s=60.0) as running:
+            while away.asked < 5:
+                running.wake()
+                await asyncio.sleep(0.01)
+    assert caplog.text.count("jobs wait") == 1

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import json
+import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +31,7 @@ from mezzotint.serve.http import build_http
 from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import Services, open_services
+from mezzotint.serve.stores.images import open_images
 from tests.api.live import live
 
 GENERATIONS = "/v1/images/generations"
@@ -451,6 +454,26 @@ async def test_without_the_image_store_the_picture_comes_in_the_answer(
     assert "url" not in item
     assert base64.b64decode(item["b64_json"]).startswith(b"\x89PNG")
     assert item["warning"] == "the image store does not answer"
+
+
+async def test_why_the_image_store_fails_is_logged_once_until_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "pictures"
+    async with open_images(str(folder), 60.0, time.time) as images:
+        for _ in range(2):
+            name = await images.put(b"a picture", "png")
+            shutil.rmtree(folder)
+            folder.touch()
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await images.get(name)
+            folder.unlink()
+            folder.mkdir()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 2
+    assert all("does not answer: " in line and "…" in line for line in told)
+    assert name not in caplog.text
 
 
 async def test_an_edit_without_a_picture_or_with_text_for_one_is_refused(client: httpx.AsyncClient) -> None:

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 def test_help_names_what_there_is(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command) == 0
     assert "Usage: mezzotint" in capsys.readouterr().out
+
+
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert {"demo", "127.0.0.1", "8000", "auto"} <= set(re.findall(r"\[default:\s+(\S+)\]", told))
 
 
 @pytest.mark.parametrize("group", ["models", "keys", "config", "deploy", "bench"])
@@ -130,6 +137,15 @@ def test_the_doctor_exits_1_when_something_essential_is_wrong(
     assert "at least 99.0" in capsys.readouterr().out
 
 
+def test_the_doctor_names_the_extra_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(SERVE_FLOORS, "no-such-package", (1, 0))
+    run(["doctor"])
+    assert "pip install -U 'mezzotint[serve]'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -138,6 +154,8 @@ def test_the_doctor_exits_1_when_something_essential_is_wrong(
         (["--replicas", "0"], "--replicas takes"),
         (["--dtype", "int8"], "--dtype takes"),
         (["--host", "192.0.2.1", "--model", "fake"], "cannot listen on 192.0.2.1"),
+        (["--host", "127.0.0..1", "--model", "fake"], "--host takes an address"),
+        (["--lora", "ink.bin", "--model", "fake"], "--lora takes LoRAs"),
     ],
 )
 def test_serve_refuses_a_bad_setting_before_anything_starts(
@@ -155,3 +173,25 @@ def test_serve_refuses_a_taken_port(capsys: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         assert run(["serve", "--model", "fake", "--port", str(port)]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}: address already in use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nmezz", b""]
+)
+def test_top_tells_of_a_server_that_breaks_off_or_speaks_no_http(
+    answer: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reply() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(answer)
+
+        replying = threading.Thread(target=reply, daemon=True)
+        replying.start()
+        api = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert run(["top", "--api", api, "--once"]) == 2
+        replying.join(10)
+    assert re.fullmatch(rf"error: --api {api}: no server answers: [^\n]+\n", capsys.readouterr().err)

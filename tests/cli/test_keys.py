@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +33,28 @@ def test_a_key_is_printed_once_and_alone_on_stdout(capsys: pytest.CaptureFixture
     listed = capsys.readouterr().out
     assert out.strip() not in listed
     assert [key["name"] for key in json.loads(listed)] == ["alice"]
+
+
+def test_a_key_that_could_not_be_printed_is_told_of() -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = run_alone("create", "alice", stdout=full)
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("error: no space left on device\n")
+
+
+def test_a_name_that_the_terminal_has_no_letters_for_is_listed_all_the_same() -> None:
+    assert run(["keys", "create", "Zoë"]) == 0
+    ran = run_alone("list", stdout=subprocess.PIPE, PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    assert "Zo\\xeb" in ran.stdout
+
+
+def run_alone(*arguments: str, stdout: Any, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`mezzotint keys` in a process of its own."""
+    command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "keys", *arguments]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, env={**os.environ, **variables}
+    )
 
 
 def test_every_limit_is_kept_and_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +124,7 @@ def test_what_is_wrong_with_a_command_is_said_in_one_line(
         ("MEZZOTINT_DATABASE_URL", "postgresql://user:hidden@127.0.0.1:1/name"),
         ("MEZZOTINT_IMAGE_STORE", "/proc/nowhere"),
         ("MEZZOTINT_IMAGE_STORE", "ftp://somewhere"),
+        ("MEZZOTINT_IMAGE_STORE", "~nosuchuser/pictures"),
         ("MEZZOTINT_HOME", "/proc/nowhere"),
     ],
 )

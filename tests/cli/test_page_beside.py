@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from mezzotint.cli import page_beside as beside
+from mezzotint.cli.main import run
 from mezzotint.config import Settings
 from tests.servers import is_running
 
@@ -107,4 +108,11 @@ def test_a_port_that_is_taken_is_one_line_that_says_what_to_set() -> None:
     assert found.returncode == 2
     assert re.fullmatch(
         rf"error: cannot listen on 127.0.0.1 port {port}: [^\n]* MEZZOTINT_UI_PORT[^\n]*\n", found.stderr
+    )
+
+
+def test_an_address_that_can_be_none_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ui", "--host", "127.0.0..1"]) == 2
+    assert re.fullmatch(
+        r"error: cannot listen on 127\.0\.0\.\.1 port 7860: [^\n]+\n", capsys.readouterr().err
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -167,3 +168,38 @@ def test_a_replica_reserves_its_share_of_the_machine(
     from mezzotint.serve.app import replica_resources
 
     assert replica_resources(settings, gpus, cores) == expected
+
+
+def test_a_start_needs_no_home() -> None:
+    """Of a user whom the system does not know, as in a container, without the variable."""
+    code = """
+import os, pwd
+def unknown(uid):
+    raise KeyError(uid)
+pwd.getpwuid = unknown
+os.environ.pop("HOME", None)
+from mezzotint.serve.local import _prepare_environment
+_prepare_environment()
+print(bool(os.environ["RAY_AUTH_TOKEN"]))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, check=False
+    )
+    assert ran.stdout == "True\n", ran.stderr
+
+
+def test_a_signal_that_was_lost_in_a_callback_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mezzotint.serve import local
+
+    def start(*_: object) -> None:
+        # As Python does where it cannot raise.
+        with suppress(local.StopServing):
+            signal.raise_signal(signal.SIGTERM)
+
+    for name in ("_prepare_environment", "_stop_everything"):
+        monkeypatch.setattr(local, name, lambda **_: None)
+    monkeypatch.setattr(local, "_start_ray", start)
+    monkeypatch.setattr(local, "_deploy", lambda _: pytest.fail("went on"))
+    with local.stop_signals(), pytest.raises(local.StopServing), local.running(Settings()):
+        pytest.fail("went on")

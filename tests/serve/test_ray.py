@@ -162,6 +162,29 @@ def test_sigterm_lets_the_running_request_end_and_leaves_no_process(
     assert "Traceback" not in server.err.read_text()
 
 
+@pytest.mark.parametrize("part", ["mezzotint", "gcs_server", "raylet"])
+def test_sigterm_during_the_start_ends_it_in_order(part: str, start_server: Callable[..., Any]) -> None:
+    server = start_server("--model", "fake:")
+    deadline = time.monotonic() + LIMIT_SECONDS
+
+    def has_come() -> bool:
+        # The first of the three: Ray is being imported.
+        if part == "mezzotint":
+            return "starting" in server.err.read_text()
+        return any(child.name() == part for child in server.process.children())
+
+    while not has_come():
+        assert time.monotonic() < deadline
+        assert server.process.poll() is None
+        time.sleep(0.02)
+    server.helpers = server.process.children(recursive=True)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.wait_until_ended() == 0
+    assert server.left_behind() == []
+    assert server.out.read_text() == ""
+    assert server.err.read_text().splitlines()[1:] == ["stopped"]
+
+
 def test_a_model_that_cannot_be_loaded_is_one_line_and_leaves_no_process(
     start_server: Callable[..., Any], tmp_path: Path, tiny_sdxl: Path
 ) -> None:

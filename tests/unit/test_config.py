@@ -169,6 +169,13 @@ def test_on_and_off_are_written_as_they_are_in_either_kind_of_file(tmp_path: Pat
         assert (settings.auth, settings.channels_last) == ("on", "off")
 
 
+@pytest.mark.parametrize("name", ["a.toml", "a.yaml"])
+def test_a_file_may_begin_with_the_mark_of_its_encoding(name: str, tmp_path: Path) -> None:
+    line = "port = 9000\n" if name.endswith("toml") else "port: 9000\n"
+    (tmp_path / name).write_text(line, encoding="utf-8-sig")
+    assert load_settings(tmp_path / name).port == 9000
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
@@ -190,6 +197,8 @@ def test_on_and_off_are_written_as_they_are_in_either_kind_of_file(tmp_path: Pat
         ("a.toml", 'public_url = "example.com"\n', "a.toml: public_url takes an http"),
         ("a.toml", 'cors_origins = ["a.example"]\n', "a.toml: cors_origins takes web origins"),
         ("a.json", "{}", "a settings file ends in .toml, .yaml or .yml"),
+        ("a.toml", "a = " + "[" * 10_000, "a.toml: is nested too deeply"),
+        ("a.yaml", "a: " + "[" * 10_000, "a.yaml: is nested too deeply"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_in_one_line_with_its_place(

@@ -23,12 +23,14 @@ def doctor(as_json: Json = False) -> None:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("", "part", "found", "what to do", box=None, header_style="bold")
         for finding in findings:
             style = STYLES[finding.state]
-            table.add_row(f"[{style}]{finding.state}[/]", finding.part, finding.found, finding.fix)
+            told = map(escape, (finding.part, finding.found, finding.fix))
+            table.add_row(f"[{style}]{finding.state}[/]", *told)
         Console().print(table)
     if any(finding.state == "wrong" for finding in findings):
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -28,6 +29,8 @@ app = typer.Typer(
     name="mezzotint",
     help="Draw with Stable Diffusion XL, here or as a server.",
     add_completion=False,
+    # In the other mode `[default: demo]` is a tag, and is not shown.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -67,6 +70,9 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What the terminal's encoding lacks is written as an escape, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(arguments))
 
 
@@ -74,6 +80,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     try:
         result = app(arguments, standalone_mode=False, prog_name="mezzotint")
+        # Whether all of it could be written is found out here, where it can still be told.
+        print(end="", flush=True)
     except MezzotintError as error:
         return _complain(error.message, _exit_code(error))
     except TyperException as error:
@@ -81,14 +89,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; the interpreter's last flush must not complain again.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+        # Whoever read the output has seen enough.
+        _drop_output()
         return FAILURE
     except OSError as error:
+        _drop_output()
         # The last resort: of what goes wrong with a file or the network, most has an error of its own.
         reason = (error.strerror or str(error) or type(error).__name__).lower()
         return _complain(reason if error.filename is None else f"{error.filename}: {reason}", FAILURE)
     return result if isinstance(result, int) else 0
+
+
+def _drop_output() -> None:
+    # What could not be written may still be kept; the interpreter's last flush must not complain again.
+    try:
+        print(end="", flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
 
 
 def _exit_code(error: MezzotintError) -> int:

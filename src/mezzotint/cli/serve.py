@@ -85,9 +85,9 @@ def serve(
     settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
     _check_stores(settings)
     set_up_logs(settings, "serve")
-    print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
     with stop_signals():
         try:
+            print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
             with running(settings), page_beside(settings, _announce(settings)):
                 # A signal raises StopServing out of it.
                 while True:

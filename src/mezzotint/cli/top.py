@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -96,8 +97,9 @@ def _look(api: str, key: str | None) -> Look:
             return read(response.read().decode())
     except urllib.error.HTTPError as error:
         raise _refusal(api, error.code) from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = str(getattr(error, "reason", error))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # The last of them: what answers speaks no HTTP, or broke off.
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise SettingInvalid(f"--api {api}: no server answers: {reason}", param="--api") from None
 
 

@@ -54,8 +54,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, UnicodeError) as error:
+        # The second, of a name with an empty label or one too long.
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise SettingInvalid(
             f"cannot listen on {host} port {port}: {reason}; choose another with --port, "
             "or with MEZZOTINT_UI_PORT for the page beside a server",

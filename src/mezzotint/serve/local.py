@@ -11,12 +11,13 @@ import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -38,6 +39,8 @@ WATCH_SECONDS = 0.1
 FREE_PORTS = range(20_000, 32_000)
 FREE_PORT_TRIES = 20
 CORE_PROCESSES = ("gcs_server", "raylet")
+# A signal has come. Python throws an exception away that it meets in a callback of its own, as of an import.
+_asked = threading.Event()
 
 
 class StopServing(BaseException):
@@ -48,6 +51,7 @@ class StopServing(BaseException):
 def stop_signals() -> Iterator[None]:
     """Within, SIGINT and SIGTERM raise `StopServing` in the main thread."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    _asked.clear()
     _take_signals()
     try:
         yield
@@ -62,7 +66,13 @@ def _take_signals() -> None:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
+    _asked.set()
     raise StopServing(signal.Signals(number).name)
+
+
+def _heed_signals() -> None:
+    if _asked.is_set():
+        raise StopServing
 
 
 def choose_port(host: str, port: int) -> int:
@@ -112,7 +122,9 @@ def running(settings: Settings) -> Iterator[None]:
         _prepare_environment()
     try:
         _start_ray(settings, address)
+        _heed_signals()
         _deploy(settings)
+        _heed_signals()
         yield
     finally:
         _stop_everything(own_ray=not address)
@@ -120,11 +132,12 @@ def running(settings: Settings) -> Iterator[None]:
 
 def _prepare_environment() -> None:
     """Before Ray is imported, for it reads these once."""
-    home_token = Path.home() / ".ray" / "auth_token"
+    # With pathlib, a user without a home or without a right to it could not serve.
+    has_home_token = os.path.exists(os.path.expanduser("~/.ray/auth_token"))
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
     # Whoever can talk to Ray can run code as this user, so its ports ask for a token.
-    if not has_token and not home_token.exists():
+    if not has_token and not has_home_token:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     # Ray's one-machine mode: it listens on the loopback address alone. The name is from the systems where
     # it is the default.
@@ -139,25 +152,30 @@ def _prepare_environment() -> None:
 def _start_ray(settings: Settings, address: str | None) -> None:
     import ray
 
-    quiet = {"log_to_driver": True, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
     if address:
-        ray.init(address=address, **quiet)
+        options |= {"address": address}
     else:
         cores = len(os.sched_getaffinity(0))
         replicas = max(settings.replicas, settings.max_replicas or 0)
-        ray.init(
-            num_cpus=max(cores, replicas * (settings.threads or 1)),
-            object_store_memory=settings.object_store_mb * MEBIBYTE,
-            include_dashboard=False,
-            **quiet,
-        )
+        options |= {
+            "num_cpus": max(cores, replicas * (settings.threads or 1)),
+            "object_store_memory": settings.object_store_mb * MEBIBYTE,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(**options)
+    except SystemExit:
+        # Ray has handlers of its own for SIGTERM in place.
+        raise StopServing(signal.SIGTERM.name) from None
+    finally:
+        _take_signals()
+    if not address:
         # For a GPU that is not there, Ray would wait without end.
         if settings.device.startswith("cuda") and not ray.cluster_resources().get("GPU"):
             raise SettingInvalid(f"--device {settings.device}: there is no CUDA device on this machine")
         check_neuron(settings, int(ray.cluster_resources().get("neuron_cores", 0)))
     forward_logs()
-    # Ray has put its own handler of SIGTERM in place.
-    _take_signals()
 
 
 def check_neuron(settings: Settings, found: int) -> None:
@@ -214,8 +232,20 @@ def _start_error(status: object) -> MezzotintError:
 
 
 def _stop_everything(*, own_ray: bool) -> None:
-    """Let running requests end, then every process of Ray; all at once when its core is gone."""
+    """Let running requests end, then every process of Ray; all at once when its core is gone or not up."""
     children = psutil.Process().children(recursive=True) if own_ray else []
+    # Not imported again here: of Ray's packages, none can be after a signal has broken its import off.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        _close(children)
+    # Children of this process by their own handles: never another's that bears the same name.
+    for process in children:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _wait_for_end(children)
+
+
+def _close(children: list[psutil.Process]) -> None:
     core = [process for process in children if process.name() in CORE_PROCESSES]
     closing = threading.Thread(target=_close_in_order, daemon=True)
     closing.start()
@@ -227,11 +257,6 @@ def _stop_everything(*, own_ray: bool) -> None:
         logger.warning("asked twice to stop: running requests are dropped")
     if not closing.is_alive():
         _wait_for_end(children)
-    # Children of this process by their own handles: never another's that bears the same name.
-    for process in children:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    _wait_for_end(children)
 
 
 def _wait_for_end(processes: list[psutil.Process]) -> None:
@@ -250,17 +275,17 @@ def _is_running(process: psutil.Process) -> bool:
 
 def _close_in_order() -> None:
     import ray
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
-
-    from mezzotint.serve.app import APP_NAME
 
     try:
-        if ray.is_initialized():
+        if "mezzotint.serve.app" in sys.modules:
+            from ray import serve
+            from ray.serve.exceptions import RayServeException
+
+            from mezzotint.serve.app import APP_NAME
+
             # Waits for the requests that are running, up to the replicas' own limit.
-            serve.delete(APP_NAME)
-    except RayServeException:
-        pass  # Stopped before Serve was there.
+            with suppress(RayServeException):  # Stopped before Serve was there.
+                serve.delete(APP_NAME)
     except Exception:
         logger.exception("Ray Serve did not close in order")
     finally:

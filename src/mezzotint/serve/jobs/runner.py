@@ -109,15 +109,20 @@ class JobRunner:
         self._woken.set()
 
     async def _run(self) -> None:
+        is_waiting = False
         while True:
             try:
                 await self._keep()
                 # Whether or not there is room to claim: a deadline passes all the same.
                 await self._store.settle()
                 await self._claim()
+                is_waiting = False
             except StoreUnavailable as error:
                 # What runs goes on; its lease is renewed when the database is back, unless another has it.
-                logger.warning("jobs wait: %s", error.message)
+                if not is_waiting:
+                    # Told once, for this comes back with each tick until then.
+                    logger.warning("jobs wait: %s", error.message)
+                is_waiting = True
             except Exception:
                 logger.exception("the job runner goes on after an internal error")
             with suppress(TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import secrets
@@ -19,6 +20,8 @@ from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.models.locations import data_home
 
 __all__ = ["ImageStore", "open_images"]
+
+logger = logging.getLogger(__name__)
 
 SETTING = "MEZZOTINT_IMAGE_STORE"
 ACCEPTED = "a folder that can be written, or s3://bucket/prefix"
@@ -41,6 +44,7 @@ class ImageStore:
 
     def __init__(self, store: ObjectStore, ttl_s: float, now: Callable[[], float]) -> None:
         self.failures = 0
+        self._is_failing = False
         self._store = store
         self._ttl_s = ttl_s
         self._now = now
@@ -109,8 +113,14 @@ class ImageStore:
     def _as_ours(self) -> Iterator[None]:
         try:
             yield
-        except FAILURES:
+            self._is_failing = False
+        except FAILURES as error:
             self.failures += 1
+            if not self._is_failing:
+                reason = "no answer in time" if isinstance(error, TimeoutError) else _first_line(error)
+                # A picture's name lets whoever has it see the picture.
+                logger.error("the picture store does not answer: %s", NAME.sub("…", reason))
+            self._is_failing = True
             raise StoreUnavailable(
                 "the picture store does not answer just now", retry_after_s=RETRY_SECONDS
             ) from None
@@ -159,7 +169,10 @@ def _make_store(url: str) -> ObjectStore:
         )
     if "://" in url:
         raise ValueError("no such kind of store")
-    folder = Path(url).expanduser() if url else data_home() / "images"
+    try:
+        folder = Path(url).expanduser() if url else data_home() / "images"
+    except RuntimeError:
+        raise ValueError("there is no user of that name") from None
     # Pictures are their owners' own: for this user alone.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return LocalStore(folder)
