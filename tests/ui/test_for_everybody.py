@@ -160,6 +160,17 @@ def test_on_a_phone_nothing_sticks_out_sideways(visit: Visit) -> None:
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
 
 
+@pytest.mark.parametrize("width", [390, 600])
+def test_below_each_other_the_form_and_the_list_are_as_wide(visit: Visit, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 900})
+    draw(page, "an owl")
+    form, drawings = page.locator("#recipe").bounding_box(), page.locator("#drawings").bounding_box()
+    assert form is not None
+    assert drawings is not None
+    assert form["y"] < drawings["y"]
+    assert abs(form["width"] - drawings["width"]) <= 2
+
+
 def test_the_page_asks_nothing_of_any_other_host(visit: Visit, address: str) -> None:
     asked: list[str] = []
     page = visit("about:blank")
