@@ -122,6 +122,7 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
     # Nobody answers now.
     page.get_by_label("Prompt", exact=True).fill("an owl in the making")
     number(page, "Guidance").fill("7")
+    number(page, "LoRA strength").fill("0.5")
     with page_server(service.url, port=port):
         reload_once_back(page)
         expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl in the making")
@@ -130,6 +131,7 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
         expect(number(page, "Steps")).to_have_value("33")
         expect(number(page, "Pictures")).to_have_value("2")
         expect(number(page, "Guidance")).to_have_value("7")
+        expect(number(page, "LoRA strength")).to_have_value("0.5")
         expect(page.get_by_label("Seed", exact=True)).to_have_value("9007199254740993")
         page.get_by_role("tab", name="Change a picture").click()
         expect(page.get_by_label("Prompt of the changed picture")).to_have_value("an owl, changed")
