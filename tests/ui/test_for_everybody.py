@@ -21,6 +21,12 @@ FOCUSED = """() => {
     && getComputedStyle(e).outlineStyle !== 'none');
   return [marked || it === document.body, it.outerHTML.slice(0, 120)];
 }"""
+BEGINS_AT_THE_RIGHT = """text => {
+  const first = document.createRange();
+  first.setStart(text.firstChild, 0);
+  first.setEnd(text.firstChild, 1);
+  return Math.abs(first.getBoundingClientRect().right - text.getBoundingClientRect().right) < 3;
+}"""
 LIMIT_SECONDS = 60.0
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
@@ -169,6 +175,17 @@ def test_below_each_other_the_form_and_the_list_are_as_wide(visit: Visit, width:
     assert drawings is not None
     assert form["y"] < drawings["y"]
     assert abs(form["width"] - drawings["width"]) <= 2
+
+
+def test_a_prompt_that_is_read_from_the_right_begins_there(page: Page) -> None:
+    prompt = "بومة في الليل!"
+    drawing = draw(page, prompt)
+    assert drawing.locator(".mz-prompt").evaluate(BEGINS_AT_THE_RIGHT)
+    panel = open_picture(page, prompt)
+    assert panel.locator("dd").first.evaluate(BEGINS_AT_THE_RIGHT)
+    assert page.get_by_label("Prompt", exact=True).evaluate("it => getComputedStyle(it).unicodeBidi") == (
+        "plaintext"
+    )
 
 
 def test_the_page_asks_nothing_of_any_other_host(visit: Visit, address: str) -> None:
