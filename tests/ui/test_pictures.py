@@ -117,6 +117,14 @@ def test_a_file_that_does_not_say_how_it_was_drawn_is_told_so(page: Page, tmp_pa
     expect(page.get_by_role("alert")).to_contain_text("That file does not say how it was drawn.")
 
 
+def test_a_file_that_is_no_picture_is_told_so_where_all_else_is(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    page.locator("#recipe input[type=file]").set_input_files(tmp_path / "notes.txt")
+    expect(page.get_by_role("alert")).to_contain_text("That file does not say how it was drawn.")
+    expect(page.locator("#recipe")).to_contain_text("Drop File Here")
+    expect(page.locator("#recipe")).not_to_contain_text("Error")
+
+
 def test_a_picture_goes_to_the_editor_and_is_drawn_anew_from_there(page: Page) -> None:
     draw(page, "a plover")
     change_picture(page, "a plover")
