@@ -188,6 +188,15 @@ def test_a_prompt_that_is_read_from_the_right_begins_there(page: Page) -> None:
     )
 
 
+def test_a_search_says_of_no_old_drawing_that_it_has_just_ended(page: Page) -> None:
+    draw(page, "a black swan")
+    draw(page, "a white swan")
+    expect(page.locator("#aloud")).to_have_text("Finished: a white swan.")
+    page.get_by_label("Search your drawings").fill("black")
+    expect(page.locator("li.mz-drawing")).to_have_count(1)
+    assert page.locator("#aloud").inner_text() == "Finished: a white swan."
+
+
 def test_the_page_asks_nothing_of_any_other_host(visit: Visit, address: str) -> None:
     asked: list[str] = []
     page = visit("about:blank")
