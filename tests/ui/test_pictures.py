@@ -224,6 +224,18 @@ def test_history_is_there_on_the_next_visit_and_is_searched_and_forgotten(page: 
     expect(page.locator("li.mz-drawing")).to_have_count(1)
 
 
+def test_the_last_seed_is_the_newest_drawings_whatever_is_searched_for(page: Page) -> None:
+    open_settings(page)
+    for prompt, seed in (("a black swan", "41"), ("a white swan", "42")):
+        page.get_by_label("Seed", exact=True).fill(seed)
+        draw(page, prompt)
+    page.get_by_label("Search your drawings").fill("black")
+    expect(page.locator("li.mz-drawing")).to_have_count(1)
+    page.get_by_label("Seed", exact=True).fill("")
+    page.get_by_role("button", name="Reuse the last seed").click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("42")
+
+
 def test_another_browser_sees_none_of_it(page: Page, visit: object) -> None:
     begin(page, "a secret owl")
     other = visit()  # type: ignore[operator]
