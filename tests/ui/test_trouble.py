@@ -47,6 +47,15 @@ def test_a_seed_that_is_none_is_named_with_what_is_accepted(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("Seed takes a whole number from 0 to")
 
 
+def test_a_lora_that_is_not_served_is_refused_by_the_forms_name_for_it(page: Page) -> None:
+    open_settings(page)
+    page.get_by_label("LoRAs").fill("charcoal")
+    page.get_by_label("LoRAs").press("Enter")
+    page.get_by_label("Prompt", exact=True).fill("an owl")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("LoRAs: there is no 'charcoal'")
+
+
 def test_a_prompt_that_the_service_refuses_is_said_in_its_words(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("owl " * 3_000)
     page.get_by_label("Prompt", exact=True).press("Enter")
