@@ -45,7 +45,8 @@ def main() -> None:
             for prompt in PROMPTS[:2]:
                 draw(narrow, prompt)
             under_way(narrow, "page-narrow.png", full_page=True)
-            dark = opened(browser, address, 1280, 800, dark=True)
+            # As high as the opened picture: it is brought into view whole.
+            dark = opened(browser, address, 1280, 860, dark=True)
             for prompt in PROMPTS[:3]:
                 draw(dark, prompt)
             open_picture(dark, PROMPTS[0])

@@ -21,6 +21,12 @@ FOCUSED = """() => {
     && getComputedStyle(e).outlineStyle !== 'none');
   return [marked || it === document.body, it.outerHTML.slice(0, 120)];
 }"""
+BEGINS_AT_THE_RIGHT = """text => {
+  const first = document.createRange();
+  first.setStart(text.firstChild, 0);
+  first.setEnd(text.firstChild, 1);
+  return Math.abs(first.getBoundingClientRect().right - text.getBoundingClientRect().right) < 3;
+}"""
 LIMIT_SECONDS = 60.0
 PHONE = {"viewport": {"width": 360, "height": 740}}
 
@@ -158,6 +164,37 @@ def test_on_a_phone_nothing_sticks_out_sideways(visit: Visit) -> None:
     draw(page, "an owl with a very long name that would not fit on any line of any phone" + "o" * 60)
     open_settings(page)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("width", [390, 600])
+def test_below_each_other_the_form_and_the_list_are_as_wide(visit: Visit, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 900})
+    draw(page, "an owl")
+    form, drawings = page.locator("#recipe").bounding_box(), page.locator("#drawings").bounding_box()
+    assert form is not None
+    assert drawings is not None
+    assert form["y"] < drawings["y"]
+    assert abs(form["width"] - drawings["width"]) <= 2
+
+
+def test_a_prompt_that_is_read_from_the_right_begins_there(page: Page) -> None:
+    prompt = "بومة في الليل!"
+    drawing = draw(page, prompt)
+    assert drawing.locator(".mz-prompt").evaluate(BEGINS_AT_THE_RIGHT)
+    panel = open_picture(page, prompt)
+    assert panel.locator("dd").first.evaluate(BEGINS_AT_THE_RIGHT)
+    assert page.get_by_label("Prompt", exact=True).evaluate("it => getComputedStyle(it).unicodeBidi") == (
+        "plaintext"
+    )
+
+
+def test_a_search_says_of_no_old_drawing_that_it_has_just_ended(page: Page) -> None:
+    draw(page, "a black swan")
+    draw(page, "a white swan")
+    expect(page.locator("#aloud")).to_have_text("Finished: a white swan.")
+    page.get_by_label("Search your drawings").fill("black")
+    expect(page.locator("li.mz-drawing")).to_have_count(1)
+    assert page.locator("#aloud").inner_text() == "Finished: a white swan."
 
 
 def test_the_page_asks_nothing_of_any_other_host(visit: Visit, address: str) -> None:

@@ -117,6 +117,14 @@ def test_a_file_that_does_not_say_how_it_was_drawn_is_told_so(page: Page, tmp_pa
     expect(page.get_by_role("alert")).to_contain_text("That file does not say how it was drawn.")
 
 
+def test_a_file_that_is_no_picture_is_told_so_where_all_else_is(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    page.locator("#recipe input[type=file]").set_input_files(tmp_path / "notes.txt")
+    expect(page.get_by_role("alert")).to_contain_text("That file does not say how it was drawn.")
+    expect(page.locator("#recipe")).to_contain_text("Drop File Here")
+    expect(page.locator("#recipe")).not_to_contain_text("Error")
+
+
 def test_a_picture_goes_to_the_editor_and_is_drawn_anew_from_there(page: Page) -> None:
     draw(page, "a plover")
     change_picture(page, "a plover")
@@ -214,6 +222,18 @@ def test_history_is_there_on_the_next_visit_and_is_searched_and_forgotten(page: 
     page.reload()
     expect(card(page, "a black swan")).to_be_visible()
     expect(page.locator("li.mz-drawing")).to_have_count(1)
+
+
+def test_the_last_seed_is_the_newest_drawings_whatever_is_searched_for(page: Page) -> None:
+    open_settings(page)
+    for prompt, seed in (("a black swan", "41"), ("a white swan", "42")):
+        page.get_by_label("Seed", exact=True).fill(seed)
+        draw(page, prompt)
+    page.get_by_label("Search your drawings").fill("black")
+    expect(page.locator("li.mz-drawing")).to_have_count(1)
+    page.get_by_label("Seed", exact=True).fill("")
+    page.get_by_role("button", name="Reuse the last seed").click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("42")
 
 
 def test_another_browser_sees_none_of_it(page: Page, visit: object) -> None:

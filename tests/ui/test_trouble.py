@@ -47,6 +47,15 @@ def test_a_seed_that_is_none_is_named_with_what_is_accepted(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("Seed takes a whole number from 0 to")
 
 
+def test_a_lora_that_is_not_served_is_refused_by_the_forms_name_for_it(page: Page) -> None:
+    open_settings(page)
+    page.get_by_label("LoRAs").fill("charcoal")
+    page.get_by_label("LoRAs").press("Enter")
+    page.get_by_label("Prompt", exact=True).fill("an owl")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("LoRAs: there is no 'charcoal'")
+
+
 def test_a_prompt_that_the_service_refuses_is_said_in_its_words(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("owl " * 3_000)
     page.get_by_label("Prompt", exact=True).press("Enter")
@@ -122,6 +131,7 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
     # Nobody answers now.
     page.get_by_label("Prompt", exact=True).fill("an owl in the making")
     number(page, "Guidance").fill("7")
+    number(page, "LoRA strength").fill("0.5")
     with page_server(service.url, port=port):
         reload_once_back(page)
         expect(page.get_by_label("Prompt", exact=True)).to_have_value("an owl in the making")
@@ -130,6 +140,7 @@ def test_what_stands_in_the_form_outlives_the_reload_after_a_lost_connection(
         expect(number(page, "Steps")).to_have_value("33")
         expect(number(page, "Pictures")).to_have_value("2")
         expect(number(page, "Guidance")).to_have_value("7")
+        expect(number(page, "LoRA strength")).to_have_value("0.5")
         expect(page.get_by_label("Seed", exact=True)).to_have_value("9007199254740993")
         page.get_by_role("tab", name="Change a picture").click()
         expect(page.get_by_label("Prompt of the changed picture")).to_have_value("an owl, changed")

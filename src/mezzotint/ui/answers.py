@@ -67,11 +67,12 @@ class Answers:
         return await self._begin(kept, request, settings, prompt=prompt, **changes)
 
     async def reuse_seed(self, request: gr.Request, kept: object) -> Updates:
-        browser, view = self._desk.visit(kept, request.session_hash)
-        seeds = [drawing.seed for drawing in view.found(browser) if drawing.seed is not None]
-        if not seeds:
+        browser, _ = self._desk.visit(kept, request.session_hash)
+        seeded = [drawing for drawing in browser.shown if drawing.seed is not None]
+        if not seeded:
             return self._notice(NO_SEED)
-        return {self._parts.settings.seed: str(seeds[0]), **self._notice(None)}
+        newest = max(seeded, key=lambda drawing: drawing.at)
+        return {self._parts.settings.seed: str(newest.seed), **self._notice(None)}
 
     def choose_loras(
         self, chosen: list[str] | None, steps: float | None, guidance: float | None, scheduler: str | None

@@ -99,7 +99,7 @@ def said_aloud(drawings: Iterable[Drawing]) -> str:
     """For screen readers: what has just ended or goes on, without the steps."""
     drawings = list(drawings)
     running = sum(not drawing.is_over for drawing in drawings)
-    newest = drawings[0] if drawings else None
+    newest = max(drawings, key=lambda drawing: drawing.at, default=None)
     ended = ""
     if newest is not None and newest.is_over:
         ended = {"done": "Finished", "failed": "Failed", "cancelled": "Cancelled"}.get(newest.state, "Gone")

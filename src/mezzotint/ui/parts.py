@@ -62,9 +62,9 @@ class Parts:
                 notice = gr.HTML(elem_id="notice")
                 with gr.Accordion("Settings", open=False):
                     settings = Settings.build()
+                # Of any type: one that Gradio refuses leaves its own "Error" where the next is to be dropped.
                 file = gr.File(
                     label="Drop a picture here to draw with its settings",
-                    file_types=["image"],
                     height=150,
                     elem_id="recipe",
                 )

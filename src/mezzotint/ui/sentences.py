@@ -43,6 +43,7 @@ LABELS = {
     "negative_prompt": "Leave out",
     "style_preset": "Style",
     "output_format": "Format",
+    "loras": "LoRAs",
 }
 INTERNAL = "Something went wrong inside the service. Draw again; if it stays, tell whoever runs it."
 

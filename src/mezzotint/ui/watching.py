@@ -78,7 +78,8 @@ class Watching:
         return {
             parts.banner: cards.banner(self._desk.monitor.notice),
             parts.drawings: listed,
-            parts.aloud: cards.said_aloud(found),
+            # Whatever is searched for: what was found has not just ended.
+            parts.aloud: cards.said_aloud(browser.shown),
             parts.stored: browser.kept(),
         }
 

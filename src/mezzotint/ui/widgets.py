@@ -88,7 +88,10 @@ class Settings:
             same_seed = gr.Button("Reuse the last seed", size="sm")
         model = gr.Dropdown([], label="Model", **OPEN)
         loras = gr.Dropdown([], label="LoRAs", multiselect=True, visible=False, **OPEN)
-        lora_scale = gr.Slider(-4, 4, value=1, step=0.05, label="LoRA strength", visible=False, buttons=[])
+        lora_scale = gr.Slider(
+            -4, 4, value=1, step=0.05, label="LoRA strength", visible=False, buttons=[],
+            **_typed("lora-scale"),
+        )  # fmt: skip
         return cls(
             negative, style, steps, guidance, scheduler, seed, new_seed, same_seed, model, loras, lora_scale
         )
