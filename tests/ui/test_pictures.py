@@ -236,6 +236,27 @@ def test_the_last_seed_is_the_newest_drawings_whatever_is_searched_for(page: Pag
     expect(page.get_by_label("Seed", exact=True)).to_have_value("42")
 
 
+def test_brackets_weigh_words_once_that_is_chosen_and_after_a_reload(page: Page) -> None:
+    open_settings(page)
+    draw(page, "a (heron)")
+    expect(open_picture(page, "a (heron)")).not_to_contain_text("weigh words")
+    page.get_by_label("Brackets weigh words").check()
+    page.reload()
+    open_settings(page)
+    weigh = page.get_by_label("Brackets weigh words")
+    expect(weigh).to_be_checked()
+    draw(page, "a (stork:1.3)")
+    panel = open_picture(page, "a (stork:1.3)")
+    expect(panel).to_contain_text("weigh words")
+    open_picture(page, "a (heron)").get_by_role("button", name="Use these settings").click()
+    expect(weigh).not_to_be_checked()
+    open_picture(page, "a (stork:1.3)").get_by_role("button", name="Use these settings").click()
+    expect(weigh).to_be_checked()
+    page.get_by_label("Prompt", exact=True).fill("a (crane:99)")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_text("Prompt: 'crane' weighs 99; accepted is -10…10.")).to_be_visible()
+
+
 def test_another_browser_sees_none_of_it(page: Page, visit: object) -> None:
     begin(page, "a secret owl")
     other = visit()  # type: ignore[operator]

@@ -261,15 +261,36 @@ class TestOffer:
         assert (values["prompt"], values["loras"], values["lora_scale"]) == ("a castle", ["ink"], 0.5)
         assert "LoRA oil" in said
 
+    @pytest.mark.parametrize(
+        ("prompt", "settings", "expected"),
+        [
+            ("a (castle:1.2)", "", True),
+            ("a (castle:1.2)", ", Emphasis: No norm", True),
+            ("a (castle:1.2)", ", Emphasis: None", False),
+            ("a castle <lora:ink:0.5>", "", False),
+        ],
+    )
+    def test_brackets_weigh_words_where_they_did_in_the_picture(
+        self, offer: Offer, prompt: str, settings: str, expected: bool
+    ) -> None:
+        recipe = read_recipe(with_parameters(f"{prompt}\nSteps: 4, Seed: 1{settings}"))
+        assert recipe is not None
+        assert filled(recipe, offer)[0]["emphasis"] is expected
+
 
 class TestKept:
     def test_what_a_browser_kept_of_the_form_comes_back(self) -> None:
-        kept = {"prompt": "an owl", "n": 3, "seed": "7", "loras": ["ink"], "style": "anime"}
+        kept = {"prompt": "an owl", "n": 3, "seed": "7", "loras": ["ink"], "style": "anime", "emphasis": True}
         assert read_kept(kept) == kept
 
     @pytest.mark.parametrize(
         "kept",
-        [None, "form", {"prompt": 7, "n": "3", "loras": "ink"}, {"loras": [7], "tab": "edit"}],
+        [
+            None,
+            "form",
+            {"prompt": 7, "n": "3", "loras": "ink", "emphasis": "on"},
+            {"loras": [7], "tab": "edit"},
+        ],
     )
     def test_what_is_no_value_of_the_form_is_left_out(self, kept: object) -> None:
         assert read_kept(kept) == {}

@@ -154,7 +154,7 @@ class Answers:
     async def _begin(self, kept: object, request: gr.Request, settings: list[Any], **asked: Any) -> Updates:
         browser, view = self._desk.visit(kept, request.session_hash)
         # A field that was never touched is None.
-        negative, style, steps, guidance, scheduler, seed, model, loras, lora_scale = settings
+        negative, emphasis, style, steps, guidance, scheduler, seed, model, loras, lora_scale = settings
         try:
             seed = read_seed(seed or "")
         except ValueError as error:
@@ -162,6 +162,7 @@ class Answers:
         wish = Wish(
             **{**asked, "prompt": asked["prompt"] or ""},
             negative_prompt=negative or "",
+            emphasis=bool(emphasis),
             style=style or "",
             steps=None if steps is None else int(steps),
             guidance=guidance,

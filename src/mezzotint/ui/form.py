@@ -42,6 +42,7 @@ KEPT: Mapping[str, type | tuple[type, ...]] = {
     "n": NUMBER,
     "edit_prompt": str,
     "negative_prompt": str,
+    "emphasis": bool,
     "style": str,
     "steps": NUMBER,
     "guidance": NUMBER,
@@ -62,6 +63,7 @@ class Wish:
 
     prompt: str
     negative_prompt: str = ""
+    emphasis: bool = False
     style: str = ""
     size: str = ""
     steps: int | None = None
@@ -80,6 +82,7 @@ class Wish:
         fields: dict[str, Any] = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt.strip(),
+            "emphasis": self.emphasis or None,
             "style_preset": self.style,
             # A picture that is changed keeps its size, or the nearest that is served.
             "size": self.size if self.image is None else "",
@@ -132,6 +135,7 @@ def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]
         **{name: usual[name] for name in RECIPE if name in usual},
         "prompt": recipe.prompt,
         "negative_prompt": recipe.negative_prompt,
+        "emphasis": recipe.emphasis,
         "style": "",
         "seed": "" if recipe.seed is None else str(recipe.seed),
     }

@@ -14,7 +14,8 @@ const mezzotint = (() => {
     const block = target.closest('.mz-kept');
     const isNumber = /number|range/.test(target.type);
     if (!block || (isNumber && !target.value)) return;
-    keep({[block.id.replace('-', '_')]: isNumber ? +target.value : target.value});
+    const value = target.type === 'checkbox' ? target.checked : isNumber ? +target.value : target.value;
+    keep({[block.id.replace('-', '_')]: value});
   }, true);
 
   // Of a number that was deleted Gradio makes the least that it takes.

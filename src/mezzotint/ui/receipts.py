@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.core import MAX_LORA_SCALE, Lora, Receipt
+from mezzotint.emphasis import has_marks
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.samplers import find_sampler
@@ -28,6 +29,7 @@ class Recipe:
 
     prompt: str
     negative_prompt: str = ""
+    emphasis: bool = False
     size: str | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -42,6 +44,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
     return Recipe(
         prompt=receipt.prompt,
         negative_prompt=receipt.negative_prompt or "",
+        emphasis=receipt.emphasis,
         size=f"{receipt.width}x{receipt.height}",
         steps=receipt.steps,
         guidance=receipt.guidance_scale,
@@ -100,6 +103,8 @@ def _parse(text: str) -> Recipe | None:
         prompt=LORA.sub("", prompt).strip(),
         loras=tuple(Lora(name, _scale(told)) for name, told in LORA.findall(prompt)),
         negative_prompt=negative.strip(),
+        # To A1111 they weigh words unless it says otherwise.
+        emphasis=has_marks(prompt, negative) and settings.get("emphasis") != "None",
         size=size if re.fullmatch(r"\d{1,4}x\d{1,4}", size) else None,
         steps=_whole(settings.get("steps")),
         guidance=_number(settings.get("cfg scale")),

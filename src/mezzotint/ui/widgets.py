@@ -58,6 +58,7 @@ class Settings:
     """What is folded away. Used for new drawings and for changed ones."""
 
     negative_prompt: gr.Textbox
+    emphasis: gr.Checkbox
     style: gr.Dropdown
     steps: gr.Slider
     guidance: gr.Slider
@@ -79,6 +80,9 @@ class Settings:
             label="Leave out", lines=1, max_lines=4, placeholder="What must not be in it",
             **_typed("negative-prompt"),
         )  # fmt: skip
+        emphasis = gr.Checkbox(
+            label="Brackets weigh words", info="(fox:1.3) is more of it, [fox] less", **_typed("emphasis")
+        )
         steps = gr.Slider(1, 100, value=20, step=1, label="Steps", buttons=[], **_typed("steps"))
         guidance = gr.Slider(0, 20, value=5, step=0.1, label="Guidance", buttons=[], **_typed("guidance"))
         scheduler = gr.Dropdown([], label="Scheduler", **OPEN)
@@ -93,8 +97,9 @@ class Settings:
             **_typed("lora-scale"),
         )  # fmt: skip
         return cls(
-            negative, style, steps, guidance, scheduler, seed, new_seed, same_seed, model, loras, lora_scale
-        )
+            negative, emphasis, style, steps, guidance, scheduler, seed, new_seed, same_seed, model, loras,
+            lora_scale,
+        )  # fmt: skip
 
     @property
     def inputs(self) -> list[Any]:
