@@ -23,7 +23,7 @@ __all__ = ["MAX_WEIGHT", "Piece", "has_marks", "parse_emphasis"]
 
 STEP = 1.1
 MAX_WEIGHT = 10.0
-# Weighing takes as long as the text times this.
+# Reading takes as long as the text times this.
 MAX_DEPTH = 50
 MARK = re.compile(
     r"\\(?P<literal>[\\()\[\]])|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|(?P<bracket>[()\[\]])"
@@ -60,6 +60,22 @@ def parse_emphasis(text: str, field: str = "prompt") -> list[Piece]:
             r"\[ is a bracket that is drawn",
             param=field,
         )
+    pieces = _read(text, field)
+    for piece in pieces:
+        # Written so that what is not finite fails it.
+        if not abs(piece.weight) <= MAX_WEIGHT:
+            raise InvalidRequest(
+                f"{field}: {_quoted(piece.text)} weighs {piece.weight:g}; accepted is "
+                f"{-MAX_WEIGHT:g}…{MAX_WEIGHT:g}",
+                param=field,
+            )
+    return [
+        Piece("".join(piece.text for piece in alike), weight)
+        for weight, alike in groupby(pieces, key=lambda piece: piece.weight)
+    ]
+
+
+def _read(text: str, field: str) -> list[Piece]:
     pieces: list[Piece] = []
     # By bracket, where the text begins that each open one weighs.
     begun: dict[str, list[int]] = {"(": [], "[": []}
@@ -82,18 +98,7 @@ def parse_emphasis(text: str, field: str = "prompt") -> list[Piece]:
     for bracket, factor in (("(", STEP), ("[", 1 / STEP)):
         for start in begun[bracket]:
             _weigh(pieces, start, factor)
-    for piece in pieces:
-        # Written so that what is not finite fails it.
-        if not abs(piece.weight) <= MAX_WEIGHT:
-            raise InvalidRequest(
-                f"{field}: {_quoted(piece.text)} weighs {piece.weight:g}; accepted is "
-                f"{-MAX_WEIGHT:g}…{MAX_WEIGHT:g}",
-                param=field,
-            )
-    return [
-        Piece("".join(piece.text for piece in alike), weight)
-        for weight, alike in groupby(pieces, key=lambda piece: piece.weight)
-    ]
+    return pieces
 
 
 def _add(pieces: list[Piece], text: str) -> None:
