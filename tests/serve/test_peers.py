@@ -155,11 +155,18 @@ async def test_an_interruption_at_any_gateway_ends_the_requests_of_all(open_serv
 
 async def test_of_the_runs_of_several_gateways_the_one_that_began_last_is_told(open_service: Any) -> None:
     service = await open_service(2)
+    drawing = []
     for images, at in enumerate((0, 1, 0), start=1):
-        service.draw(at, batch_size=images)
-        await service.drawn_at(0, images=images)
+        drawing.append(service.draw(at, batch_size=images))
+
+        async def begun(images: int = images, at: int = at) -> bool:
+            here = service.gates[at].services.runs.latest_here("", preview=False)
+            return here is not None and here.images == images
+
+        await until(begun, "the request is known where it is drawn")
         for asked in range(2):
             assert (await service.progress(asked))["state"]["job_count"] == images
+    assert not any(each.done() for each in drawing)
 
 
 async def test_a_preview_crosses_only_when_it_is_asked_for(open_service: Any) -> None:
