@@ -17,6 +17,7 @@ from mezzotint.config import Settings
 from mezzotint.engine.engine import Engine
 from mezzotint.serve.http import build_http
 from mezzotint.serve.inprocess import InProcessReplicas
+from mezzotint.serve.peers import Peers
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import Services, open_services
 
@@ -48,9 +49,9 @@ def settings_of(folder: Path, **changes: Any) -> Settings:
 
 
 @asynccontextmanager
-async def gate(settings: Settings, replica: EngineReplica) -> AsyncIterator[Gate]:
+async def gate(settings: Settings, replica: EngineReplica, peers: Peers | None = None) -> AsyncIterator[Gate]:
     """A gateway in front of `replica`; several of the same settings are gateways of one service."""
-    async with open_services(settings, InProcessReplicas(replica)) as services:
+    async with open_services(settings, InProcessReplicas(replica), peers=peers) as services:
         transport = httpx.ASGITransport(build_http(services))
         async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
             yield Gate(services, client)

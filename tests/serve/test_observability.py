@@ -1,4 +1,4 @@
-"""Metrics, logs and top of a service of several processes on a real Ray."""
+"""Metrics, logs and top of a service of several processes on a real Ray, and who may ask which of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,10 @@ QUERY = 'count by (replica) ({__name__=~"mezzotint_.+_total"})'
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two gateways before two engines."""
+    """Two gateways before two engines, whose passes hold one image each."""
     folder = tmp_path_factory.mktemp("observed")
     environment = {"MEZZOTINT_GATEWAYS": "2", "MEZZOTINT_REPLICAS": "2", "MEZZOTINT_HOME": str(folder)}
-    with Server(folder, "--model", "fake:pass_seconds=0.01", environment=environment) as server:
+    with Server(folder, "--model", "fake:pass_seconds=0.04,max_width=1", environment=environment) as server:
         yield server
 
 
@@ -62,6 +64,19 @@ def scrape(served: Server) -> Look:
     return read(response.text)
 
 
+def access_lines(served: Server, asked: set[str]) -> dict[str, Any]:
+    """The access log's lines by request id, once there is one of each that was asked."""
+
+    def found() -> dict[str, Any]:
+        lines = [line for line in served.err.read_text().splitlines() if line.startswith("{")]
+        told = [json.loads(line) for line in lines]
+        by_id = {line["request_id"]: line for line in told if line["logger"] == "mezzotint.access"}
+        return by_id if asked <= set(by_id) else {}
+
+    found_lines: dict[str, Any] = wait_for(found, "a line for each")
+    return found_lines
+
+
 def test_any_gateway_tells_the_series_of_every_process(served: Server, drawn: int) -> None:
     seen: set[str] = set()
     # A new connection each: both gateways come to answer.
@@ -75,6 +90,45 @@ def test_any_gateway_tells_the_series_of_every_process(served: Server, drawn: in
         # Each engine has drawn one more to warm up.
         assert look.total("mezzotint_images_total") >= drawn
     assert len(seen) == 4
+
+
+def ask_a1111(served: Server, method: str, path: str, name: str, **fields: Any) -> Any:
+    """Over a new connection, for which Ray Serve chooses a gateway anew. name: the request's id."""
+    url = f"{served.address}/sdapi/v1/{path}"
+    response = httpx.request(method, url, headers={"x-request-id": name}, timeout=LIMIT_SECONDS, **fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_any_gateway_tells_how_far_a_request_is_and_stops_it(served: Server) -> None:
+    """A1111's `progress` and `interrupt`. Which gateway answered is what the access log says."""
+    # 30 s for two engines.
+    wanted = {"prompt": PROMPT, "width": 64, "height": 64, "steps": 150, "batch_size": 10}
+    end = time.monotonic() + LIMIT_SECONDS
+    idle_polled = idle_stopped = False
+    # Until a gateway that does not draw was asked both; but whichever is asked must know.
+    for turn in count():
+        draw, stop, *polls = [f"{name}-{turn}" for name in ("draw", "stop", *map(str, range(10)))]
+
+        def state(name: str) -> dict[str, Any]:
+            return dict(ask_a1111(served, "GET", "progress", name)["state"])
+
+        with ThreadPoolExecutor(1) as pool:
+            drawing = pool.submit(ask_a1111, served, "POST", "txt2img", draw, json=wanted)
+            wait_for(lambda: state("first")["job_count"], "progress of the request")
+            told = [state(name) for name in polls]
+            assert {(each["job_count"], each["sampling_steps"]) for each in told} == {(10, 150)}
+            assert ask_a1111(served, "POST", "interrupt", stop) == {}
+            answer = drawing.result()
+        assert json.loads(answer["info"])["interrupted"] is True
+        assert len(answer["images"]) < 10
+        lines = access_lines(served, {draw, stop, *polls})
+        gateways = {name: lines[name]["replica"] for name in (draw, stop, *polls)}
+        idle_polled |= any(gateways[name] != gateways[draw] for name in polls)
+        idle_stopped |= gateways[stop] != gateways[draw]
+        if idle_polled and idle_stopped:
+            break
+        assert time.monotonic() < end
 
 
 def test_a_scrape_is_well_formed(served: Server, drawn: int) -> None:
@@ -119,13 +173,8 @@ def test_a_real_prometheus_scrapes_the_whole_service_from_one_target(
 
 
 def test_every_request_is_one_json_line_on_the_servers_stderr(served: Server, drawn: int) -> None:
-    def access() -> dict[str, Any]:
-        lines = [line for line in served.err.read_text().splitlines() if line.startswith("{")]
-        told = [json.loads(line) for line in lines]
-        return {line["request_id"]: line for line in told if line["logger"] == "mezzotint.access"}
-
     asked = {f"r{count}" for count in range(drawn)}
-    lines = wait_for(lambda: (found := access()) and asked <= set(found) and found, "a line for each")
+    lines = access_lines(served, asked)
     assert all(lines[each]["status"] == 200 and lines[each]["images"] == 1 for each in asked)
     assert len({lines[each]["replica"] for each in asked}) >= 1
     assert PROMPT not in served.err.read_text()

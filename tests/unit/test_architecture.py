@@ -97,6 +97,7 @@ WITHOUT = {
     "serve/health": {"ray", "fastapi", "starlette"},
     "serve/inprocess": {"ray"},
     "serve/jobs": {"ray", "fastapi", "starlette", "mezzotint.serve.api"},
+    "serve/peers": {"ray", "fastapi", "starlette"},
     "serve/replica": {"ray", "fastapi", "starlette"},
     "serve/runs": {"ray", "fastapi", "starlette"},
     "serve/services": {"ray"},

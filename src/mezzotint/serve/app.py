@@ -21,11 +21,12 @@ from mezzotint.config import SECRETS, Settings, load_settings
 from mezzotint.serve.gateway import RETRY_AFTER_SECONDS
 from mezzotint.serve.http import build_http
 from mezzotint.serve.replica import EngineReplica
-from mezzotint.serve.routing import NamedReplicaRouter, RayReplicas, ask_all
+from mezzotint.serve.routing import NamedReplicaRouter, RayPeers, RayReplicas
 from mezzotint.serve.scaling import autoscaling
 from mezzotint.serve.services import Services, open_services
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.telemetry.logs import set_up_logs
+from mezzotint.serve.wire import RunStatus
 
 __all__ = ["APP_NAME", "application", "build_app"]
 
@@ -70,19 +71,31 @@ class GatewayIngress:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve awaits this before it counts the gateway as running: the first request finds a model.
-        opening = open_services(self._settings, RayReplicas(self._engine), self._name, self._ask_others)
+        peers = RayPeers(self._context.deployment, self._context.app_name, self._name)
+        opening = open_services(self._settings, RayReplicas(self._engine), self._name, peers)
         self._services = await self._stack.enter_async_context(opening)
         return build_http(self._services)
 
-    async def _ask_others(self) -> list[Families]:
-        gateways = serve.get_deployment_handle(self._context.deployment, self._context.app_name)
-        return await ask_all(gateways, "metrics", self._name)
+    # What `RayPeers` asks of each gateway, the asker too, which has nothing to tell itself.
 
-    async def metrics(self, asker: str) -> Families:
-        """What this gateway has counted, unless it is itself that asks."""
-        if self._services is None or asker == self._name:
-            return {}
-        return self._services.metrics.families()
+    async def metrics(self, asker: str) -> Families | None:
+        """What this gateway has counted."""
+        services = self._asked_by(asker)
+        return None if services is None else services.metrics.families()
+
+    async def run(self, asker: str, caller_id: str, preview: bool) -> RunStatus | None:
+        """The key's latest run here."""
+        services = self._asked_by(asker)
+        return None if services is None else services.runs.latest_here(caller_id, preview=preview)
+
+    async def interrupt(self, asker: str, caller_id: str) -> None:
+        """Interrupt the key's runs here."""
+        services = self._asked_by(asker)
+        if services is not None:
+            services.runs.interrupt_here(caller_id)
+
+    def _asked_by(self, asker: str) -> Services | None:
+        return None if asker == self._name else self._services
 
     async def __del__(self) -> None:
         # Ray Serve awaits this once the gateway's last request has ended.

@@ -1,4 +1,4 @@
-"""The engine replicas as Ray Serve knows them: asked for their reports, sent to by name.
+"""The engine replicas and the gateways as Ray Serve knows them: all of them asked, one sent to by name.
 
 The gateway's `Fleet` decides which replica draws an order; the router here, which Ray runs in the gateway's
 process, finds it.
@@ -13,6 +13,7 @@ from contextvars import Context
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
+from ray.serve import get_deployment_handle
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
@@ -20,13 +21,18 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from mezzotint.backends.base import BackendInfo
 from mezzotint.errors import RETRY_AFTER_SECONDS, ModelLoading, QueueFull, ReplicaLost
 from mezzotint.serve.gateway import Replicas
+from mezzotint.serve.peers import Peers
 from mezzotint.serve.telemetry.exposition import Families
-from mezzotint.serve.wire import Order, Report, WireEvent
+from mezzotint.serve.wire import Order, Report, RunStatus, WireEvent
 
-__all__ = ["NamedReplicaRouter", "RayReplicas", "ask_all"]
+__all__ = ["NamedReplicaRouter", "RayPeers", "RayReplicas"]
 
-# A replica that takes longer to answer all of us counts as silent this time.
+# A replica that takes longer to answer all of us counts as silent this time. So does a gateway: clients who
+# watch a picture ask once or twice a second.
 ANSWER_SECONDS = 1.0
+# An interruption is asked for once, and it may be the first thing that this gateway asks the others, whom Ray
+# has to find then. One that is slower to answer has been told all the same.
+INTERRUPT_SECONDS = 5.0
 
 
 class NamedReplicaRouter(RequestRouter):  # type: ignore[misc]
@@ -99,27 +105,54 @@ class RayReplicas(Replicas):
                 response.cancel()
 
 
+class RayPeers(Peers):
+    """The other gateways of a deployment. Each is told who asks, and the asker answers itself nothing."""
+
+    def __init__(self, deployment: str, app: str, name: str) -> None:
+        """name: of the gateway that asks."""
+        self._deployment = deployment
+        self._app = app
+        self._name = name
+
+    async def metrics(self) -> list[Families]:
+        return await self._ask("metrics")
+
+    async def runs(self, caller_id: str, *, preview: bool) -> list[RunStatus]:
+        return await self._ask("run", caller_id, preview)
+
+    async def interrupt(self, caller_id: str) -> None:
+        await self._ask("interrupt", caller_id, within_s=INTERRUPT_SECONDS)
+
+    async def _ask(self, method: str, *arguments: Any, within_s: float | None = None) -> list[Any]:
+        # Ray keeps the handle. Before the gateway runs, there is none to be had.
+        gateways = get_deployment_handle(self._deployment, self._app)
+        return await ask_all(gateways, method, self._name, *arguments, within_s=within_s)
+
+
 def _alone(remote: Callable[..., Any], *arguments: Any) -> Any:
     """Call a replica without the context of the HTTP request: Ray takes two calls of one request for the same
     one, and routes only the first."""
     return Context().run(remote, *arguments)
 
 
-async def ask_all(handle: DeploymentHandle, method: str, *arguments: Any) -> list[Any]:
-    """What `method` returns on each replica of a deployment that answers at once."""
+async def ask_all(
+    handle: DeploymentHandle, method: str, *arguments: Any, within_s: float | None = None
+) -> list[Any]:
+    """What `method` returns on each replica of a deployment that answers in time, by default at once."""
+    within_s = ANSWER_SECONDS if within_s is None else within_s
     # Not `results_async`, which has nothing to tell when one replica of many is silent.
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(within_s):
             answers = await handle.broadcast(method, *arguments)._fetch_replica_results_async()
     except (TimeoutError, DeploymentUnavailableError, RayError):
         return []
-    found = await asyncio.gather(*(_answer(answer) for answer in answers))
+    found = await asyncio.gather(*(_answer(answer, within_s) for answer in answers))
     return [each for each in found if each is not None]
 
 
-async def _answer(answer: Any) -> Any:
+async def _answer(answer: Any, within_s: float) -> Any:
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
+        async with asyncio.timeout(within_s):
             return await answer.get_async()
     except (TimeoutError, RayError):
         return None

@@ -1,6 +1,6 @@
-"""The requests that this gateway draws, by key: for a surface that shows and stops them from another call.
+"""The requests that are being drawn, by key: for a surface that shows and stops them from another call.
 
-Other gateways' are not known here.
+Such a call comes to any gateway, and to an idle one sooner than to the one that draws: so all are asked.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 
 from mezzotint.core import Queued
 from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.batch import watch_all
 from mezzotint.serve.gateway import Gateway
+from mezzotint.serve.peers import Peers, answers
 from mezzotint.serve.plate import Plate
-from mezzotint.serve.wire import Drawn, Step
+from mezzotint.serve.wire import Drawn, RunStatus, Step
 
 __all__ = ["Run", "Runs"]
 
@@ -81,12 +83,27 @@ class Run:
         elapsed = time.monotonic() - self._since
         return elapsed / self.progress - elapsed if self.progress else 0.0
 
+    def status(self, *, preview: bool) -> RunStatus:
+        going = [step for number, step in self.steps.items() if number not in self.drawn]
+        return RunStatus(
+            began=self.began,
+            progress=self.progress,
+            eta_s=self.eta_s,
+            step=max(going, default=0),
+            total=self.total,
+            images=len(self.steps),
+            drawn=len(self.drawn),
+            interrupted=self.interrupted,
+            preview=self.preview if preview else None,
+        )
+
 
 class Runs:
-    """The running requests of each key, in the order they came."""
+    """The running requests of each key: this gateway's in the order they came, and those of its peers."""
 
-    def __init__(self) -> None:
+    def __init__(self, peers: Peers) -> None:
         self._of: dict[str, list[Run]] = {}
+        self._peers = peers
 
     @contextmanager
     def entered(self, caller_id: str, run: Run) -> Iterator[Run]:
@@ -100,10 +117,26 @@ class Runs:
             if not runs:
                 del self._of[caller_id]
 
-    def latest(self, caller_id: str) -> Run | None:
-        runs = self._of.get(caller_id)
-        return runs[-1] if runs else None
+    async def latest(self, caller_id: str, *, preview: bool) -> RunStatus | None:
+        """The key's run that began last, on whichever gateway."""
+        ask = partial(self._peers.runs, caller_id, preview=preview)
+        found = list(await answers(ask, "the runs"))
+        # Asked last, so that it is as new as theirs.
+        own = self.latest_here(caller_id, preview=preview)
+        if own is not None:
+            found.append(own)
+        return max(found, key=lambda run: run.began, default=None)
 
-    def interrupt(self, caller_id: str) -> None:
+    async def interrupt(self, caller_id: str) -> None:
+        """Interrupt the key's runs on every gateway."""
+        self.interrupt_here(caller_id)
+        await self._peers.interrupt(caller_id)
+
+    def latest_here(self, caller_id: str, *, preview: bool) -> RunStatus | None:
+        """The same of this gateway alone, for the others that ask."""
+        runs = self._of.get(caller_id)
+        return runs[-1].status(preview=preview) if runs else None
+
+    def interrupt_here(self, caller_id: str) -> None:
         for run in self._of.get(caller_id, []):
             run.interrupt()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mezzotint.config import Settings
 from mezzotint.serve.access.access import Access, open_access, requires_keys
@@ -13,13 +13,14 @@ from mezzotint.serve.background import in_background
 from mezzotint.serve.gateway import Gateway, Replicas, open_gateway
 from mezzotint.serve.jobs.feed import Feed
 from mezzotint.serve.jobs.runner import JobRunner
+from mezzotint.serve.peers import NoPeers, Peers
 from mezzotint.serve.runs import Runs
 from mezzotint.serve.stores.database import Database, open_database
 from mezzotint.serve.stores.images import ImageStore, open_images
 from mezzotint.serve.stores.janitor import keep_clean
 from mezzotint.serve.stores.jobs import JobStore
 from mezzotint.serve.telemetry.job_metrics import JobMetrics
-from mezzotint.serve.telemetry.metrics import GatewayMetrics, Gathering, Others
+from mezzotint.serve.telemetry.metrics import GatewayMetrics, Gathering
 from mezzotint.serve.telemetry.tracing import Tracing
 
 __all__ = ["Services", "open_services"]
@@ -38,20 +39,21 @@ class Services:
     metrics: GatewayMetrics
     series: Gathering
     tracing: Tracing
-    runs: Runs = field(default_factory=Runs)
+    runs: Runs
 
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, replicas: Replicas, name: str = "here", *others: Others
+    settings: Settings, replicas: Replicas, name: str = "here", peers: Peers | None = None
 ) -> AsyncIterator[Services]:
     """Within, every service runs; on the way out each ends what it began, the last opened first.
 
-    name: this gateway's, among all that ever were. others: give the series of the other gateways.
+    name: this gateway's, among all that ever were. peers: the other gateways, if there may be any.
 
     Raises:
         SettingInvalid: a store that a setting names cannot be opened.
     """
+    peers = peers or NoPeers()
     async with AsyncExitStack() as stack:
         open_ = stack.enter_async_context
         tracing = Tracing.to(settings.otlp_endpoint, "gateway", name)
@@ -83,6 +85,7 @@ async def open_services(
             feed=feed,
             runner=runner,
             metrics=metrics,
-            series=Gathering(metrics, replicas.metrics, JobMetrics(jobs).families, *others),
+            series=Gathering(metrics, replicas.metrics, JobMetrics(jobs).families, peers.metrics),
             tracing=tracing,
+            runs=Runs(peers),
         )

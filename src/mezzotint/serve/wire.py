@@ -1,13 +1,15 @@
-"""What crosses between gateway and replica. Plain data: an error too, never a pickled exception.
+"""What crosses between processes. Plain data: an error too, never a pickled exception.
 
-A gateway sends an `Order`, and asks for a `Report` now and then. The final event of a request is `Drawn` or
-`Refused`; before it come `Queued` and `Step`, when the order asks for progress.
+A gateway sends an `Order` to a replica, and asks for a `Report` now and then. The final event of a request is
+`Drawn` or `Refused`; before it come `Queued` and `Step`, when the order asks for progress. Other gateways are
+asked for a `RunStatus`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from mezzotint.backends.base import BackendInfo
@@ -15,7 +17,7 @@ from mezzotint.core import Queued, ResolvedRequest
 from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import MezzotintError
 
-__all__ = ["Drawn", "Order", "Refused", "Report", "Step", "WireEvent"]
+__all__ = ["Drawn", "Order", "Refused", "Report", "RunStatus", "Step", "WireEvent"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,28 @@ class Report:
     costs: Mapping[BatchKey, float]
     # A replica of an earlier version, which an upgrade leaves beside later gateways, tells none.
     decode_s_a_pixel: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far one request's pictures are, for a gateway that is asked and does not draw them.
+
+    progress: 0…1.
+    eta_s: seconds that are left if it goes on as it went; 0 where nothing is known yet.
+    step: of `total`; how many has the picture that is farthest, of those that are not drawn yet.
+    images, drawn: how many are wanted, and how many of them are there.
+    preview: the last file that came, if it was asked for.
+    """
+
+    began: datetime
+    progress: float
+    eta_s: float
+    step: int
+    total: int
+    images: int
+    drawn: int
+    interrupted: bool
+    preview: bytes | None = None
 
 
 WireEvent = Queued | Step | Drawn | Refused

@@ -103,12 +103,12 @@ async def _prepare(
     return {number: await prepare(replace(wanted, seed=seed)) for number, seed in enumerate(seeds)}
 
 
-@router.get("/progress", summary="How far this key's last request on this gateway is")
+@router.get("/progress", summary="How far this key's last request is")
 async def progress(
     caller: CallerOf, services: ServicesOf, skip_current_image: bool = False
 ) -> dict[str, Any]:
-    run = services.runs.latest(caller.id)
-    preview = run.preview if run is not None and not skip_current_image else None
+    run = await services.runs.latest(caller.id, preview=not skip_current_image)
+    preview = None if run is None else run.preview
     return {
         "progress": 0.0 if run is None else run.progress,
         "eta_relative": 0.0 if run is None else run.eta_s,
@@ -118,9 +118,9 @@ async def progress(
     }
 
 
-@router.post("/interrupt", summary="Stop this key's requests on this gateway; they answer what is finished")
+@router.post("/interrupt", summary="Stop this key's requests; they answer what is finished")
 async def interrupt(caller: CallerOf, services: ServicesOf) -> dict[str, Any]:
-    services.runs.interrupt(caller.id)
+    await services.runs.interrupt(caller.id)
     return {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ from mezzotint.imaging.metadata import parameters_text
 from mezzotint.serve.api.a1111_schemas import Txt2Img
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.runs import Run
-from mezzotint.serve.wire import Drawn
+from mezzotint.serve.wire import Drawn, RunStatus
 
 __all__ = ["A1111Error", "Answer", "echo_of", "info_of", "state_of"]
 
@@ -94,7 +95,7 @@ def info_of(fields: Txt2Img, plate: Plate, drawn: list[Drawn], run: Run) -> dict
         "index_of_first_image": 0,
         "infotexts": [parameters_text(receipt) for receipt in receipts],
         "styles": [],
-        "job_timestamp": _timestamp(run),
+        "job_timestamp": _timestamp(run.began),
         "clip_skip": 1,
         "is_using_inpainting_conditioning": False,
         "version": f"mezzotint {__version__}",
@@ -102,22 +103,21 @@ def info_of(fields: Txt2Img, plate: Plate, drawn: list[Drawn], run: Run) -> dict
     }
 
 
-def state_of(run: Run | None) -> dict[str, Any]:
+def state_of(run: RunStatus | None) -> dict[str, Any]:
     """As A1111's `shared.state` tells it; without a run, that of a server with nothing to do."""
-    going = {} if run is None else {each: step for each, step in run.steps.items() if each not in run.drawn}
     interrupted = run is not None and run.interrupted
     return {
         "skipped": False,
         "interrupted": interrupted,
         "stopping_generation": interrupted,
         "job": "" if run is None else "draw",
-        "job_count": 0 if run is None else len(run.steps),
-        "job_timestamp": "0" if run is None else _timestamp(run),
-        "job_no": 0 if run is None else len(run.drawn),
-        "sampling_step": max(going.values(), default=0),
+        "job_count": 0 if run is None else run.images,
+        "job_timestamp": "0" if run is None else _timestamp(run.began),
+        "job_no": 0 if run is None else run.drawn,
+        "sampling_step": 0 if run is None else run.step,
         "sampling_steps": 0 if run is None else run.total,
     }
 
 
-def _timestamp(run: Run) -> str:
-    return run.began.strftime("%Y%m%d%H%M%S")
+def _timestamp(began: datetime) -> str:
+    return began.strftime("%Y%m%d%H%M%S")

@@ -6,7 +6,6 @@ Labels are few and ours: nothing that a client sends becomes one. A key's id doe
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -15,19 +14,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mezzotint.serve.peers import answers
 from mezzotint.serve.stores.job import FINAL, JobState
 from mezzotint.serve.telemetry.exposition import Families, families_of, join
 from mezzotint.serve.telemetry.record import Record
 
 __all__ = ["BoundedLabel", "GatewayMetrics", "Gathering", "Others", "surface_of"]
 
-logger = logging.getLogger(__name__)
-
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 LAG_EVERY_SECONDS = 0.1
-# A process that takes longer is left out of this answer.
-GATHER_SECONDS = 2.0
 MAX_LABELS = 100
 
 SURFACES = (
@@ -169,17 +165,5 @@ class Gathering:
 
     async def text(self) -> str:
         """In Prometheus' text format. A process that does not answer in time is left out."""
-        found = await asyncio.gather(*(_ask(other) for other in self._others))
+        found = await asyncio.gather(*(answers(other, "the series") for other in self._others))
         return join([self._own.families(), *(families for each in found for families in each)])
-
-
-async def _ask(other: Others) -> Sequence[Families]:
-    try:
-        async with asyncio.timeout(GATHER_SECONDS):
-            return await other()
-    except TimeoutError:
-        return []
-    except Exception:
-        # What there is, is worth more than nothing; why the rest is missing is in the log.
-        logger.exception("the series of other processes are missing")
-        return []
