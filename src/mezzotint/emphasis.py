@@ -25,8 +25,9 @@ STEP = 1.1
 MAX_WEIGHT = 10.0
 # Reading takes as long as the text times this.
 MAX_DEPTH = 50
+# Written so that it reads no digit twice: a prompt of digits alone would otherwise take seconds.
 MARK = re.compile(
-    r"\\(?P<literal>[\\()\[\]])|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|(?P<bracket>[()\[\]])"
+    r"\\(?P<literal>[\\()\[\]])|:\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|(?P<bracket>[()\[\]])"
 )
 MARKS = re.compile(r"[\\()\[\]]")
 # A1111's words that come and go with the steps.

@@ -208,6 +208,7 @@ async def test_a_mask_keeps_what_is_black(server: Gate) -> None:
         ("img2img", {**SMALL, "init_images": ["http://a.example/b.png"]}, 400, "init_images"),
         ("img2img", {**SMALL, "init_images": ["aGVsbG8gd29ybGQ="]}, 415, "init_images"),
         ("options", {"sd_model_checkpoint": "v1-5"}, 404, "v1-5"),
+        ("options", {"emphasis": "None"}, 400, 'accepted are "No norm", null'),
         (
             "options",
             {"samples_format": "jpg"},

@@ -118,7 +118,7 @@ def test_a_scale_that_is_no_number_is_told_of_as_one() -> None:
 
 
 def test_brackets_weigh_words_unless_the_setting_says_that_they_are_text() -> None:
-    for setting, weigh in ((None, True), ("No norm", True), ("None", False)):
+    for setting, weigh in ((None, True), ("", True), ("No norm", True), ("None", False)):
         fields = Txt2Img(prompt="a (cat:1.2)", override_settings={"emphasis": setting})
         assert fields.to_request().emphasis is weigh
     assert Txt2Img(prompt="a (cat:1.2)").to_request().emphasis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -43,6 +44,7 @@ from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
         (r"a \(b\) \[c\] \\ \d", [(r"a (b) [c] \ \d", 1)]),
         (r"(a\)b)", [("a)b", 1.1)]),
         (r"\[a|b] \[a:2]", [("[a|b] [a:2]", 1)]),
+        ("[a|b", [("a|b", 1 / 1.1)]),
         ("BREAK and AND", [("BREAK and AND", 1)]),
     ],
 )
@@ -67,14 +69,19 @@ def test_depth_is_bounded() -> None:
         parse_emphasis("(" * 51 + "a" + ":1)" * 51)
 
 
-@pytest.mark.parametrize("text", ["[cow|horse]", "a [b:c:0.5] d", "[b:5]", "[b::3]", "([a (b)|c])", "[a|b"])
-def test_words_that_change_with_the_steps_are_refused_where_they_are_closed(text: str) -> None:
-    if "]" not in text:
-        assert parse_emphasis(text)
-        return
+@pytest.mark.parametrize("text", ["[cow|horse]", "a [b:c:0.5] d", "[b:5]", "[b::3]", "([a (b)|c])"])
+def test_words_that_change_with_the_steps_are_refused(text: str) -> None:
     with pytest.raises(NotSupported, match="change with the steps") as refused:
         parse_emphasis(text)
     assert refused.value.param == "prompt"
+
+
+@pytest.mark.parametrize("text", [":1", "(a:1", "[:1", ": ", "[|", "[:", ":1.", "[", "(a)"])
+def test_a_long_text_takes_no_longer_than_its_length(text: str) -> None:
+    # One that was read again from each of its characters on would not come back in the time a test has.
+    for long in (text[:-1] + text[-1] * 300_000, text * 100_000):
+        with suppress(MezzotintError):
+            parse_emphasis(long)
 
 
 @given(st.text(alphabet="ab ()[]\\:.|015-", max_size=60))

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from mezzotint.core import Lora
+from mezzotint.emphasis import has_marks
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
@@ -136,11 +137,15 @@ class Answers:
             picture = await self._desk.picture(browser, which["id"], which["n"])
         except ServiceError as error:
             return self._notice(notice_of(error))
+        prompt, emphasis = str(which["receipt"].get("prompt", "")), self._parts.settings.emphasis
+        # Brackets in it mean what they meant.
+        meant = {emphasis: bool(which["receipt"].get("emphasis"))} if has_marks(prompt) else {}
         return {
             self._parts.tabs: gr.Tabs(selected=TABS[1]),
             self._parts.editor.canvas: {"background": picture, "layers": [], "composite": None},
-            self._parts.editor.prompt: str(which["receipt"].get("prompt", "")),
+            self._parts.editor.prompt: prompt,
             self._parts.notice: cards.word(IN_EDITOR, "#canvas"),
+            **meant,
         }
 
     def read_file(self, path: str | None) -> Updates:

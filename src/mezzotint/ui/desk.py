@@ -101,7 +101,7 @@ class Desk:
         wish = Wish(
             recipe.prompt,
             recipe.negative_prompt,
-            emphasis=recipe.emphasis,
+            emphasis=bool(recipe.emphasis),
             steps=recipe.steps,
             guidance=recipe.guidance,
             scheduler=recipe.scheduler or "",

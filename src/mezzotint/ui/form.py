@@ -128,17 +128,18 @@ def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]
     """The form's values for a picture like that, by field; what is to be said of them.
 
     What the picture does not tell, or the service does not draw with, is as the service has it: nothing of
-    what stood in the form before is mixed in.
+    what stood in the form before is mixed in, but for whether brackets weigh words where it has none.
     """
     usual = {} if offer is None else offer.usual
     values: dict[str, Any] = {
         **{name: usual[name] for name in RECIPE if name in usual},
         "prompt": recipe.prompt,
         "negative_prompt": recipe.negative_prompt,
-        "emphasis": recipe.emphasis,
         "style": "",
         "seed": "" if recipe.seed is None else str(recipe.seed),
     }
+    if recipe.emphasis is not None:
+        values["emphasis"] = recipe.emphasis
     served = [lora.name for lora in offer.loras] if offer else []
     loras = [lora for lora in recipe.loras if lora.name in served]
     left_out = [f"LoRA {lora.name}" for lora in recipe.loras if lora not in loras]

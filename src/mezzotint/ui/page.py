@@ -76,7 +76,7 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
     begun = [parts.notice, parts.search]
     opened.vary.click(answers.vary, [opened.which, parts.stored], begun, **QUIET)
     # In one piece: an editor that is still being set up takes no picture.
-    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt]
+    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt, parts.settings.emphasis]
     opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
     opened.close.click(opened.closed, None, opened.outputs, **QUIET)
 

@@ -29,7 +29,8 @@ class Recipe:
 
     prompt: str
     negative_prompt: str = ""
-    emphasis: bool = False
+    # It says only where there are brackets.
+    emphasis: bool | None = None
     size: str | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -44,7 +45,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
     return Recipe(
         prompt=receipt.prompt,
         negative_prompt=receipt.negative_prompt or "",
-        emphasis=receipt.emphasis,
+        emphasis=receipt.emphasis if has_marks(receipt.prompt, receipt.negative_prompt) else None,
         size=f"{receipt.width}x{receipt.height}",
         steps=receipt.steps,
         guidance=receipt.guidance_scale,
@@ -104,7 +105,7 @@ def _parse(text: str) -> Recipe | None:
         loras=tuple(Lora(name, _scale(told)) for name, told in LORA.findall(prompt)),
         negative_prompt=negative.strip(),
         # To A1111 they weigh words unless it says otherwise.
-        emphasis=has_marks(prompt, negative) and settings.get("emphasis") != "None",
+        emphasis=settings.get("emphasis") != "None" if has_marks(prompt, negative) else None,
         size=size if re.fullmatch(r"\d{1,4}x\d{1,4}", size) else None,
         steps=_whole(settings.get("steps")),
         guidance=_number(settings.get("cfg scale")),

@@ -57,6 +57,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "sd_vae": ("Automatic",),
 }
 CHOOSES_BY_ZERO = ("s_noise", "initial_noise_multiplier")
+CHOOSES_BY_NONE = ("emphasis",)
 # Bookkeeping, which no picture depends on.
 HARMLESS = frozenset(
     {
@@ -158,10 +159,10 @@ class Txt2Img(Fields):
     @property
     def emphasis(self) -> bool:
         """Whether brackets weigh words: A1111's setting `emphasis`."""
-        kind = (self.override_settings or {}).get("emphasis")
-        if kind not in (None, "No norm", "None"):
+        kind = (self.override_settings or {}).get("emphasis") or "No norm"
+        if kind not in ("No norm", "None"):
             raise NotSupported('of emphasis only "No norm" and "None" are served', param="emphasis")
-        return bool(kind != "None")
+        return bool(kind == "No norm")
 
     def _not_served(self) -> dict[str, Any]:
         """What was sent besides, but for what is said of a mask: there is none."""
@@ -275,8 +276,10 @@ def check_neutral(
 
 
 def _says_nothing(name: str, value: object) -> bool:
-    if value is None or value is False or value in ("", "None", "none", [], {}):
+    if value is None or value is False or value in ("", [], {}):
         return True
+    if value in ("None", "none"):
+        return name not in CHOOSES_BY_NONE
     # Zero turns off whatever a number sets.
     return (value == 0 and name not in CHOOSES_BY_ZERO) or value in NEUTRAL.get(name, ())
 
