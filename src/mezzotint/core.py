@@ -77,8 +77,8 @@ class Lora:
 class GenerationRequest:
     """One picture, asked for. `None` means the model's default (a random number for `seed`).
 
-    prompt: what to draw, 1…10,000 characters, or none with an image; what exceeds the text encoders'
-        window is cut and named in the receipt's warnings.
+    prompt: what to draw, 1…10,000 characters, or none with an image; what has more tokens than the model
+        reads is cut and named in the receipt's warnings.
     negative_prompt: what to steer away from; takes effect only with guidance_scale > 1. `None` uses the
         model's unconditional embedding, as diffusers does; the empty string is encoded like any text.
     width, height: pixels, multiples of 8, within the model's limits.
@@ -95,8 +95,8 @@ class GenerationRequest:
     strength: how far from `image` to go, above 0…1: of the steps, the last ⌊steps × strength⌋ are taken.
         The default is diffusers', 0.3 and with a mask 0.9999, or what takes one step if that takes none.
     loras: each a name of the model's limits, at most 8.
-    emphasis: whether brackets in both prompts weigh words, as `mezzotint.emphasis` reads them; otherwise they
-        are text, as they are to diffusers.
+    emphasis: whether brackets in both prompts weigh words and BREAK parts them, as `mezzotint.emphasis` reads
+        them; otherwise they are text, as they are to diffusers.
     tenant: whose share of the engine the request uses; the shares of tenants are fair among each other.
     priority: low, normal or high: a quarter, one or four times the share, and the order within a tenant.
         The default is normal.
@@ -142,6 +142,7 @@ class ModelLimits:
 
     served: the only sizes (width, height) there are, of a backend whose shapes are compiled ahead; `None`
         where any size within the other limits is drawn.
+    prompt_tokens: how much of a prompt is read; `None` of what reads none.
     """
 
     default_width: int
@@ -156,6 +157,7 @@ class ModelLimits:
     max_guidance_scale: float = 50.0
     served: tuple[tuple[int, int], ...] | None = None
     loras: tuple[ServedLora, ...] = ()
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class ResolvedRequest:
     """A request with nothing left open: valid for its model, and enough to draw the picture again.
 
     `image` and `mask` are width × height; `mask` holds 0 and 255 alone. `loras` are by name, without those
-    that change nothing; `emphasis` is false where no bracket is.
+    that change nothing; `emphasis` is false where it changes nothing.
     """
 
     prompt: str

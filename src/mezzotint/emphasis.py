@@ -5,10 +5,11 @@ r"""Weights in a prompt, in A1111's grammar.
 `[words]`          divided by 1.1
 `(words:1.3)`      times 1.3
 `\(` `\[` `\\`     the character itself, `\)` and `\]` too
+`BREAK`            what follows is read apart from what is before
 =================  ==================================
 
 A bracket that is never closed reaches to the end; one that was never opened is text. What a weight does to
-the picture is in `backends.prompts`. Pure text: no torch.
+the picture is in `backends.prompts`, how parts are read apart in `backends.windows`. Pure text: no torch.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ MAX_DEPTH = 50
 # Written so that it reads no digit twice: a prompt of digits alone would otherwise take seconds.
 MARK = re.compile(
     r"\\(?P<literal>[\\()\[\]])|:\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|(?P<bracket>[()\[\]])"
+    r"|(?P<end_of_part>\bBREAK\b)"
 )
-MARKS = re.compile(r"[\\()\[\]]")
+MARKS = re.compile(r"[\\()\[\]]|\bBREAK\b")
 # A1111's words that come and go with the steps.
 EDITING = re.compile(r"(?<!\\)\[(?:[^\[\]|]*\|[^\[\]]*|[^\[\]]*:\s*[\d.]+\s*)\]")
 MAX_QUOTED_CHARACTERS = 40
@@ -37,19 +39,20 @@ MAX_QUOTED_CHARACTERS = 40
 
 @dataclass
 class Piece:
-    """A stretch of text, and how much it weighs."""
+    """A stretch of text, and how much it weighs. Between two of different `part` is a BREAK."""
 
     text: str
     weight: float = 1.0
+    part: int = 0
 
 
 def has_marks(*texts: str | None) -> bool:
-    """Whether it makes a difference to any of them if brackets weigh words."""
+    """Whether it makes a difference to any of them if it is read in this grammar."""
     return any(text and MARKS.search(text) for text in texts)
 
 
 def parse_emphasis(text: str, field: str = "prompt") -> list[Piece]:
-    """The text without its brackets, in pieces; what lies side by side and weighs the same is one.
+    """The text without its marks, in pieces; what lies side by side and weighs the same is one.
 
     Raises:
         InvalidRequest: a weight is beyond ±10, or brackets are nested more than 50 deep.
@@ -71,8 +74,8 @@ def parse_emphasis(text: str, field: str = "prompt") -> list[Piece]:
                 param=field,
             )
     return [
-        Piece("".join(piece.text for piece in alike), weight)
-        for weight, alike in groupby(pieces, key=lambda piece: piece.weight)
+        Piece("".join(piece.text for piece in alike), weight, part)
+        for (part, weight), alike in groupby(pieces, key=lambda piece: (piece.part, piece.weight))
     ]
 
 
@@ -80,12 +83,14 @@ def _read(text: str, field: str) -> list[Piece]:
     pieces: list[Piece] = []
     # By bracket, where the text begins that each open one weighs.
     begun: dict[str, list[int]] = {"(": [], "[": []}
-    end = 0
+    end = part = 0
     for mark in MARK.finditer(text):
-        _add(pieces, text[end : mark.start()])
+        _add(pieces, text[end : mark.start()], part)
         end = mark.end()
         bracket = mark["bracket"] or (mark["weight"] and ")")
-        if bracket in begun:
+        if mark["end_of_part"]:
+            part += 1
+        elif bracket in begun:
             begun[bracket].append(len(pieces))
             if sum(map(len, begun.values())) > MAX_DEPTH:
                 raise InvalidRequest(f"{field}: brackets are nested more than {MAX_DEPTH} deep", param=field)
@@ -94,17 +99,17 @@ def _read(text: str, field: str) -> list[Piece]:
         elif bracket == "]" and begun["["]:
             _weigh(pieces, begun["["].pop(), 1 / STEP)
         else:
-            _add(pieces, mark["literal"] or mark[0])
-    _add(pieces, text[end:])
+            _add(pieces, mark["literal"] or mark[0], part)
+    _add(pieces, text[end:], part)
     for bracket, factor in (("(", STEP), ("[", 1 / STEP)):
         for start in begun[bracket]:
             _weigh(pieces, start, factor)
     return pieces
 
 
-def _add(pieces: list[Piece], text: str) -> None:
+def _add(pieces: list[Piece], text: str, part: int) -> None:
     if text:
-        pieces.append(Piece(text))
+        pieces.append(Piece(text, part=part))
 
 
 def _weigh(pieces: list[Piece], start: int, factor: float) -> None:

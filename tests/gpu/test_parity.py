@@ -15,6 +15,7 @@ from tests.parity.test_bf16 import test_all_samplers_in_one_batch_draw_nearly_wh
 from tests.parity.test_image_inputs import (
     test_every_sampler_with_and_without_image_and_mask_shares_passes,
 )
+from tests.parity.test_windows import test_texts_of_all_lengths_share_passes_and_draw_what_each_draws_alone
 
 __all__ = [
     "test_all_samplers_in_one_batch_draw_nearly_what_diffusers_draws",
@@ -22,6 +23,7 @@ __all__ = [
     "test_each_way_to_leave_the_negative_prompt_out_is_its_own_picture",
     "test_every_sampler_with_and_without_image_and_mask_shares_passes",
     "test_sizes_that_are_not_square_or_round_draw_what_diffusers_draws",
+    "test_texts_of_all_lengths_share_passes_and_draw_what_each_draws_alone",
     "test_the_demo_model_draws_what_diffusers_draws_with_every_sampler",
     "test_the_fewest_steps_draw_what_diffusers_draws",
     "test_the_same_request_alone_is_the_same_to_the_byte",

@@ -226,21 +226,24 @@ def test_brackets_are_text_without_emphasis_and_marks_with_it(fresh_backend: Mak
 
 def test_what_is_cut_from_a_prompt_with_emphasis_is_named_without_its_marks(fresh_backend: Make) -> None:
     backend = fresh_backend()
-    request = request_for(backend, prompt="abcdefgh (ijklmn [opq 2] r)", emphasis=True)
-    assert backend.start("a", request) == ('prompt: the part after 14 tokens was cut: "opq 2 r"',)
+    fits = backend.prompts.max_tokens
+    request = request_for(backend, prompt="a" * (fits - 6) + " (ijklmn [opq 2] r)", emphasis=True)
+    assert backend.start("a", request) == (f'prompt: the part after {fits} tokens was cut: "opq 2 r"',)
 
 
 def test_what_is_cut_from_a_prompt_is_named_once(
     fresh_backend: Make, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     backend = fresh_backend()
-    # The tiny model reads 16 tokens, two of which mark start and end, and every letter is one.
-    fits, long = "abcdefghijklmn", "abcdefghijklmn opq"
+    # A window of the tiny model has 16 tokens, two of which mark start and end, and every letter is one.
+    fits = "a" * 14 * (1 if backend.info.limits.served else 4)
+    assert backend.prompts.max_tokens == len(fits)
+    long = fits + " opq"
     assert backend.start("a", request_for(backend, prompt=fits)) == ()
     warnings = backend.start("b", request_for(backend, prompt=long, negative_prompt=long))
     assert warnings == (
-        'prompt: the part after 14 tokens was cut: "opq"',
-        'negative_prompt: the part after 14 tokens was cut: "opq"',
+        f'prompt: the part after {len(fits)} tokens was cut: "opq"',
+        f'negative_prompt: the part after {len(fits)} tokens was cut: "opq"',
     )
     unguided = request_for(backend, prompt="x", negative_prompt=long, guidance_scale=1.0)
     assert backend.start("c", unguided) == ()

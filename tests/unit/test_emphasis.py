@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mezzotint.emphasis import MAX_WEIGHT, has_marks, parse_emphasis
+from mezzotint.emphasis import MAX_WEIGHT, Piece, has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 
 
@@ -46,13 +46,27 @@ from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
         (r"(a\)b)", [("a)b", 1.1)]),
         (r"\[a|b] \[a:2]", [("[a|b] [a:2]", 1)]),
         ("[a|b", [("a|b", 1 / 1.1)]),
-        ("BREAK and AND", [("BREAK and AND", 1)]),
+        ("BREAKS and AND", [("BREAKS and AND", 1)]),
     ],
 )
 def test_the_grammar(text: str, expected: list[tuple[str, float]]) -> None:
     pieces = parse_emphasis(text)
     assert [piece.text for piece in pieces] == [text for text, _ in expected]
     assert [piece.weight for piece in pieces] == pytest.approx([weight for _, weight in expected])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a BREAK b", [("a ", 1, 0), (" b", 1, 1)]),
+        ("BREAK,BREAK", [(",", 1, 1)]),
+        ("(a BREAK b:2) c", [("a ", 2, 0), (" b", 2, 1), (" c", 1, 1)]),
+        ("break BREAKER", [("break BREAKER", 1, 0)]),
+    ],
+)
+def test_parts(text: str, expected: list[tuple[str, float, int]]) -> None:
+    assert parse_emphasis(text) == [Piece(*each) for each in expected]
+    assert has_marks(text) is ("BREAK" in text.replace("BREAKER", ""))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +95,7 @@ LONG = """
 from contextlib import suppress
 from mezzotint.emphasis import parse_emphasis
 from mezzotint.errors import MezzotintError
-for text in (":1", "(a:1", "[:1", ": ", "[|", "[:", ":1.", "[", "(a)"):
+for text in (":1", "(a:1", "[:1", ": ", "[|", "[:", ":1.", "[", "(a)", "BREAK "):
     for long in (text[:-1] + text[-1] * 300_000, text * 100_000):
         with suppress(MezzotintError):
             parse_emphasis(long)
@@ -93,14 +107,14 @@ def test_no_text_is_read_again_from_each_of_its_characters_on() -> None:
     subprocess.run([sys.executable, "-c", LONG], check=True, timeout=120)
 
 
-@given(st.text(alphabet="ab ()[]\\:.|015-", max_size=60))
+@given(st.lists(st.sampled_from([*"ab ()[]\\:.|015-", " BREAK "]), max_size=60).map("".join))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         pieces = parse_emphasis(text)
     except MezzotintError:
         return
     assert all(piece.text and abs(piece.weight) <= MAX_WEIGHT for piece in pieces)
-    assert all(one.weight != other.weight for one, other in pairwise(pieces))
+    assert all((one.part, one.weight) != (other.part, other.weight) for one, other in pairwise(pieces))
     # Nothing is made up, and what is left out are brackets, backslashes and weights.
     left = iter(text)
     assert all(letter in left for piece in pieces for letter in piece.text)

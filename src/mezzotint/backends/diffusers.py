@@ -9,9 +9,10 @@ dimension: that is why a picture never depends on its neighbours.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.transfers import to_device
 from mezzotint.backends.tuned import tune_unet, tune_vae, with_plain_weights
+from mezzotint.backends.windows import MAX_WINDOWS
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.errors import GenerationFailed, MezzotintError
 from mezzotint.tuning import Tuning
@@ -50,6 +52,8 @@ class PipelineParts:
     force_zeros_for_empty_prompt: bool
     # The only sizes, width and height in pixels, that VAE and UNet take; `None` where they take any.
     sizes: tuple[tuple[int, int], ...] | None = None
+    # What a prompt has beyond so many windows of the text encoders is cut.
+    max_windows: int = MAX_WINDOWS
     # A small decoder for previews, diffusers' `AutoencoderTiny`.
     preview_vae: Any = None
     # By the names that requests know them by.
@@ -133,15 +137,16 @@ class DiffusersBackend:
         self._unet = tune_unet(parts.unet, tuning, device)
         self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
-        self._info = info
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
         self._channels = int(parts.unet.config.in_channels)
         self.prompts = PromptEncoder(
             parts.tokenizers,
             parts.text_encoders,
             zeros_without_negative=parts.force_zeros_for_empty_prompt,
+            max_windows=parts.max_windows,
             loras=parts.loras,
         )
+        self._info = replace(info, limits=replace(info.limits, prompt_tokens=self.prompts.max_tokens))
         self._pictures = PictureCodec(
             parts.vae, parts.sizes, preview_vae=parts.preview_vae, lanes=self._lanes
         )
@@ -204,7 +209,7 @@ class DiffusersBackend:
             with self._lanes.steps():
                 failed = self._advance(request_ids, rows, scaled, noise, timesteps)
                 finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
-                this = self._passes.end((scaled.shape, len(batch.places)), rows, finite)
+                this = self._passes.end((scaled.shape, batch.conditioning.hidden.shape), rows, finite)
         except Exception as error:
             # Rows have moved: the pass cannot be run again, and none of them can go on.
             return dict.fromkeys(request_ids, _failure("the end of a pass", error))
@@ -344,9 +349,15 @@ def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:
 
 
 def _join(parts: Sequence[_Conditioning]) -> _Conditioning:
+    """Side by side, texts of different length too: those that end sooner are repeated.
+
+    Attention is a mean of values weighed by softmax. Of tokens that are all there k times, each has a k-th of
+    the weight, k times: to the UNet a text repeated is the text. So no row needs a mask or a pass of its own.
+    """
     embeddings = [part.guidance_embedding for part in parts if part.guidance_embedding is not None]
+    tokens = math.lcm(*(part.hidden.shape[1] for part in parts))
     return _Conditioning(
-        torch.cat([part.hidden for part in parts]),
+        torch.cat([part.hidden.repeat(1, tokens // part.hidden.shape[1], 1) for part in parts]),
         torch.cat([part.pooled for part in parts]),
         torch.cat([part.time_ids for part in parts]),
         torch.cat(embeddings) if embeddings else None,

@@ -3,6 +3,9 @@
 Follows `StableDiffusionXLPipeline.encode_prompt`: both text encoders read the same text, their last but one
 hidden states are joined, and the second encoder's projection is the pooled embedding. Knows no requests.
 
+A text of several windows has the hidden states of all, one after the other, and the pooled embedding of the
+first, as in A1111 and ComfyUI.
+
 Emphasis multiplies the hidden states of a word's tokens by its weight, and leaves the pooled embedding alone:
 what A1111 calls "No norm", and says of it that it suits SDXL better than its default, which then scales all
 tokens so that their mean stays.
@@ -21,6 +24,7 @@ import torch
 
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.transfers import to_device
+from mezzotint.backends.windows import MAX_WINDOWS, read_windows
 from mezzotint.core import Lora
 from mezzotint.emphasis import Piece, parse_emphasis
 
@@ -28,10 +32,9 @@ __all__ = ["Embedding", "PromptEncoder"]
 
 MAX_CACHED_ENTRIES = 512
 MAX_CACHED_BYTES = 256 * 2**20
-MAX_QUOTED_CHARACTERS = 200
 EMPTY: Mapping[str, LoraWeights] = MappingProxyType({})
 
-# The text, whether brackets in it weigh words, and what each encoder wears for it.
+# The text, whether it is read in A1111's grammar, and what each encoder wears for it.
 _Key = tuple[str, bool, tuple[tuple[Lora, ...], ...]]
 
 
@@ -39,13 +42,14 @@ _Key = tuple[str, bool, tuple[tuple[Lora, ...], ...]]
 class Embedding:
     """What the UNet reads of a text: `hidden` 1 × tokens × width, `pooled` 1 × projection width.
 
-    `cut` is the end of the text that did not fit into `window` tokens, empty if all did.
+    Tokens are a number of windows. `cut` is the end of the text that they had no room for, empty if there is
+    none; `read` counts the tokens before.
     """
 
     hidden: torch.Tensor
     pooled: torch.Tensor
     cut: str = ""
-    window: int = 0
+    read: int = 0
 
     @property
     def bytes(self) -> int:
@@ -55,7 +59,7 @@ class Embedding:
         """The receipt's sentence about what was cut from `field`, if anything was."""
         if not self.cut:
             return ()
-        return (f'{field}: the part after {self.window} tokens was cut: "{self.cut}"',)
+        return (f'{field}: the part after {self.read} tokens was cut: "{self.cut}"',)
 
 
 class PromptEncoder:
@@ -67,10 +71,12 @@ class PromptEncoder:
         text_encoders: Sequence[Any],
         *,
         zeros_without_negative: bool,
+        max_windows: int = MAX_WINDOWS,
         loras: Mapping[str, LoraWeights] = EMPTY,
         max_entries: int = MAX_CACHED_ENTRIES,
         max_bytes: int = MAX_CACHED_BYTES,
     ) -> None:
+        """`max_windows`: what a text has beyond so many is cut."""
         self._tokenizers = tokenizers
         self._text_encoders = text_encoders
         self._adapted = [
@@ -78,6 +84,7 @@ class PromptEncoder:
             for number, encoder in enumerate(text_encoders)
         ]
         self._zeros_without_negative = zeros_without_negative
+        self._max_windows = max_windows
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._cache: OrderedDict[_Key, Embedding] = OrderedDict()
@@ -89,6 +96,12 @@ class PromptEncoder:
         logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
 
     @property
+    def max_tokens(self) -> int:
+        """How much of a text is read at most."""
+        # Two of each window mark its beginning and end.
+        return self._max_windows * min(int(each.model_max_length) - 2 for each in self._tokenizers)
+
+    @property
     def cached_bytes(self) -> int:
         """Memory that the remembered embeddings take."""
         return self._bytes
@@ -96,7 +109,7 @@ class PromptEncoder:
     def encode(self, text: str, loras: Sequence[Lora] = (), *, emphasis: bool = False) -> Embedding:
         """The embedding of `text`, on the encoders' device and in their dtype.
 
-        emphasis: whether brackets in it weigh words.
+        emphasis: whether it is read in A1111's grammar (`mezzotint.emphasis`).
         """
         key = (text, emphasis, tuple(adapted.affected_by(loras) for adapted in self._adapted))
         known = self._cache.get(key)
@@ -123,25 +136,24 @@ class PromptEncoder:
         return self._zeros
 
     def _encode(self, pieces: Sequence[Piece]) -> Embedding:
-        hidden, cut, window = [], "", 0
+        texts = read_windows(self._tokenizers, pieces, self._max_windows)
+        hidden = []
         pooled: torch.Tensor | None = None
-        for tokenizer, encoder in zip(self._tokenizers, self._text_encoders, strict=True):
-            tokens = _tokenize(tokenizer, pieces)
-            # One word of warning serves both tokenizers.
-            if not cut:
-                cut, window = tokens.cut, tokenizer.model_max_length - 2
-            output = encoder(to_device(tokens.ids, encoder.device), output_hidden_states=True)
+        for text, encoder in zip(texts, self._text_encoders, strict=True):
+            output = encoder(to_device(text.ids, encoder.device), output_hidden_states=True)
             # The first encoder's first output is its last hidden state, the second's its projection.
             if pooled is None and output[0].ndim == 2:
-                pooled = output[0]
+                pooled = output[0][:1]
             states = output.hidden_states[-2]
-            if tokens.weights is not None:
-                states = states * to_device(tokens.weights.to(states.dtype), states.device)
-            hidden.append(states)
+            if text.weights is not None:
+                states = states * to_device(text.weights.to(states.dtype), states.device)
+            hidden.append(states.flatten(0, 1))
         if pooled is None:
             raise ValueError("no text encoder with a projection")
-        joined = torch.concat(hidden, dim=-1).to(self._text_encoders[-1].dtype)
-        return Embedding(joined, pooled, cut, window)
+        joined = torch.concat(hidden, dim=-1).to(self._text_encoders[-1].dtype).unsqueeze(0)
+        # One word of warning serves both tokenizers.
+        first = max(texts, key=lambda text: bool(text.cut))
+        return Embedding(joined, pooled, first.cut, first.read)
 
     def _remember(self, key: _Key, embedding: Embedding) -> None:
         if embedding.bytes > self._max_bytes:
@@ -151,35 +163,3 @@ class PromptEncoder:
         while self._bytes > self._max_bytes or len(self._cache) > self._max_entries:
             _, oldest = self._cache.popitem(last=False)
             self._bytes -= oldest.bytes
-
-
-@dataclass(frozen=True, eq=False)
-class _Tokens:
-    """`ids` 1 × length, with the marks of beginning and end; `weights` 1 × length × 1, unless all are 1.
-
-    `cut`: the text that did not fit into the window, shortened to what a receipt can hold.
-    """
-
-    ids: torch.Tensor
-    weights: torch.Tensor | None
-    cut: str
-
-
-def _tokenize(tokenizer: Any, pieces: Sequence[Piece]) -> _Tokens:
-    length = tokenizer.model_max_length
-    ids: list[int] = []
-    weights: list[float] = []
-    for piece in pieces:
-        found = tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
-        ids += found
-        weights += [piece.weight] * len(found)
-    kept = [tokenizer.bos_token_id, *ids[: length - 2], tokenizer.eos_token_id]
-    padded = kept + [tokenizer.pad_token_id] * (length - len(kept))
-    weighed = None
-    if any(weight != 1 for weight in weights):
-        weighed = torch.ones(1, length, 1)
-        weighed[0, 1 : len(kept) - 1, 0] = torch.tensor(weights[: length - 2])
-    cut = str(tokenizer.decode(ids[length - 2 :])).strip()
-    if len(cut) > MAX_QUOTED_CHARACTERS:
-        cut = cut[: MAX_QUOTED_CHARACTERS - 1] + "…"
-    return _Tokens(torch.tensor([padded]), weighed, cut)

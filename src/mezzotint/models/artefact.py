@@ -50,7 +50,7 @@ DESCRIPTION_NAME = "mezzotint.json"
 GRAPH_NAME = "model.neuron"
 PIXELS_PER_LATENT = 8
 ADOPTED_CORES = 2
-NOT_DESCRIBED = frozenset({"served", "loras"})
+NOT_DESCRIBED = frozenset({"served", "loras", "prompt_tokens"})
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def adopt(folder: str) -> Path:
 
 
 def described_limits(limits: ModelLimits) -> dict[str, Any]:
-    """The limits as `mezzotint.json` holds them: without sizes, which the graphs tell, and LoRAs."""
+    """The limits as `mezzotint.json` holds them: without what the graphs tell, and LoRAs."""
     return {name: value for name, value in asdict(limits).items() if name not in NOT_DESCRIBED}
 
 

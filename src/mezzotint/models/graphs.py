@@ -150,6 +150,8 @@ class _Loader:
                 read_json(first.folder / "model_index.json").get("force_zeros_for_empty_prompt", True)
             ),
             sizes=self._artefact.limits.served,
+            # So many tokens were the UNet and the text encoders compiled for.
+            max_windows=1,
         )
 
     def _text_encoder(self, component: str, cores: Sequence[int]) -> GraphTextEncoder:

@@ -94,6 +94,7 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
         "priorities": PRIORITIES[: PRIORITIES.index(caller.max_priority) + 1],
         "limits": {
             "prompt_characters": MAX_PROMPT_CHARACTERS,
+            "prompt_tokens": info.limits.prompt_tokens,
             "images": MAX_IMAGES,
             "steps": info.limits.max_steps,
             "guidance_scale": info.limits.max_guidance_scale,

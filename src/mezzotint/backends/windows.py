@@ -1,0 +1,121 @@
+"""A text's tokens, in the windows that a text encoder reads one at a time. Knows no encoders.
+
+CLIP's window is 77 tokens, two of which mark beginning and end. A longer text goes on in another window, as
+in A1111's and ComfyUI's: after a comma or, where none is near, after a word. A BREAK begins a new window too.
+The last window that there may be is filled to its end, and what is left is cut: with one window, as diffusers
+cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from mezzotint.emphasis import Piece
+
+__all__ = ["MAX_WINDOWS", "Windows", "read_windows"]
+
+# 300 tokens are a page's paragraph; rows of 3 and 4 windows meet in 12 (`backends.diffusers`).
+MAX_WINDOWS = 4
+# How much of a window may be left empty for a better place to part the text: of 75 tokens the 20 that are
+# A1111's `comma_padding_backtrack`.
+LOOK_BACK = 20 / 75
+# As CLIP's tokenizer writes the last token of a word; a comma is a word.
+END_OF_WORD = "</w>"
+END_OF_PHRASE = ",</w>"
+MAX_QUOTED_CHARACTERS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """`ids` windows × length, with the marks of beginning and end; `weights` windows × length × 1, unless all
+    are 1.
+
+    cut: the end of the text that did not fit, shortened to what a receipt can hold. read: the tokens before.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor | None
+    cut: str
+    read: int
+
+
+class _Token(NamedTuple):
+    id: int
+    weight: float
+    part: int
+    text: str
+
+
+def read_windows(tokenizers: Sequence[Any], pieces: Sequence[Piece], most: int) -> list[Windows]:
+    """The text as each of the tokenizers has it, all in the same number of windows, 1…`most`."""
+    texts = [_tokenize(tokenizer, pieces) for tokenizer in tokenizers]
+    divided = [
+        _divide(tokens, tokenizer.model_max_length - 2, most)
+        for tokenizer, tokens in zip(tokenizers, texts, strict=True)
+    ]
+    # The same, unless their vocabularies differ.
+    count = max(map(len, divided))
+    return [
+        _windows(tokenizer, tokens, [*windows, *([[]] * (count - len(windows)))])
+        for tokenizer, tokens, windows in zip(tokenizers, texts, divided, strict=True)
+    ]
+
+
+def _tokenize(tokenizer: Any, pieces: Sequence[Piece]) -> list[_Token]:
+    tokens = []
+    for piece in pieces:
+        ids = tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
+        texts = tokenizer.convert_ids_to_tokens(ids)
+        tokens += [_Token(id, piece.weight, piece.part, text) for id, text in zip(ids, texts, strict=True)]
+    return tokens
+
+
+def _divide(tokens: Sequence[_Token], room: int, most: int) -> list[Sequence[_Token]]:
+    """The tokens in windows of at most `room`. Without any, one that is empty."""
+    windows: list[Sequence[_Token]] = []
+    start = 0
+    while len(windows) < most - 1 and start < len(tokens):
+        end = _end(tokens, start, room)
+        windows.append(tokens[start:end])
+        start = end
+    if start < len(tokens) or not windows:
+        windows.append(tokens[start : start + room])
+    return windows
+
+
+def _end(tokens: Sequence[_Token], start: int, room: int) -> int:
+    """Where the window that begins at `start` ends."""
+    full = start + room
+    part = tokens[start].part
+    end_of_part = next((i for i in range(start, min(full + 1, len(tokens))) if tokens[i].part != part), None)
+    if end_of_part is not None:
+        return end_of_part
+    if full >= len(tokens):
+        return len(tokens)
+    for mark in (END_OF_PHRASE, END_OF_WORD):
+        for end in range(full, full - round(room * LOOK_BACK), -1):
+            if tokens[end - 1].text.endswith(mark):
+                return end
+    return full
+
+
+def _windows(tokenizer: Any, tokens: Sequence[_Token], windows: Sequence[Sequence[_Token]]) -> Windows:
+    length = tokenizer.model_max_length
+    ids = torch.full((len(windows), length), tokenizer.pad_token_id)
+    weights = torch.ones(len(windows), length, 1)
+    for number, window in enumerate(windows):
+        after = 1 + len(window)
+        ids[number, 0] = tokenizer.bos_token_id
+        ids[number, 1:after] = torch.tensor([token.id for token in window])
+        ids[number, after] = tokenizer.eos_token_id
+        weights[number, 1:after, 0] = torch.tensor([token.weight for token in window])
+    read = sum(map(len, windows))
+    cut = str(tokenizer.decode([token.id for token in tokens[read:]])).strip()
+    if len(cut) > MAX_QUOTED_CHARACTERS:
+        cut = cut[: MAX_QUOTED_CHARACTERS - 1] + "…"
+    weighed = any(token.weight != 1 for token in tokens[:read])
+    return Windows(ids, weights if weighed else None, cut, read)
