@@ -6,8 +6,9 @@ each listed word; other words fall apart into fragments and letters.
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,23 +29,43 @@ def byte_letters() -> list[str]:
 def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
     """Byte-pair merges until each word is one token; ties go to the alphabetically first pair."""
     split = [[*w[:-1], w[-1] + "</w>"] for w in words]
+    counts = Counter(p for s in split for p in pairwise(s))
+    places: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
+    for i, symbols in enumerate(split):
+        for pair in pairwise(symbols):
+            places[pair].add(i)
+    # What counts no longer say is passed over when it comes up.
+    order = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(order)
     merges: list[tuple[str, str]] = []
-    while True:
-        pairs = Counter(p for s in split for p in pairwise(s))
-        if not pairs:
-            return merges
-        best = min(pairs, key=lambda p: (-pairs[p], p))
+    while order:
+        count, best = heapq.heappop(order)
+        if not count or counts[best] != -count:
+            continue
         merges.append(best)
-        for i, symbols in enumerate(split):
-            joined, j = [], 0
-            while j < len(symbols):
-                if tuple(symbols[j : j + 2]) == best:
-                    joined.append(symbols[j] + symbols[j + 1])
-                    j += 2
-                else:
-                    joined.append(symbols[j])
-                    j += 1
-            split[i] = joined
+        changed = set()
+        for i in places.pop(best):
+            before, split[i] = split[i], _join(split[i], best)
+            counts.subtract(pairwise(before))
+            counts.update(pairwise(split[i]))
+            changed.update(pairwise(before), pairwise(split[i]))
+            for pair in pairwise(split[i]):
+                places[pair].add(i)
+        for pair in changed:
+            heapq.heappush(order, (-counts[pair], pair))
+    return merges
+
+
+def _join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    joined, j = [], 0
+    while j < len(symbols):
+        if tuple(symbols[j : j + 2]) == pair:
+            joined.append(symbols[j] + symbols[j + 1])
+            j += 2
+        else:
+            joined.append(symbols[j])
+            j += 1
+    return joined
 
 
 def write(words: tuple[str, ...], folder: Path, positions: int) -> CLIPTokenizer:

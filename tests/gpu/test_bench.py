@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partialmethod
 
 import pytest
 import torch
@@ -22,13 +21,11 @@ HERE += ["throughput", "loop", "load"] if HAS_CUDA else []
 
 
 @pytest.fixture
-def bench(gpu: StandIn | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[GpuBench]:
-    # Nobody reads these times.
-    monkeypatch.setattr(GpuBench, "seconds_of", partialmethod(GpuBench.seconds_of, most=2))
+def bench(gpu: StandIn | None) -> Iterator[GpuBench]:
     with loading(gpu):
         # All the time there is: a machine that is busy leaves nothing out.
         budgets = dict.fromkeys(PARTS, WHOLE_SECONDS)
-        preset = replace(QUICK, sizes=(32, 64), trials=6, budgets=budgets)
+        preset = replace(QUICK, budgets=budgets)
         made = GpuBench(preset, torch.device("cuda"))
         yield made
         made.close()

@@ -90,7 +90,7 @@ def test_a_cold_start_compiles_and_a_warm_cache_is_found(tmp_path: Path) -> None
     results = run_parts(bench, ["compile"], {"compile": PARTS["compile"]})
     seconds = {each.name: each.details["phases"] for each in results if "phases" in each.details}
     assert bench.left_out == []
-    assert len(seconds) == 3
+    assert [name.partition(":")[0] for name in seconds] == ["blocks, cold", "blocks, warm cache"]
     for phases in seconds.values():
         parts = sum(phases[name] for name in ("import", "build", "warm_up", "first_image"))
         assert 0 < parts < phases["whole"]
@@ -108,7 +108,7 @@ def test_diffusers_is_compiled_without_a_limit_in_whichever_thread() -> None:
 
 
 def test_what_the_first_run_takes_longer_is_no_reason_for_few_repetitions() -> None:
-    bench, runs = GpuBench(QUICK, torch.device("cpu")), 0
+    bench, runs = GpuBench(replace(QUICK, repetitions=30), torch.device("cpu")), 0
 
     def run() -> None:
         nonlocal runs
@@ -116,14 +116,14 @@ def test_what_the_first_run_takes_longer_is_no_reason_for_few_repetitions() -> N
         if runs == 1:
             time.sleep(0.3)
 
-    bench.seconds_of(run, most=30, budget=1.0)
+    bench.seconds_of(run, budget=1.0)
     assert runs > 30
 
 
 def test_images_in_a_pass_are_those_of_the_measured_backlogs() -> None:
     bench = GpuBench(replace(QUICK, steps=2), torch.device("cpu"))
     # What is drawn before, to warm up, one by one.
-    for request in bench.requests(bench.mix(bench.size, steps=(100,)), 2):
+    for request in bench.requests(bench.mix(bench.size, steps=(30,)), 2):
         bench.engine.generate(request)
     found = {each.name: each.value for each in PARTS["throughput"](bench)}
     bench.close()

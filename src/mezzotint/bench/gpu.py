@@ -30,7 +30,7 @@ from mezzotint.engine.engine import Engine
 from mezzotint.errors import SettingInvalid
 from mezzotint.models.catalogue import limits_of_size
 from mezzotint.models.loading import versions
-from mezzotint.tuning import Tuning
+from mezzotint.tuning import Compile, Tuning
 
 __all__ = ["FULL", "QUICK", "GpuBench", "Preset", "open_bench", "reason_of", "run_parts"]
 
@@ -44,6 +44,9 @@ class Preset:
 
     sizes: sides of square pictures in pixels, the last the one that bars are for.
     budgets: seconds by part.
+    repetitions: of one pass, at most.
+    loop_steps: of the requests whose passes are timed: enough for a mean, with both ends left out.
+    compiled: what is compiled for a cold start, each in a process of its own.
     set_up_seconds: what building and compiling one more model may take; with less left, none is begun.
     tuning: ours; diffusers' best form is compiled to the same extent.
     """
@@ -58,6 +61,9 @@ class Preset:
     backlog: int
     arrivals: int
     trials: int
+    repetitions: int
+    loop_steps: int
+    compiled: tuple[Compile, ...]
     tuning: Tuning
     set_up_seconds: float
     budgets: dict[str, float]
@@ -74,6 +80,10 @@ FULL = Preset(
     backlog=16,
     arrivals=60,
     trials=60,
+    repetitions=30,
+    loop_steps=30,
+    # The whole UNet last: it takes longest, and only where the part is asked for alone is there the time.
+    compiled=("blocks", "unet"),
     tuning=Tuning(compile="blocks"),
     set_up_seconds=30.0,
     budgets={
@@ -99,7 +109,10 @@ QUICK = Preset(
     mixed_steps=(2, 4),
     backlog=8,
     arrivals=6,
-    trials=12,
+    trials=6,
+    repetitions=2,
+    loop_steps=12,
+    compiled=("blocks",),
     tuning=Tuning(),
     set_up_seconds=0.0,
     budgets=dict.fromkeys(FULL.budgets, 60.0),
@@ -230,7 +243,7 @@ class GpuBench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def seconds_of(self, run: Callable[[], object], *, most: int = 30, budget: float = 2.0) -> float:
+    def seconds_of(self, run: Callable[[], object], *, budget: float = 2.0) -> float:
         """Mean seconds of `run` over repetitions that are handed over together, after four that do not count:
         the first ones compile and record, the last tells how many there is time for."""
         with torch.inference_mode():
@@ -241,7 +254,7 @@ class GpuBench:
             run()
             self.synchronise()
             one = time.perf_counter() - began
-            count = max(2, min(most, int(min(budget, self.left) / max(one, 1e-6))))
+            count = max(2, min(self.preset.repetitions, int(min(budget, self.left) / max(one, 1e-6))))
             began = time.perf_counter()
             for _ in range(count):
                 run()

@@ -35,14 +35,12 @@ from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, r
 from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import MezzotintError
 from mezzotint.resolving import resolve
-from mezzotint.tuning import Compile, Quantisation, Tuning
+from mezzotint.tuning import Quantisation, Tuning
 
 __all__ = ["PARTS"]
 
 LOAD = 0.7
 ROUNDS = 2
-# Of the requests whose passes are timed: enough for a mean, with both ends left out.
-LOOP_STEPS = 30
 
 
 def matrix(bench: GpuBench) -> list[Result]:
@@ -150,9 +148,9 @@ def loop(bench: GpuBench) -> list[Result]:
             continue
         run = _pass(bench, compute, bench.parts, 2 * width, bench.size)
         bare, ours = [], []
-        mix = bench.mix(bench.size, steps=(LOOP_STEPS,))
+        mix = bench.mix(bench.size, steps=(bench.preset.loop_steps,))
         for _ in range(ROUNDS):
-            bare.append(bench.seconds_of(run, most=20))
+            bare.append(bench.seconds_of(run))
             periods = pass_periods(bench.engine, bench.recorder, bench.requests(mix, width))
             ours += [period for _, period in periods]
         if not ours:
@@ -210,16 +208,13 @@ def compile_(bench: GpuBench) -> list[Result]:
     """Seconds from a new process to its first image: compiled by blocks and whole, cold; from the cache."""
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        runs: tuple[tuple[str, Compile, str], ...] = (
-            ("blocks, cold", "blocks", "blocks"),
-            ("blocks, warm cache", "blocks", "blocks"),
-            # Last: it takes longest, and only where the part is asked for alone is there the time.
-            ("whole UNet, cold", "unet", "unet"),
-        )
-        for name, scope, cache in runs:
+        runs = [(f"{scope}, cold", scope) for scope in bench.preset.compiled]
+        # The first once more, with the cache that it has left.
+        runs.insert(1, (f"{runs[0][1]}, warm cache", runs[0][1]))
+        for name, scope in runs:
             if not bench.has_time(f"compile of {name}", bench.preset.set_up_seconds):
                 continue
-            found = _cold_start(bench, scope, f"{folder}/{cache}")
+            found = _cold_start(bench, scope, f"{folder}/{scope}")
             if found is None:
                 bench.left_out.append(f"compile of {name}: not done within its budget")
                 continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 
 from rich.table import Table
@@ -90,7 +90,7 @@ def rules_table(comparisons: Sequence[Comparison]) -> Table:
     return table
 
 
-def _simulate(rules: Rules, arrivals: Sequence[Arrival], curve: dict[int, float]) -> list[Outcome]:
+def _simulate(rules: Rules, arrivals: Sequence[Arrival], curve: dict[int, float]) -> Iterator[Outcome]:
     cost = _cost(curve)
     return simulate(arrivals, cost, scheduler=Scheduler(cost, rules=rules))
 

@@ -7,7 +7,7 @@ constants, and by the tests, which check thousands of requests in seconds.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mezzotint.engine.rows import BatchKey, Cost, State, measured_as
@@ -41,8 +41,10 @@ class Outcome:
         return self.finished - self.arrival.at
 
 
-def simulate(arrivals: Iterable[Arrival], cost: Cost, *, scheduler: Scheduler | None = None) -> list[Outcome]:
-    """Run a scheduler over `arrivals` until all are done. Decoding takes no time here.
+def simulate(
+    arrivals: Iterable[Arrival], cost: Cost, *, scheduler: Scheduler | None = None
+) -> Iterator[Outcome]:
+    """Run a scheduler over `arrivals` until all are done, each as it ends. Decoding takes no time here.
 
     scheduler: a new one of other rules; by default the one that serves.
     """
@@ -51,7 +53,6 @@ def simulate(arrivals: Iterable[Arrival], cost: Cost, *, scheduler: Scheduler | 
     heapq.heapify(coming)
     here: dict[str, tuple[Arrival, int]] = {}
     started: dict[str, tuple[float, int]] = {}
-    outcomes: list[Outcome] = []
     now, passes = 0.0, 0
     while coming or here:
         if not here:
@@ -70,5 +71,5 @@ def simulate(arrivals: Iterable[Arrival], cost: Cost, *, scheduler: Scheduler | 
             assert scheduler.state(request_id) is State.DECODING
             scheduler.finish(request_id)
             arrival, _ = here.pop(request_id)
-            outcomes.append(Outcome(arrival, started[request_id][0], now, started.pop(request_id)[1]))
-    return outcomes
+            began, waited = started.pop(request_id)
+            yield Outcome(arrival, began, now, waited)
