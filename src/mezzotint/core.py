@@ -142,7 +142,7 @@ class ModelLimits:
 
     served: the only sizes (width, height) there are, of a backend whose shapes are compiled ahead; `None`
         where any size within the other limits is drawn.
-    prompt_tokens: how much of a prompt is read; `None` of what reads none.
+    prompt_tokens: how much of a prompt is read at most; `None` of what reads none.
     """
 
     default_width: int

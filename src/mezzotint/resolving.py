@@ -94,7 +94,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
 
 
 def _emphasis(request: GenerationRequest) -> bool:
-    """Whether a bracket of the prompts weighs words."""
+    """Whether the prompts say something else in A1111's grammar than as they are."""
     if not isinstance(request.emphasis, bool):
         raise InvalidRequest(f"emphasis must be bool, not {_shown(request.emphasis)}", param="emphasis")
     if not request.emphasis or not has_marks(request.prompt, request.negative_prompt):

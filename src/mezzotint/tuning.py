@@ -38,7 +38,7 @@ class Tuning:
     compile: nothing, the UNet's repeated blocks, or the whole UNet.
     compile_cache: a folder for what was compiled, so that the next start finds it; empty is torch's own,
         which a container forgets.
-    cuda_graphs: replay a pass as one launch, for each shape and width that comes often.
+    cuda_graphs: replay a pass as one launch, for each shape, width and length of prompts that comes often.
     quantisation: matrix products of the UNet's transformers in int8 or fp8 (the extra `quantisation`).
     preview_vae: a folder with a small decoder (diffusers' `AutoencoderTiny`, such as madebyollin/taesdxl)
         for previews of the picture's own size; empty is a linear map, an eighth as wide.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ ASKED: dict[str, Any] = {"prompt": PROMPT, "seed": 1}
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
     settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend())
+    backend = FakeBackend()
+    backend._info = replace(backend.info, limits=replace(backend.info.limits, prompt_tokens=300))
+    replica = replica_of(settings, backend)
     async with gate(settings, replica) as opened:
         yield opened
     replica.close()
@@ -41,7 +44,8 @@ async def test_each_surface_weighs_words_when_it_is_asked_to_and_says_so(server:
         query = {**ASKED, "emphasis": "true"} if asked else ASKED
         imagined = await server.client.get("/imagine", params=query)
         assert read_receipt(imagined.content).emphasis is bool(asked)
-    assert (await server.json("GET", "/v1/capabilities"))["features"]["emphasis"]
+    told = await server.json("GET", "/v1/capabilities")
+    assert (told["features"]["emphasis"], told["limits"]["prompt_tokens"]) == (True, 300)
 
 
 async def test_a1111s_clients_weigh_words_unless_they_say_otherwise(server: Gate) -> None:

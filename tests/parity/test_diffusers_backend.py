@@ -237,7 +237,7 @@ def test_what_is_cut_from_a_prompt_is_named_once(
     backend = fresh_backend()
     # A window of the tiny model has 16 tokens, two of which mark start and end, and every letter is one.
     fits = "a" * 14 * (1 if backend.info.limits.served else 4)
-    assert backend.prompts.max_tokens == len(fits)
+    assert backend.info.limits.prompt_tokens == backend.prompts.max_tokens == len(fits)
     long = fits + " opq"
     assert backend.start("a", request_for(backend, prompt=fits)) == ()
     warnings = backend.start("b", request_for(backend, prompt=long, negative_prompt=long))

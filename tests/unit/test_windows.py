@@ -43,6 +43,17 @@ def texts(tokenizer: Any, pieces: list[Piece], most: int = 4) -> list[str]:
         ("abcdefghijk, lmn op q", ["abcdefghijk,", "lmnopq"]),
         ("ab, cdefghi jkl mnopq", ["ab,cdefghijkl", "mnopq"]),
         ("abcdefgh ijklmnopqrst", ["abcdefghijklmn", "opqrst"]),
+        # A comma that has no room goes with what follows.
+        ("abcdefgh, ijklm, op", ["abcdefgh,ijklm", ",op"]),
+        # What would fit is not cut for the sake of a comma: of the second no window can be left unfilled.
+        (
+            "abcdefghij, klm nopqrstuvw, xyz abcdefghij, klm nopqrst",
+            ["abcdefghij,", "klmnopqrstuvw,", "xyzabcdefghij,", "klmnopqrst"],
+        ),
+        (
+            "abcdefghij, klm nopqrstuvw, xyz abcdefghij, klm nopqrstuvwxyz",
+            ["abcdefghij,klm", "nopqrstuvw,xyz", "abcdefghij,klm", "nopqrstuvwxyz"],
+        ),
         # A BREAK begins a window, and does not if there is nothing before or after it.
         ("ab BREAK cd BREAK BREAK ef BREAK", ["ab", "cd", "ef"]),
         ("BREAK ab", ["ab"]),
@@ -53,6 +64,12 @@ def texts(tokenizer: Any, pieces: list[Piece], most: int = 4) -> list[str]:
 )
 def test_where_a_text_is_parted(letters: Any, text: str, expected: list[str]) -> None:
     assert texts(letters, parse_emphasis(text)) == expected
+
+
+def test_a_long_rest_is_not_read_to_be_quoted(letters: Any) -> None:
+    [windows] = read_windows([letters], parse_emphasis("(a)b" * 5000), 4)
+    assert windows.read == 56
+    assert len(windows.cut) == 200
 
 
 def test_one_window_is_filled_to_its_end_and_a_break_is_nothing(letters: Any) -> None:
@@ -93,3 +110,4 @@ def test_any_text_is_in_its_windows_in_order_or_cut(words: Any, parts: list[str]
         read = [id for window in windows.ids.tolist() for id in window if id not in marks]
         assert read == [id for id in everything[: windows.read] if id not in marks]
         assert windows.read == len(everything) or (windows.cut and len(windows.ids) == most)
+        assert windows.read == len(everything) or len(everything) > most * 30 or "BREAK" in parts

@@ -1,4 +1,4 @@
-"""A pass of the UNet as one launch: recorded once for a shape and width, replayed with new numbers.
+"""A pass of the UNet as one launch: recorded once for its shapes, replayed with new numbers.
 
 SDXL's UNet is some thousands of kernels; at small widths a host takes longer to launch them than a GPU to run
 them. A graph is recorded of a call that has come often enough to be ready (compiled, its kernels chosen), and
@@ -19,7 +19,8 @@ __all__ = ["CudaRecorder", "GraphedCalls", "Recorder"]
 
 logger = logging.getLogger(__name__)
 
-# Two sizes, each with 1 to 32 rows: 16 images, of which any number are guided.
+# Two sizes, each with 1 to 32 rows: 16 images, of which any number are guided. Longer prompts are shapes of
+# their own; the latest stay.
 MAX_GRAPHS = 64
 # Calls of one kind before it is recorded: the first compiles and chooses kernels, the second finds all ready.
 CALLS_BEFORE = 2

@@ -1,9 +1,9 @@
 """A text's tokens, in the windows that a text encoder reads one at a time. Knows no encoders.
 
-CLIP's window is 77 tokens, two of which mark beginning and end. A longer text goes on in another window, as
-in A1111's and ComfyUI's: after a comma or, where none is near, after a word. A BREAK begins a new window too.
-The last window that there may be is filled to its end, and what is left is cut: with one window, as diffusers
-cuts.
+CLIP's window is 77 tokens, two of which mark beginning and end. A longer text goes on in another, after
+a comma, as A1111's, or, where none is near, after a word, as ComfyUI's. A BREAK begins a new window too. The
+last window that there may be is filled to its end, and what is left is cut: with one window, as diffusers
+cuts. What would fit is not cut for the sake of a comma.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ LOOK_BACK = 20 / 75
 END_OF_WORD = "</w>"
 END_OF_PHRASE = ",</w>"
 MAX_QUOTED_CHARACTERS = 200
+# A character is up to four tokens.
+MAX_QUOTED_TOKENS = 4 * MAX_QUOTED_CHARACTERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +54,12 @@ class _Token(NamedTuple):
 
 def read_windows(tokenizers: Sequence[Any], pieces: Sequence[Piece], most: int) -> list[Windows]:
     """The text as each of the tokenizers has it, all in the same number of windows, 1…`most`."""
-    texts = [_tokenize(tokenizer, pieces) for tokenizer in tokenizers]
-    divided = [
-        _divide(tokens, tokenizer.model_max_length - 2, most)
-        for tokenizer, tokens in zip(tokenizers, texts, strict=True)
+    rooms = [tokenizer.model_max_length - 2 for tokenizer in tokenizers]
+    texts = [
+        _tokenize(tokenizer, pieces, most * room + MAX_QUOTED_TOKENS)
+        for tokenizer, room in zip(tokenizers, rooms, strict=True)
     ]
+    divided = [_divide(tokens, room, most) for tokens, room in zip(texts, rooms, strict=True)]
     # The same, unless their vocabularies differ.
     count = max(map(len, divided))
     return [
@@ -65,10 +68,13 @@ def read_windows(tokenizers: Sequence[Any], pieces: Sequence[Piece], most: int) 
     ]
 
 
-def _tokenize(tokenizer: Any, pieces: Sequence[Piece]) -> list[_Token]:
-    tokens = []
+def _tokenize(tokenizer: Any, pieces: Sequence[Piece], most: int) -> list[_Token]:
+    """The first `most` of the text's tokens."""
+    tokens: list[_Token] = []
     for piece in pieces:
-        ids = tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids
+        if len(tokens) >= most:
+            break
+        ids = tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids[: most - len(tokens)]
         texts = tokenizer.convert_ids_to_tokens(ids)
         tokens += [_Token(id, piece.weight, piece.part, text) for id, text in zip(ids, texts, strict=True)]
     return tokens
@@ -79,7 +85,8 @@ def _divide(tokens: Sequence[_Token], room: int, most: int) -> list[Sequence[_To
     windows: list[Sequence[_Token]] = []
     start = 0
     while len(windows) < most - 1 and start < len(tokens):
-        end = _end(tokens, start, room)
+        spare = (most - len(windows)) * room - (len(tokens) - start)
+        end = _end(tokens, start, room, spare)
         windows.append(tokens[start:end])
         start = end
     if start < len(tokens) or not windows:
@@ -87,8 +94,8 @@ def _divide(tokens: Sequence[_Token], room: int, most: int) -> list[Sequence[_To
     return windows
 
 
-def _end(tokens: Sequence[_Token], start: int, room: int) -> int:
-    """Where the window that begins at `start` ends."""
+def _end(tokens: Sequence[_Token], start: int, room: int, spare: int) -> int:
+    """Where the window that begins at `start` ends. spare: what may stay empty with all of the text read."""
     full = start + room
     part = tokens[start].part
     end_of_part = next((i for i in range(start, min(full + 1, len(tokens))) if tokens[i].part != part), None)
@@ -96,8 +103,12 @@ def _end(tokens: Sequence[_Token], start: int, room: int) -> int:
         return end_of_part
     if full >= len(tokens):
         return len(tokens)
+    if tokens[full].text.endswith(END_OF_PHRASE):
+        # As A1111: what the comma ends is whole, and the comma goes with what follows.
+        return full
+    places = round(room * LOOK_BACK) if spare < 0 else min(round(room * LOOK_BACK), spare + 1)
     for mark in (END_OF_PHRASE, END_OF_WORD):
-        for end in range(full, full - round(room * LOOK_BACK), -1):
+        for end in range(full, full - places, -1):
             if tokens[end - 1].text.endswith(mark):
                 return end
     return full

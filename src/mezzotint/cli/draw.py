@@ -64,7 +64,7 @@ def draw(
         ),
     ] = None,
     emphasis: Annotated[
-        bool, typer.Option("--emphasis", help="Brackets weigh words: (words:1.3), [words].")
+        bool, typer.Option("--emphasis", help="A1111's grammar: (words:1.3), [words], BREAK.")
     ] = False,
     number: Annotated[
         int, typer.Option("-n", help=f"Images, 1 to {MAX_IMAGES}, with seeds counting up.")

@@ -125,7 +125,7 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     told["Size"] = f"{receipt['width']}×{receipt['height']}"
     told |= {f"LoRA {lora['name']}": lora["scale"] for lora in receipt.get("loras") or ()}
     if receipt.get("emphasis"):
-        told["Brackets"] = "weigh words"
+        told["Prompt read"] = "as in A1111"
     if receipt.get("warnings"):
         told["Note"] = " ".join(as_sentence(str(text)) for text in receipt["warnings"])
     rows = "".join(f"<dt>{escape(label)}</dt><dd>{escape(str(value))}</dd>" for label, value in told.items())

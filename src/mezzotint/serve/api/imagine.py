@@ -51,7 +51,9 @@ class ImagineQuery(Fields):
     guidance_scale: float | None = Field(None, description="at most 1 turns guidance off")
     seed: int | None = Field(None, description="makes the answer reproducible")
     scheduler: str | None = Field(None, description="the sampler's name")
-    emphasis: bool = Field(False, description="whether (words:1.2) and [words] weigh words, as in A1111")
+    emphasis: bool = Field(
+        False, description="whether (words:1.2) and [words] weigh words and BREAK parts them, as in A1111"
+    )
     format: Literal["png", "jpeg", "jpg", "webp"] = "png"
     model: str | None = Field(None, description="the served model's name, to be sure of it")
 

@@ -134,7 +134,7 @@ class ImageFields(Fields):
         None, max_length=MAX_LORAS, description="LoRAs to draw with; they may bring defaults of their own"
     )
     emphasis: bool | None = Field(
-        None, description="whether (words:1.2) and [words] weigh words of both prompts, as in A1111"
+        None, description="whether (words:1.2) and [words] weigh words and BREAK parts them, as in A1111"
     )
     deadline_s: float | None = None
     priority: Priority | None = None
