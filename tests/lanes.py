@@ -33,6 +33,7 @@ LANES = {
         "tests/parity/test_diffusers_backend.py",
         "tests/parity/test_graphs.py",
         "tests/parity/test_image_inputs.py",
+        "tests/parity/test_tuning.py",
         "tests/parity/test_windows.py",
         "tests/unit/test_engine.py",
     ),

@@ -5,7 +5,6 @@ Nothing asynchronous here: while Playwright's synchronous form runs, this thread
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,10 +16,9 @@ from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest, ServedLora
 from mezzotint.errors import GenerationFailed, MezzotintError
 from tests.api.live import Live, live
+from tests.ui.chromium import ARGUMENTS, PROGRAM
 from tests.ui.serving import page_server
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 # On two busy cores the page takes seconds to open, and the browser as long to start.
 WAIT_MS = 90_000
 PASS_SECONDS = 0.03
@@ -48,11 +46,11 @@ class Unhurried(FakeBackend):
 # Of a module, not of the folder: tests of other folders have event loops of their own.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    if PROGRAM is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium-headless-shell)")
     expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, timeout=WAIT_MS)
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=ARGUMENTS, timeout=WAIT_MS)
         yield browser
         browser.close()
 

@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -28,9 +27,10 @@ from typing import Any, Literal
 import psutil
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tests.ui.chromium import ARGUMENTS, PROGRAM
+
 __all__ = ["Person", "gather"]
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 WAIT_MS = 120_000
 LOWEST_PRIORITY = 19
 TIMED = 2
@@ -108,10 +108,9 @@ def measure(count: int, model: str) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         os.environ["MEZZOTINT_HOME"] = folder
-        executable = shutil.which("chromium") or shutil.which("chromium-browser")
 
         def launch() -> Browser:
-            return playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+            return playwright.chromium.launch(executable_path=PROGRAM, args=ARGUMENTS)
 
         others = set(psutil.Process().children(recursive=True))
         crowds = launch()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.servers import Server
 from tests.ui.acts import begin, draw, number, open_picture, open_settings
-from tests.ui.people import ARGUMENTS, WAIT_MS
+from tests.ui.chromium import ARGUMENTS, PROGRAM
+from tests.ui.people import WAIT_MS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 COLOURS = 160
@@ -30,8 +30,7 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         os.environ["MEZZOTINT_HOME"] = folder
-        executable = shutil.which("chromium") or shutil.which("chromium-browser")
-        browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=ARGUMENTS)
         with Server(Path(folder), "--model", "demo", page=True) as server:
             address = server.wait_for_page()
             wide = opened(browser, address, 1280, 800)

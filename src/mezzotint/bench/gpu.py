@@ -44,6 +44,7 @@ class Preset:
 
     sizes: sides of square pictures in pixels, the last the one that bars are for.
     budgets: seconds by part.
+    rounds: of sides that take turns.
     repetitions: of one pass, at most.
     loop_steps: of the requests whose passes are timed: enough for a mean, with both ends left out.
     compiled: what is compiled for a cold start, each in a process of its own.
@@ -61,6 +62,7 @@ class Preset:
     backlog: int
     arrivals: int
     trials: int
+    rounds: int
     repetitions: int
     loop_steps: int
     compiled: tuple[Compile, ...]
@@ -80,6 +82,7 @@ FULL = Preset(
     backlog=16,
     arrivals=60,
     trials=60,
+    rounds=2,
     repetitions=30,
     loop_steps=30,
     # The whole UNet last: it takes longest, and only where the part is asked for alone is there the time.
@@ -110,6 +113,7 @@ QUICK = Preset(
     backlog=8,
     arrivals=6,
     trials=6,
+    rounds=1,
     repetitions=2,
     loop_steps=12,
     compiled=("blocks",),

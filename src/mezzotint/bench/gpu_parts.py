@@ -40,7 +40,6 @@ from mezzotint.tuning import Quantisation, Tuning
 __all__ = ["PARTS"]
 
 LOAD = 0.7
-ROUNDS = 2
 
 
 def matrix(bench: GpuBench) -> list[Result]:
@@ -83,7 +82,7 @@ def throughput(bench: GpuBench) -> list[Result]:
         with server() as serve:
             backlog(serve, bench.requests(mix, 1 if "serially" in name else MAX_BATCH))
     first = len(bench.recorder.passes)
-    for number in range(ROUNDS):
+    for number in range(bench.preset.rounds):
         for name, server in servers.items():
             count = max(2, bench.preset.backlog // 8) if "serially" in name else bench.preset.backlog
             if bench.has_time(f"throughput, round {number + 1} of {name}"):
@@ -149,7 +148,7 @@ def loop(bench: GpuBench) -> list[Result]:
         run = _pass(bench, compute, bench.parts, 2 * width, bench.size)
         bare, ours = [], []
         mix = bench.mix(bench.size, steps=(bench.preset.loop_steps,))
-        for _ in range(ROUNDS):
+        for _ in range(bench.preset.rounds):
             bare.append(bench.seconds_of(run))
             periods = pass_periods(bench.engine, bench.recorder, bench.requests(mix, width))
             ours += [period for _, period in periods]
@@ -178,7 +177,7 @@ def decode(bench: GpuBench) -> list[Result]:
         backend.start(ids[-1], requests[-1])
         backend.step(ids[-1:])
         backend.decode(ids[-1])
-        for number in range(2 * ROUNDS):
+        for number in range(2 * bench.preset.rounds):
             for request_id, request in zip(ids[:-1], requests, strict=False):
                 backend.release(request_id)
                 backend.start(request_id, request)
@@ -273,7 +272,7 @@ def switches(bench: GpuBench) -> list[Result]:
                         ]
                         pairs = [
                             [bench.seconds_of(run, budget=0.5) for run in (runs if puts_on else runs[::-1])]
-                            for _ in range(ROUNDS)
+                            for _ in range(bench.preset.rounds)
                         ]
                         ratio = statistics.median(without / with_it for without, with_it in pairs)
                         label = f"{name}, {size}², width {width}: without ÷ with"
@@ -296,7 +295,7 @@ def quantisation(bench: GpuBench) -> list[Result]:
         try:
             with _tuned(bench, tuning) as (parts, compute):
                 run = _pass(bench, compute, parts, 2 * width, bench.size)
-                pairs = [(bench.seconds_of(plain), bench.seconds_of(run)) for _ in range(ROUNDS)]
+                pairs = [(bench.seconds_of(plain), bench.seconds_of(run)) for _ in range(bench.preset.rounds)]
         except Exception as error:
             bench.left_out.append(f"quantisation {kind}: {reason_of(error)}")
             continue
