@@ -178,6 +178,14 @@ def test_caption_words_are_single_tokens_whatever_their_case(text: str, tmp_path
     assert all(len(tokens(w).input_ids) == 3 for w in words if w not in ("4k", "8k"))
 
 
+def test_the_shipped_merges_are_those_of_the_words_that_the_model_knows() -> None:
+    tokenizer = pytest.importorskip("training.tokenizer")
+    shipped = quality.Vocabulary.load(DEMO).glyphs
+    merges = tokenizer.learn_merges(captions.vocabulary_words(tuple(shipped)))
+    lines = (DEMO / "tokenizer/merges.txt").read_text().splitlines()[1:]
+    assert [f"{one} {other}" for one, other in merges] == lines
+
+
 @needs_font
 def test_the_judge_names_every_true_picture_even_shifted() -> None:
     known = quality.Vocabulary.load(DEMO)
