@@ -101,6 +101,7 @@ class Server:
                 self.process.wait(STOP_SECONDS)
             except psutil.TimeoutExpired:
                 self.process.kill()
+                self.process.wait()
         for helper in self.left_behind():
             helper.kill()
 

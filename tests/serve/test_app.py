@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -189,17 +190,27 @@ print(bool(os.environ["RAY_AUTH_TOKEN"]))
     assert ran.stdout == "True\n", ran.stderr
 
 
-def test_a_signal_that_was_lost_in_a_callback_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_breaks_off_a_start_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     from mezzotint.serve import local
 
-    def start(*_: object) -> None:
-        # As Python does where it cannot raise.
-        with suppress(local.StopServing):
-            signal.raise_signal(signal.SIGTERM)
+    given_up = []
+    monkeypatch.setattr(local, "_prepare_environment", lambda: None)
+    monkeypatch.setattr(local, "_start_ray", lambda *_: Event().wait())
+    monkeypatch.setattr(local, "_abandon", lambda **own: given_up.append(own))
+    with local.stop_signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(local.StartInterrupted), local.running(Settings(), signals):
+            pytest.fail("went on")
+    assert given_up == [{"own_ray": True}]
 
-    for name in ("_prepare_environment", "_stop_everything"):
-        monkeypatch.setattr(local, name, lambda **_: None)
-    monkeypatch.setattr(local, "_start_ray", start)
-    monkeypatch.setattr(local, "_deploy", lambda _: pytest.fail("went on"))
-    with local.stop_signals(), pytest.raises(local.StopServing), local.running(Settings()):
-        pytest.fail("went on")
+
+def test_a_signal_before_the_application_is_deployed_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mezzotint.serve import local
+
+    with local.stop_signals() as signals:
+        monkeypatch.setattr(local, "_prepare_environment", lambda: None)
+        monkeypatch.setattr(local, "_start_ray", lambda *_: signals.put(signal.SIGTERM))
+        monkeypatch.setattr(local, "_deploy", lambda _: pytest.fail("went on"))
+        monkeypatch.setattr(local, "_abandon", lambda **_: None)
+        with pytest.raises(local.StartInterrupted), local.running(Settings(), signals):
+            pytest.fail("went on")

@@ -171,10 +171,11 @@ async def test_a_job_whose_owner_vanished_is_drawn_by_another_who_alone_is_heard
 async def test_a_renewed_lease_keeps_a_job(stores: Stores) -> None:
     job = await stores.one.create(NEW)
     await stores.one.claim("runner", LEASE)
-    stores.clock.ahead = LEASE - 1
+    stores.clock.ahead = LEASE / 2
     assert await stores.one.renew([job.id, "job_unknown"], "runner", LEASE) == {job.id: False}
     assert await stores.one.held([job.id, "job_unknown"], "runner") == {job.id: False}
-    stores.clock.ahead = 2 * LEASE - 2
+    # Past the first lease, and far from the end of the second.
+    stores.clock.ahead = LEASE + 1
     assert await stores.other.claim("other", LEASE) is None
 
 

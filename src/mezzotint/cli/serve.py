@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,7 +76,7 @@ def serve(
         ui=False if no_ui else None,
     )
     _check_installed()
-    from mezzotint.serve.local import StopServing, choose_port, running, stop_signals
+    from mezzotint.serve.local import StartInterrupted, choose_port, running, stop_signals
     from mezzotint.serve.telemetry.logs import set_up_logs
 
     # An unknown model is refused now, not after Ray has started.
@@ -85,15 +84,16 @@ def serve(
     settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
     _check_stores(settings)
     set_up_logs(settings, "serve")
-    with stop_signals():
+    with stop_signals() as signals:
+        print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
         try:
-            print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
-            with running(settings), page_beside(settings, _announce(settings)):
-                # A signal raises StopServing out of it.
-                while True:
-                    signal.pause()
-        except StopServing:
-            print("stopped", file=sys.stderr)
+            with running(settings, signals), page_beside(settings, _announce(settings)):
+                signals.get()
+        except StartInterrupted:
+            print("stopped", file=sys.stderr, flush=True)
+            # At the interpreter's own end Ray would wait for processes that are gone.
+            os._exit(0)
+        print("stopped", file=sys.stderr)
 
 
 def _check_installed() -> None:

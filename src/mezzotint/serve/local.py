@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from types import FrameType
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
@@ -27,7 +28,7 @@ from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
 from mezzotint.serve.proxy import PROXY_CALLBACK
 from mezzotint.serve.telemetry.forwarding import forward_logs
 
-__all__ = ["StopServing", "check_neuron", "choose_port", "running", "stop_signals"]
+__all__ = ["StartInterrupted", "check_neuron", "choose_port", "running", "stop_signals"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,40 +40,28 @@ WATCH_SECONDS = 0.1
 FREE_PORTS = range(20_000, 32_000)
 FREE_PORT_TRIES = 20
 CORE_PROCESSES = ("gcs_server", "raylet")
-# A signal has come. Python throws an exception away that it meets in a callback of its own, as of an import.
-_asked = threading.Event()
 
 
-class StopServing(BaseException):
-    """SIGINT or SIGTERM arrived. Not an Exception: no handler of errors may take it for one."""
+class StartInterrupted(Exception):
+    """A signal came before everything was up. A thread is left that no one can end: leave by `os._exit`."""
 
 
 @contextmanager
-def stop_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM raise `StopServing` in the main thread."""
+def stop_signals() -> Iterator[SimpleQueue[int]]:
+    """Within, SIGINT and SIGTERM are put into the queue it gives, and nothing else comes of them.
+
+    An exception would meet the main thread anywhere, also in a callback of an import's or of the garbage
+    collector's, from which Python throws it away.
+    """
+    signals: SimpleQueue[int] = SimpleQueue()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    _asked.clear()
-    _take_signals()
+    for number in before:
+        signal.signal(number, lambda came, _: signals.put(came))
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _take_signals() -> None:
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(number: int, _: FrameType | None) -> None:
-    _asked.set()
-    raise StopServing(signal.Signals(number).name)
-
-
-def _heed_signals() -> None:
-    if _asked.is_set():
-        raise StopServing
 
 
 def choose_port(host: str, port: int) -> int:
@@ -109,25 +98,50 @@ def _cannot_listen(host: str, port: int, reason: str) -> SettingInvalid:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[None]:
+def running(settings: Settings, signals: SimpleQueue[int]) -> Iterator[None]:
     """Within, the application serves on `settings.host` and `settings.port`; every replica has warmed up.
+
+    Args:
+        settings: the server's.
+        signals: whoever puts one in ends the start, and later the wait for requests that are running.
 
     Raises:
         MezzotintError: a replica could not be started, and why.
+        StartInterrupted: a signal came first; nothing of what had started is left.
     """
     address = os.environ.get("RAY_ADDRESS")
     # Ray does not start with a range of cores such as 0-1.
     prepare_cores()
+    # Ray's own handler of SIGTERM prints a trace and, three seconds on, aborts what then stops in order.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     if not address:
         _prepare_environment()
+    up: Future[None] = Future()
+    # Not in the main thread: nothing could break it off there.
+    threading.Thread(target=_start, args=(settings, address, signals, up), daemon=True).start()
+    while signals.empty() and not up.done():
+        wait([up], WATCH_SECONDS)
+    if not signals.empty():
+        _abandon(own_ray=not address)
+        raise StartInterrupted
     try:
-        _start_ray(settings, address)
-        _heed_signals()
-        _deploy(settings)
-        _heed_signals()
+        up.result()
         yield
     finally:
-        _stop_everything(own_ray=not address)
+        _stop_everything(signals, own_ray=not address)
+
+
+def _start(settings: Settings, address: str | None, signals: SimpleQueue[int], up: Future[None]) -> None:
+    try:
+        _start_ray(settings, address)
+        if signals.empty():
+            _deploy(settings)
+    except BaseException as error:
+        up.set_exception(error)
+    else:
+        up.set_result(None)
+    # The system ends Ray's processes with the thread that started them (PR_SET_PDEATHSIG), so it must last.
+    threading.Event().wait()
 
 
 def _prepare_environment() -> None:
@@ -163,13 +177,7 @@ def _start_ray(settings: Settings, address: str | None) -> None:
             "object_store_memory": settings.object_store_mb * MEBIBYTE,
             "include_dashboard": False,
         }
-    try:
-        ray.init(**options)
-    except SystemExit:
-        # Ray has handlers of its own for SIGTERM in place.
-        raise StopServing(signal.SIGTERM.name) from None
-    finally:
-        _take_signals()
+    ray.init(**options)
     if not address:
         # For a GPU that is not there, Ray would wait without end.
         if settings.device.startswith("cuda") and not ray.cluster_resources().get("GPU"):
@@ -231,32 +239,46 @@ def _start_error(status: object) -> MezzotintError:
     return GenerationFailed(f"the engine did not start: {lines[-1].strip() if lines else 'no reason given'}")
 
 
-def _stop_everything(*, own_ray: bool) -> None:
+def _abandon(*, own_ray: bool) -> None:
+    """Leave nothing of a start that still goes on in its thread: nobody has been told of it yet."""
+    if not own_ray:
+        _delete_application()
+        return
+    # What threads say now of processes that vanish under them tells nobody anything.
+    logging.disable()
+    threading.excepthook = lambda _: None
+    _kill(psutil.Process().children(recursive=True))
+
+
+def _stop_everything(signals: SimpleQueue[int], *, own_ray: bool) -> None:
     """Let running requests end, then every process of Ray; all at once when its core is gone or not up."""
     children = psutil.Process().children(recursive=True) if own_ray else []
-    # Not imported again here: of Ray's packages, none can be after a signal has broken its import off.
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        _close(children)
+        _close(children, signals)
+    _kill(children)
+
+
+def _close(children: list[psutil.Process], signals: SimpleQueue[int]) -> None:
+    core = [process for process in children if process.name() in CORE_PROCESSES]
+    closing = threading.Thread(target=_close_in_order, daemon=True)
+    closing.start()
+    # A signal to the whole process group ends Ray's core too, and then no call to it returns.
+    while closing.is_alive() and all(_is_running(process) for process in core):
+        if not signals.empty():
+            logger.warning("asked twice to stop: running requests are dropped")
+            return
+        closing.join(WATCH_SECONDS)
+    if not closing.is_alive():
+        _wait_for_end(children)
+
+
+def _kill(children: list[psutil.Process]) -> None:
     # Children of this process by their own handles: never another's that bears the same name.
     for process in children:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _wait_for_end(children)
-
-
-def _close(children: list[psutil.Process]) -> None:
-    core = [process for process in children if process.name() in CORE_PROCESSES]
-    closing = threading.Thread(target=_close_in_order, daemon=True)
-    closing.start()
-    try:
-        # A signal to the whole process group ends Ray's core too, and then no call to it returns.
-        while closing.is_alive() and all(_is_running(process) for process in core):
-            closing.join(WATCH_SECONDS)
-    except StopServing:
-        logger.warning("asked twice to stop: running requests are dropped")
-    if not closing.is_alive():
-        _wait_for_end(children)
 
 
 def _wait_for_end(processes: list[psutil.Process]) -> None:
@@ -277,16 +299,22 @@ def _close_in_order() -> None:
     import ray
 
     try:
-        if "mezzotint.serve.app" in sys.modules:
-            from ray import serve
-            from ray.serve.exceptions import RayServeException
-
-            from mezzotint.serve.app import APP_NAME
-
-            # Waits for the requests that are running, up to the replicas' own limit.
-            with suppress(RayServeException):  # Stopped before Serve was there.
-                serve.delete(APP_NAME)
+        _delete_application()
     except Exception:
         logger.exception("Ray Serve did not close in order")
     finally:
         ray.shutdown()
+
+
+def _delete_application() -> None:
+    """Waits for the requests that are running, up to the replicas' own limit."""
+    import ray
+
+    if ray.is_initialized() and "mezzotint.serve.app" in sys.modules:
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+
+        from mezzotint.serve.app import APP_NAME
+
+        with suppress(RayServeException):  # Stopped before Serve was there.
+            serve.delete(APP_NAME)
