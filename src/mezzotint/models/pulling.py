@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, OutputUnwritable
@@ -90,17 +91,23 @@ def _fetch(source: Source, target: Path, progress: Progress | None) -> None:
 
 
 def _total_bytes(source: Source) -> int:
-    from huggingface_hub import snapshot_download
+    # `snapshot_download` would tell by a dry run, but not in the Neuron image, whose client is an older one.
+    from huggingface_hub import HfApi
 
-    files = snapshot_download(
-        source.repository, revision=source.revision, allow_patterns=list(source.files), dry_run=True
+    told = HfApi().model_info(source.repository, revision=source.revision, files_metadata=True)
+    return sum(
+        file.size or 0
+        for file in told.siblings or []
+        if any(fnmatch(file.rfilename, pattern) for pattern in source.files)
     )
-    return sum(file.file_size or 0 for file in files if not isinstance(file, str))
 
 
 def _download(source: Source, folder: Path) -> None:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    # Whoever asked is told of the progress, and draws it.
+    disable_progress_bars()
     snapshot_download(
         source.repository, revision=source.revision, allow_patterns=list(source.files), local_dir=folder
     )
