@@ -153,7 +153,12 @@ class Settings(BaseSettings):
         description="seconds a finished job is kept, to a year; a bucket that forgets by itself must keep "
         "pictures 30 days longer",
     )
-    max_jobs: int = Field(10_000, ge=1, le=10_000_000, description="jobs that wait or run, 1…10000000")
+    max_jobs: int = Field(
+        10_000,
+        ge=1,
+        le=10_000_000,
+        description="jobs that wait or run, 1…10000000; each key's at most as many as are left",
+    )
     max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")
     model_aliases: bool = Field(
         True, description="true or false: whether dall-e-2, dall-e-3 and gpt-image-1 mean the model"
@@ -369,7 +374,9 @@ def shown(name: str, value: object) -> str:
         return repr(value)
     if name == "ui_key" and value:
         return "'***'"
-    hidden = re.sub(r"://[^/?#]*@", "://***@", value)
+    # A database's password may hold what ends an address's first part elsewhere.
+    password = r"://.*@" if name == "database_url" else r"://[^/?#]*@"
+    hidden = re.sub(password, "://***@", value)
     hidden = re.sub(r"([?&][^=&]*(?:password|token|key|secret)[^=&]*)=[^&]*", r"\1=***", hidden, flags=re.I)
     # Whatever is no address may still hold a password; of what it looks like nothing can be said.
     return "a text without ://" if name == "database_url" and "://" not in hidden and hidden else repr(hidden)

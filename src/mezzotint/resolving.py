@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import replace
+from functools import lru_cache
 from typing import TypeVar
 
 from mezzotint.core import (
@@ -99,9 +100,15 @@ def _emphasis(request: GenerationRequest) -> bool:
         raise InvalidRequest(f"emphasis must be bool, not {_shown(request.emphasis)}", param="emphasis")
     if not request.emphasis or not has_marks(request.prompt, request.negative_prompt):
         return False
-    parse_emphasis(request.prompt)
-    parse_emphasis(request.negative_prompt or "", "negative_prompt")
+    _check_emphasis(request.prompt, "prompt")
+    _check_emphasis(request.negative_prompt or "", "negative_prompt")
     return True
+
+
+# The pictures of one request say the same, and an intricate text takes a while.
+@lru_cache(maxsize=64)
+def _check_emphasis(text: str, field: str) -> None:
+    parse_emphasis(text, field)
 
 
 def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:

@@ -121,6 +121,7 @@ async def test_every_wrong_key_is_refused_with_the_same_words(gateways: Gateways
         f"Token {text}",
         text,
         "Basic !!!",
+        "Basic é",
         f"Basic {base64.b64encode(bytes([255, 254])).decode()}",
         f"Basic {base64.b64encode(b':mk-' + bytes(8) + b'-secret').decode()}",
         f"Bearer {'é' * 40}",

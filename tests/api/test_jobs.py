@@ -201,6 +201,17 @@ async def test_a_job_that_is_not_taken_leaves_no_picture(tmp_path: Path, replica
         assert list((tmp_path / "images").iterdir()) == []
 
 
+async def test_a_picture_is_kept_only_where_the_database_takes_its_job(server: Gate, tmp_path: Path) -> None:
+    database = server.services.database
+    # Away, as it was found a moment ago.
+    database._is_failing, database._ask_again_at = True, math.inf
+    image = png(np.full((64, 64, 3), 90, np.uint8))
+    response = await server.client.post(JOBS, json={**SMALL, "image": image})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+    database._ask_again_at = 0.0
+    assert list((tmp_path / "images").glob("*")) == []
+
+
 async def test_the_same_idempotency_key_is_the_same_job(server: Gate) -> None:
     async def post(**fields: Any) -> httpx.Response:
         return await server.client.post(

@@ -537,6 +537,27 @@ async def test_a_broken_form_is_refused(client: httpx.AsyncClient, kind: str, bo
     error_of(answer)
 
 
+@pytest.mark.parametrize(
+    ("charset", "status"),
+    [("utf-8", 200), ("UTF8", 200), ("us-ascii", 200), ('"latin-1"', 200), ("punycode", 400), ("x\xff", 400)],
+)
+async def test_a_forms_character_set_is_one_of_few(
+    client: httpx.AsyncClient, charset: str, status: int
+) -> None:
+    head = b"--x\r\nContent-Disposition: form-data; name="
+    parts = [
+        b'"prompt"\r\n\r\na',
+        b'"num_inference_steps"\r\n\r\n2',
+        b'"image"; filename="a.png"\r\n\r\n' + png(),
+    ]
+    body = b"".join(head + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    kind = f"multipart/form-data; boundary=x; charset={charset}".encode("latin-1")
+    answer = await client.post(EDITS, content=body, headers=[(b"content-type", kind)])
+    assert answer.status_code == status, answer.text
+    if status == 400:
+        assert error_of(answer)["param"] == "content-type"
+
+
 async def test_a_form_that_breaks_off_is_refused_and_not_drawn_without_its_last_part(
     client: httpx.AsyncClient,
 ) -> None:

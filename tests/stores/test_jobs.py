@@ -25,6 +25,8 @@ from mezzotint.serve.stores.jobs import JobStore
 
 LEASE = 30.0
 NEW = NewJob("alice", {"prompt": "an apple"})
+# Of a server without keys.
+ANYONES = NewJob("", {"prompt": "an apple"})
 ERROR = {"message": "no", "type": "server_error", "param": None, "code": "generation_failed"}
 
 
@@ -277,14 +279,47 @@ async def test_the_same_key_and_body_give_the_same_job_and_another_body_a_confli
 async def test_more_jobs_than_there_is_room_for_are_refused(database_url: str) -> None:
     async with open_database(database_url) as database:
         store = JobStore(database, max_jobs=3)
-        made = await asyncio.gather(*(store.create(NEW) for _ in range(6)), return_exceptions=True)
+        made = await asyncio.gather(*(store.create(ANYONES) for _ in range(6)), return_exceptions=True)
         assert sum(isinstance(each, QueueFull) for each in made) == 3
         await store.claim("runner", LEASE)
         with pytest.raises(QueueFull) as caught:
-            await store.create(NEW)
+            await store.create(ANYONES)
         assert caught.value.retry_after_s
-        await store.cancel(next(each.id for each in await store.page("alice", state="queued")))
-        await store.create(NEW)
+        await store.cancel(next(each.id for each in await store.page("", state="queued")))
+        await store.create(ANYONES)
+
+
+async def test_one_key_leaves_room_for_another(database_url: str) -> None:
+    async with open_database(database_url) as database:
+        store = JobStore(database, max_jobs=8)
+
+        async def fill(caller: str) -> int:
+            ask = (store.create(replace(NEW, caller=caller)) for _ in range(8))
+            return sum(isinstance(each, Job) for each in await asyncio.gather(*ask, return_exceptions=True))
+
+        # Each as many as are left: half, half of what is left, …
+        assert [await fill(caller) for caller in ("alice", "bob", "carol")] == [4, 2, 1]
+        with pytest.raises(QueueFull, match="7 of 8 jobs wait or run already; 4 of them are this key's"):
+            await store.create(NEW)
+
+
+async def test_many_that_are_late_are_settled_in_batches_and_none_of_them_is_drawn(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_rows, "SWEEP_BATCH", 3)
+    late = [(await stores.one.create(replace(NEW, deadline_s=5.0))).id for _ in range(8)]
+    for _ in range(4):
+        await stores.one.create(replace(NEW, priority="high"))
+        assert await stores.one.claim("lost", LEASE)
+    stores.clock.ahead = LEASE + 6.0
+    found = await stores.other.claim("other", LEASE)
+    assert found is not None
+    assert found.id not in late
+    await stores.other.settle()
+    for id in late:
+        assert await kinds(stores.one, id) == ["queued", "failed"]
+    assert stores.other.ended == Counter(failed=len(late))
+    assert (await stores.one.unfinished())["queued"][0] == 3
 
 
 async def test_pages_go_from_the_newest_to_the_oldest_without_gaps(stores: Stores) -> None:

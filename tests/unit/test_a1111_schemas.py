@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from mezzotint.core import MAX_SEED, Lora
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.samplers import SAMPLERS
+from mezzotint.serve.api import a1111_schemas
 from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, sampler_of
 from mezzotint.serve.api.bounds import seeds_of
 
@@ -98,6 +99,12 @@ def test_loras_in_the_prompt_are_read_and_leave_it() -> None:
     request = Txt2Img(prompt="<lora:ink> a cat <lyco:pixel art:-0.8>").to_request()
     assert request.prompt == "a cat"
     assert request.loras == (Lora("ink", 1.0), Lora("pixel art", -0.8))
+
+
+def test_a_prompt_is_measured_before_it_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(a1111_schemas, "loras_of", lambda _: pytest.fail("searched"))
+    with pytest.raises(InvalidRequest, match="prompt has 80,000 characters"):
+        Txt2Img(prompt="<lora:a>" * 10_000).to_request()
 
 
 @pytest.mark.parametrize("tag", ["<hypernet:a:1>", "<lora:a:0.5:0.7>", "<lora:a:te=1>", "<lora:>"])

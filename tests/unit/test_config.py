@@ -244,6 +244,8 @@ def test_a_variable_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch
         "postgresql+psycopg://user:s3cret@host/db",
         "postgresql://host/db?user=u&password=s3cret",
         "user:s3cret@host",
+        "postgresql://user:pa/s3cret@host/db",
+        "postgresql://user:pa?s3cret#s3cret@s3cret@host/db",
     ],
 )
 def test_a_password_is_never_shown(url: str) -> None:

@@ -161,6 +161,11 @@ class TestReceipts:
         assert "another picture" not in filled(plain, offer)[1]
         assert "It was drawn from another picture" in filled(replace(plain, strength=0.6), offer)[1]
 
+    def test_a_line_of_settings_that_has_no_end_is_read_once(self) -> None:
+        recipe = read_recipe(with_parameters("a castle\nSteps: 22," + "a" * 19_000))
+        assert recipe is not None
+        assert (recipe.steps, recipe.scheduler) == (22, None)
+
     def test_a_file_that_says_nothing_has_no_recipe(self) -> None:
         assert read_recipe(png(Image.new("RGB", (8, 8)))) is None
         assert read_recipe(b"no picture") is None

@@ -259,7 +259,8 @@ def test_base64_comes_plain_or_in_a_data_url() -> None:
     data = SAMPLES["png"]
     text = base64.b64encode(data).decode()
     broken = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
-    for given_ in (text, broken, f"data:image/png;base64,{text}", f"DATA:;BASE64,{text}"):
+    spread = " \t\r\n\f\v".join(text)[: len(text) * 7]
+    for given_ in (text, broken, spread, f"data:image/png;base64,{text}", f"DATA:;BASE64,{text}"):
         assert decode_base64(given_, "image", 10_000) == data
 
 
@@ -278,6 +279,13 @@ def test_anything_else_is_no_base64_and_nothing_is_fetched(text: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         decode_base64(text, "image", 10_000)
     assert refused.value.param == "image"
+
+
+def test_a_side_beyond_any_jpegs_is_refused_however_few_pixels_it_makes() -> None:
+    wide = io.BytesIO()
+    PilImage.new("L", (65_536, 1)).save(wide, "png")
+    with pytest.raises(PayloadTooLarge, match="wider or higher than 65,535 pixels"):
+        read_upload(wide.getvalue(), param="image", max_pixels=100_000)
 
 
 @pytest.mark.parametrize("size", [101, 100_000])

@@ -104,7 +104,7 @@ def _total_bytes(source: Source) -> int:
 
 def _download(source: Source, folder: Path) -> None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     # Whoever asked is told of the progress, and draws it.
     disable_progress_bars()

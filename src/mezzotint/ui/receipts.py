@@ -20,7 +20,8 @@ MAX_TEXT = 20_000
 USER_COMMENT = 0x9286
 EXIF_IFD = 0x8769
 LORA = re.compile(r" ?<lora:([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
-SETTING = re.compile(r'\s*([A-Za-z][\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+# From comma to comma: a search that may begin anywhere takes time that grows with the square of the text.
+SETTING = re.compile(r'(?:^|,)\s*([A-Za-z][\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?=,|$)')
 
 
 @dataclass(frozen=True)

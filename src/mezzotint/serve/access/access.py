@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import ipaddress
 import logging
 from collections.abc import AsyncIterator
@@ -229,7 +228,7 @@ def _credentials(authorization: str) -> str | None:
         return None
     try:
         decoded = base64.b64decode(value.strip(), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return None
     # A1111's clients ask for USER:PASSWORD; whichever half the key was put in.
     user, _, password = decoded.partition(":")

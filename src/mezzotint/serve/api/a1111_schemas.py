@@ -20,7 +20,7 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from mezzotint.core import GenerationRequest, Lora, Mask, Pixels
+from mezzotint.core import MAX_PROMPT_CHARACTERS, GenerationRequest, Lora, Mask, Pixels
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
@@ -85,6 +85,8 @@ HARMLESS = frozenset(
 HIGH_RESOLUTION = ("hr_", "firstphase_")
 OF_A_MASK = ("inpaint", "mask_")
 # A1111's "extra networks" in a prompt; of a LoRA, its name and how much of it.
+# With LoRAs, which are taken out of it; to look for them takes time that grows with the text.
+MAX_TAGGED_CHARACTERS = 2 * MAX_PROMPT_CHARACTERS
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 LORA = re.compile(r"([^:]+)(?::([^:=]*))?")
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
@@ -179,6 +181,11 @@ class Txt2Img(Fields):
         known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps", "emphasis")
         settings = self.override_settings or {}
         check_neutral({name: value for name, value in settings.items() if name not in known})
+        if len(self.prompt) > MAX_TAGGED_CHARACTERS:
+            raise InvalidRequest(
+                f"prompt has {len(self.prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are accepted",
+                param="prompt",
+            )
         prompt, loras = loras_of(self.prompt)
         if self.images > MAX_IMAGES:
             raise InvalidRequest(

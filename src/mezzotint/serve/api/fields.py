@@ -19,4 +19,9 @@ class Fields(BaseModel):
         if not isinstance(sent, dict):
             return sent
         kept = cls.model_fields.keys() - {"prompt"}
-        return {name: value for name, value in sent.items() if name not in kept or value not in (None, "")}
+        said = {name: value for name, value in sent.items() if name not in kept or value not in (None, "")}
+        if cls.model_config.get("extra") == "forbid":
+            # One is told of; with a hundred thousand of them, to find the others takes a second.
+            for unknown in [name for name in said if name not in cls.model_fields][1:]:
+                del said[unknown]
+        return said

@@ -70,7 +70,8 @@ async def create(
         idempotency_key=idempotency_key,
         fingerprint=await asyncio.to_thread(lambda: fields.fingerprint) if idempotency_key else "",
     )
-    job = await services.jobs.replay(new) if idempotency_key else None
+    # Asked without a key too: pictures are kept only where the database takes the job that they belong to.
+    job = await services.jobs.replay(new)
     if job is None:
         work = await _work(fields, services, caller)
         try:

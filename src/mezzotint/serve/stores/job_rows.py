@@ -102,16 +102,19 @@ async def move(
     moved = (await connection.execute(statement.returning(jobs.c.id, jobs.c.error))).all()
     if state in FINAL:
         connection.info[ENDED][state] += len(moved)
-    for row in moved:
-        await tell(connection, row.id, state, {"error": row.error} if row.error else {}, now)
+    if moved:
+        told = [(row.id, state, {"error": row.error} if row.error else {}) for row in moved]
+        await tell_all(connection, told, now)
     return [row.id for row in moved]
 
 
 async def settle_overdue(connection: AsyncConnection, now: float) -> None:
-    """End what waits past its deadline; queue again what lost its owner, unless that was once too often."""
+    """End what waits past its deadline; queue again what lost its owner, unless that was once too often. A
+    batch of each: after an hour without a server thousands may be late, and a transaction has its limit.
+    """
     too_late = DeadlineExceeded("the deadline passed before the job was begun")
-    await move(connection, "failed", _late(now), now, error=too_late.to_dict())
-    lost = _lost(now)
+    await move(connection, "failed", _batch(_late(now)), now, error=too_late.to_dict())
+    lost = _batch(_lost(now))
     await move(connection, "cancelled", and_(lost, jobs.c.cancel_requested), now)
     often = and_(lost, jobs.c.lost >= MAX_LOST)
     await move(connection, "failed", often, now, error=BROKEN.to_dict())
@@ -141,6 +144,10 @@ def _late(now: float) -> ColumnElement[bool]:
     return and_(jobs.c.state == "queued", jobs.c.deadline <= now)
 
 
+def _batch(which: ColumnElement[bool]) -> ColumnElement[bool]:
+    return jobs.c.sequence.in_(select(jobs.c.sequence).where(which).limit(SWEEP_BATCH))
+
+
 def _lost(now: float) -> ColumnElement[bool]:
     return and_(jobs.c.state == "running", jobs.c.lease_ends < now)
 
@@ -159,7 +166,8 @@ def next_sequence(now: float, not_of: Collection[str]) -> Select[tuple[int]]:
     """The job to draw next: the higher priority, then the caller with the fewest running, then the oldest."""
     lines = _lines()
     same_line = and_(jobs.c.priority == lines.c.priority, jobs.c.caller == lines.c.caller)
-    ready = select(jobs.c.sequence).where(_ready(now, not_of), same_line)
+    in_time = or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)
+    ready = select(jobs.c.sequence).where(_ready(now, not_of), in_time, same_line)
     oldest = select(
         lines, ready.order_by(jobs.c.sequence).limit(1).scalar_subquery().label("sequence")
     ).subquery()

@@ -82,7 +82,8 @@ class JobStore:
         Raises:
             IdempotencyConflict: the key was used with another fingerprint.
             InvalidRequest: the key is too long.
-            QueueFull: `max_jobs` wait or run.
+            QueueFull: `max_jobs` wait or run, or the caller has its share of them: as many as are left, the
+                rule of `engine.admission`. So one that floods gets half, and a newcomer always finds a place.
         """
         now = self._database.now()
         row = {
@@ -98,15 +99,21 @@ class JobStore:
             "idempotency_key": job.idempotency_key or None,
             "fingerprint": job.fingerprint,
         }
-        unfinished = select(func.count()).select_from(jobs).where(jobs.c.state.in_(UNFINISHED))
+        of_caller = func.count().filter(jobs.c.caller == job.caller)
+        unfinished = select(func.count(), of_caller).where(jobs.c.state.in_(UNFINISHED))
 
         async def work(connection: AsyncConnection) -> Job:
             same = await _same_job(connection, job)
             if same is not None:
                 return same
-            if (await connection.scalar(unfinished) or 0) >= self._max_jobs:
+            total, own = (await connection.execute(unfinished)).one()
+            left = self._max_jobs - total
+            # Where nobody has a key, there is nobody to leave room for.
+            if left <= 0 or (job.caller and own and own >= left):
+                whose = f"; {own:,} of them are this key's" if job.caller else ""
                 raise QueueFull(
-                    f"{self._max_jobs} jobs wait or run already", retry_after_s=QUEUE_FULL_SECONDS
+                    f"{total:,} of {self._max_jobs:,} jobs wait or run already{whose}",
+                    retry_after_s=QUEUE_FULL_SECONDS,
                 )
             created = await connection.execute(insert(jobs).values(row).returning(jobs))
             made = as_job(created.mappings().one())
@@ -359,7 +366,7 @@ class JobStore:
             return await connection.scalar(has_overdue(now)) is not None
 
         # Asked all the time, as `claim` is.
-        if await self._database.read(look):
+        while await self._database.read(look):
             await self._change(lambda connection: settle_overdue(connection, now))
 
     async def forget_progress(self) -> None:
