@@ -522,6 +522,7 @@ class StandIn:
                 "empty_cache": lambda: None,
                 "reset_peak_memory_stats": lambda device=None: None,
                 "max_memory_reserved": lambda device=None: 0,
+                "mem_get_info": lambda device=None: (1, 2),
                 "get_rng_state": lambda device=None: torch.get_rng_state(),
                 "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
                 "CUDAGraph": lambda: Graph(self),

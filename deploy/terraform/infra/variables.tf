@@ -189,7 +189,7 @@ variable "log_days" {
 }
 
 variable "model_uri" {
-  description = "What pods fetch: s3://bucket/prefix, or a name of the catalogue. Null for the accelerator's own: the embedded demo on CPUs, else a prefix of the model bucket."
+  description = "What engines' pods fetch: s3://bucket/prefix. Null for the accelerator's own prefix of the model bucket; with accelerator none, demo, which no overlay takes."
   type        = string
   default     = null
 }

@@ -7,9 +7,11 @@ all graphs share one pool of memory, which is safe because what a replay leaves 
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +27,8 @@ MAX_GRAPHS = 64
 # Calls of one kind before it is recorded: the first compiles and chooses kernels, the second finds all ready.
 CALLS_BEFORE = 2
 MAX_COUNTED = 256
+# For as long as the process lives, for torch goes on asking them.
+LOST: list[Any] = []
 
 Call = Callable[..., Any]
 _Inputs = tuple[torch.Tensor | None, ...]
@@ -45,20 +49,20 @@ class CudaRecorder:
 
     def __init__(self) -> None:
         self._pool: Any = None
-        self._lost: list[Any] = []
 
     def record(self, call: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Not by `torch.cuda.graph`, which first waits for the whole device and gives its spare memory back.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            result = call()
-            graph.capture_end()
-        except BaseException:
-            self._give_up(graph)
-            raise
+        with _uncollected():
+            # Not by `torch.cuda.graph`: it first waits for the whole device and gives its spare memory back.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                result = call()
+                graph.capture_end()
+            except BaseException:
+                self._give_up(graph)
+                raise
         return graph.replay, result
 
     def _give_up(self, graph: Any) -> None:
@@ -68,13 +72,25 @@ class CudaRecorder:
             # It has ended badly. The pool is lost, for it takes itself to be still in use; and when memory is
             # wanted for a recording, torch asks this one whether it is its own.
             self._pool = None
-            self._lost.append(graph)
+            LOST.append(graph)
             # Up to torch 2.11 the default generator takes itself to be still recorded, and no graph, which
             # each begin with it, can be replayed until a recording has ended well.
             other = torch.cuda.CUDAGraph()
             other.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
             torch.ones(1, device="cuda")
             other.capture_end()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within, Python's collector gives nothing back: pinned memory that it did would be recorded too."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @dataclass(frozen=True, eq=False)

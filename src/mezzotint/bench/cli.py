@@ -95,6 +95,7 @@ def gpu(
         "out/bench/gpu.json"
     ),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seconds: Annotated[float, typer.Option(min=1.0, help="What all parts together may take.")] = 525.0,
 ) -> None:
     """Full-size SDXL with random weights on one GPU: shares of its floor, peers, load; under 9 minutes."""
     prepare_libraries()
@@ -124,6 +125,7 @@ def gpu(
             bench,
             chosen,
             PARTS,
+            seconds=seconds,
             before=lambda name: console.print(f"measuring {name} …"),
             # After each part: a run that is ended from outside keeps what it has.
             after=lambda results: write_json(json, run, results, left_out=bench.left_out),

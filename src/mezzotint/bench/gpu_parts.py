@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -10,13 +12,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import psutil
 import torch
 
+from mezzotint.backends.cuda_graphs import CALLS_BEFORE
 from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
 from mezzotint.bench.engine import (
     Result,
@@ -26,10 +29,9 @@ from mezzotint.bench.engine import (
     pass_periods,
     percentile,
     summary,
-    trimmed_mean,
 )
 from mezzotint.bench.gpu import GpuBench, reason_of
-from mezzotint.bench.load import backlog, poisson, replay
+from mezzotint.bench.load import Server, backlog, poisson, replay
 from mezzotint.bench.reference import unet_inputs
 from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, request_batch_server
 from mezzotint.engine.rows import BatchKey
@@ -77,18 +79,18 @@ def throughput(bench: GpuBench) -> list[Result]:
         f"request batches of {MAX_BATCH}": lambda: request_batch_server(bench.compiled.draw),
     }
     rates: dict[str, list[float]] = {name: [] for name in servers}
-    for name, server in servers.items():
-        # The first of each pays for what the later ones find ready.
-        with server() as serve:
+    with ExitStack() as stack:
+        # Open to the end: cuDNN plans for each thread anew, and ours have long done so.
+        serving = {name: stack.enter_context(server()) for name, server in servers.items()}
+        for name, serve in serving.items():
+            # The first of each pays for what the later ones find ready.
             backlog(serve, bench.requests(mix, 1 if "serially" in name else MAX_BATCH))
-    first = len(bench.recorder.passes)
-    for number in range(bench.preset.rounds):
-        for name, server in servers.items():
-            count = max(2, bench.preset.backlog // 8) if "serially" in name else bench.preset.backlog
-            if bench.has_time(f"throughput, round {number + 1} of {name}"):
-                with server() as serve:
-                    requests = bench.requests(mix, count)
-                    rates[name].append(count / backlog(serve, requests))
+        first = len(bench.recorder.passes)
+        for number in range(bench.preset.rounds):
+            for name, serve in serving.items():
+                count = max(2, bench.preset.backlog // 8) if "serially" in name else bench.preset.backlog
+                if bench.has_time(f"throughput, round {number + 1} of {name}"):
+                    rates[name].append(count / backlog(serve, bench.requests(mix, count)))
     found = {name: statistics.median(values) for name, values in rates.items() if values}
     results = [
         figure("throughput", f"{name}, images a second", rate, samples=rates[name])
@@ -109,31 +111,41 @@ def load(bench: GpuBench) -> list[Result]:
     """Latency of mixed steps and guidance, Poisson arrivals at 70 % of our capacity, ÷ request batches."""
     results = []
     bars = dict(zip(reversed(bench.preset.sizes), (1 / 1.5, 1 / 3), strict=True))
-    _meet_all_kinds(bench)
-    share_of_time = bench.left / len(bench.preset.sizes)
-    for size in reversed(bench.preset.sizes):
-        began = bench.left
-        with engine_server(bench.engine) as serve:
-            requests = bench.requests(bench.mix(size), bench.preset.backlog)
-            capacity = len(requests) / backlog(serve, requests)
-        rate = LOAD * capacity
-        # Our side ends soon after the last arrival, the other when it has caught up: thrice that, say.
-        affordable = int((share_of_time - (began - bench.left)) / 4 * rate)
-        count = min(bench.preset.arrivals, affordable)
-        if count < min(6, bench.preset.arrivals):
-            bench.left_out.append(f"load at {size}²: out of time")
-            continue
-        trace = poisson(bench.mix(size), rate, count, bench.rng)
-        with engine_server(bench.engine) as serve:
-            ours = summary(replay(serve, trace))
-        with request_batch_server(bench.compiled.draw) as serve:
-            batches = summary(replay(serve, trace))
-        details = {"capacity": capacity, "arrivals": count, "ours": ours, "request batches": batches}
-        for statistic in ("mean", "p99"):
-            name = f"{size}², {LOAD:.0%} load, {statistic} ÷ request batches"
-            ratio = ours[statistic] / batches[statistic]
-            results.append(at_most("load", name, ratio, bars[size], **details))
+    # Open to the end, as in `throughput`.
+    with request_batch_server(bench.compiled.draw) as others, engine_server(bench.engine) as own:
+        _meet_all_kinds(bench, others)
+        share_of_time = bench.left / len(bench.preset.sizes)
+        for size in reversed(bench.preset.sizes):
+            results += _load_at(bench, size, share_of_time, bars[size], own, others)
     return results
+
+
+def _load_at(
+    bench: GpuBench, size: int, seconds: float, bar: float, own: Server, others: Server
+) -> list[Result]:
+    began = bench.left
+    requests = bench.requests(bench.mix(size), bench.preset.backlog)
+    capacity = len(requests) / backlog(own, requests)
+    rate = LOAD * capacity
+    # Our side ends soon after the last arrival, the other when it has caught up: thrice that, say.
+    affordable = int((seconds - (began - bench.left)) / 4 * rate)
+    count = min(bench.preset.arrivals, affordable)
+    if count < min(6, bench.preset.arrivals):
+        bench.left_out.append(f"load at {size}²: out of time")
+        return []
+    trace = poisson(bench.mix(size), rate, count, bench.rng)
+    ours, batches = summary(replay(own, trace)), summary(replay(others, trace))
+    details = {"capacity": capacity, "arrivals": count, "ours": ours, "request batches": batches}
+    return [
+        at_most(
+            "load",
+            f"{size}², {LOAD:.0%} load, {statistic} ÷ request batches",
+            ours[statistic] / batches[statistic],
+            bar,
+            **details,
+        )
+        for statistic in ("mean", "p99")
+    ]
 
 
 def loop(bench: GpuBench) -> list[Result]:
@@ -155,8 +167,7 @@ def loop(bench: GpuBench) -> list[Result]:
         if not ours:
             bench.left_out.append(f"loop at width {width}: too few passes were shared")
             continue
-        # The worst tenth is a neighbour's doing, not the loop's.
-        ratio = statistics.median(bare) / trimmed_mean(ours)
+        ratio = statistics.median(bare) / statistics.median(ours)
         name = f"bare UNet ÷ engine loop, {bench.size}², width {width}"
         results.append(at_least("loop", name, ratio, 0.97, bare=bare, engine=ours))
     return results
@@ -206,7 +217,8 @@ def decode(bench: GpuBench) -> list[Result]:
 def compile_(bench: GpuBench) -> list[Result]:
     """Seconds from a new process to its first image: compiled by blocks and whole, cold; from the cache."""
     results = []
-    with tempfile.TemporaryDirectory() as folder:
+    # What compiles beside a process that was ended may write for a moment longer.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         runs = [(f"{scope}, cold", scope) for scope in bench.preset.compiled]
         # The first once more, with the cache that it has left.
         runs.insert(1, (f"{runs[0][1]}, warm cache", runs[0][1]))
@@ -240,7 +252,13 @@ def memory(bench: GpuBench) -> list[Result]:
             bench.backend.step(ids)
         bench.backend.decode(ids[0])
     peak = torch.cuda.max_memory_reserved(bench.device) if on_gpu else psutil.Process().memory_info().rss
-    return [figure("memory", f"GiB at {bench.size}², {width} images in a pass", peak / 2**30)]
+    name = f"GiB at {bench.size}², {width} images in a pass"
+    results = [figure("memory", name, peak / 2**30)]
+    if on_gpu:
+        # The driver's share too: recordings, cuDNN, the context.
+        free, total = torch.cuda.mem_get_info(bench.device)
+        results.append(figure("memory", f"{name}, all that is not free", (total - free) / 2**30))
+    return results
 
 
 def switches(bench: GpuBench) -> list[Result]:
@@ -356,13 +374,24 @@ def _started(bench: GpuBench, count: int, steps: int) -> Iterator[list[str]]:
             bench.backend.release(request_id)
 
 
-def _meet_all_kinds(bench: GpuBench) -> None:
-    """One row is compiled apart from several: both sides draw each, at each size, before time is taken."""
+def _meet_all_kinds(bench: GpuBench, others: Server) -> None:
+    """Both sides see every number of rows that may come, at each size, before time is taken: what is new is
+    planned, compiled and recorded, each of them for longer than a pass takes.
+    """
     for size in bench.preset.sizes:
         for guidance in (0.0, 5.0):
             request = replace(bench.requests(bench.mix(size), 1)[0], steps=2, guidance_scale=guidance)
             bench.engine.generate(request)
-            bench.compiled.draw([request])
+            # A batch of more than half of all that come is not met.
+            for count in range(1, min(MAX_BATCH, bench.preset.arrivals // 2) + 1):
+                backlog(others, [request] * count)
+        knee = bench.engine.cost.knee(BatchKey(size, size, True))
+        for rows in range(1, 2 * knee + 1):
+            run = _pass(bench, _compute(bench), bench.parts, rows, size)
+            with torch.inference_mode():
+                for _ in range(CALLS_BEFORE + 1):
+                    run()
+    bench.synchronise()
 
 
 def _pass(
@@ -430,14 +459,19 @@ def _cold_start(bench: GpuBench, scope: str, cache: str) -> dict[str, float] | N
     command = [sys.executable, "-m", "mezzotint.bench.cold_start", scope, cache, str(bench.device)]
     command.append("full" if bench.preset.architecture.name.startswith("sdxl,") else "tiny")
     began = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=max(1.0, min(bench.left, 3600)), check=True
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    except subprocess.CalledProcessError as error:
-        last = next(reversed(error.stderr.strip().splitlines()), "nothing said")
-        raise RuntimeError(f"the process that starts cold ended with {error.returncode}: {last}") from None
-    phases: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=max(1.0, min(bench.left, 3600)))
+        except BaseException as error:
+            # The compiler has processes of its own, which would go on for a minute.
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None
+            raise
+    if process.returncode:
+        last = next(reversed(err.strip().splitlines()), "nothing said")
+        raise RuntimeError(f"the process that starts cold ended with {process.returncode}: {last}")
+    phases: dict[str, float] = json.loads(out.splitlines()[-1])
     return {**phases, "whole": time.perf_counter() - began}

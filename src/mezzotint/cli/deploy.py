@@ -58,7 +58,7 @@ def up(
         str | None, typer.Option(metavar="TYPE", help="The engines' instances, to ask AWS for.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="URI", help="s3://… or a name of the catalogue.")
+        str | None, typer.Option(metavar="URI", help="s3://…, as models push or compile left it.")
     ] = None,
     image: Annotated[
         list[str] | None,
