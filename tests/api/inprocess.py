@@ -15,13 +15,14 @@ import httpx
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.config import Settings
 from mezzotint.engine.engine import Engine
+from mezzotint.serve.access.access import Access
 from mezzotint.serve.http import build_http
 from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.peers import Peers
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import Services, open_services
 
-__all__ = ["Gate", "gate", "until"]
+__all__ = ["Gate", "gate", "until", "usage_written"]
 
 WAIT_SECONDS = 90.0
 
@@ -61,6 +62,17 @@ def replica_of(settings: Settings, backend: FakeBackend) -> EngineReplica:
     """An engine's replica; closing it is the test's."""
     engine = Engine(backend, max_queue=settings.max_queue, max_backlog_s=settings.max_backlog_s)
     return EngineReplica(settings, engine)
+
+
+async def usage_written(access: Access) -> None:
+    """Wait until the database has all that was used: some of it may just be on its way there by itself."""
+    usage = access._usage
+
+    async def written() -> bool:
+        await usage.flush()
+        return not usage._used and not usage._unsettled
+
+    await until(written, "usage to be written")
 
 
 async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:

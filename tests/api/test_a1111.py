@@ -369,9 +369,9 @@ async def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(server:
 
 @pytest.fixture
 async def slow_server(tmp_path: Path) -> AsyncIterator[Gate]:
-    """A picture of 150 steps takes 7.5 s."""
+    """A picture of 150 steps takes half a minute."""
     settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend(pass_seconds=0.05))
+    replica = replica_of(settings, FakeBackend(pass_seconds=0.2))
     async with gate(settings, replica) as server:
         yield server
     replica.close()

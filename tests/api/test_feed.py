@@ -164,6 +164,9 @@ async def test_many_listeners_cost_what_one_costs(
         for _ in range(10):
             await store.append_event(jobs[0].id, "progress", {})
             await asyncio.sleep(feeds.POLL_SECONDS)
+        async with asyncio.timeout(60):
+            while not (store.asked["last_event_id"] and store.asked["events_after"]):
+                await asyncio.sleep(feeds.POLL_SECONDS)
         asked, ticks = store.asked.copy(), (time.monotonic() - began) / feeds.POLL_SECONDS
         for task in listening:
             task.cancel()

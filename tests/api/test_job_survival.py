@@ -19,8 +19,8 @@ WAIT_SECONDS = 60.0
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    command = [sys.executable, "-m", "tests.api.lone_server", str(folder)]
+def server(folder: Path, pass_seconds: float) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    command = [sys.executable, "-m", "tests.api.lone_server", str(folder), str(pass_seconds)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -32,11 +32,11 @@ def server(folder: Path) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]
 
 
 def wait_for(client: httpx.Client, job: dict[str, Any], wanted: str) -> dict[str, Any]:
-    """The job, once it is in the state, or half done for `half`."""
+    """The job, once it is in the state, or has taken a step for `begun`."""
     deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         told = dict(client.get(f"/v1/images/jobs/{job['id']}").raise_for_status().json())
-        if told["state"] == wanted or (wanted == "half" and (told["progress"] or 0) > 0.5):
+        if told["state"] == wanted or (wanted == "begun" and told["progress"]):
             return told
         assert told["state"] not in FINAL, told
         time.sleep(0.05)
@@ -49,16 +49,17 @@ def pictures(client: httpx.Client, job: dict[str, Any]) -> list[bytes]:
 
 
 def test_jobs_of_a_killed_service_resume_and_give_the_same_pictures(tmp_path: Path) -> None:
-    with server(tmp_path) as (process, client):
+    # Jobs of a minute: none is done before the service is killed.
+    with server(tmp_path, pass_seconds=0.6) as (process, client):
+        running = client.post("/v1/images/jobs", json=JOB).raise_for_status().json()
+        waiting = client.post("/v1/images/jobs", json=JOB).raise_for_status().json()
+        wait_for(client, running, "begun")
+        process.kill()
+        process.wait()
+    with server(tmp_path, pass_seconds=0.01) as (_, client):
         undisturbed = client.post("/v1/images/jobs", json=JOB).raise_for_status().json()
         wait_for(client, undisturbed, "done")
         expected = pictures(client, undisturbed)
-        running = client.post("/v1/images/jobs", json=JOB).raise_for_status().json()
-        waiting = client.post("/v1/images/jobs", json=JOB).raise_for_status().json()
-        wait_for(client, running, "half")
-        process.kill()
-        process.wait()
-    with server(tmp_path) as (_, client):
         for job in (running, waiting):
             told = wait_for(client, job, "done")
             assert (told["error"], told["seeds"]) == (None, [11, 12, 13])

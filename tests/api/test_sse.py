@@ -14,17 +14,18 @@ from mezzotint.serve.api.sse import DONE, EventStream, ServerEvent, opened
 from mezzotint.serve.disconnects import CancelOnDisconnect
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET", "path": "/", "headers": []}
+LIMIT_SECONDS = 60.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_SECONDS):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def answered(stream: EventStream) -> bytes:
-    """The body that a client that stays is sent."""
-    sent: list[Message] = []
+async def answered(stream: EventStream, sent: list[Message] | None = None) -> bytes:
+    """The body that a client that stays is sent; `sent` has the messages as they come."""
+    sent = [] if sent is None else sent
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -62,8 +63,9 @@ async def test_an_idle_stream_pings(monkeypatch: pytest.MonkeyPatch) -> None:
         await more.wait()
         yield ServerEvent({})
 
-    body = asyncio.create_task(answered(EventStream(events())))
-    await asyncio.sleep(0.1)
+    sent: list[Message] = []
+    body = asyncio.create_task(answered(EventStream(events()), sent))
+    await until(lambda: any(message.get("body") for message in sent))
     more.set()
     assert (await body).startswith(b": ping\n\n")
 
@@ -124,13 +126,12 @@ async def test_the_clients_leaving_closes_the_events_where_they_wait() -> None:
     answering = asyncio.create_task(CancelOnDisconnect(stream)(SCOPE, receive, send))
     await until(lambda: len(sent) == 2)
     left.set()
-    await asyncio.wait_for(answering, 5)
+    await asyncio.wait_for(answering, LIMIT_SECONDS)
     assert closed.is_set()
 
 
 async def test_the_clients_leaving_closes_events_that_nobody_takes() -> None:
-    closed = asyncio.Event()
-    left = asyncio.Event()
+    closed, hanging, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def events() -> AsyncGenerator[ServerEvent | None]:
         try:
@@ -145,12 +146,13 @@ async def test_the_clients_leaving_closes_events_that_nobody_takes() -> None:
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.body":
+            hanging.set()
             await asyncio.Event().wait()
 
     answering = asyncio.create_task(CancelOnDisconnect(EventStream(events()))(SCOPE, receive, send))
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(hanging.wait(), LIMIT_SECONDS)
     left.set()
-    await asyncio.wait_for(answering, 5)
+    await asyncio.wait_for(answering, LIMIT_SECONDS)
     assert closed.is_set()
 
 
@@ -176,7 +178,7 @@ async def test_a_slow_reader_is_sent_no_more_than_it_takes_and_keeps_nobody_wait
 
     slow = asyncio.create_task(EventStream(endless())(SCOPE, never, stuck))
     try:
-        assert (await asyncio.wait_for(answered(EventStream(three())), 5)).count(b"data:") == 3
+        assert (await asyncio.wait_for(answered(EventStream(three())), LIMIT_SECONDS)).count(b"data:") == 3
         assert told <= 3
     finally:
         slow.cancel()
@@ -200,7 +202,7 @@ async def test_a_handler_is_cancelled_when_its_client_leaves() -> None:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, receive, send), 5)
+    await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, receive, send), LIMIT_SECONDS)
     assert cancelled.is_set()
 
 
@@ -220,7 +222,7 @@ async def test_a_body_that_nobody_reads_does_not_hide_that_the_client_has_left()
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, receive, send), 5)
+    await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, receive, send), LIMIT_SECONDS)
     assert read == [{"type": "http.request", "body": b"", "more_body": False}]
 
 
@@ -235,4 +237,4 @@ async def test_a_body_that_is_refused_while_it_is_read_is_told_to_whoever_refuse
         raise AssertionError(message)
 
     with pytest.raises(PayloadTooLarge):
-        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, receive, send), 5)
+        await asyncio.wait_for(CancelOnDisconnect(app)(SCOPE, receive, send), LIMIT_SECONDS)

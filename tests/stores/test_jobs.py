@@ -196,10 +196,10 @@ async def test_a_job_that_ends_every_owner_fails(stores: Stores) -> None:
 async def test_a_released_job_waits_and_is_claimed_again(stores: Stores) -> None:
     job = await stores.one.create(NEW)
     await stores.one.claim("runner", LEASE)
-    assert await stores.one.release(job.id, "runner", 5.0)
+    assert await stores.one.release(job.id, "runner", 60.0)
     assert (await stores.one.get(job.id)).state == "queued"
     assert await stores.other.claim("other", LEASE) is None
-    stores.clock.ahead = 6.0
+    stores.clock.ahead = 61.0
     again = await stores.other.claim("other", LEASE)
     assert again is not None
     assert again.lost == 0
@@ -346,18 +346,18 @@ async def test_the_position_counts_who_comes_before(stores: Stores) -> None:
 async def test_what_has_not_ended_is_counted_by_state_with_its_age(stores: Stores) -> None:
     assert await stores.one.unfinished() == {"queued": (0, 0.0), "running": (0, 0.0)}
     await stores.one.create(NEW)
-    stores.clock.ahead = 60.0
+    stores.clock.ahead = 6_000.0
     await stores.one.create(NEW)
     ended = await stores.one.create(NEW)
     await stores.one.cancel(ended.id)
     found = await stores.other.unfinished()
     assert {state: count for state, (count, _) in found.items()} == {"queued": 2, "running": 0}
-    assert found["queued"][1] == pytest.approx(60.0, abs=5.0)
+    assert found["queued"][1] == pytest.approx(6_000.0, abs=60.0)
     await stores.one.claim("runner", LEASE)
     found = await stores.other.unfinished()
     assert {state: count for state, (count, _) in found.items()} == {"queued": 1, "running": 1}
-    assert found["running"][1] == pytest.approx(60.0, abs=5.0)
-    assert found["queued"][1] < 5.0
+    assert found["running"][1] == pytest.approx(6_000.0, abs=60.0)
+    assert found["queued"][1] < 60.0
 
 
 async def test_every_end_is_counted_once_by_the_store_that_brought_it(stores: Stores) -> None:
