@@ -375,7 +375,7 @@ def shown(name: str, value: object) -> str:
     if name == "ui_key" and value:
         return "'***'"
     # A database's password may hold what ends an address's first part elsewhere.
-    password = r"://.*@" if name == "database_url" else r"://[^/?#]*@"
+    password = r"(?s)://.*@" if name == "database_url" else r"://[^/?#]*@"
     hidden = re.sub(password, "://***@", value)
     hidden = re.sub(r"([?&][^=&]*(?:password|token|key|secret)[^=&]*)=[^&]*", r"\1=***", hidden, flags=re.I)
     # Whatever is no address may still hold a password; of what it looks like nothing can be said.

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -193,24 +195,38 @@ print(bool(os.environ["RAY_AUTH_TOKEN"]))
 def test_a_signal_breaks_off_a_start_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     from mezzotint.serve import local
 
+    def start(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        Event().wait()
+
     given_up = []
+    monkeypatch.setenv("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     monkeypatch.setattr(local, "_prepare_environment", lambda: None)
-    monkeypatch.setattr(local, "_start_ray", lambda *_: Event().wait())
-    monkeypatch.setattr(local, "_abandon", lambda **own: given_up.append(own))
-    with local.stop_signals() as signals:
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(local.StartInterrupted), local.running(Settings(), signals):
-            pytest.fail("went on")
-    assert given_up == [{"own_ray": True}]
+    monkeypatch.setattr(local, "_start_ray", start)
+    monkeypatch.setattr(local, "_abandon", lambda *_, own_ray: given_up.append(own_ray))
+    with (
+        local.stop_signals() as signals,
+        pytest.raises(local.StartInterrupted),
+        local.running(Settings(), signals),
+    ):
+        pytest.fail("went on")
+    assert given_up == [True]
 
 
 def test_a_signal_before_the_application_is_deployed_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     from mezzotint.serve import local
 
-    with local.stop_signals() as signals:
-        monkeypatch.setattr(local, "_prepare_environment", lambda: None)
-        monkeypatch.setattr(local, "_start_ray", lambda *_: signals.put(signal.SIGTERM))
-        monkeypatch.setattr(local, "_deploy", lambda _: pytest.fail("went on"))
-        monkeypatch.setattr(local, "_abandon", lambda **_: None)
-        with pytest.raises(local.StartInterrupted), local.running(Settings(), signals):
-            pytest.fail("went on")
+    called: list[str] = []
+    signals: SimpleQueue[int] = SimpleQueue()
+
+    def start(**_: object) -> None:
+        called.append("start")
+        signals.put(signal.SIGTERM)
+
+    serve = SimpleNamespace(start=start, run=lambda *_, **__: called.append("run"))
+    application = SimpleNamespace(APP_NAME="mezzotint", application=lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "mezzotint.serve.app", application)
+    local._deploy(Settings(), signals)
+    local._deploy(Settings(), signals)
+    assert called == ["start"]

@@ -162,7 +162,7 @@ def test_sigterm_lets_the_running_request_end_and_leaves_no_process(
     assert "Traceback" not in server.err.read_text()
 
 
-@pytest.mark.parametrize("part", ["mezzotint", "gcs_server", "ray::ServeController"])
+@pytest.mark.parametrize("part", ["mezzotint", "gcs_server", "raylet", "ray::ServeController"])
 def test_sigterm_during_the_start_ends_it_in_order(part: str, start_server: Callable[..., Any]) -> None:
     server = start_server("--model", "fake:")
     deadline = time.monotonic() + LIMIT_SECONDS

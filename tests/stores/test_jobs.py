@@ -308,18 +308,34 @@ async def test_many_that_are_late_are_settled_in_batches_and_none_of_them_is_dra
 ) -> None:
     monkeypatch.setattr(job_rows, "SWEEP_BATCH", 3)
     late = [(await stores.one.create(replace(NEW, deadline_s=5.0))).id for _ in range(8)]
-    for _ in range(4):
-        await stores.one.create(replace(NEW, priority="high"))
-        assert await stores.one.claim("lost", LEASE)
-    stores.clock.ahead = LEASE + 6.0
+    in_time = await stores.one.create(NEW)
+    stores.clock.ahead = 6.0
     found = await stores.other.claim("other", LEASE)
     assert found is not None
-    assert found.id not in late
+    assert found.id == in_time.id
     await stores.other.settle()
     for id in late:
         assert await kinds(stores.one, id) == ["queued", "failed"]
     assert stores.other.ended == Counter(failed=len(late))
-    assert (await stores.one.unfinished())["queued"][0] == 3
+
+
+async def test_many_that_lost_their_owner_are_settled_in_batches_and_none_that_was_to_stop_goes_on(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_rows, "SWEEP_BATCH", 3)
+    made = [await stores.one.create(NEW) for _ in range(8)]
+    for _ in made:
+        assert await stores.one.claim("lost", LEASE)
+    to_stop = {job.id for job in made[::2]}
+    for id in to_stop:
+        await stores.one.cancel(id)
+    stores.clock.ahead = LEASE + 1
+    await stores.other.settle()
+    states = {job.id: (await stores.one.get(job.id)).state for job in made}
+    assert {id for id, state in states.items() if state == "cancelled"} == to_stop
+    assert {id for id, state in states.items() if state == "queued"} == states.keys() - to_stop
+    for id in to_stop:
+        assert await kinds(stores.one, id) == ["queued", "running", "cancelled"]
 
 
 async def test_pages_go_from_the_newest_to_the_oldest_without_gaps(stores: Stores) -> None:

@@ -245,6 +245,7 @@ def test_a_variable_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch
         "postgresql://host/db?user=u&password=s3cret",
         "user:s3cret@host",
         "postgresql://user:pa/s3cret@host/db",
+        "postgresql://user:pa\ns3cret@host/db",
         "postgresql://user:pa?s3cret#s3cret@s3cret@host/db",
     ],
 )

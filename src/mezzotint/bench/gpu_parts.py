@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -379,6 +379,8 @@ def _meet_all_kinds(bench: GpuBench, others: Server) -> None:
     planned, compiled and recorded, each of them for longer than a pass takes.
     """
     for size in bench.preset.sizes:
+        if not bench.has_time(f"meeting all kinds at {size}²"):
+            return
         for guidance in (0.0, 5.0):
             request = replace(bench.requests(bench.mix(size), 1)[0], steps=2, guidance_scale=guidance)
             bench.engine.generate(request)
@@ -466,7 +468,8 @@ def _cold_start(bench: GpuBench, scope: str, cache: str) -> dict[str, float] | N
             out, err = process.communicate(timeout=max(1.0, min(bench.left, 3600)))
         except BaseException as error:
             # The compiler has processes of its own, which would go on for a minute.
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 return None
             raise

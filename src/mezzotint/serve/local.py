@@ -122,7 +122,7 @@ def running(settings: Settings, signals: SimpleQueue[int]) -> Iterator[None]:
     while signals.empty() and not up.done():
         wait([up], WATCH_SECONDS)
     if not signals.empty():
-        _abandon(own_ray=not address)
+        _abandon(signals, own_ray=not address)
         raise StartInterrupted
     try:
         up.result()
@@ -134,8 +134,7 @@ def running(settings: Settings, signals: SimpleQueue[int]) -> Iterator[None]:
 def _start(settings: Settings, address: str | None, signals: SimpleQueue[int], up: Future[None]) -> None:
     try:
         _start_ray(settings, address)
-        if signals.empty():
-            _deploy(settings)
+        _deploy(settings, signals)
     except BaseException as error:
         up.set_exception(error)
     else:
@@ -200,7 +199,9 @@ def check_neuron(settings: Settings, found: int) -> None:
         )
 
 
-def _deploy(settings: Settings) -> None:
+def _deploy(settings: Settings, signals: SimpleQueue[int]) -> None:
+    if not signals.empty():
+        return
     from ray import serve
 
     from mezzotint.serve.app import APP_NAME, application
@@ -222,6 +223,8 @@ def _deploy(settings: Settings) -> None:
     try:
         # Somebody waits to hear what is wrong, and nothing serves that would have to go on.
         starting = application(settings, start_failures=1)
+        if not signals.empty():
+            return
         serve.run(starting, name=APP_NAME, route_prefix="/", logging_config=logs)
     except RuntimeError:
         raise _start_error(serve.status().applications[APP_NAME]) from None
@@ -239,10 +242,15 @@ def _start_error(status: object) -> MezzotintError:
     return GenerationFailed(f"the engine did not start: {lines[-1].strip() if lines else 'no reason given'}")
 
 
-def _abandon(*, own_ray: bool) -> None:
+def _abandon(signals: SimpleQueue[int], *, own_ray: bool) -> None:
     """Leave nothing of a start that still goes on in its thread: nobody has been told of it yet."""
     if not own_ray:
-        _delete_application()
+        deleting = threading.Thread(target=_delete_application, daemon=True)
+        deleting.start()
+        heard = signals.qsize()
+        # Not taken out: the thread that starts looks whether there are any.
+        while deleting.is_alive() and signals.qsize() == heard:
+            deleting.join(WATCH_SECONDS)
         return
     # What threads say now of processes that vanish under them tells nobody anything.
     logging.disable()
@@ -300,8 +308,6 @@ def _close_in_order() -> None:
 
     try:
         _delete_application()
-    except Exception:
-        logger.exception("Ray Serve did not close in order")
     finally:
         ray.shutdown()
 
@@ -316,5 +322,9 @@ def _delete_application() -> None:
 
         from mezzotint.serve.app import APP_NAME
 
-        with suppress(RayServeException):  # Stopped before Serve was there.
+        try:
             serve.delete(APP_NAME)
+        except RayServeException:
+            pass  # Stopped before Serve was there.
+        except Exception:
+            logger.exception("Ray Serve did not close in order")

@@ -84,9 +84,9 @@ HARMLESS = frozenset(
 # Said with enable_hr alone, which is refused.
 HIGH_RESOLUTION = ("hr_", "firstphase_")
 OF_A_MASK = ("inpaint", "mask_")
-# A1111's "extra networks" in a prompt; of a LoRA, its name and how much of it.
 # With LoRAs, which are taken out of it; to look for them takes time that grows with the text.
 MAX_TAGGED_CHARACTERS = 2 * MAX_PROMPT_CHARACTERS
+# A1111's "extra networks" in a prompt; of a LoRA, its name and how much of it.
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 LORA = re.compile(r"([^:]+)(?::([^:=]*))?")
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}

@@ -70,7 +70,7 @@ async def create(
         idempotency_key=idempotency_key,
         fingerprint=await asyncio.to_thread(lambda: fields.fingerprint) if idempotency_key else "",
     )
-    # Asked without a key too: pictures are kept only where the database takes the job that they belong to.
+    # Asked without a key too: no picture is kept where there is no database to take the job it belongs to.
     job = await services.jobs.replay(new)
     if job is None:
         work = await _work(fields, services, caller)

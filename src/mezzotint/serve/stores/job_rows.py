@@ -113,8 +113,14 @@ async def settle_overdue(connection: AsyncConnection, now: float) -> None:
     batch of each: after an hour without a server thousands may be late, and a transaction has its limit.
     """
     too_late = DeadlineExceeded("the deadline passed before the job was begun")
-    await move(connection, "failed", _batch(_late(now)), now, error=too_late.to_dict())
-    lost = _batch(_lost(now))
+    late = await _batch(connection, _late(now))
+    if late is not None:
+        await move(connection, "failed", and_(_late(now), late), now, error=too_late.to_dict())
+    batch = await _batch(connection, _lost(now))
+    if batch is None:
+        return
+    # Asked again, for its owner may just have renewed one.
+    lost = and_(_lost(now), batch)
     await move(connection, "cancelled", and_(lost, jobs.c.cancel_requested), now)
     often = and_(lost, jobs.c.lost >= MAX_LOST)
     await move(connection, "failed", often, now, error=BROKEN.to_dict())
@@ -144,8 +150,13 @@ def _late(now: float) -> ColumnElement[bool]:
     return and_(jobs.c.state == "queued", jobs.c.deadline <= now)
 
 
-def _batch(which: ColumnElement[bool]) -> ColumnElement[bool]:
-    return jobs.c.sequence.in_(select(jobs.c.sequence).where(which).limit(SWEEP_BATCH))
+async def _batch(connection: AsyncConnection, which: ColumnElement[bool]) -> ColumnElement[bool] | None:
+    """Some of them; `None`: there are none. Read by itself, which an index answers: within another statement
+    SQLite would go through all that wait.
+    """
+    found = await connection.scalars(select(jobs.c.sequence).where(which).limit(SWEEP_BATCH))
+    numbers = found.all()
+    return jobs.c.sequence.in_(numbers) if numbers else None
 
 
 def _lost(now: float) -> ColumnElement[bool]:

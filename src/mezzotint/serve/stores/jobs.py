@@ -83,7 +83,7 @@ class JobStore:
             IdempotencyConflict: the key was used with another fingerprint.
             InvalidRequest: the key is too long.
             QueueFull: `max_jobs` wait or run, or the caller has its share of them: as many as are left, the
-                rule of `engine.admission`. So one that floods gets half, and a newcomer always finds a place.
+                rule of `engine.admission`. So one that floods gets half, and a newcomer a place while there is one.
         """
         now = self._database.now()
         row = {
@@ -124,12 +124,18 @@ class JobStore:
 
     async def replay(self, job: NewJob) -> Job | None:
         """The job that `create` would answer with instead of making one, before anything is charged for it.
+        Without a key none, but the database has answered.
 
         Raises:
             IdempotencyConflict: the key was used with another fingerprint.
             InvalidRequest: the key is too long.
         """
-        return await self._database.read(lambda connection: _same_job(connection, job))
+
+        async def work(connection: AsyncConnection) -> Job | None:
+            await connection.execute(select(1))
+            return await _same_job(connection, job)
+
+        return await self._database.read(work)
 
     async def get(self, id: str, caller: str | None = None) -> Job:
         """The job with its pictures; of `caller` alone, unless that is `None`.
