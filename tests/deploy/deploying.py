@@ -74,7 +74,7 @@ def make_source(checkout: Path) -> Path:
 
 @dataclass(frozen=True)
 class ShortOf(Pace):
-    """Runs out of what is `short` at the 20th look, however slow the machine, and else of nothing that comes."""
+    """Runs out of what is `short` at the 20th look, however slow the machine, and of nothing else."""
 
     short: frozenset[str] = frozenset()
     looks: Iterator[int] = field(default_factory=lambda: count(1))
