@@ -149,7 +149,7 @@ def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | N
 async def series_after_everything(folder: Path, tiny_model: Path) -> str:
     """What a gateway tells after a picture, a failure, a refusal, a client that left, on two engines."""
     settings = settings_of(folder)
-    fake = replica_of(settings, FakeBackend(fault=fault, pass_seconds=0.02))
+    fake = replica_of(settings, FakeBackend(fault=fault, pass_seconds=0.2))
     real = EngineReplica(settings, Engine.load(str(tiny_model), device="cpu", threads=1))
     try:
         async with gate(settings, fake) as opened:

@@ -193,8 +193,13 @@ class TestProcesses:
     def test_a_tool_that_hangs_is_asked_to_stop_at_its_limit(self, processes: Processes) -> None:
         # With a handler of its own: what runs in the background is born deaf to SIGINT, and its children too.
         code = "import signal, sys, time\nsignal.signal(2, lambda *_: sys.exit('released'))\ntime.sleep(60)"
-        with pytest.raises(CallFailed, match="did not end within 2 s and was stopped") as caught:
-            self.runner(processes).run([sys.executable, "-I", "-S", "-c", code], limit_s=2)
+        # On a busy machine it may not have come to its handler within the first.
+        for limit_s in (2, 30):
+            stopped = f"did not end within {limit_s} s and was stopped"
+            with pytest.raises(CallFailed, match=stopped) as caught:
+                self.runner(processes).run([sys.executable, "-I", "-S", "-c", code], limit_s=limit_s)
+            if caught.value.lines == ["released"]:
+                break
         assert caught.value.lines == ["released"]
 
     def test_one_that_does_not_stop_is_ended_for_certain(self) -> None:

@@ -175,7 +175,7 @@ class TestBrokenOff:
 
     def test_without_its_state_it_removes_what_it_can_and_lists_the_rest(self, up: Site) -> None:
         shutil.rmtree(up.folder)
-        up.times = 1 / 2_000
+        up.short = {"leftovers_gone", "listing"}
         with pytest.raises(
             DeployFailed, match=r"stage proof failed: .* things are left in us-west-2:"
         ) as caught:
@@ -204,7 +204,7 @@ class TestBrokenOff:
 class TestLeftovers:
     def test_what_controllers_left_is_found_by_its_tag_and_removed(self, up: Site) -> None:
         up.world.change(leaks=["balancer", "group", "volume"], interfaces={"eni-1": {}})
-        up.times = 1 / 300
+        up.short = {"load_balancers_gone"}
         up.down()
         assert_gone(up)
         for kind in ("load balancer", "target group", "security group", "network interface", "volume"):
@@ -214,7 +214,7 @@ class TestLeftovers:
         world = up.world.read()
         held = {**world["groups"], "sg-held": {"held": True}}
         up.world.change(groups=held)
-        up.times = 1 / 2_000
+        up.short = {"leftovers_gone", "listing"}
         with pytest.raises(DeployFailed, match="stage infra failed") as caught:
             up.down()
         assert "DependencyViolation" in caught.value.message
@@ -232,7 +232,7 @@ class TestLeftovers:
 
     def test_other_clusters_load_balancers_nodes_and_groups_stay(self, up: Site) -> None:
         up.world.change(leaks=["balancer"])
-        up.times = 1 / 300
+        up.short = {"load_balancers_gone"}
         up.down()
         removed = [call for call in up.calls if call.startswith("aws") and "delete" in call]
         assert not [call for call in removed if "app/other" in call or "sg-eks" in call or "i-system" in call]
@@ -242,7 +242,7 @@ class TestLeftovers:
 class TestProof:
     def test_what_is_left_of_an_unknown_kind_fails_and_is_listed(self, up: Site) -> None:
         up.world.change(stale=["fsx:file-system/fs-1"])
-        up.times = 1 / 2_000
+        up.short = {"leftovers_gone", "listing"}
         with pytest.raises(DeployFailed, match="stage proof failed: 1 things are left") as caught:
             up.down()
         assert "arn:aws:fsx:us-west-2:123456789012:file-system/fs-1" in caught.value.message

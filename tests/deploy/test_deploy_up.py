@@ -382,14 +382,14 @@ class TestManifests:
 
 class TestReadiness:
     def test_what_never_gets_ready_is_told_with_the_pod_and_its_reason(self, site: Site) -> None:
-        site.times = 1 / 5_000
+        site.short = {"ready"}
         site.world.change(crashing=True)
         with pytest.raises(DeployFailed, match="stage wait failed: the service: not within") as caught:
             site.up()
         assert "RayService mezzotint is not ready" in caught.value.message
         assert "pod gateway-1: CrashLoopBackOff: back-off 5m0s" in caught.value.message
         site.world.change(crashing=False)
-        site.times = 1 / 60
+        site.short = set()
         site.up()
         assert set(site.state["stages"]) == set(STAGES)
 
@@ -404,7 +404,7 @@ class TestReadiness:
         self, site: Site, name: str
     ) -> None:
         site.up()
-        site.times = 1 / 5_000
+        site.short = {"ready"}
         objects = site.world.read()["objects"]
         objects[name]["metadata"]["generation"] += 1
         site.world.change(objects=objects, asleep=True)
@@ -413,7 +413,7 @@ class TestReadiness:
 
     def test_a_new_version_that_does_not_serve_is_no_success(self, site: Site) -> None:
         site.up()
-        site.times = 1 / 5_000
+        site.short = {"ready"}
         site.world.change(upgrade_hangs=True)
         with pytest.raises(
             DeployFailed, match=r"stage wait failed: .* still serves from the cluster of before"
@@ -425,7 +425,7 @@ class TestReadiness:
         ):
             site.up(model="s3://own/model")
         site.world.change(application="RUNNING")
-        site.times = 1 / 60
+        site.short = set()
         site.up(model="s3://own/model")
 
     def test_a_load_balancer_that_is_slow_to_answer_is_waited_for(self, site: Site, service: Service) -> None:
@@ -456,7 +456,7 @@ class TestReadiness:
         site.up()
 
     def test_an_internal_load_balancer_that_is_not_reached_says_from_where_it_is(self, site: Site) -> None:
-        site.times = 1 / 5_000
+        site.short = {"reachable"}
         site.world.change(address="127.0.0.1:9")
         with pytest.raises(DeployFailed, match=r"stage verify failed: .*is reached from inside its network"):
             site.up()

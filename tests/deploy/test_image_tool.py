@@ -224,7 +224,8 @@ def test_the_health_check_tells_a_well_server_from_others(server: str) -> None:
         command = [sys.executable, "-S", str(DOCKER / "healthcheck.py"), url]
         return subprocess.run(command, stderr=subprocess.DEVNULL).returncode
 
-    assert code(f"{server}/well") == 0
+    # It waits 4 s for an answer, and Docker asks again too.
+    assert any(code(f"{server}/well") == 0 for _ in range(3))
     assert code(f"{server}/ill") == 1
     # Nobody listens there.
     assert code("http://127.0.0.1:1/well") == 1

@@ -114,17 +114,21 @@ def test_hostile_headers_change_nothing(client: httpx.Client) -> None:
 
 def test_progress_comes_step_by_step(client: httpx.Client) -> None:
     """Were the answer gathered up on the way, all of it would come at once."""
-    times: list[float] = []
-    steps: list[int] = []
     request = {"params": {"prompt": "a cat", "steps": 40}, "headers": {"accept": "text/event-stream"}}
-    with client.stream("GET", "/imagine", **request) as response:  # type: ignore[arg-type]
-        for line in response.iter_lines():
-            if line.startswith("data: ") and "step" in json.loads(line[6:]):
-                steps.append(json.loads(line[6:])["step"])
-                times.append(time.monotonic())
-    assert steps == sorted(steps)
-    assert len(set(steps)) > 5
-    assert len({round(at, 2) for at in times}) > 5
+    # A reader that was held up finds together what came one by one; three in a row are not.
+    for _ in range(3):
+        times: list[float] = []
+        steps: list[int] = []
+        with client.stream("GET", "/imagine", **request) as response:  # type: ignore[arg-type]
+            for line in response.iter_lines():
+                if line.startswith("data: ") and "step" in json.loads(line[6:]):
+                    steps.append(json.loads(line[6:])["step"])
+                    times.append(time.monotonic())
+        assert steps == sorted(steps)
+        if len(set(steps)) > 5 and len({round(at, 2) for at in times}) > 5:
+            break
+    else:
+        raise AssertionError(f"steps {steps} came at {times}")
 
 
 def test_the_dashboard_is_not_reached_through_the_edge_and_asks_for_the_token_itself(

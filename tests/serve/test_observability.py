@@ -79,16 +79,27 @@ def access_lines(served: Server, asked: set[str]) -> dict[str, Any]:
 
 def test_any_gateway_tells_the_series_of_every_process(served: Server, drawn: int) -> None:
     seen: set[str] = set()
-    # A new connection each: both gateways come to answer.
-    for _ in range(6):
+    told_by: set[str] = set()
+
+    def told_by_both() -> bool:
+        # A new connection each: both gateways come to answer.
         look = scrape(served)
         gateways = look.values_of("mezzotint_event_loop_lag_seconds_count", "replica", process="gateway")
         engines = look.values_of("mezzotint_backlog_seconds", "replica", process="engine")
-        assert (len(gateways), len(engines)) == (2, 2)
-        seen |= {*gateways, *engines}
-        assert look.total("mezzotint_requests_total", surface="imagine", outcome="ok") == drawn
-        # Each engine has drawn one more to warm up.
-        assert look.total("mezzotint_images_total") >= drawn
+        # Whichever takes the gateway that was asked more than a second to hear from is left out.
+        if (len(gateways), len(engines)) == (2, 2):
+            seen.update([*gateways, *engines])
+            assert look.total("mezzotint_requests_total", surface="imagine", outcome="ok") == drawn
+            # Each engine has drawn one more to warm up.
+            assert look.total("mezzotint_images_total") >= drawn
+            # The gateway that was asked is at work on this very request.
+            in_flight = "mezzotint_requests_in_flight"
+            told_by.update(
+                each for each in gateways if look.total(in_flight, surface="operations", replica=each)
+            )
+        return len(told_by) == 2
+
+    wait_for(told_by_both, "the series of all four from each gateway")
     assert len(seen) == 4
 
 
@@ -106,7 +117,7 @@ def test_any_gateway_tells_how_far_a_request_is_and_stops_it(served: Server) -> 
     wanted = {"prompt": PROMPT, "width": 64, "height": 64, "steps": 150, "batch_size": 10}
     end = time.monotonic() + LIMIT_SECONDS
     idle_polled = idle_stopped = False
-    # Until a gateway that does not draw was asked both; but whichever is asked must know.
+    # Until a gateway that does not draw was asked both, and knew.
     for turn in count():
         draw, stop, *polls = [f"{name}-{turn}" for name in ("draw", "stop", *map(str, range(10)))]
 
@@ -116,15 +127,17 @@ def test_any_gateway_tells_how_far_a_request_is_and_stops_it(served: Server) -> 
         with ThreadPoolExecutor(1) as pool:
             drawing = pool.submit(ask_a1111, served, "POST", "txt2img", draw, json=wanted)
             wait_for(lambda: state("first")["job_count"], "progress of the request")
-            told = [state(name) for name in polls]
-            assert {(each["job_count"], each["sampling_steps"]) for each in told} == {(10, 150)}
+            told = {name: state(name) for name in polls}
             assert ask_a1111(served, "POST", "interrupt", stop) == {}
             answer = drawing.result()
         assert json.loads(answer["info"])["interrupted"] is True
         assert len(answer["images"]) < 10
         lines = access_lines(served, {draw, stop, *polls})
         gateways = {name: lines[name]["replica"] for name in (draw, stop, *polls)}
-        idle_polled |= any(gateways[name] != gateways[draw] for name in polls)
+        # Which draws and is slow to tell an idle one counts as silent there.
+        knew = [name for name in polls if gateways[name] == gateways[draw] or told[name]["job_count"]]
+        assert {(told[name]["job_count"], told[name]["sampling_steps"]) for name in knew} <= {(10, 150)}
+        idle_polled |= any(gateways[name] != gateways[draw] for name in knew)
         idle_stopped |= gateways[stop] != gateways[draw]
         if idle_polled and idle_stopped:
             break
@@ -181,9 +194,13 @@ def test_every_request_is_one_json_line_on_the_servers_stderr(served: Server, dr
 
 
 def test_top_looks_once(served: Server, drawn: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["top", "--api", served.address, "--every", "0.2", "--json"]) == 0
-    seen = json.loads(capsys.readouterr().out)
-    assert (len(seen["engines"]), len(seen["gateways"])) == (2, 2)
+    def sees_all() -> bool:
+        assert run(["top", "--api", served.address, "--every", "0.2", "--json"]) == 0
+        seen = json.loads(capsys.readouterr().out)
+        # Whoever is slow to answer is left out.
+        return (len(seen["engines"]), len(seen["gateways"])) == (2, 2)
+
+    wait_for(sees_all, "two engines and two gateways")
     assert run(["top", "--api", served.address, "--every", "0.2", "--once"]) == 0
     assert "engine" in capsys.readouterr().out
     assert run(["top", "--api", "http://127.0.0.1:9", "--once"]) == 2

@@ -22,7 +22,7 @@ from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.wire import RunStatus
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
 
-# 7.5 s of drawing: every test interrupts what it began.
+# 30 s of drawing: every test interrupts what it began.
 LONG = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 150}
 PREVIEWS = {"override_settings": {"show_progress_every_n_steps": 1}}
 
@@ -93,7 +93,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineReplica]:
-    replica = replica_of(settings_of(tmp_path_factory.mktemp("stores")), FakeBackend(pass_seconds=0.05))
+    replica = replica_of(settings_of(tmp_path_factory.mktemp("stores")), FakeBackend(pass_seconds=0.2))
     yield replica
     replica.close()
 

@@ -208,7 +208,7 @@ async def leave_while_it_is_drawn(client: httpx.AsyncClient, replica: EngineRepl
 
 
 async def test_a_client_that_leaves_is_counted_with_the_steps_it_wasted(settings: Settings) -> None:
-    replica = replica_of(settings, FakeBackend(pass_seconds=0.02))
+    replica = replica_of(settings, FakeBackend(pass_seconds=0.2))
     try:
         async with gate(settings, replica) as opened:
             await leave_while_it_is_drawn(opened.client, replica)

@@ -57,7 +57,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A drawing of 20 steps takes 0.6 s, one of 60 steps 6 s."""
+    """A drawing of 20 steps takes 0.6 s, one of 60 steps 6 s, one of 150 steps 15 s."""
     backend = Unhurried(pass_seconds=PASS_SECONDS, fault=fault, loras=LORAS)
     with live(tmp_path_factory.mktemp("service"), backend) as server:
         yield server

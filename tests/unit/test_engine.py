@@ -148,7 +148,7 @@ def test_a_bad_request_is_refused_before_it_is_queued(engine: Engine) -> None:
 
 
 def test_cancelling_stops_within_a_step(make_backend: MakeBackend) -> None:
-    backend = make_backend(pass_seconds=0.02)
+    backend = make_backend(pass_seconds=0.2)
     with Engine(backend) as engine:
         ticket = engine.submit(ask(steps=150))
         wait_until(lambda: backend.passes >= 3)
@@ -328,7 +328,7 @@ def test_a_deadline_ends_a_request_that_waits_for_its_decoding() -> None:
 
 
 def test_a_result_can_be_asked_for_again_and_times_out_when_it_says() -> None:
-    with Engine(FakeBackend(pass_seconds=0.02)) as engine:
+    with Engine(FakeBackend(pass_seconds=0.2)) as engine:
         slow = engine.submit(ask(steps=150))
         with pytest.raises(TimeoutError):
             slow.result(0.1)
@@ -370,7 +370,7 @@ def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str, value: 
 
 
 def test_a_full_queue_refuses_with_the_seconds_to_wait(make_backend: MakeBackend) -> None:
-    with Engine(make_backend(pass_seconds=0.05, max_width=1), max_queue=3) as engine:
+    with Engine(make_backend(pass_seconds=0.5, max_width=1), max_queue=3) as engine:
         first = engine.submit(ask(steps=50))
         wait_until(lambda: engine.status().running == 1)
         for _ in range(3):
@@ -383,7 +383,7 @@ def test_a_full_queue_refuses_with_the_seconds_to_wait(make_backend: MakeBackend
 
 
 def test_closing_ends_every_request_and_refuses_new_ones(make_backend: MakeBackend) -> None:
-    engine = Engine(make_backend(pass_seconds=0.01))
+    engine = Engine(make_backend(pass_seconds=0.2))
     tickets = [engine.submit(ask(steps=150)) for _ in range(20)]
     engine.close()
     for ticket in tickets:
@@ -403,7 +403,7 @@ def test_draining_finishes_what_is_here_first(make_backend: MakeBackend) -> None
 
 
 def test_draining_waits_for_no_request_that_was_cancelled(make_backend: MakeBackend) -> None:
-    engine = Engine(make_backend(pass_seconds=0.01))
+    engine = Engine(make_backend(pass_seconds=0.2))
     ticket = engine.submit(ask(steps=150))
     ticket.cancel()
     engine.close(drain=True, timeout=LIMIT_SECONDS)
