@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,7 +15,9 @@ from hypothesis import HealthCheck, settings
 from mezzotint.backends.base import Backend
 from tests.lanes import LANES, lane_of
 from tests.servers import STOP_SECONDS
-from tests.stores.postgres import PostgresServer, find_binary, postgres_server
+
+if TYPE_CHECKING:
+    from tests.stores.postgres import PostgresServer
 
 # How long an example takes says how busy the machine is, not whether the claim holds.
 settings.register_profile("mezzotint", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -179,6 +182,10 @@ def patience() -> Iterator[None]:
 
     Of this process alone: a server that a test starts as a process keeps its own.
     """
+    if find_spec("fastapi") is None:
+        # tests/gpu run with what drawing needs and no more.
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "stores.database.ANSWER_SECONDS": 60.0,
@@ -250,6 +257,8 @@ def build_tiny() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server of this session's own."""
+    from tests.stores.postgres import find_binary, postgres_server
+
     if find_binary("initdb") is None:
         pytest.skip("PostgreSQL's server is not installed")
     with postgres_server() as server:

@@ -182,6 +182,26 @@ def test_sigterm_lets_the_running_request_end_and_leaves_no_process(
     assert "Traceback" not in server.err.read_text()
 
 
+def test_a_second_sigterm_drops_the_running_request_and_leaves_no_process(
+    start_server: Callable[..., Any],
+) -> None:
+    server = start_server("--model", f"fake:pass_seconds={PASS_SECONDS}")
+    address = server.wait_until_ready()
+    with ThreadPoolExecutor(1) as pool:
+        last = pool.submit(httpx.get, f"{address}/imagine?prompt=last&steps=150", timeout=LIMIT_SECONDS)
+        wait_for_metrics(address, is_drawing)
+        # Two that come at the same time are one.
+        while server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        assert server.wait_until_ended() == 0
+        with pytest.raises(httpx.TransportError):
+            last.result()
+    assert server.left_behind() == []
+    assert "asked twice to stop" in server.err.read_text()
+    assert server.err.read_text().splitlines()[-1] == "stopped"
+
+
 @pytest.mark.parametrize("part", ["mezzotint", "gcs_server", "raylet", "ray::ServeController"])
 def test_sigterm_during_the_start_ends_it_in_order(part: str, start_server: Callable[..., Any]) -> None:
     server = start_server("--model", "fake:")

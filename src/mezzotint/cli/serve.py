@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,14 +87,16 @@ def serve(
     set_up_logs(settings, "serve")
     with stop_signals() as signals:
         print(f"starting {settings.model} on Ray Serve …", file=sys.stderr, flush=True)
-        try:
-            with running(settings, signals), page_beside(settings, _announce(settings)):
-                signals.get()
-        except StartInterrupted:
-            print("stopped", file=sys.stderr, flush=True)
-            # At the interpreter's own end Ray would wait for processes that are gone.
-            os._exit(0)
-        print("stopped", file=sys.stderr)
+        with (
+            suppress(StartInterrupted),
+            running(settings, signals),
+            page_beside(settings, _announce(settings)),
+        ):
+            signals.get()
+        print("stopped", file=sys.stderr, flush=True)
+        # Where it was not closed in order, Ray would wait at the interpreter's end, for processes long gone.
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _check_installed() -> None:

@@ -43,7 +43,7 @@ CORE_PROCESSES = ("gcs_server", "raylet")
 
 
 class StartInterrupted(Exception):
-    """A signal came before everything was up. A thread is left that no one can end: leave by `os._exit`."""
+    """A signal came before everything was up. A thread is left that nobody can end: leave by `os._exit`."""
 
 
 @contextmanager

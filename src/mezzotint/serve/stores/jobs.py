@@ -83,7 +83,7 @@ class JobStore:
             IdempotencyConflict: the key was used with another fingerprint.
             InvalidRequest: the key is too long.
             QueueFull: `max_jobs` wait or run, or the caller has its share of them: as many as are left, the
-                rule of `engine.admission`. So one that floods gets half, and a newcomer a place while there is one.
+                rule of `engine.admission`. One that floods gets half; a newcomer a place while there is one.
         """
         now = self._database.now()
         row = {
