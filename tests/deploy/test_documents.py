@@ -23,7 +23,7 @@ from tests.stores.postgres import PostgresServer
 DEPLOY = ROOT / "docs/deploy"
 # Of the aws command itself.
 OWN_OPTIONS = {"--query", "--output", "--region"}
-OWN_COMMANDS = {("s3", "ls")}
+OWN_COMMANDS = {("s3", "ls"), ("configure", "export-credentials")}
 
 
 def aws_calls() -> Iterator[tuple[str, str, str, set[str]]]:
