@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 import torch
 
-from mezzotint.backends.cuda_graphs import CALLS_BEFORE
 from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
 from mezzotint.bench.engine import (
     Result,
@@ -42,6 +41,8 @@ from mezzotint.tuning import Quantisation, Tuning
 __all__ = ["PARTS"]
 
 LOAD = 0.7
+# The third pass of a kind is recorded, and from there on only replayed.
+MEETINGS = 3
 
 
 def matrix(bench: GpuBench) -> list[Result]:
@@ -391,7 +392,7 @@ def _meet_all_kinds(bench: GpuBench, others: Server) -> None:
         for rows in range(1, 2 * knee + 1):
             run = _pass(bench, _compute(bench), bench.parts, rows, size)
             with torch.inference_mode():
-                for _ in range(CALLS_BEFORE + 1):
+                for _ in range(MEETINGS):
                     run()
     bench.synchronise()
 
