@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image as PilImage
+from pydantic import ValidationError
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.config import Settings
@@ -27,6 +28,7 @@ from mezzotint.errors import GenerationFailed, MezzotintError, StoreUnavailable
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
 from mezzotint.serve.api.dependencies import caller_of
+from mezzotint.serve.api.openai_schemas import GenerationFields
 from mezzotint.serve.http import build_http
 from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.replica import EngineReplica
@@ -689,3 +691,9 @@ async def test_a_link_of_a_strange_host_is_refused_or_harmless(services: Service
     assert answer.status_code in (200, 400)
     if answer.status_code == 400:
         assert error_of(answer)["param"] == "host"
+
+
+def test_of_many_unknown_fields_one_is_looked_at() -> None:
+    with pytest.raises(ValidationError) as refused:
+        GenerationFields.model_validate({"prompt": "a", **{f"x{number}": 0 for number in range(9)}})
+    assert [error["loc"] for error in refused.value.errors()] == [("x0",)]

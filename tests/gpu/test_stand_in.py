@@ -174,6 +174,17 @@ def test_a_recording_computes_nothing_and_a_replay_all_of_it() -> None:
     assert result.tolist() == [[11.0, 11.0]]
 
 
+def test_nothing_is_collected_while_a_graph_is_recorded() -> None:
+    given, collects = torch.ones(2, device="cuda"), []
+
+    def call() -> torch.Tensor:
+        collects.append(gc.isenabled())
+        return given * 2
+
+    recorded(CudaRecorder(), call)
+    assert (collects, gc.isenabled()) == ([False], True)
+
+
 def test_graphs_of_one_pool_overwrite_each_others_results() -> None:
     given, recorder = torch.ones(2, device="cuda"), CudaRecorder()
     (first, result), (second, _) = (recorded(recorder, lambda by=by: given * by) for by in (2, 3))

@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from mezzotint.backends.tuned import RECOMPILE_LIMIT
+from mezzotint.bench import gpu_parts
 from mezzotint.bench.fullsize import FULL_SIZE, Modules, _without_numbers, tflop_of_decode, tflop_of_row
 from mezzotint.bench.gpu import FULL, QUICK, WHOLE_SECONDS, GpuBench, run_parts
 from mezzotint.bench.gpu_parts import PARTS
@@ -91,6 +93,14 @@ def test_a_cold_start_compiles_and_a_warm_cache_is_found(tmp_path: Path) -> None
     for phases in seconds.values():
         parts = sum(phases[name] for name in ("import", "build", "warm_up", "first_image"))
         assert 0 < parts < phases["whole"]
+
+
+def test_a_cold_start_that_runs_out_of_time_leaves_no_process(tmp_path: Path) -> None:
+    bench = GpuBench(QUICK, torch.device("cpu"))
+    before = set(psutil.Process().children(recursive=True))
+    with bench.within(0.0):
+        assert gpu_parts._cold_start(bench, "blocks", str(tmp_path)) is None
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 def test_diffusers_is_compiled_without_a_limit_in_whichever_thread() -> None:

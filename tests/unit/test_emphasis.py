@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mezzotint import resolving
+from mezzotint.backends.fake import FAKE_LIMITS
+from mezzotint.core import GenerationRequest
 from mezzotint.emphasis import MAX_WEIGHT, Piece, has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 
@@ -124,3 +127,14 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_a_text_without_marks_is_itself(text: str) -> None:
     assert not has_marks(text)
     assert [(piece.text, piece.weight) for piece in parse_emphasis(text)] == ([(text, 1)] if text else [])
+
+
+def test_the_pictures_of_a_request_have_their_texts_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[str] = []
+    monkeypatch.setattr(resolving, "parse_emphasis", lambda text, _: checked.append(text))
+    resolving._check_emphasis.cache_clear()
+    for seed in range(10):
+        request = GenerationRequest("a (b)", negative_prompt="[c]", emphasis=True, seed=seed)
+        assert resolving.resolve(request, FAKE_LIMITS).emphasis
+    resolving._check_emphasis.cache_clear()
+    assert checked == ["a (b)", "[c]"]

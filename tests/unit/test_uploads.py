@@ -281,6 +281,16 @@ def test_anything_else_is_no_base64_and_nothing_is_fetched(text: str) -> None:
     assert refused.value.param == "image"
 
 
+def test_base64_of_blanks_takes_a_few_times_its_size() -> None:
+    text = "AA " * 1_000_000
+    tracemalloc.start()
+    try:
+        assert len(decode_base64(text, "image", 10_000_000)) == 1_500_000
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(text)
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_side_beyond_any_jpegs_is_refused_however_few_pixels_it_makes() -> None:
     wide = io.BytesIO()
     PilImage.new("L", (65_536, 1)).save(wide, "png")
