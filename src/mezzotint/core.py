@@ -12,7 +12,7 @@ Every noun is frozen. This module needs nothing of Mezzotint but the errors and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,6 +32,7 @@ __all__ = [
     "Event",
     "Failed",
     "GenerationRequest",
+    "Hires",
     "Image",
     "Lora",
     "Mask",
@@ -44,6 +45,7 @@ __all__ = [
     "ResolvedRequest",
     "ServedLora",
     "UsedLora",
+    "size_of",
 ]
 
 Pixels = NDArray[np.uint8]
@@ -60,6 +62,7 @@ MAX_DEADLINE_SECONDS = 86_400
 RANDOM_SEED_BITS = 32
 MAX_LORAS = 8
 MAX_LORA_SCALE = 4.0
+MAX_HIRES_SCALE = 4.0
 
 
 @dataclass(frozen=True, order=True)
@@ -71,6 +74,21 @@ class Lora:
 
     name: str
     scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Hires:
+    """A second, larger stage, A1111's "hires fix": image-to-image from the picture that was drawn, enlarged
+    by Lanczos' filter, with the same prompts, seed, sampler and guidance.
+
+    scale: how many times wider and higher, above 1…4; sides are rounded down to multiples of 8.
+    strength: how far to go from the enlarged picture; as of a request with an image.
+    steps: of which the last ⌊steps × strength⌋ are taken; by default the request's.
+    """
+
+    scale: float = 1.5
+    strength: float | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,7 @@ class GenerationRequest:
     loras: each a name of the model's limits, at most 8.
     emphasis: whether brackets in both prompts weigh words and BREAK parts them, as `mezzotint.emphasis` reads
         them; otherwise they are text, as they are to diffusers.
+    hires: draw it larger in a second stage, from words alone: not with `image`.
     tenant: whose share of the engine the request uses; the shares of tenants are fair among each other.
     priority: low, normal or high: a quarter, one or four times the share, and the order within a tenant.
         The default is normal.
@@ -117,6 +136,7 @@ class GenerationRequest:
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     emphasis: bool = False
+    hires: Hires | None = None
     tenant: str = ""
     priority: Priority | None = None
 
@@ -165,7 +185,8 @@ class ResolvedRequest:
     """A request with nothing left open: valid for its model, and enough to draw the picture again.
 
     `image` and `mask` are width × height; `mask` holds 0 and 255 alone. `loras` are by name, without those
-    that change nothing; `emphasis` is false where it changes nothing.
+    that change nothing; `emphasis` is false where it changes nothing. With `hires`, all of whose fields are
+    there, width × height are the first stage's.
     """
 
     prompt: str
@@ -183,6 +204,7 @@ class ResolvedRequest:
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     emphasis: bool = False
+    hires: Hires | None = None
     tenant: str = ""
     priority: Priority = "normal"
 
@@ -192,15 +214,51 @@ class ResolvedRequest:
         return self.guidance_scale > 1.0
 
     @property
+    def stages(self) -> tuple[ResolvedRequest, ...]:
+        """What is drawn one after the other, each from the picture before it; most requests are one stage.
+
+        A later one's `image` is that picture enlarged, and not there before it is drawn.
+        """
+        if self.hires is None:
+            return (self,)
+        first = replace(self, hires=None)
+        width, height = self.size
+        steps = self.steps if self.hires.steps is None else self.hires.steps
+        second = replace(first, width=width, height=height, steps=steps, strength=self.hires.strength)
+        return (first, second)
+
+    def begun_from(self, picture: Pixels) -> ResolvedRequest:
+        """A later stage, with the picture of the one before it."""
+        from mezzotint.imaging.inputs import resize_image
+
+        return replace(self, image=resize_image(picture, self.width, self.height))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture that comes of it."""
+        return size_of(self.width, self.height, self.hires)
+
+    @property
     def steps_taken(self) -> int:
         """The denoising steps that are really taken: of image-to-image, the last ones alone."""
+        if self.hires is not None:
+            return sum(stage.steps_taken for stage in self.stages)
         # Written as diffusers does: another product may round to another number of steps.
         return self.steps if self.strength is None else int(self.steps * self.strength)
 
     @property
     def evaluations(self) -> int:
-        """UNet evaluations until the latents are final; a guided evaluation counts once."""
+        """UNet evaluations until the picture's latents are final; a guided evaluation counts once."""
+        if self.hires is not None:
+            return sum(stage.evaluations for stage in self.stages)
         return find_sampler(self.scheduler).evaluations(self.steps, self.steps_taken)
+
+
+def size_of(width: int, height: int, hires: Hires | None) -> tuple[int, int]:
+    """Width and height of the picture that comes of a first stage of width × height."""
+    scale = 1.0 if hires is None else hires.scale
+    # A product such as 100 × 1.2 may lie a hair below the whole number it stands for.
+    return int(width * scale + 1e-6) // 8 * 8, int(height * scale + 1e-6) // 8 * 8
 
 
 @dataclass(frozen=True)
@@ -236,6 +294,7 @@ class Receipt:
     mask_sha256: str | None = None
     loras: tuple[UsedLora, ...] = ()
     emphasis: bool = False
+    hires: Hires | None = None
 
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
@@ -245,7 +304,8 @@ class Receipt:
             UsedLora(str(lora["name"]), float(lora["scale"]), str(lora["sha256"]))
             for lora in told.get("loras", ())
         )
-        return cls(**{**known, "warnings": tuple(told.get("warnings", ())), "loras": loras})
+        hires = None if told.get("hires") is None else Hires(**told["hires"])
+        return cls(**{**known, "warnings": tuple(told.get("warnings", ())), "loras": loras, "hires": hires})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in the order above."""

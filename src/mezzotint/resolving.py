@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from mezzotint.core import (
     MAX_DEADLINE_SECONDS,
+    MAX_HIRES_SCALE,
     MAX_LORA_SCALE,
     MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
@@ -17,11 +18,13 @@ from mezzotint.core import (
     PRIORITIES,
     RANDOM_SEED_BITS,
     GenerationRequest,
+    Hires,
     Lora,
     Mask,
     ModelLimits,
     Pixels,
     ResolvedRequest,
+    size_of,
 )
 from mezzotint.emphasis import has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest
@@ -32,6 +35,7 @@ __all__ = ["limits_with", "resolve"]
 # The defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline.
 DEFAULT_STRENGTH = 0.3
 DEFAULT_INPAINTING_STRENGTH = 0.9999
+DEFAULT_HIRES_STRENGTH = 0.4
 
 _T = TypeVar("_T")
 
@@ -56,6 +60,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
     steps = _default(request.steps, min(limits.default_steps, max_steps), int, "steps")
     _check_range("steps", steps, 1, max_steps, f" with {sampler.name}")
     strength = _strength(request, steps)
+    hires = _hires(request, (width, height), steps, max_steps, limits)
     image, mask = _inputs(request, width, height)
     guidance = _default(request.guidance_scale, limits.default_guidance_scale, (int, float), "guidance_scale")
     _check_range("guidance_scale", guidance, 0.0, limits.max_guidance_scale)
@@ -89,6 +94,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         strength=strength,
         loras=loras,
         emphasis=emphasis,
+        hires=hires,
         tenant=request.tenant,
         priority=priority,
     )
@@ -187,21 +193,57 @@ def _strength(request: GenerationRequest, steps: int) -> float | None:
         if request.strength is not None:
             raise InvalidRequest("strength needs an image to start from", param="strength")
         return None
+    default = DEFAULT_STRENGTH if request.mask is None else DEFAULT_INPAINTING_STRENGTH
+    return _share_of_steps("strength", request.strength, default, steps)
+
+
+def _share_of_steps(name: str, strength: float | None, default: float, steps: int) -> float:
     # The least that takes a step, in thousandths, so that it can be read out and typed in again.
     least = math.ceil(1000 / steps) / 1000
-    default = max(DEFAULT_STRENGTH if request.mask is None else DEFAULT_INPAINTING_STRENGTH, least)
-    strength = _default(request.strength, default, (int, float), "strength")
+    share = _default(strength, max(default, least), (int, float), name)
     # The comparison is written so that NaN fails it.
-    if not 0 < strength <= 1:
+    if not 0 < share <= 1:
+        raise InvalidRequest(f"{name} must be above 0 and at most 1, not {_shown(strength)}", param=name)
+    if int(steps * share) < 1:
         raise InvalidRequest(
-            f"strength must be above 0 and at most 1, not {_shown(request.strength)}", param="strength"
+            f"{name} {share:g} takes none of {steps} steps; at least {least:g} takes one", param=name
         )
-    if int(steps * strength) < 1:
+    return float(share)
+
+
+def _hires(
+    request: GenerationRequest, size: tuple[int, int], steps: int, max_steps: int, limits: ModelLimits
+) -> Hires | None:
+    """The second stage, with nothing left open."""
+    hires = request.hires
+    if hires is None:
+        return None
+    if not isinstance(hires, Hires):
+        raise InvalidRequest(f"hires takes a mezzotint.core.Hires, not {_shown(hires)}", param="hires")
+    if request.image is not None:
         raise InvalidRequest(
-            f"strength {strength:g} takes none of {steps} steps; at least {least:g} takes one",
-            param="strength",
+            "hires enlarges what is drawn from words; with an image, ask for a larger size instead",
+            param="hires",
         )
-    return float(strength)
+    scale = _default(hires.scale, Hires.scale, (int, float), "hires.scale")
+    # The comparison is written so that NaN fails it.
+    if not 1 < scale <= MAX_HIRES_SCALE:
+        raise InvalidRequest(
+            f"hires.scale must be above 1 and at most {MAX_HIRES_SCALE:g}, not {_shown(scale)}",
+            param="hires.scale",
+        )
+    width, height = size_of(*size, hires)
+    try:
+        _check_size(width, height, limits)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"hires.scale of {scale:g} makes {size[0]}x{size[1]} {width}x{height}: {error.message}",
+            param="hires.scale",
+        ) from None
+    own = _default(hires.steps, steps, int, "hires.steps")
+    _check_range("hires.steps", own, 1, max_steps)
+    strength = _share_of_steps("hires.strength", hires.strength, DEFAULT_STRENGTH, own)
+    return Hires(float(scale), strength, own)
 
 
 def _default(value: _T | None, default: _T, kind: type | tuple[type, ...], name: str) -> _T:

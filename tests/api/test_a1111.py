@@ -177,7 +177,9 @@ async def test_a_mask_keeps_what_is_black(server: Gate) -> None:
         ("txt2img", {**SMALL, "width": 65}, 400, "width"),
         ("txt2img", {**SMALL, "steps": 0}, 400, "steps"),
         ("txt2img", {**SMALL, "sampler_name": "Fast"}, 400, "sampler_name"),
-        ("txt2img", {**SMALL, "enable_hr": True}, 400, "enable_hr"),
+        ("txt2img", {**SMALL, "enable_hr": True, "hr_upscaler": "Latent"}, 400, "hr_upscaler"),
+        ("txt2img", {**SMALL, "enable_hr": True, "hr_scale": 9}, 400, "hr_scale"),
+        ("img2img", {**SMALL, "enable_hr": True, "init_images": [picture()]}, 400, "enable_hr"),
         ("txt2img", {**SMALL, "batch_size": 11}, 400, "batch_size"),
         ("txt2img", {**SMALL, "batch_size": 5, "n_iter": 5}, 400, "batch_size"),
         ("txt2img", {**SMALL, "override_settings": {"sd_model_checkpoint": "v1-5"}}, 404, "v1-5"),
@@ -437,7 +439,7 @@ async def test_the_lists_that_clients_ask_for_on_their_start_are_there(server: G
     assert "Euler a" in names
     labels = [each["label"] for each in await server.json("GET", "/sdapi/v1/schedulers")]
     assert labels == ["Automatic", "Karras"]
-    for path in ("loras", "upscalers", "latent-upscale-modes", "sd-vae", "hypernetworks", "prompt-styles"):
+    for path in ("loras", "latent-upscale-modes", "sd-vae", "hypernetworks", "prompt-styles"):
         assert await server.json("GET", f"/sdapi/v1/{path}") == []
 
 

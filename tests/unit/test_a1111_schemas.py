@@ -70,7 +70,6 @@ def test_what_says_nothing_is_let_pass() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"enable_hr": True},
         {"styles": ["noir"]},
         {"alwayson_scripts": {"controlnet": {"args": []}}},
         {"script_name": "X/Y/Z plot"},
@@ -142,7 +141,7 @@ def test_another_kind_of_emphasis_is_refused(kind: object) -> None:
     ("field", "accepted"),
     [
         ({"eta": 0.5}, "eta is not served here; accepted are 1, null, false, 0 or empty"),
-        ({"enable_hr": True}, "enable_hr is not served here; accepted are null, false, 0 or empty"),
+        ({"styles": ["noir"]}, "styles is not served here; accepted are null, false, 0 or empty"),
         ({"s_noise": 0}, "s_noise is not served here; accepted are 1, null or empty"),
     ],
 )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mezzotint.backends.fake import FAKE_LIMITS
-from mezzotint.core import GenerationRequest
+from mezzotint.core import GenerationRequest, Hires
 from mezzotint.errors import InvalidRequest
 from mezzotint.resolving import resolve
 
@@ -86,6 +87,53 @@ def test_a_weight_that_is_not_accepted_names_its_prompt(field: str) -> None:
         resolve(request, FAKE_LIMITS)
     assert refused.value.param == field
     assert resolve(replace(request, emphasis=False), FAKE_LIMITS)
+
+
+def test_a_second_stage_is_image_to_image_at_its_own_size() -> None:
+    request = resolve(GenerationRequest("a fox", steps=20, hires=Hires(1.3)), FAKE_LIMITS)
+    assert request.hires == Hires(1.3, 0.3, 20)
+    assert (request.width, request.size) == (128, (160, 160))
+    first, second = request.stages
+    assert first == replace(request, hires=None)
+    assert second == replace(first, width=160, height=160, strength=0.3)
+    assert (request.steps_taken, request.evaluations) == (26, 26)
+    heun = resolve(GenerationRequest("a fox", steps=5, scheduler="Heun", hires=Hires(2, 0.4)), FAKE_LIMITS)
+    assert (heun.steps_taken, heun.evaluations) == (7, 9 + 3)
+    # What is resolved once more is the same.
+    again = GenerationRequest(**{field.name: getattr(request, field.name) for field in fields(request)})
+    assert resolve(again, FAKE_LIMITS) == request
+    assert resolve(GenerationRequest("a fox", steps=2, hires=Hires()), FAKE_LIMITS).hires == Hires(
+        1.5, 0.5, 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("hires", "param", "says"),
+    [
+        (Hires(1.0), "hires.scale", "above 1 and at most 4, not 1.0"),
+        (Hires(4.5), "hires.scale", "above 1 and at most 4, not 4.5"),
+        (Hires(math.nan), "hires.scale", "above 1"),
+        (Hires(True), "hires.scale", "int or float, not True"),
+        (Hires("2"), "hires.scale", "int or float, not '2'"),  # type: ignore[arg-type]
+        (Hires(4.0), "hires.scale", r"of 4 makes 512x512 2048x2048: width must be .* to 1024"),
+        (Hires(2.0, 0.0), "hires.strength", "above 0 and at most 1, not 0.0"),
+        (Hires(2.0, 0.01), "hires.strength", "0.01 takes none of 20 steps; at least 0.05"),
+        (Hires(2.0, None, 0), "hires.steps", "1…150, not 0"),
+        (Hires(2.0, None, 2.5), "hires.steps", "int, not 2.5"),  # type: ignore[arg-type]
+        (2.0, "hires", "takes a mezzotint.core.Hires, not 2.0"),
+    ],
+)
+def test_a_second_stage_that_is_not_drawn_is_refused_by_name(hires: Any, param: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says) as refused:
+        resolve(GenerationRequest("a fox", width=512, height=512, steps=20, hires=hires), FAKE_LIMITS)
+    assert refused.value.param == param
+
+
+def test_an_image_has_no_second_stage() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(InvalidRequest, match="ask for a larger size") as refused:
+        resolve(GenerationRequest("a fox", image=image, hires=Hires()), FAKE_LIMITS)
+    assert refused.value.param == "hires"
 
 
 def test_emphasis_that_changes_nothing_is_none() -> None:

@@ -22,6 +22,7 @@ from mezzotint.core import (
     Event,
     Failed,
     GenerationRequest,
+    Hires,
     Progress,
     Queued,
     ResolvedRequest,
@@ -138,6 +139,90 @@ async def test_progress_counts_the_steps_asked_for_whatever_the_sampler_evaluate
     assert steps[-1] == 5
     assert steps == sorted(steps)
     assert all(event.total == 5 for event in events if isinstance(event, Progress))
+
+
+@pytest.mark.parametrize("make_backend", ["modules", "graphs"], indirect=True)
+def test_a_second_stage_draws_what_image_to_image_of_the_first_draws(make_backend: MakeBackend) -> None:
+    fields = {"steps": 6, "width": 64, "height": 32, "guidance_scale": 5.0, "scheduler": "Euler a"}
+    backend = make_backend()
+    with Engine(backend) as engine:
+        first = engine.generate(ask(**fields))
+        second = engine.generate(
+            ask(**{**fields, "width": 128, "height": 64}, image=first.pixels, strength=0.5)
+        )
+        passes = backend.passes
+        # Beside others of either size.
+        sizes = ({}, {"width": 128, "height": 64})
+        others = [engine.submit(ask(**{**fields, "seed": 2, **size})) for size in sizes]
+        drawn = engine.generate(ask(**fields, hires=Hires(2.0, 0.5)))
+        assert drawn.pixels.shape == (64, 128, 3)
+        assert np.abs(drawn.pixels.astype(int) - second.pixels.astype(int)).max() <= 1
+        assert backend.passes >= passes + 9
+        receipt = drawn.receipt
+        assert (receipt.width, receipt.height, receipt.steps) == (64, 32, 6)
+        assert (receipt.hires, receipt.strength, receipt.image_sha256) == (Hires(2.0, 0.5, 6), None, None)
+        for other in others:
+            other.result(LIMIT_SECONDS)
+        wait_until(lambda: backend.held == 0)
+
+
+async def test_both_stages_are_one_request_to_whoever_listens() -> None:
+    turnstile, events = Turnstile(), []
+    with Engine(FakeBackend(fault=turnstile, pass_seconds=0.01)) as engine:
+        async for event in engine.stream(ask(steps=4, preview_every=1, hires=Hires(2.0, 0.5))):
+            if isinstance(event, Progress) or not events:
+                turnstile.let_one_through()
+            events.append(event)
+            if isinstance(event, Progress):
+                status = engine.status()
+                assert status.queued + status.running + status.decoding == 1
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert [event.step for event in progress] == [1, 2, 3, 4, 5, 6]
+    assert {event.total for event in progress} == {6}
+    # The sixth is the picture. One of the first stage's end is a look too.
+    shapes = [event.preview.shape for event in progress if event.preview is not None]
+    assert shapes == [(16, 16, 3)] * 4 + [(32, 32, 3)]
+    assert [type(event) for event in events if not isinstance(event, Progress)] == [Queued, Done]
+
+
+def test_whatever_ends_a_request_ends_it_between_its_stages_too() -> None:
+    stages = []
+
+    def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
+        if where == "start":
+            stages.append(request.width)
+        failing = request.prompt == "fails" and request.image is not None and where == "start"
+        return GenerationFailed("no second stage") if failing else None
+
+    hires = Hires(2.0, 1.0)
+    backend = FakeBackend(fault=fault, decode_seconds=0.2)
+    with Engine(backend) as engine:
+        with pytest.raises(GenerationFailed, match="no second stage"):
+            engine.generate(ask("fails", steps=2, hires=hires))
+        assert stages == [128, 256]
+        cancelled = engine.submit(ask(steps=2, hires=hires))
+        # While the first stage's picture is decoded.
+        wait_until(lambda: engine.status().decoding == 1)
+        cancelled.cancel()
+        with pytest.raises(RequestCancelled):
+            cancelled.result(LIMIT_SECONDS)
+        with pytest.raises(DeadlineExceeded):
+            engine.generate(ask(steps=2, hires=hires, deadline_s=0.1))
+        assert stages == [128, 256, 128, 128]
+        wait_until(lambda: backend.held == 0)
+        status = engine.status()
+        assert (status.queued, status.running, status.decoding) == (0, 0, 0)
+
+
+def test_the_second_stage_counts_in_the_wait_before_it_is_there() -> None:
+    """Four steps of a second each stand before the others, two of them larger ones."""
+    with Engine(FakeBackend(pass_seconds=0.2)) as engine:
+        engine.warm_up()
+        work = engine.status().backlog_s
+        engine.submit(ask(steps=20))
+        plain = engine.status().backlog_s - work
+        engine.submit(ask(steps=20, hires=Hires(2.0, 1.0)))
+        assert engine.status().backlog_s > 2.5 * plain
 
 
 def test_a_bad_request_is_refused_before_it_is_queued(engine: Engine) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
-from mezzotint.core import GenerationRequest, Lora, ResolvedRequest, ServedLora
+from mezzotint.core import GenerationRequest, Hires, Lora, ResolvedRequest, ServedLora
 from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import MAX_RETRY_AFTER_SECONDS
 from mezzotint.resolving import resolve
@@ -123,6 +123,20 @@ def test_a_replica_that_has_not_compiled_the_size_is_not_chosen(fleet: Fleet) ->
     fleet.update([report("small", info=small), report("large", 9.0, info=large)], 0.0)
     assert fleet.choose(request(width=128, height=128)) == "large"
     assert fleet.choose(request(width=64, height=64)) == "small"
+
+
+def test_a_replica_that_does_not_draw_the_second_stage_is_not_chosen(fleet: Fleet) -> None:
+    info = FakeBackend().info
+    small = replace(info, limits=replace(FAKE_LIMITS, max_size=128))
+    fleet.update([report("small", info=small), report("large", 9.0, info=info)], 0.0)
+    assert fleet.choose(request(hires=Hires(1.5))) == "large"
+    assert fleet.choose(request()) == "small"
+
+
+def test_a_second_stage_costs_besides(fleet: Fleet) -> None:
+    fleet.update([report("a", decode_s_a_pixel=0.5 / (128 * 128))], 0.0)
+    # Ten steps and five of four times the area, each with its decoding.
+    assert fleet.cost_s(request(steps=10, hires=Hires(2.0, 0.5))) == pytest.approx(1.5 + 2.0 + 2.0)
 
 
 def test_a_shape_that_was_never_run_costs_as_its_area(fleet: Fleet) -> None:

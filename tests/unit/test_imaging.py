@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from mezzotint.core import Image, Receipt
+from mezzotint.core import Hires, Image, Receipt
 from mezzotint.errors import InvalidRequest, OutputUnwritable
 from mezzotint.imaging.formats import check_output, encode, save
 from mezzotint.imaging.metadata import EXIF_IFD, USER_COMMENT, parameters_text, read_receipt
@@ -97,6 +97,15 @@ def test_exif_carries_the_a1111_text_where_its_readers_look(format: str) -> None
         comment = read.getexif().get_ifd(EXIF_IFD)[USER_COMMENT]
     assert comment[:8] == b"UNICODE\x00"
     assert comment[8:].decode("utf-16-be") == parameters_text(RECEIPT)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_second_stage_is_told_in_both_forms(format: str) -> None:
+    receipt = replace(RECEIPT, hires=Hires(1.5, 0.3, 20))
+    assert read_receipt(encode(image(receipt), format)).hires == receipt.hires
+    assert Receipt.from_dict(receipt.to_dict()) == receipt
+    told = "Denoising strength: 0.3, Hires upscale: 1.5, Hires steps: 20, Hires upscaler: Lanczos"
+    assert told in parameters_text(receipt)
 
 
 @pytest.mark.parametrize(

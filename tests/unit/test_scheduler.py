@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mezzotint.core import PRIORITIES, Lora, Priority
 from mezzotint.engine.cost import StepCost
-from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, BatchKey, State, measured_as
+from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, BatchKey, Stage, State, measured_as
 from mezzotint.engine.rules import TENANT_SHARE, Rules
 from mezzotint.engine.scheduler import IllegalMove, Scheduler
 from mezzotint.engine.simulate import Arrival, simulate
@@ -47,7 +47,7 @@ def run_pass(scheduler: Scheduler, now: float = 0.0) -> tuple[str, ...]:
 def test_equal_requests_share_a_pass_up_to_the_knee() -> None:
     scheduler = Scheduler(BATCHES)
     for id in "abcdef":
-        scheduler.submit(id, GUIDED, 10, 0.0)
+        scheduler.submit(id, [Stage(GUIDED, 10)], 0.0)
     assert scheduler.plan(0.0).rows == ("a", "b", "c", "d")
 
 
@@ -55,7 +55,7 @@ def test_different_shapes_never_share_a_pass() -> None:
     scheduler = Scheduler(BATCHES)
     adapted = replace(GUIDED, loras=(Lora("ink"),))
     for id, key in (("a", GUIDED), ("b", adapted), ("c", WIDE)):
-        scheduler.submit(id, key, 10, 0.0)
+        scheduler.submit(id, [Stage(key, 10)], 0.0)
     assert {run_pass(scheduler) for _ in range(12)} == {("a",), ("b",), ("c",)}
 
 
@@ -63,7 +63,7 @@ def test_guided_requests_and_others_share_a_pass_of_as_many_rows_as_pay() -> Non
     assert (BATCHES.knee(GUIDED), BATCHES.knee(UNGUIDED)) == (4, 6)
     scheduler = Scheduler(BATCHES)
     for id, key in zip("aubvcwd", (GUIDED, UNGUIDED) * 3 + (GUIDED,), strict=True):
-        scheduler.submit(id, key, 10, 0.0)
+        scheduler.submit(id, [Stage(key, 10)], 0.0)
     # Eight rows of the UNet, which is what four guided images take.
     assert scheduler.plan(0.0).rows == tuple("aubvc")
 
@@ -77,8 +77,8 @@ def test_a_pass_of_both_costs_what_its_rows_do() -> None:
 
 def test_in_a_pass_of_both_each_is_charged_for_its_rows() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("g", GUIDED, 10, 0.0, tenant="g")
-    scheduler.submit("u", UNGUIDED, 10, 0.0, tenant="u")
+    scheduler.submit("g", [Stage(GUIDED, 10)], 0.0, tenant="g")
+    scheduler.submit("u", [Stage(UNGUIDED, 10)], 0.0, tenant="u")
     assert set(run_pass(scheduler)) == {"g", "u"}
     assert scheduler._charged["g"] == pytest.approx(2 * scheduler._charged["u"])
     assert sum(scheduler._charged.values()) == pytest.approx(BATCHES.seconds(GUIDED, 2))
@@ -86,26 +86,26 @@ def test_in_a_pass_of_both_each_is_charged_for_its_rows() -> None:
 
 def test_a_newcomer_joins_the_next_pass_when_there_is_room() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("a", GUIDED, 50, 0.0)
+    scheduler.submit("a", [Stage(GUIDED, 50)], 0.0)
     run_pass(scheduler)
-    scheduler.submit("b", GUIDED, 50, 0.1)
+    scheduler.submit("b", [Stage(GUIDED, 50)], 0.1)
     assert set(scheduler.plan(0.1).rows) == {"a", "b"}
 
 
 def test_a_newcomer_is_passed_over_at_most_once() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("short", GUIDED, 4, 0.0)
+    scheduler.submit("short", [Stage(GUIDED, 4)], 0.0)
     run_pass(scheduler)
-    scheduler.submit("long", GUIDED, 50, 0.0)
+    scheduler.submit("long", [Stage(GUIDED, 50)], 0.0)
     assert "long" in run_pass(scheduler) + run_pass(scheduler)
 
 
 def test_a_short_job_passes_long_ones() -> None:
     scheduler = Scheduler(BATCHES)
     for id in "abcdefgh":
-        scheduler.submit(id, GUIDED, 50, 0.0)
+        scheduler.submit(id, [Stage(GUIDED, 50)], 0.0)
     run_pass(scheduler)
-    scheduler.submit("short", GUIDED, 4, 0.0)
+    scheduler.submit("short", [Stage(GUIDED, 4)], 0.0)
     passes = 0
     while scheduler.state("short"):
         run_pass(scheduler)
@@ -116,15 +116,15 @@ def test_a_short_job_passes_long_ones() -> None:
 def test_a_saturated_shape_runs_one_at_a_time_in_order_of_arrival() -> None:
     scheduler = Scheduler(SATURATED)
     for id in "abc":
-        scheduler.submit(id, GUIDED, 3, 0.0)
+        scheduler.submit(id, [Stage(GUIDED, 3)], 0.0)
     assert [run_pass(scheduler) for _ in range(9)] == [("a",)] * 3 + [("b",)] * 3 + [("c",)] * 3
 
 
 def test_of_two_keys_the_one_whose_request_has_waited_longer_goes_first() -> None:
     def chosen(now: float) -> tuple[str, ...]:
         scheduler = Scheduler(SATURATED)
-        scheduler.submit("old", GUIDED, 12, 0.0)
-        scheduler.submit("new", UNGUIDED, 10, now)
+        scheduler.submit("old", [Stage(GUIDED, 12)], 0.0)
+        scheduler.submit("new", [Stage(UNGUIDED, 10)], now)
         return scheduler.plan(now).rows
 
     assert chosen(0.0) == ("new",)
@@ -133,8 +133,8 @@ def test_of_two_keys_the_one_whose_request_has_waited_longer_goes_first() -> Non
 
 def test_an_overdue_request_goes_before_shorter_newcomers() -> None:
     scheduler = Scheduler(SATURATED)
-    scheduler.submit("old", GUIDED, 20, 0.0)
-    scheduler.submit("new", GUIDED, 2, 1000.0)
+    scheduler.submit("old", [Stage(GUIDED, 20)], 0.0)
+    scheduler.submit("new", [Stage(GUIDED, 2)], 1000.0)
     assert scheduler.plan(1000.0).rows == ("old",)
 
 
@@ -143,19 +143,19 @@ def test_a_short_job_passes_a_backlog_that_is_overdue_and_the_backlog_keeps_its_
     places = BATCHES.knee(GUIDED)
     overdue = [f"long {number}" for number in range(2 * places)]
     for id in overdue:
-        scheduler.submit(id, GUIDED, 50, 0.0)
-    scheduler.submit("short", GUIDED, 4, 1000.0)
+        scheduler.submit(id, [Stage(GUIDED, 50)], 0.0)
+    scheduler.submit("short", [Stage(GUIDED, 4)], 1000.0)
     plan = scheduler.plan(1000.0)
     assert plan.rows == (*overdue[: places - 1], "short")
 
 
 def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("long", GUIDED, 50, 0.0)
+    scheduler.submit("long", [Stage(GUIDED, 50)], 0.0)
     passes = 0
     while scheduler.state("long"):
         for id in range(8):
-            scheduler.submit(f"{passes}/{id}", GUIDED, 1, 1000.0)
+            scheduler.submit(f"{passes}/{id}", [Stage(GUIDED, 1)], 1000.0)
         run_pass(scheduler, 1000.0)
         passes += 1
     assert passes == 50
@@ -164,7 +164,7 @@ def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one() -> None
 def test_max_running_bounds_the_requests_that_hold_latents() -> None:
     scheduler = Scheduler(BATCHES, max_running=2)
     for id in "abcd":
-        scheduler.submit(id, GUIDED, 10, 0.0)
+        scheduler.submit(id, [Stage(GUIDED, 10)], 0.0)
     for _ in range(5):
         run_pass(scheduler)
         assert scheduler.count(State.RUNNING) + scheduler.count(State.DECODING) <= 2
@@ -174,10 +174,10 @@ def test_waiting_newcomers_leave_the_running_their_pass() -> None:
     # Of six places one tenant may hold four.
     scheduler = Scheduler(BATCHES, max_running=6)
     for id in "abcd":
-        scheduler.submit(id, GUIDED, 50, 0.0)
+        scheduler.submit(id, [Stage(GUIDED, 50)], 0.0)
     run_pass(scheduler)
     for id in "vwxyz":
-        scheduler.submit(id, GUIDED, 2, 0.0)
+        scheduler.submit(id, [Stage(GUIDED, 2)], 0.0)
     assert set(scheduler.plan(0.0).rows) == set("abcd")
 
 
@@ -185,7 +185,7 @@ def test_with_many_keys_nobody_waits_more_than_a_pass_of_each() -> None:
     scheduler = Scheduler(BATCHES)
     keys = [BatchKey(64 + 8 * i, 64, True) for i in range(10)]
     for i, key in enumerate(keys):
-        scheduler.submit(f"{i}", key, 40, 0.0)
+        scheduler.submit(f"{i}", [Stage(key, 40)], 0.0)
     last_seen = dict.fromkeys((f"{i}" for i in range(10)), 0)
     for turn in range(1, 200):
         for id in run_pass(scheduler):
@@ -196,8 +196,8 @@ def test_with_many_keys_nobody_waits_more_than_a_pass_of_each() -> None:
 
 def test_a_request_past_its_deadline_is_reported_and_not_run() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("late", GUIDED, 10, 0.0, deadline=5.0)
-    scheduler.submit("fine", GUIDED, 10, 0.0, deadline=50.0)
+    scheduler.submit("late", [Stage(GUIDED, 10)], 0.0, deadline=5.0)
+    scheduler.submit("fine", [Stage(GUIDED, 10)], 0.0, deadline=50.0)
     plan = scheduler.plan(5.0)
     assert plan.expired == ("late",)
     assert plan.rows == ("fine",)
@@ -206,13 +206,14 @@ def test_a_request_past_its_deadline_is_reported_and_not_run() -> None:
 def test_plan_changes_nothing() -> None:
     scheduler = Scheduler(BATCHES)
     for id, key in (("a", GUIDED), ("b", UNGUIDED)):
-        scheduler.submit(id, key, 10, 0.0)
+        scheduler.submit(id, [Stage(key, 10)], 0.0)
     assert scheduler.plan(1.0) == scheduler.plan(1.0)
     assert scheduler.count(State.QUEUED) == 2
 
 
 def test_every_move_outside_the_table_raises_and_changes_nothing() -> None:
     moves = {
+        State.QUEUED: Scheduler.go_on,
         State.RUNNING: Scheduler.start,
         State.DONE: Scheduler.finish,
         State.FAILED: Scheduler.fail,
@@ -223,7 +224,7 @@ def test_every_move_outside_the_table_raises_and_changes_nothing() -> None:
             if to in TRANSITIONS[state]:
                 continue
             scheduler = Scheduler(BATCHES)
-            scheduler.submit("a", GUIDED, 1, 0.0)
+            scheduler.submit("a", [Stage(GUIDED, 1), Stage(WIDE, 1)], 0.0)
             if state is not State.QUEUED:
                 scheduler.start("a")
             if state is State.DECODING:
@@ -235,26 +236,26 @@ def test_every_move_outside_the_table_raises_and_changes_nothing() -> None:
 
 def test_an_ended_request_is_forgotten_and_cannot_end_again() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("a", GUIDED, 1, 0.0)
+    scheduler.submit("a", [Stage(GUIDED, 1)], 0.0)
     scheduler.cancel("a")
     assert scheduler.state("a") is None
-    for move in (scheduler.cancel, scheduler.fail, scheduler.finish, scheduler.start):
+    for move in (scheduler.cancel, scheduler.fail, scheduler.finish, scheduler.go_on, scheduler.start):
         with pytest.raises(IllegalMove):
             move("a")
 
 
 def test_an_id_cannot_be_submitted_twice() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("a", GUIDED, 1, 0.0)
+    scheduler.submit("a", [Stage(GUIDED, 1)], 0.0)
     with pytest.raises(IllegalMove):
-        scheduler.submit("a", GUIDED, 9, 0.0)
-    assert scheduler.remaining("a") == 1
+        scheduler.submit("a", [Stage(GUIDED, 9)], 0.0)
+    assert scheduler.evaluations_left("a") == 1
 
 
 def test_waiting_tells_position_and_a_growing_eta() -> None:
     scheduler = Scheduler(SATURATED)
     for id in "abc":
-        scheduler.submit(id, GUIDED, 10, 0.0)
+        scheduler.submit(id, [Stage(GUIDED, 10)], 0.0)
     waiting = scheduler.waiting(0.0)
     assert [(each.id, each.position) for each in waiting] == [("a", 0), ("b", 1), ("c", 2)]
     assert [each.eta_s for each in waiting] == pytest.approx([1.2, 2.4, 3.6])
@@ -292,35 +293,37 @@ def test_a_long_job_is_not_starved_by_a_flood_of_short_ones(seed: int, saturated
 
 def test_the_estimate_for_an_idle_engine_is_the_passes_alone_and_in_company_the_shared_ones() -> None:
     scheduler = Scheduler(BATCHES)
-    assert scheduler.outlook(GUIDED, 10, 0.0).eta_s == pytest.approx(0.31)
+    assert scheduler.outlook([Stage(GUIDED, 10)], 0.0).eta_s == pytest.approx(0.31)
     for i in range(3):
-        scheduler.submit(f"{i}", GUIDED, 10, 0.0)
-    assert scheduler.outlook(GUIDED, 10, 0.0).eta_s == pytest.approx(0.65)
+        scheduler.submit(f"{i}", [Stage(GUIDED, 10)], 0.0)
+    assert scheduler.outlook([Stage(GUIDED, 10)], 0.0).eta_s == pytest.approx(0.65)
     # Longer ones are passed by; another tenant's flood counts no more than one's own work.
     for i in range(20):
-        scheduler.submit(f"long {i}", GUIDED, 50, 0.0)
-        scheduler.submit(f"flood {i}", GUIDED, 5, 0.0, tenant="flood")
-    assert scheduler.outlook(GUIDED, 10, 0.0).eta_s == pytest.approx(1.3)
+        scheduler.submit(f"long {i}", [Stage(GUIDED, 50)], 0.0)
+        scheduler.submit(f"flood {i}", [Stage(GUIDED, 5)], 0.0, tenant="flood")
+    assert scheduler.outlook([Stage(GUIDED, 10)], 0.0).eta_s == pytest.approx(1.3)
 
 
 def test_the_estimate_counts_what_is_overdue_and_what_has_a_higher_priority() -> None:
     scheduler = Scheduler(SATURATED)
     for i in range(20):
-        scheduler.submit(f"{i}", GUIDED, 20, 0.0)
+        scheduler.submit(f"{i}", [Stage(GUIDED, 20)], 0.0)
     alone, everything = 20 * 0.12, 21 * 20 * 0.12
-    assert scheduler.outlook(GUIDED, 10, 0.0).eta_s == pytest.approx(1.2)
+    assert scheduler.outlook([Stage(GUIDED, 10)], 0.0).eta_s == pytest.approx(1.2)
     # From here on all twenty are overdue, and go before whoever comes.
-    assert scheduler.outlook(GUIDED, 10, 1000.0).eta_s == pytest.approx(everything - 1.2)
-    assert scheduler.outlook(GUIDED, 20, 0.0, priority="high").eta_s == pytest.approx(alone)
-    assert scheduler.outlook(GUIDED, 2, 0.0, priority="low").eta_s == pytest.approx(everything - 18 * 0.12)
+    assert scheduler.outlook([Stage(GUIDED, 10)], 1000.0).eta_s == pytest.approx(everything - 1.2)
+    assert scheduler.outlook([Stage(GUIDED, 20)], 0.0, priority="high").eta_s == pytest.approx(alone)
+    assert scheduler.outlook([Stage(GUIDED, 2)], 0.0, priority="low").eta_s == pytest.approx(
+        everything - 18 * 0.12
+    )
 
 
 def test_the_news_of_the_queue_says_what_the_first_word_said() -> None:
     scheduler = Scheduler(SATURATED)
     for i in range(100):
-        scheduler.submit(f"f{i}", GUIDED, 50, 0.0, tenant="flood")
-    first = scheduler.outlook(GUIDED, 20, 0.0, tenant="quiet")
-    scheduler.submit("q", GUIDED, 20, 0.0, tenant="quiet")
+        scheduler.submit(f"f{i}", [Stage(GUIDED, 50)], 0.0, tenant="flood")
+    first = scheduler.outlook([Stage(GUIDED, 20)], 0.0, tenant="quiet")
+    scheduler.submit("q", [Stage(GUIDED, 20)], 0.0, tenant="quiet")
     later = next(each for each in scheduler.waiting(0.0) if each.id == "q")
     assert (first.position, first.eta_s) == (later.position, pytest.approx(later.eta_s))
     # Its own work, and as much of the flood's.
@@ -350,13 +353,13 @@ def test_where_all_stand_is_what_adding_up_each_other_tenants_share_says(
     scheduler = Scheduler(cost)
     order: dict[int, list[int]] = {}
     for i, (tenant, evaluations, key, priority) in enumerate(asked):
-        scheduler.submit(str(i), key, evaluations, 0.0, tenant=str(tenant), priority=priority)
+        scheduler.submit(str(i), [Stage(key, evaluations)], 0.0, tenant=str(tenant), priority=priority)
         order.setdefault(tenant, []).append(i)
     for own in order.values():
         own.sort(key=lambda i: (-WEIGHTS[asked[i][3]], asked[i][1], i))
 
     def seconds(requests: list[int]) -> float:
-        return sum(scheduler.seconds_of_work(asked[i][2], asked[i][1]) for i in requests)
+        return sum(scheduler.seconds_of_work([Stage(asked[i][2], asked[i][1])]) for i in requests)
 
     def charge(requests: list[int]) -> float:
         return sum(seconds([i]) / WEIGHTS[asked[i][3]] for i in requests)
@@ -382,7 +385,7 @@ def test_telling_all_where_they_stand_takes_no_step_for_each_pair_of_tenants() -
     def calls(tenants: int) -> int:
         scheduler, count = Scheduler(BATCHES), 0
         for i in range(tenants):
-            scheduler.submit(f"{i}", GUIDED, 20 + i, 0.0, tenant=f"{i}")
+            scheduler.submit(f"{i}", [Stage(GUIDED, 20 + i)], 0.0, tenant=f"{i}")
 
         def counted(frame: object, event: str, argument: object) -> None:
             nonlocal count
@@ -403,10 +406,10 @@ def test_decoding_counts_in_the_work_and_in_the_share() -> None:
     cost = cost_of({1: 0.1, 2: 0.2})
     cost.observe_decode(GUIDED, 1.0)
     scheduler = Scheduler(cost)
-    assert scheduler.seconds_of_work(GUIDED, 1) == pytest.approx(1.1)
+    assert scheduler.seconds_of_work([Stage(GUIDED, 1)]) == pytest.approx(1.1)
     for i in range(40):
-        scheduler.submit(f"one{i}", GUIDED, 1, 0.0, tenant="one step")
-    scheduler.submit("many", GUIDED, 100, 0.0, tenant="many steps")
+        scheduler.submit(f"one{i}", [Stage(GUIDED, 1)], 0.0, tenant="one step")
+    scheduler.submit("many", [Stage(GUIDED, 100)], 0.0, tenant="many steps")
     rows = served(scheduler, 44, {"many": "many steps", **{f"one{i}": "one step" for i in range(40)}})
     # A picture of one step costs eleven passes of the other's.
     assert rows["one step"] == pytest.approx(4, abs=1)
@@ -424,10 +427,10 @@ def test_a_tenant_that_floods_gets_no_more_of_the_passes_than_another() -> None:
     scheduler, tenants = Scheduler(BATCHES), {}
     for i in range(100):
         tenants[f"f{i}"] = "flood"
-        scheduler.submit(f"f{i}", GUIDED, 50, 0.0, tenant="flood")
+        scheduler.submit(f"f{i}", [Stage(GUIDED, 50)], 0.0, tenant="flood")
     for i in range(2):
         tenants[f"q{i}"] = "quiet"
-        scheduler.submit(f"q{i}", GUIDED, 50, 0.0, tenant="quiet")
+        scheduler.submit(f"q{i}", [Stage(GUIDED, 50)], 0.0, tenant="quiet")
     rows = served(scheduler, 40, tenants)
     assert rows["quiet"] == 80 == rows["flood"]
 
@@ -435,18 +438,18 @@ def test_a_tenant_that_floods_gets_no_more_of_the_passes_than_another() -> None:
 def test_one_request_beside_a_flood_starts_at_once_and_is_in_every_pass() -> None:
     scheduler = Scheduler(BATCHES)
     for i in range(100):
-        scheduler.submit(f"f{i}", GUIDED, 10, 0.0, tenant="flood")
+        scheduler.submit(f"f{i}", [Stage(GUIDED, 10)], 0.0, tenant="flood")
     for _ in range(60):
         run_pass(scheduler)
-    scheduler.submit("quiet", GUIDED, 30, 1.0, tenant="quiet")
+    scheduler.submit("quiet", [Stage(GUIDED, 30)], 1.0, tenant="quiet")
     assert all("quiet" in run_pass(scheduler, 1.0) for _ in range(30))
 
 
 def test_tenants_of_different_shapes_share_the_seconds_evenly() -> None:
     scheduler, tenants = Scheduler(BATCHES), {"w": "one", **{f"g{i}": "many" for i in range(8)}}
-    scheduler.submit("w", WIDE, 200, 0.0, tenant="one")
+    scheduler.submit("w", [Stage(WIDE, 200)], 0.0, tenant="one")
     for i in range(8):
-        scheduler.submit(f"g{i}", GUIDED, 200, 0.0, tenant="many")
+        scheduler.submit(f"g{i}", [Stage(GUIDED, 200)], 0.0, tenant="many")
     seconds: Counter[str] = Counter()
     for _ in range(100):
         rows = run_pass(scheduler)
@@ -458,7 +461,7 @@ def test_tenants_of_different_shapes_share_the_seconds_evenly() -> None:
 def test_priority_is_four_times_the_share_or_a_quarter() -> None:
     scheduler, tenants = Scheduler(SATURATED), {"l": "l", "n": "n", "h": "h"}
     for id, priority in zip("lnh", PRIORITIES, strict=True):
-        scheduler.submit(id, GUIDED, 1000, 0.0, tenant=id, priority=priority)
+        scheduler.submit(id, [Stage(GUIDED, 1000)], 0.0, tenant=id, priority=priority)
     rows = served(scheduler, 210, tenants)
     assert rows["h"] == pytest.approx(160, abs=4)
     assert rows["n"] == pytest.approx(40, abs=4)
@@ -467,29 +470,29 @@ def test_priority_is_four_times_the_share_or_a_quarter() -> None:
 
 def test_within_a_tenant_priority_goes_first_until_another_is_overdue() -> None:
     scheduler = Scheduler(SATURATED)
-    scheduler.submit("low", GUIDED, 2, 0.0, priority="low")
-    scheduler.submit("high", GUIDED, 20, 0.0, priority="high")
+    scheduler.submit("low", [Stage(GUIDED, 2)], 0.0, priority="low")
+    scheduler.submit("high", [Stage(GUIDED, 20)], 0.0, priority="high")
     assert scheduler.plan(0.0).rows == ("high",)
     assert scheduler.plan(1000.0).rows == ("low",)
 
 
 def test_a_tenant_that_comes_back_has_no_credit_from_when_it_was_away() -> None:
     scheduler, tenants = Scheduler(SATURATED), {"a": "a", "b": "b"}
-    scheduler.submit("a", GUIDED, 1000, 0.0, tenant="a")
-    scheduler.submit("b", GUIDED, 2, 0.0, tenant="b")
+    scheduler.submit("a", [Stage(GUIDED, 1000)], 0.0, tenant="a")
+    scheduler.submit("b", [Stage(GUIDED, 2)], 0.0, tenant="b")
     for _ in range(50):
         run_pass(scheduler)
-    scheduler.submit("b", GUIDED, 1000, 0.0, tenant="b")
+    scheduler.submit("b", [Stage(GUIDED, 1000)], 0.0, tenant="b")
     assert served(scheduler, 20, tenants) == {"a": 10, "b": 10}
 
 
 def test_a_tenant_that_leaves_and_comes_back_is_not_rid_of_what_it_was_charged() -> None:
     scheduler, tenants = Scheduler(SATURATED), {"a": "a", "b": "b", "again": "a"}
-    scheduler.submit("a", GUIDED, 1000, 0.0, tenant="a")
-    scheduler.submit("b", GUIDED, 1000, 0.0, tenant="b")
+    scheduler.submit("a", [Stage(GUIDED, 1000)], 0.0, tenant="a")
+    scheduler.submit("b", [Stage(GUIDED, 1000)], 0.0, tenant="b")
     run_pass(scheduler)
     scheduler.cancel("a")
-    scheduler.submit("again", GUIDED, 1000, 0.0, tenant="a")
+    scheduler.submit("again", [Stage(GUIDED, 1000)], 0.0, tenant="a")
     rows = served(scheduler, 20, tenants)
     assert rows["a"] == pytest.approx(10, abs=1)
 
@@ -505,7 +508,7 @@ def test_a_tenant_that_used_less_than_its_share_cannot_shut_others_out_later(
     def submit(tenant: str, evaluations: int) -> None:
         id = f"{tenant}{len(tenants)}"
         tenants[id] = tenant
-        scheduler.submit(id, GUIDED, evaluations, 0.0, tenant=tenant)
+        scheduler.submit(id, [Stage(GUIDED, evaluations)], 0.0, tenant=tenant)
 
     for _ in range(40):
         submit("flood", 50)
@@ -538,30 +541,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.deadlines: dict[str, float | None] = {}
         self.tenants: dict[str, str] = {}
         self.decoding: set[str] = set()
+        self.later: dict[str, list[Stage]] = {}
         self.submitted = 0
 
     def end(self, id: str) -> None:
-        del self.left[id]
+        del self.left[id], self.later[id]
         self.decoding.discard(id)
 
     @rule(
-        key=st.sampled_from((GUIDED, UNGUIDED, WIDE)),
-        evaluations=st.integers(1, 6),
+        stages=st.lists(
+            st.builds(Stage, st.sampled_from((GUIDED, UNGUIDED, WIDE)), st.integers(1, 6)),
+            min_size=1,
+            max_size=3,
+        ),
         wait=st.none() | st.floats(0.01, 5.0),
         tenant=st.sampled_from("xyz"),
         priority=st.sampled_from(PRIORITIES),
     )
-    def submit(
-        self, key: BatchKey, evaluations: int, wait: float | None, tenant: str, priority: Priority
-    ) -> None:
+    def submit(self, stages: list[Stage], wait: float | None, tenant: str, priority: Priority) -> None:
         id = f"r{self.submitted}"
         self.submitted += 1
         self.deadlines[id] = None if wait is None else self.now + wait
         self.tenants[id] = tenant
-        self.scheduler.submit(
-            id, key, evaluations, self.now, self.deadlines[id], tenant=tenant, priority=priority
-        )
-        self.keys[id], self.left[id] = key, evaluations
+        self.scheduler.submit(id, stages, self.now, self.deadlines[id], tenant=tenant, priority=priority)
+        self.later[id] = stages
+        self.enter(id)
+
+    def enter(self, id: str) -> None:
+        stage, *self.later[id] = self.later[id]
+        self.keys[id], self.left[id] = stage.key, stage.evaluations
 
     @rule(fail=st.integers(0, 3))
     def step(self, fail: int) -> None:
@@ -613,8 +621,22 @@ class SchedulerMachine(RuleBasedStateMachine):
     def decode(self, pick: int, fails: bool) -> None:
         if self.decoding:
             id = sorted(self.decoding)[pick % len(self.decoding)]
-            (self.scheduler.fail if fails else self.scheduler.finish)(id)
+            if fails:
+                self.scheduler.fail(id)
+                self.end(id)
+            else:
+                self.decoded(id)
+
+    def decoded(self, id: str) -> None:
+        if not self.later[id]:
+            with pytest.raises(IllegalMove):
+                self.scheduler.go_on(id)
+            self.scheduler.finish(id)
             self.end(id)
+            return
+        self.scheduler.go_on(id)
+        self.decoding.discard(id)
+        self.enter(id)
 
     @invariant()
     def nothing_is_lost_or_invented(self) -> None:
@@ -623,19 +645,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert live[2] == len(self.decoding)
         assert live[1] + live[2] <= self.max_running
         for id in self.left:
-            assert self.scheduler.remaining(id) == self.left[id]
+            later = sum(stage.evaluations for stage in self.later[id])
+            assert self.scheduler.evaluations_left(id) == self.left[id] + later
 
     def teardown(self) -> None:
         """Whatever happened, every pass from now on takes something further, until nothing is left."""
         if not hasattr(self, "scheduler"):
             return
-        budget = sum(self.left.values()) + 10
+        budget = sum(self.scheduler.evaluations_left(id) for id in self.left) + 10
         while self.left:
             budget -= 1
             assert budget > 0, f"starved: {self.left}"
             for id in list(self.decoding):
-                self.scheduler.finish(id)
-                self.end(id)
+                self.decoded(id)
             self.step(fail=99)
 
 

@@ -56,6 +56,7 @@ class BackendInfo:
             mask_sha256=None if request.mask is None else pixels_sha256(request.mask),
             loras=tuple(UsedLora(lora.name, lora.scale, hashes[lora.name]) for lora in request.loras),
             emphasis=request.emphasis,
+            hires=request.hires,
         )
 
 

@@ -15,7 +15,7 @@ import typer
 from mezzotint.cli.known import limits_of_installed
 from mezzotint.cli.options import Device, Dtype, Json, Model, StandIn
 from mezzotint.cli.outputs import output_paths
-from mezzotint.core import Done, Failed, GenerationRequest, Image, ModelLimits, Progress, Queued
+from mezzotint.core import Done, Failed, GenerationRequest, Hires, Image, ModelLimits, Progress, Queued
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
@@ -66,6 +66,10 @@ def draw(
     emphasis: Annotated[
         bool, typer.Option("--emphasis", help="A1111's grammar: (words:1.3), [words], BREAK.")
     ] = False,
+    hires: Annotated[
+        float | None,
+        typer.Option(metavar="SCALE", help="Draw it so many times larger, in a second stage; above 1, to 4."),
+    ] = None,
     number: Annotated[
         int, typer.Option("-n", help=f"Images, 1 to {MAX_IMAGES}, with seeds counting up.")
     ] = 1,
@@ -91,6 +95,7 @@ def draw(
         seed=seed,
         loras=loras,
         emphasis=emphasis,
+        hires=None if hires is None else Hires(hires),
     )
     requests = _numbered(request, number, limits_of_installed(model, files))
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])

@@ -6,7 +6,8 @@ The life of a request:
 2. The loop thread plans a pass; a request chosen for the first time is started in the backend.
 3. The pass runs; each request in it has moved one evaluation on (`Progress`).
 4. A request with no evaluation left goes to the decoding thread, and the loop goes on without it.
-5. Its pixels become an `Image` with a receipt (`Done`). On any way out, the backend forgets it.
+5. Its pixels become an `Image` with a receipt (`Done`), or what its next stage begins from: back to 2, in the
+   place that it has. On any way out, the backend forgets it.
 
 Three kinds of thread meet here: callers, the loop, and the decoder. One lock guards the requests and the cost
 table; it is never held while the backend computes.
@@ -27,7 +28,7 @@ from functools import partial
 from typing import Any
 
 from mezzotint.backends.base import Backend, BackendInfo, Look
-from mezzotint.core import Event, GenerationRequest, Image, Pixels
+from mezzotint.core import Event, GenerationRequest, Image, Pixels, ResolvedRequest
 from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
@@ -373,11 +374,13 @@ class Engine:
                     self._changed.wait(QUEUE_NEWS_SECONDS if queued else None)
 
     def _start(self, plan: Plan) -> Plan:
-        """Start the plan's newcomers; the plan without those that could not be."""
+        """Start the plan's newcomers and next stages; the plan without those that could not be."""
         refused = set()
         for request_id in plan.starting:
+            # Of a stage that is over.
+            self._forget(request_id)
             try:
-                warnings = self._backend.start(request_id, self._requests.tickets[request_id].request)
+                warnings = self._backend.start(request_id, self._requests.tickets[request_id].stages[0])
             except Exception as error:
                 refused.add(request_id)
                 with self._changed:
@@ -425,7 +428,7 @@ class Engine:
         previews = {}
         for request_id in plan.rows:
             every = self._requests.tickets[request_id].request.preview_every
-            left = self._requests.scheduler.remaining(request_id) - 1
+            left = self._requests.scheduler.evaluations_left(request_id) - 1
             looks = [self._looks.pop(request_id, None)]
             try:
                 if every and request_id not in failed and left and left % every == 0:
@@ -445,8 +448,11 @@ class Engine:
         with self._changed:
             ended = self._requests.take_ended()
         for request_id in ended:
-            self._looks.pop(request_id, None)
-            self._backend.release(request_id)
+            self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._looks.pop(request_id, None)
+        self._backend.release(request_id)
 
     def _run_jobs(self) -> None:
         while self._jobs:
@@ -484,12 +490,15 @@ class Engine:
     def _decode(self, request_id: str) -> None:
         with self._changed:
             ticket = self._requests.take_to_decode(request_id)
-        outcome: Image | MezzotintError | None = None
+        outcome: Image | ResolvedRequest | MezzotintError | None = None
         if ticket is not None:
             try:
                 pixels = self._backend.decode(request_id)
                 pixels.flags.writeable = False
-                outcome = Image(pixels, self.info.receipt(ticket.request, ticket.warnings))
+                if ticket.stages[1:]:
+                    outcome = ticket.stages[1].begun_from(pixels)
+                else:
+                    outcome = Image(pixels, self.info.receipt(ticket.request, ticket.warnings))
             except Exception as error:
                 outcome = _as_error(error)
         with self._changed:

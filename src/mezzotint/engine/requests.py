@@ -11,11 +11,11 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progress, Queued
+from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progress, Queued, ResolvedRequest
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
-from mezzotint.engine.rows import BatchKey, State, batch_key
+from mezzotint.engine.rows import BatchKey, State, batch_key, stages_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.scheduler import Scheduler
 from mezzotint.engine.ticket import Ticket
@@ -53,11 +53,9 @@ class RequestTable:
             DeadlineUnreachable: what is ahead takes longer than the request may.
         """
         request, deadline = ticket.request, ticket.deadline
-        key, evaluations, tenant = batch_key(request), request.evaluations, request.tenant
-        self._check_room(self.scheduler.seconds_of_work(key, evaluations), tenant, ticket.group)
-        standing = self.scheduler.outlook(
-            key, evaluations, ticket.submitted, tenant=tenant, priority=request.priority
-        )
+        stages, tenant = stages_of(request), request.tenant
+        self._check_room(self.scheduler.seconds_of_work(stages), tenant, ticket.group)
+        standing = self.scheduler.outlook(stages, ticket.submitted, tenant=tenant, priority=request.priority)
         eta_s = standing.eta_s
         # An assumed cost is no reason to refuse anyone.
         if self._cost.is_measured and request.deadline_s is not None and eta_s > request.deadline_s:
@@ -70,8 +68,7 @@ class RequestTable:
             )
         self.scheduler.submit(
             ticket.request_id,
-            key,
-            evaluations,
+            stages,
             ticket.submitted,
             deadline,
             tenant=tenant,
@@ -118,19 +115,23 @@ class RequestTable:
         if now >= self._queue_news_at:
             self._queue_news_at = now + QUEUE_NEWS_SECONDS
             for standing in self.scheduler.waiting(now):
-                news = Queued(standing.id, standing.position, standing.eta_s)
-                self.tickets[standing.id].stream.put(news)
+                ticket = self.tickets[standing.id]
+                # Between its stages a request waits too, and has shown how far it is.
+                if ticket.started is None:
+                    ticket.stream.put(Queued(standing.id, standing.position, standing.eta_s))
         return plan
 
     def start(self, request_id: str, warnings: tuple[str, ...]) -> None:
-        """The backend has started the request."""
+        """The backend has started the request, or its next stage."""
         ticket = self.tickets[request_id]
-        ticket.started, ticket.warnings = time.monotonic(), warnings
+        ticket.started = ticket.started or time.monotonic()
+        # Of each stage they are for the most part the same.
+        ticket.warnings = tuple(dict.fromkeys((*ticket.warnings, *warnings)))
         self.scheduler.start(request_id)
 
     def keys(self, plan: Plan) -> list[BatchKey]:
         """Of each image in the pass."""
-        return [batch_key(self.tickets[request_id].request) for request_id in plan.rows]
+        return [batch_key(self.tickets[request_id].stages[0]) for request_id in plan.rows]
 
     def settle(
         self, plan: Plan, failed: Mapping[str, MezzotintError], previews: Mapping[str, Pixels]
@@ -160,21 +161,30 @@ class RequestTable:
             ticket.decoding = time.monotonic()
         return ticket
 
-    def decoded(self, request_id: str, outcome: Image | MezzotintError | None) -> None:
-        """The decoder lets go of a request, with its picture, an error, or nothing for a cancelled one."""
+    def decoded(self, request_id: str, outcome: Image | ResolvedRequest | MezzotintError | None) -> None:
+        """The decoder lets go of a request, with its picture, its next stage, an error, or nothing for a
+        cancelled one."""
         self._in_decoder.discard(request_id)
         ticket = self.tickets.get(request_id)
         if ticket is None or outcome is None:
             # Cancelled meanwhile: it has been answered, and only waits to be forgotten.
             self._ended.append(request_id)
+        elif isinstance(outcome, ResolvedRequest):
+            self._observe_decode(ticket)
+            self.scheduler.go_on(request_id)
+            ticket.stages = (outcome, *ticket.stages[2:])
+            ticket.last_step = ticket.decoding = None
         elif isinstance(outcome, Image):
+            self._observe_decode(ticket)
             now, started = time.monotonic(), ticket.started or ticket.submitted
-            if ticket.decoding is not None:
-                self._cost.observe_decode(batch_key(ticket.request), now - ticket.decoding)
             self.scheduler.finish(request_id)
             self._end(request_id, Done(request_id, outcome, started - ticket.submitted, now - started))
         else:
             self.fail(request_id, outcome)
+
+    def _observe_decode(self, ticket: Ticket) -> None:
+        if ticket.decoding is not None:
+            self._cost.observe_decode(batch_key(ticket.stages[0]), time.monotonic() - ticket.decoding)
 
     def fail(self, request_id: str, error: MezzotintError) -> None:
         self.scheduler.fail(request_id)
@@ -204,7 +214,7 @@ class RequestTable:
 
     def _progress(self, request_id: str, preview: Pixels | None) -> Progress:
         request = self.tickets[request_id].request
-        evaluated = request.evaluations - self.scheduler.remaining(request_id)
+        evaluated = request.evaluations - self.scheduler.evaluations_left(request_id)
         # Second-order samplers evaluate more often than they step; callers count steps.
         step = evaluated * request.steps_taken // request.evaluations
         return Progress(request_id, step, request.steps_taken, preview)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Protocol
@@ -17,11 +17,13 @@ __all__ = [
     "BatchKey",
     "Cost",
     "Row",
+    "Stage",
     "State",
     "batch_key",
     "evaluation_seconds",
     "measured_as",
     "pass_seconds",
+    "stages_of",
     "within",
 ]
 
@@ -42,7 +44,8 @@ TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
     {
         State.QUEUED: frozenset({State.RUNNING, State.FAILED, State.CANCELLED}),
         State.RUNNING: frozenset({State.DECODING, State.FAILED, State.CANCELLED}),
-        State.DECODING: frozenset({State.DONE, State.FAILED, State.CANCELLED}),
+        # Back to the queue goes what has another stage.
+        State.DECODING: frozenset({State.QUEUED, State.DONE, State.FAILED, State.CANCELLED}),
         State.DONE: frozenset(),
         State.FAILED: frozenset(),
         State.CANCELLED: frozenset(),
@@ -85,6 +88,19 @@ def batch_key(request: ResolvedRequest) -> BatchKey:
     return BatchKey(request.width, request.height, request.guided, request.loras)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A picture's passes from one set of latents to its decoding: of which kind, and how many."""
+
+    key: BatchKey
+    evaluations: int
+
+
+def stages_of(request: ResolvedRequest) -> tuple[Stage, ...]:
+    """What the scheduler is told of a request's stages."""
+    return tuple(Stage(batch_key(stage), stage.evaluations) for stage in request.stages)
+
+
 def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, int]:
     """The key and the width that a pass of images of these keys, all of one shape, costs as much as.
 
@@ -108,19 +124,48 @@ class Cost(Protocol):
 
 @dataclass(eq=False)
 class Row:
-    """A request that has not ended. `remaining` counts its evaluations that are left."""
+    """A request that has not ended.
+
+    key, remaining: of the stage it is at, the latter its evaluations that are left.
+    later: the stages after it.
+    """
 
     id: str
-    key: BatchKey
-    evaluations: int
+    stages: tuple[Stage, ...]
     arrived: float
     deadline: float | None
     order: int
-    remaining: int
     tenant: str
     weight: float
     state: State = State.QUEUED
     passed_over: int = 0
+    key: BatchKey = field(init=False)
+    remaining: int = field(init=False)
+    later: tuple[Stage, ...] = field(init=False)
+    # Asked for in every comparison of a plan.
+    _evaluations_later: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._enter(self.stages)
+
+    def go_on(self) -> None:
+        """To the next stage."""
+        self.passed_over = 0
+        self._enter(self.later)
+
+    def _enter(self, stages: tuple[Stage, ...]) -> None:
+        self.key, self.remaining, self.later = stages[0].key, stages[0].evaluations, stages[1:]
+        self._evaluations_later = sum(stage.evaluations for stage in self.later)
+
+    @property
+    def left(self) -> tuple[Stage, ...]:
+        """The stages that it has before it; of the one it is at, what remains."""
+        return (Stage(self.key, self.remaining), *self.later)
+
+    @property
+    def evaluations_left(self) -> int:
+        """Until the picture."""
+        return self.remaining + self._evaluations_later
 
     @property
     def active(self) -> bool:

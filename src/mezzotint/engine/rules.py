@@ -159,14 +159,14 @@ class Moment:
         return self._fairly(chosen, room)
 
     def _rank(self, row: Row, *, overdue: bool) -> Rank:
-        return (0, 0.0, 0, row.order) if overdue else (1, -row.weight, row.remaining, row.order)
+        return (0, 0.0, 0, row.order) if overdue else (1, -row.weight, row.evaluations_left, row.order)
 
     def _overdue(self, row: Row) -> bool:
         return self.now - row.arrived > self.rules.stretch * self._alone(row)
 
     def _alone(self, row: Row) -> float:
         """The seconds the request would take by itself."""
-        return max(row.evaluations * self.cost.seconds(row.key, 1), 1e-9)
+        return max(sum(each.evaluations * self.cost.seconds(each.key, 1) for each in row.stages), 1e-9)
 
     # Rules 3 and 4: which window, and how much of it
 
@@ -193,7 +193,7 @@ class Moment:
 
     def _worth(self, rows: list[Row]) -> float:
         """Of a pass of these."""
-        gain = sum((1 + (self.now - row.arrived) / self._alone(row)) / row.remaining for row in rows)
+        gain = sum((1 + (self.now - row.arrived) / self._alone(row)) / row.evaluations_left for row in rows)
         return gain / max(pass_seconds(self.cost, rows), 1e-9)
 
     def _overtaken(self, row: Row) -> int:

@@ -1,8 +1,8 @@
 """The requests of one engine as a state machine. Pure: no tensor, no thread, no clock, no I/O.
 
-The engine tells it what happened (`submit`, `start`, `stepped`, `finish`, `fail`, `cancel`) and asks what to
-do (`plan`); which requests share a pass is for the `rules` to say. Time is an argument. A move the table
-forbids raises `IllegalMove` and changes nothing; a request that has ended is forgotten.
+The engine tells it what happened (`submit`, `start`, `stepped`, `go_on`, `finish`, `fail`, `cancel`) and asks
+what to do (`plan`); which requests share a pass is for the `rules` to say. Time is an argument. A move the
+table forbids raises `IllegalMove` and changes nothing; a request that has ended is forgotten.
 
 It keeps what each tenant was charged for its rows in passes, in seconds, divided by the weight of their
 priority. One that comes, or comes back, starts level with the least charged; one that wants less than its
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from mezzotint.core import Priority
-from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, BatchKey, Cost, Row, State, pass_seconds
+from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, Cost, Row, Stage, State, pass_seconds
 from mezzotint.engine.rules import Moment, Plan, Rules
 from mezzotint.engine.standing import Standing, seconds_of_work, standings
 
@@ -42,21 +42,19 @@ class Scheduler:
     def submit(
         self,
         id: str,
-        key: BatchKey,
-        evaluations: int,
+        stages: Sequence[Stage],
         now: float,
         deadline: float | None = None,
         *,
         tenant: str = "",
         priority: Priority = "normal",
     ) -> None:
-        """A new request needs `evaluations` (≥1) passes; `deadline` is on the clock of `now`."""
-        if id in self._rows or evaluations < 1:
-            raise IllegalMove(f"cannot submit {id}: known already, or {evaluations} evaluations")
+        """A new request, of one stage or more, each of one evaluation or more; `deadline` is on the clock of
+        `now`."""
+        if id in self._rows or not stages or any(stage.evaluations < 1 for stage in stages):
+            raise IllegalMove(f"cannot submit {id}: known already, or a stage without evaluations")
         self._submitted += 1
-        self._rows[id] = Row(
-            id, key, evaluations, now, deadline, self._submitted, evaluations, tenant, WEIGHTS[priority]
-        )
+        self._rows[id] = Row(id, tuple(stages), now, deadline, self._submitted, tenant, WEIGHTS[priority])
         if tenant not in self._charged:
             self._charged[tenant] = min(self._charged.values(), default=0.0)
 
@@ -84,6 +82,14 @@ class Scheduler:
         for id in finished:
             self._move(id, State.DECODING)
         return finished
+
+    def go_on(self, id: str) -> None:
+        """The picture of a stage is there to begin the next from, in the place that the request has."""
+        row = self._row(id)
+        if not row.later:
+            raise IllegalMove(f"{id} has no other stage")
+        self._move(id, State.QUEUED)
+        row.go_on()
 
     def finish(self, id: str) -> None:
         self._move(id, State.DONE)
@@ -126,8 +132,9 @@ class Scheduler:
         row = self._rows.get(id)
         return row.state if row else None
 
-    def remaining(self, id: str) -> int:
-        return self._row(id).remaining
+    def evaluations_left(self, id: str) -> int:
+        """Until the picture."""
+        return self._row(id).evaluations_left
 
     def count(self, state: State) -> int:
         return sum(row.state is state for row in self._rows.values())
@@ -146,28 +153,26 @@ class Scheduler:
         return backlogs
 
     def outlook(
-        self, key: BatchKey, evaluations: int, now: float, *, tenant: str = "", priority: Priority = "normal"
+        self, stages: Sequence[Stage], now: float, *, tenant: str = "", priority: Priority = "normal"
     ) -> Standing:
         """Where a request would stand that came now."""
-        row = Row(
-            "", key, evaluations, now, None, self._submitted + 1, evaluations, tenant, WEIGHTS[priority]
-        )
+        row = Row("", tuple(stages), now, None, self._submitted + 1, tenant, WEIGHTS[priority])
         return next(standing for standing in self._standings(now, row) if standing.id == row.id)
 
     def waiting(self, now: float) -> list[Standing]:
         """Where each queued request stands."""
         return [standing for standing in self._standings(now) if standing.state is State.QUEUED]
 
-    def seconds_of_work(self, key: BatchKey, evaluations: int) -> float:
+    def seconds_of_work(self, stages: Sequence[Stage]) -> float:
         """What a request adds to the backlog: its share of its passes, and its decoding."""
-        return seconds_of_work(self._cost, key, evaluations)
+        return seconds_of_work(self._cost, stages)
 
     def _standings(self, now: float, *newcomers: Row) -> Iterator[Standing]:
         moment = self._at(now)
         return standings([moment.ranked(row) for row in (*self._active(), *newcomers)], self._cost)
 
     def _seconds_of(self, row: Row) -> float:
-        return self.seconds_of_work(row.key, row.remaining)
+        return self.seconds_of_work(row.left)
 
     def _active(self) -> list[Row]:
         return [row for row in self._rows.values() if row.active]

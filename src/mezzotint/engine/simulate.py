@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from mezzotint.engine.rows import BatchKey, Cost, State, measured_as
+from mezzotint.engine.rows import BatchKey, Cost, Stage, State, measured_as
 from mezzotint.engine.scheduler import Scheduler
 
 __all__ = ["Arrival", "Outcome", "simulate"]
@@ -59,7 +59,7 @@ def simulate(
             now = max(now, coming[0].at)
         while coming and coming[0].at <= now:
             arrival = heapq.heappop(coming)
-            scheduler.submit(arrival.id, arrival.key, arrival.evaluations, arrival.at)
+            scheduler.submit(arrival.id, [Stage(arrival.key, arrival.evaluations)], arrival.at)
             here[arrival.id] = (arrival, passes)
         plan = scheduler.plan(now)
         for request_id in plan.starting:

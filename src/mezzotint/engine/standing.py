@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-from mezzotint.engine.rows import BatchKey, Cost, Row, State, evaluation_seconds
+from mezzotint.engine.rows import BatchKey, Cost, Row, Stage, State, evaluation_seconds
 from mezzotint.engine.rules import Ranked
 
 __all__ = ["Standing", "seconds_of_work", "standings"]
@@ -42,7 +42,7 @@ class _Work:
     charge: float = 0.0
 
     def plus(self, row: Row, cost: Cost) -> _Work:
-        seconds = seconds_of_work(cost, row.key, row.remaining)
+        seconds = seconds_of_work(cost, row.left)
         return _Work(self.count + 1, self.seconds + seconds, self.charge + seconds / row.weight)
 
     def until(self, charge: float) -> float:
@@ -71,9 +71,18 @@ class _Shares:
         return self._amounts[through] + charge * self._rates[through]
 
 
-def seconds_of_work(cost: Cost, key: BatchKey, evaluations: int) -> float:
-    """What a request adds to a backlog: its share of its passes, and its decoding."""
-    return evaluations * evaluation_seconds(cost, key) + cost.decode_seconds(key)
+def seconds_of_work(cost: Cost, stages: Iterable[Stage]) -> float:
+    """What these stages add to a backlog: their share of their passes, and their decoding."""
+    return sum(
+        stage.evaluations * evaluation_seconds(cost, stage.key) + cost.decode_seconds(stage.key)
+        for stage in stages
+    )
+
+
+def _seconds_alone(cost: Cost, stage: Stage, company: Mapping[BatchKey, int]) -> float:
+    """What a stage takes whose passes wait for nothing, as wide as those that are here make them."""
+    width = min(max(company.get(stage.key, 0), 1), cost.knee(stage.key))
+    return stage.evaluations * cost.seconds(stage.key, width) + cost.decode_seconds(stage.key)
 
 
 def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:
@@ -98,8 +107,7 @@ def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:
             share = mine.until(done.charge)
             ahead = counts.until(done.charge) - share * mine.count
             position = done.count - 1 + int(ahead + ROUNDING)
-            passes = row.remaining * cost.seconds(row.key, min(company[row.key], cost.knee(row.key)))
-            alone = passes + cost.decode_seconds(row.key)
+            alone = sum(_seconds_alone(cost, stage, company) for stage in row.left)
             together = done.seconds + seconds.until(done.charge) - share * mine.seconds
             yield Standing(row.id, row.state, position, max(alone, together))
 

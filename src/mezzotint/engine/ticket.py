@@ -20,6 +20,7 @@ class Ticket:
 
     Times are of `time.monotonic`: when it was submitted, started, had its first and its last evaluation, and
     when its decoding began. `evaluated` counts its UNet evaluations. Those of one `group` are let in as one.
+    `stages` are those before it, the one it is at first.
     """
 
     request_id: str
@@ -34,6 +35,10 @@ class Ticket:
     decoding: float | None = None
     evaluated: int = 0
     warnings: tuple[str, ...] = ()
+    stages: tuple[ResolvedRequest, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stages = self.request.stages
 
     @property
     def phase(self) -> Literal["queued", "running", "decoding"]:

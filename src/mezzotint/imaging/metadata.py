@@ -19,7 +19,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mezzotint.core import Receipt
+from mezzotint.core import Hires, Receipt
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import InvalidRequest
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
     from PIL.PngImagePlugin import PngInfo
 
-__all__ = ["JPEG_EXIF_BYTES", "exif_block", "parameters_text", "png_chunks", "read_receipt"]
+__all__ = ["JPEG_EXIF_BYTES", "exif_block", "hires_settings", "parameters_text", "png_chunks", "read_receipt"]
 
 RECEIPT_KEY = "mezzotint"
 PARAMETERS_KEY = "parameters"
@@ -64,14 +64,24 @@ def parameters_text(receipt: Receipt) -> str:
     if has_marks(receipt.prompt, receipt.negative_prompt):
         # A1111 takes brackets for its own default, "Original", unless it is told.
         settings["Emphasis"] = "No norm" if receipt.emphasis else "None"
-    if receipt.strength is not None:
-        settings["Denoising strength"] = f"{receipt.strength:g}"
+    # A1111 has one name for both.
+    strength = receipt.strength if receipt.hires is None else receipt.hires.strength
+    if strength is not None:
+        settings["Denoising strength"] = f"{strength:g}"
+    settings |= hires_settings(receipt.hires)
     if receipt.loras:
         hashes = ", ".join(f"{lora.name}: {lora.sha256[:12]}" for lora in receipt.loras)
         settings["Lora hashes"] = f'"{hashes}"'
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     # A NUL would end the text early for whoever reads it.
     return "\n".join(lines).replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def hires_settings(hires: Hires | None) -> dict[str, object]:
+    """The second stage in A1111's names, but for its strength."""
+    if hires is None:
+        return {}
+    return {"Hires upscale": f"{hires.scale:g}", "Hires steps": hires.steps, "Hires upscaler": "Lanczos"}
 
 
 def png_chunks(receipt: Receipt) -> PngInfo:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mezzotint.core import ResolvedRequest
+from mezzotint.core import ModelLimits, ResolvedRequest
 from mezzotint.engine.admission import seconds_until_room
-from mezzotint.engine.rows import batch_key
+from mezzotint.engine.rows import BatchKey, stages_of
 from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, QueueFull
 from mezzotint.serve.wire import Report
 
@@ -161,19 +161,30 @@ class Fleet:
 
 def _draws(report: Report, request: ResolvedRequest) -> bool:
     limits = report.info.limits
-    sides = (request.width, request.height)
-    fits = limits.min_size <= min(sides) and max(sides) <= limits.max_size
-    is_compiled = limits.served is None or sides in limits.served
     # While versions or settings change, some replicas serve what others do not yet.
     has_loras = {lora.name for lora in request.loras} <= {lora.name for lora in limits.loras}
-    return fits and is_compiled and has_loras and request.width * request.height <= limits.max_pixels
+    return has_loras and all(_fits(limits, stage.width, stage.height) for stage in request.stages)
+
+
+def _fits(limits: ModelLimits, width: int, height: int) -> bool:
+    fits = limits.min_size <= min(width, height) and max(width, height) <= limits.max_size
+    is_compiled = limits.served is None or (width, height) in limits.served
+    return fits and is_compiled and width * height <= limits.max_pixels
 
 
 def _work_s(report: Report, request: ResolvedRequest) -> float:
-    """As the replica's own engine expects it; for a shape that it has not run, in proportion to the area."""
-    key = batch_key(request).cost_key
+    """As the replica's own engine expects it."""
+    return sum(
+        stage.evaluations * _evaluation_s(report, stage.key.cost_key)
+        + stage.key.width * stage.key.height * report.decode_s_a_pixel
+        for stage in stages_of(request)
+    )
+
+
+def _evaluation_s(report: Report, key: BatchKey) -> float:
+    """For a shape that the replica has not run, in proportion to the area."""
     cost = report.costs.get(key)
     if cost is None:
         nearest = min(report.costs, key=lambda other: abs(math.log(other.area / key.area)), default=key)
         cost = report.costs.get(nearest, 0.0) * key.area / nearest.area
-    return request.evaluations * cost + request.width * request.height * report.decode_s_a_pixel
+    return cost

@@ -171,8 +171,7 @@ def _as_file(image: Image, order: Order) -> bytes:
 
 
 def _as_preview(preview: Pixels, order: Order) -> bytes:
-    request = order.request
-    return encode_preview(preview, request.width, request.height, order.format, order.compression)
+    return encode_preview(preview, *order.request.size, order.format, order.compression)
 
 
 def _as_request(resolved: ResolvedRequest) -> GenerationRequest:

@@ -18,7 +18,7 @@ from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask,
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
-from mezzotint.serve.api.a1111_schemas import SENT_AS, Img2Img, Txt2Img, check_neutral
+from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img, check_neutral
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, PLAIN, answers, headers
@@ -197,8 +197,14 @@ async def nothing(_: CallerOf) -> list[dict[str, Any]]:
     return []
 
 
+@router.get("/upscalers", summary="What enlarges a picture for its second stage")
+async def upscalers(_: CallerOf) -> list[dict[str, Any]]:
+    # None of them is a model.
+    of_a_model = dict.fromkeys(("model_name", "model_path", "model_url", "scale"))
+    return [{"name": name, **of_a_model} for name in UPSCALERS]
+
+
 for name in (
-    "upscalers",
     "latent-upscale-modes",
     "sd-vae",
     "hypernetworks",

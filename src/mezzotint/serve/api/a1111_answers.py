@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from mezzotint import __version__
 from mezzotint.core import Receipt
 from mezzotint.errors import InvalidRequest
-from mezzotint.imaging.metadata import parameters_text
+from mezzotint.imaging.metadata import hires_settings, parameters_text
 from mezzotint.serve.api.a1111_schemas import Txt2Img
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.runs import Run
@@ -90,8 +90,8 @@ def info_of(fields: Txt2Img, plate: Plate, drawn: list[Drawn], run: Run) -> dict
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": request.strength,
-        "extra_generation_params": {},
+        "denoising_strength": request.strength if request.hires is None else request.hires.strength,
+        "extra_generation_params": hires_settings(request.hires),
         "index_of_first_image": 0,
         "infotexts": [parameters_text(receipt) for receipt in receipts],
         "styles": [],

@@ -20,17 +20,21 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from mezzotint.core import MAX_PROMPT_CHARACTERS, GenerationRequest, Lora, Mask, Pixels
+from mezzotint.core import MAX_PROMPT_CHARACTERS, GenerationRequest, Hires, Lora, Mask, Pixels
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
 from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.fields import Fields
 
-__all__ = ["SENT_AS", "Img2Img", "Txt2Img", "check_neutral", "loras_of", "sampler_of"]
+__all__ = ["SENT_AS", "UPSCALERS", "Img2Img", "Txt2Img", "check_neutral", "loras_of", "sampler_of"]
 
 SENT_AS: Mapping[str, str] = {
     "guidance_scale": "cfg_scale",
+    "hires": "enable_hr",
+    "hires.scale": "hr_scale",
+    "hires.steps": "hr_second_pass_steps",
+    "hires.strength": "denoising_strength",
     "image": "init_images",
     "loras": "prompt",
     "scheduler": "sampler_name",
@@ -54,16 +58,19 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "mask_round": (True,),
     "CLIP_stop_at_last_layers": (1, 2),
     "clip_skip": (1, 2),
+    "hr_checkpoint_name": ("Use same checkpoint",),
+    "hr_sampler_name": ("Use same sampler",),
+    "hr_scheduler": ("Use same scheduler",),
     "sd_vae": ("Automatic",),
 }
+# To A1111 "None" is no network: what is left is Lanczos' filter.
+UPSCALERS = ("None", "Lanczos")
 CHOOSES_BY_ZERO = ("s_noise", "initial_noise_multiplier")
 CHOOSES_BY_NONE = ("emphasis",)
 # Bookkeeping, which no picture depends on.
 HARMLESS = frozenset(
     {
         "comments",
-        # Of the second, larger pass alone, where it is not a field of its own.
-        "denoising_strength",
         "disable_extra_networks",
         "do_not_save_grid",
         "do_not_save_samples",
@@ -81,8 +88,8 @@ HARMLESS = frozenset(
         "subseed",
     }
 )
-# Said with enable_hr alone, which is refused.
-HIGH_RESOLUTION = ("hr_", "firstphase_")
+# Says nothing without what it is of: a second, larger stage, and a mask.
+OF_HIRES = ("hr_", "firstphase_")
 OF_A_MASK = ("inpaint", "mask_")
 # With LoRAs, which are taken out of it; to look for them takes time that grows with the text.
 MAX_TAGGED_CHARACTERS = 2 * MAX_PROMPT_CHARACTERS
@@ -122,6 +129,13 @@ class Txt2Img(Fields):
     scheduler: str | None = Field(None, description="a name or label of /sdapi/v1/schedulers")
     batch_size: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
     n_iter: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
+    enable_hr: bool | None = Field(None, description="draw it larger in a second stage")
+    hr_scale: Real | None = Field(None, description="how many times larger")
+    hr_second_pass_steps: Whole | None = Field(
+        None, description="of which the last steps × denoising_strength are taken; 0 is those of the first"
+    )
+    hr_upscaler: str | None = Field(None, description="Lanczos, or None, which A1111 takes for the same")
+    denoising_strength: Real | None = Field(None, description="of the second stage")
     send_images: bool = True
     override_settings: dict[str, Any] | None = None
 
@@ -167,9 +181,23 @@ class Txt2Img(Fields):
         return bool(kind == "No norm")
 
     def _not_served(self) -> dict[str, Any]:
-        """What was sent besides, but for what is said of a mask: there is none."""
+        """What was sent besides, but for what is said of what there is not."""
+        of_nothing = (*(() if self.enable_hr else OF_HIRES), *(() if self._has_mask() else OF_A_MASK))
         others = self.model_extra or {}
-        return {name: value for name, value in others.items() if not name.startswith(OF_A_MASK)}
+        return {name: value for name, value in others.items() if not name.startswith(of_nothing)}
+
+    def _has_mask(self) -> bool:
+        return False
+
+    def _hires(self) -> Hires | None:
+        """The second stage. A1111's fields of it may say again what is of the first."""
+        if not self.enable_hr:
+            return None
+        if self.hr_upscaler not in (None, *UPSCALERS):
+            served = " and ".join(UPSCALERS)
+            raise NotSupported(f"of hr_upscaler only {served} are served", param="hr_upscaler")
+        scale = Hires.scale if self.hr_scale is None else self.hr_scale
+        return Hires(scale, self.denoising_strength, self.hr_second_pass_steps or None)
 
     def to_request(self) -> GenerationRequest:
         """The first of the pictures.
@@ -177,7 +205,7 @@ class Txt2Img(Fields):
         Raises:
             MezzotintError: a field is not accepted, or not served.
         """
-        check_neutral(self._not_served())
+        check_neutral(self._not_served(), self._said_of_both())
         known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps", "emphasis")
         settings = self.override_settings or {}
         check_neutral({name: value for name, value in settings.items() if name not in known})
@@ -202,7 +230,18 @@ class Txt2Img(Fields):
             guidance_scale=self.cfg_scale,
             scheduler=sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
             seed=None if self.seed == -1 else self.seed,
+            hires=self._hires(),
         )
+
+    def _said_of_both(self) -> Mapping[str, object]:
+        """Fields of the second stage that are fields of the first again, with what those say."""
+        return {
+            "hr_cfg": self.cfg_scale,
+            "hr_negative_prompt": self.negative_prompt,
+            "hr_prompt": self.prompt,
+            "hr_sampler_name": self.sampler_name,
+            "hr_scheduler": self.scheduler,
+        }
 
 
 class Img2Img(Txt2Img):
@@ -217,8 +256,8 @@ class Img2Img(Txt2Img):
     inpainting_mask_invert: Whole | None = Field(None, ge=0, le=1, description="1 redraws the black")
     include_init_images: bool = False
 
-    def _not_served(self) -> dict[str, Any]:
-        return (self.model_extra or {}) if self.mask else super()._not_served()
+    def _has_mask(self) -> bool:
+        return bool(self.mask)
 
     def with_pictures(
         self, request: GenerationRequest, image: Pixels, mask: Mask | None
@@ -270,7 +309,7 @@ def check_neutral(
         NotSupported: names the first of them.
     """
     for name, value in fields.items():
-        if name in HARMLESS or name.startswith(HIGH_RESOLUTION) or _says_nothing(name, value):
+        if name in HARMLESS or _says_nothing(name, value):
             continue
         accepted = NEUTRAL.get(name, ())
         if not _says_nothing(name, in_force.get(name)):

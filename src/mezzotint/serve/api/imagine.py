@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import ConfigDict, Field
 
-from mezzotint.core import GenerationRequest, Queued
+from mezzotint.core import GenerationRequest, Hires, Queued
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.imaging.size import parse_size
@@ -54,13 +54,17 @@ class ImagineQuery(Fields):
     emphasis: bool = Field(
         False, description="whether (words:1.2) and [words] weigh words and BREAK parts them, as in A1111"
     )
+    hires_scale: float | None = Field(
+        None, description="draw it so many times larger, in a second stage; above 1…4"
+    )
     format: Literal["png", "jpeg", "jpg", "webp"] = "png"
     model: str | None = Field(None, description="the served model's name, to be sure of it")
 
     @property
     def sent_as(self) -> dict[str, str]:
         """By which of its fields the size was said."""
-        return {"size": "width"} if self.size is None else {"width": "size", "height": "size"}
+        size = {"size": "width"} if self.size is None else {"width": "size", "height": "size"}
+        return {**size, "hires.scale": "hires_scale"}
 
     def to_request(self) -> GenerationRequest:
         width, height = self.width, self.height
@@ -78,6 +82,7 @@ class ImagineQuery(Fields):
             scheduler=self.scheduler,
             seed=self.seed,
             emphasis=self.emphasis,
+            hires=None if self.hires_scale is None else Hires(self.hires_scale),
         )
 
 

@@ -111,6 +111,7 @@ class JobList(BaseModel):
 def told(job: Job) -> JobAnswer:
     """The job without what takes another look: images and progress."""
     work = Work.from_json(job.request)
+    width, height = work.size
     return JobAnswer(
         id=job.id,
         state=job.state,
@@ -122,7 +123,7 @@ def told(job: Job) -> JobAnswer:
         model=work.model,
         n=job.n,
         seeds=[work.first_seed + number for number in range(job.n)],
-        size=f"{work.request.width}x{work.request.height}",
+        size=f"{width}x{height}",
         output_format=work.format,
         priority=job.priority,
         error=None if job.error is None else dict(job.error),

@@ -111,12 +111,12 @@ class Answer:
         return EventStream(await opened(self._events()), end=DONE)
 
     def _facts(self) -> dict[str, Any]:
-        request = self.plates[0].request
+        width, height = self.plates[0].request.size
         return {
             "background": "opaque",
             "output_format": self.fields.format,
             "quality": self.fields.told_quality,
-            "size": f"{request.width}x{request.height}",
+            "size": f"{width}x{height}",
         }
 
     async def _item(self, drawn: Drawn, request: Request) -> ImageItem:
@@ -175,7 +175,7 @@ class Answer:
 def usage_of(plates: Sequence[Plate]) -> Usage:
     """What the plates count as in tokens."""
     text = sum(_text_tokens(plate) for plate in plates)
-    drawn = sum(_tiles(plate.request.width, plate.request.height) for plate in plates)
+    drawn = sum(_tiles(*plate.request.size) for plate in plates)
     # A picture that is read is resized to the size that is drawn.
     read = sum(
         _tiles(plate.request.width, plate.request.height)

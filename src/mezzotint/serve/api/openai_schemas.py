@@ -15,11 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from mezzotint.core import (
+    MAX_HIRES_SCALE,
     MAX_LORA_SCALE,
     MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
     RANDOM_SEED_BITS,
     GenerationRequest,
+    Hires,
     Lora,
     ModelLimits,
     Priority,
@@ -93,6 +95,18 @@ class LoraFields(Fields):
     scale: float = Field(1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="how much of it")
 
 
+class HiresFields(Fields):
+    """`hires`: a second, larger stage."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    scale: float = Field(
+        Hires.scale, gt=1, le=MAX_HIRES_SCALE, description="how many times wider and higher than size"
+    )
+    strength: float | None = Field(None, description="how far from the enlarged picture to go, above 0…1")
+    steps: int | None = Field(None, description="of which the last steps × strength are taken")
+
+
 class ImageFields(Fields):
     """The fields that every route shares."""
 
@@ -135,6 +149,9 @@ class ImageFields(Fields):
     )
     emphasis: bool | None = Field(
         None, description="whether (words:1.2) and [words] weigh words and BREAK parts them, as in A1111"
+    )
+    hires: HiresFields | None = Field(
+        None, description="draw it larger in a second stage, from words alone; {} is 1.5 times the size"
     )
     deadline_s: float | None = None
     priority: Priority | None = None
@@ -196,6 +213,7 @@ class ImageFields(Fields):
             strength=self.strength,
             loras=loras,
             emphasis=bool(self.emphasis),
+            hires=None if self.hires is None else Hires(**self.hires.model_dump()),
             priority=self.priority,
             preview_every=0,
         )

@@ -11,6 +11,7 @@ from mezzotint import __version__
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import (
     MAX_DEADLINE_SECONDS,
+    MAX_HIRES_SCALE,
     MAX_LORA_SCALE,
     MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
@@ -33,6 +34,7 @@ FEATURES = {
     "inpainting": True,
     "variations": True,
     "jobs": True,
+    "hires": True,
     "streaming": True,
     "previews": True,
     "refiner": False,
@@ -100,6 +102,7 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             "guidance_scale": info.limits.max_guidance_scale,
             "loras": MAX_LORAS,
             "lora_scale": MAX_LORA_SCALE,
+            "hires_scale": MAX_HIRES_SCALE,
             "body_mb": settings.max_body_mb,
             "upload_bytes": MAX_UPLOAD_BYTES,
             "upload_pixels": MAX_UPLOAD_PIXELS,

@@ -148,9 +148,12 @@ def _check_charset(content_type: str) -> None:
 
 
 def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
-    # In a form everything is text: numbers too, and lists, which come as JSON.
-    lists = _lists_of(kind.model_json_schema())
-    values = {name: _parsed(kind, name, text) if name in lists else text for name, text in texts.items()}
+    # In a form everything is text: numbers too, and lists and objects, which come as JSON.
+    in_json = _in_json(kind.model_json_schema())
+    values = {
+        name: _parsed(kind, name, in_json[name], text) if name in in_json else text
+        for name, text in texts.items()
+    }
     try:
         return kind.model_validate(values, strict=False)
     except ValidationError as error:
@@ -158,21 +161,22 @@ def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
         raise as_invalid_request({**first, "loc": ("body", *first["loc"])}) from None
 
 
-def _lists_of(schema: Mapping[str, Any]) -> list[str]:
-    return [
-        name
+def _in_json(schema: Mapping[str, Any]) -> dict[str, str]:
+    """The fields that are lists or objects, and which of both."""
+    kinds = {
+        name: [each.get("type", "object") for each in field.get("anyOf", ())]
         for name, field in schema["properties"].items()
-        if any(each.get("type") == "array" for each in field.get("anyOf", ()))
-    ]
+    }
+    return {name: told for name in kinds for told in ("array", "object") if told in kinds[name]}
 
 
-def _parsed(kind: type[BaseModel], name: str, text: str) -> Any:
-    """The list, held to what its own JSON is held to: in it a number in quotes is none."""
+def _parsed(kind: type[BaseModel], name: str, told_as: str, text: str) -> Any:
+    """The list or object, held to what its own JSON is held to: in it a number in quotes is none."""
     if not text:
         return None
     annotation = kind.model_fields[name].annotation
     assert annotation is not None
-    told = parse(text, f"{name} must be a JSON array", name)
+    told = parse(text, f"{name} must be a JSON {told_as}", name)
     try:
         return TypeAdapter(annotation).validate_python(told)
     except ValidationError as error:
@@ -186,8 +190,8 @@ def form_schema(
     """The body of a route that calls `read_form`, for the OpenAPI document."""
     schema = kind.model_json_schema()
     schema.pop("$defs", None)
-    for name in _lists_of(schema):
-        told = {key: schema["properties"][name][key] for key in ("title", "description")}
+    for name in _in_json(schema):
+        told = {"description": schema["properties"][name]["description"]}
         schema["properties"][name] = {**told, "type": "string", "contentMediaType": "application/json"}
     file = {"type": "string", "format": "binary"}
     # By either name, as OpenAI's clients send them; several are not served yet.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PilImage
 
-from mezzotint.core import GenerationRequest, Lora, Pixels, ResolvedRequest
+from mezzotint.core import GenerationRequest, Hires, Lora, Pixels, ResolvedRequest, size_of
 from mezzotint.serve.stores.images import ImageStore
 
 __all__ = ["WAITING_SECONDS", "Work", "keep_upload"]
@@ -52,12 +52,15 @@ class Work:
         """As `to_json` wrote it. What a later version knew besides is left out."""
         request = _known(GenerationRequest, told["request"])
         request["loras"] = tuple(Lora(**_known(Lora, lora)) for lora in request.get("loras", ()))
+        hires = request.get("hires")
+        request["hires"] = None if hires is None else Hires(**_known(Hires, hires))
         return cls(**{**_known(cls, told), "request": GenerationRequest(**request)})
 
     def to_json(self) -> dict[str, Any]:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         request = {field.name: getattr(self.request, field.name) for field in fields(self.request)}
         request["loras"] = [asdict(lora) for lora in self.request.loras]
+        request["hires"] = None if self.request.hires is None else asdict(self.request.hires)
         return {**told, "request": {name: request[name] for name in request if name not in NOT_KEPT}}
 
     @property
@@ -69,6 +72,14 @@ class Work:
     def first_seed(self) -> int:
         assert self.request.seed is not None
         return self.request.seed
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its pictures."""
+        width, height = self.request.width, self.request.height
+        assert width is not None
+        assert height is not None
+        return size_of(width, height, self.request.hires)
 
     async def to_request(self, images: ImageStore) -> GenerationRequest:
         """The first picture's request, with the pictures it starts from.
