@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -13,11 +14,18 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from mezzotint.backends.base import Backend
+from mezzotint.threads import prepare_libraries
 from tests.lanes import LANES, lane_of
 from tests.servers import STOP_SECONDS
 
 if TYPE_CHECKING:
     from tests.stores.postgres import PostgresServer
+
+# Before a test's module imports torch: threads that wait for a core that another process has wait long.
+prepare_libraries()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # With several processes that use all cores, two threads are slower than one.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says how busy the machine is, not whether the claim holds.
 settings.register_profile("mezzotint", deadline=None, suppress_health_check=[HealthCheck.too_slow])

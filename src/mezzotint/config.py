@@ -108,7 +108,9 @@ class Settings(BaseSettings):
     loras: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="LoRAs beside the model's own: PATH.safetensors or NAME=PATH.safetensors, with commas"
     )
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of a replica, 1…1024")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of a replica, 1…1024; by default its physical cores"
+    )
     neuron_cores: int = Field(
         2, ge=1, le=32, description="NeuronCores of a replica with the device neuron, 1…32; a chip has 2"
     )

@@ -1,5 +1,5 @@
-"""What is settled before torch and its kin are imported: how torch's threads wait for each other on a CPU,
-and who is quiet meanwhile. Knows the environment and logging alone.
+"""torch's threads on a CPU: how many, and how they wait for each other, which is settled before torch and its
+kin are imported; and who is quiet meanwhile. Knows the environment and logging alone.
 """
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from __future__ import annotations
 import logging
 import os
 
-__all__ = ["prepare_libraries", "prepare_threads"]
+import psutil
+
+__all__ = ["default_threads", "prepare_libraries", "prepare_threads"]
 
 # Chosen by measurement: docs/decisions/0006.
 SPINS = 10_000
@@ -33,3 +35,17 @@ def prepare_threads() -> None:
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+
+
+def default_threads() -> int:
+    """The physical cores that this process may use, or fewer where OMP_NUM_THREADS says so.
+
+    Ray sets that from the CPUs that a replica has of its node or its container, of which neither the affinity
+    nor the machine tells.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Two threads on one core's two halves only get in each other's way in matrix products.
+    threads = min(psutil.cpu_count(logical=False) or available, available)
+    # A list has a number for each level of nesting.
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(threads, int(said)) if said.isdecimal() and int(said) > 0 else threads

@@ -46,7 +46,10 @@ def serve_run(config: Path, home: Path) -> Iterator[psutil.Popen]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": os.urandom(32).hex(),
     }
-    command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", str(config)]
+    # What runs in the background is born deaf to SIGINT, and its children too; this one is to end by it.
+    script = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from ray.serve.scripts import cli; cli()"
+    command = [sys.executable, "-c", script, "run", str(config)]
     with (home / "out.txt").open("wb") as out:
         process = psutil.Popen(
             command, stdout=out, stderr=out, env=environment, start_new_session=True, cwd=home

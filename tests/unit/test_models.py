@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from mezzotint.models import (
 from mezzotint.models.loading import load_backend
 from mezzotint.models.manifest import check_manifest, fingerprint
 from mezzotint.samplers import SAMPLERS
+from mezzotint.threads import default_threads
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -262,6 +264,20 @@ def test_the_fake_model_needs_no_files() -> None:
 def test_a_setting_this_machine_cannot_meet_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingInvalid, match=words):
         load_backend("demo", **options)
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"),
+    [(None, 8), ("2", 2), ("2,1", 2), ("64", 8), ("", 8), ("0", 8), ("many", 8), ("-1", 8)],
+)
+def test_threads_are_the_physical_cores_or_what_the_environment_allows(
+    said: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {} if said is None else {"OMP_NUM_THREADS": said}
+    machine = SimpleNamespace(environ=environment, sched_getaffinity=lambda _: set(range(12)))
+    monkeypatch.setattr("mezzotint.threads.os", machine)
+    monkeypatch.setattr("mezzotint.threads.psutil", SimpleNamespace(cpu_count=lambda logical: 8))
+    assert default_threads() == threads
 
 
 # Refusals before anything is deserialised

@@ -6,7 +6,6 @@ Nothing here uses the network.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import warnings
 from collections.abc import Sequence
@@ -14,13 +13,12 @@ from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mezzotint.threads import prepare_libraries
+from mezzotint.threads import default_threads, prepare_libraries
 
 # Here, for through this module both the command line and a replica come to torch.
 prepare_libraries()
 
 import diffusers
-import psutil
 import torch
 import transformers
 
@@ -60,7 +58,7 @@ def load_backend(
     device: `auto` (CUDA if there is one), `cpu`, `cuda`, `cuda:1` or `neuron`.
     dtype: `auto` (fp32 on a CPU, bf16 on CUDA), `fp32`, `bf16` or `fp16`.
     tuning: what speed is bought with; not for `neuron`, whose graphs are compiled already.
-    threads: for the CPU; by default the physical cores this process may use.
+    threads: for the CPU; by default `threads.default_threads`.
     stand_in: with `neuron`, this CPU in the chip's place, for graphs that were compiled for it.
     loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
 
@@ -184,10 +182,8 @@ def _choose_dtype(name: str, device: torch.device) -> str:
 
 
 def _set_threads(threads: int | None) -> None:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads is None:
-        # Two threads on one core's two halves only get in each other's way in matrix products.
-        threads = min(psutil.cpu_count(logical=False) or available, available)
+        threads = default_threads()
     if not 1 <= threads <= 1024:
         raise SettingInvalid(f"threads must be 1…1024, not {threads}", param="threads")
     torch.set_num_threads(threads)
