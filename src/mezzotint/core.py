@@ -304,7 +304,8 @@ class Receipt:
             UsedLora(str(lora["name"]), float(lora["scale"]), str(lora["sha256"]))
             for lora in told.get("loras", ())
         )
-        hires = None if told.get("hires") is None else Hires(**told["hires"])
+        hires = told.get("hires")
+        hires = None if hires is None else Hires(hires["scale"], hires["strength"], hires["steps"])
         return cls(**{**known, "warnings": tuple(told.get("warnings", ())), "loras": loras, "hires": hires})
 
     def to_dict(self) -> dict[str, Any]:

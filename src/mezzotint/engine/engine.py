@@ -491,9 +491,12 @@ class Engine:
         with self._changed:
             ticket = self._requests.take_to_decode(request_id)
         outcome: Image | ResolvedRequest | MezzotintError | None = None
+        decode_s = 0.0
         if ticket is not None:
+            began = time.monotonic()
             try:
                 pixels = self._backend.decode(request_id)
+                decode_s = time.monotonic() - began
                 pixels.flags.writeable = False
                 if ticket.stages[1:]:
                     outcome = ticket.stages[1].begun_from(pixels)
@@ -502,7 +505,7 @@ class Engine:
             except Exception as error:
                 outcome = _as_error(error)
         with self._changed:
-            self._requests.decoded(request_id, outcome)
+            self._requests.decoded(request_id, outcome, decode_s)
             self._changed.notify_all()
 
     # Any thread

@@ -161,30 +161,28 @@ class RequestTable:
             ticket.decoding = time.monotonic()
         return ticket
 
-    def decoded(self, request_id: str, outcome: Image | ResolvedRequest | MezzotintError | None) -> None:
+    def decoded(
+        self, request_id: str, outcome: Image | ResolvedRequest | MezzotintError | None, decode_s: float
+    ) -> None:
         """The decoder lets go of a request, with its picture, its next stage, an error, or nothing for a
-        cancelled one."""
+        cancelled one. Decoding took `decode_s` seconds."""
         self._in_decoder.discard(request_id)
         ticket = self.tickets.get(request_id)
         if ticket is None or outcome is None:
             # Cancelled meanwhile: it has been answered, and only waits to be forgotten.
             self._ended.append(request_id)
         elif isinstance(outcome, ResolvedRequest):
-            self._observe_decode(ticket)
+            self._cost.observe_decode(batch_key(ticket.stages[0]), decode_s)
             self.scheduler.go_on(request_id)
             ticket.stages = (outcome, *ticket.stages[2:])
             ticket.last_step = ticket.decoding = None
         elif isinstance(outcome, Image):
-            self._observe_decode(ticket)
+            self._cost.observe_decode(batch_key(ticket.stages[0]), decode_s)
             now, started = time.monotonic(), ticket.started or ticket.submitted
             self.scheduler.finish(request_id)
             self._end(request_id, Done(request_id, outcome, started - ticket.submitted, now - started))
         else:
             self.fail(request_id, outcome)
-
-    def _observe_decode(self, ticket: Ticket) -> None:
-        if ticket.decoding is not None:
-            self._cost.observe_decode(batch_key(ticket.stages[0]), time.monotonic() - ticket.decoding)
 
     def fail(self, request_id: str, error: MezzotintError) -> None:
         self.scheduler.fail(request_id)
