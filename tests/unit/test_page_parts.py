@@ -21,7 +21,7 @@ from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, prepare_edit
-from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed
+from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
@@ -336,6 +336,13 @@ class TestWish:
         for text in ("-1", "1.5", "owl", str(2**63)):
             with pytest.raises(ValueError, match="Seed takes a whole number"):
                 read_seed(text)
+
+    def test_what_is_counted_is_whole(self) -> None:
+        assert read_whole("Steps", None) is None
+        assert repr(read_whole("Steps", 2.0)) == "2"
+        for value in (2.5, 0.1):
+            with pytest.raises(ValueError, match="Steps takes a whole number"):
+                read_whole("Steps", value)
 
 
 class TestSentences:
