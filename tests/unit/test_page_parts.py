@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import time
+import zlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -20,7 +22,7 @@ from mezzotint.errors import MezzotintError, SettingInvalid
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
-from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, prepare_edit
+from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
 from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import Recipe, read_recipe
@@ -208,6 +210,14 @@ class TestEditing:
         assert (pixels[:, :16] == (255, 0, 0)).all()
         assert (pixels[:, 16:] == 255).all()
         assert edit.mask is None
+
+    @pytest.mark.parametrize(("width", "is_refused"), [(4096, False), (4097, True), (60_000, True)])
+    def test_a_picture_of_too_many_pixels_is_known_by_its_header(self, width: int, is_refused: bool) -> None:
+        file = bytearray(png(Image.new("1", (8, 8))))
+        file[16:24] = struct.pack(">II", width, 4096)
+        file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+        assert is_too_large(io.BytesIO(file)) == is_refused
+        assert "more than 16,777,216 pixels" in prepare_edit(TOO_LARGE, WHOLE, (0, 0, 0, 0)).missing
 
     @pytest.mark.parametrize(
         ("value", "mode", "words"),
