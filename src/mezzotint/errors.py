@@ -17,7 +17,7 @@
     ├── HeadersTooLarge       431  too many header fields, or too long
     ├── RateLimited           429  the key's rate, concurrency or quota is used up
     ├── QueueFull             429  the backlog is at its limit; `retry_after_s` is computed from it
-    ├── DeadlineUnreachable   429  the backlog is too long for the request's deadline
+    ├── DeadlineUnreachable   429  the backlog, or the picture itself, is too long for the request's deadline
     ├── RequestCancelled      499  the caller left or asked to stop
     ├── ModelInvalid          500  weights that are corrupt, missing, altered or not safetensors
     ├── GenerationFailed      500  the model produced no usable picture (NaN, a backend fault)
@@ -279,12 +279,18 @@ class RateLimited(MezzotintError):
 
 
 class DeadlineUnreachable(MezzotintError):
-    """The backlog is too long for the request's deadline; nothing was queued."""
+    """The backlog is too long for the request's deadline; nothing was queued.
+
+    Without a `retry_after_s` the picture takes longer with nothing ahead of it: asking again is of no use.
+    """
 
     status = 429
     type = "rate_limit_error"
     code = "deadline_unreachable"
-    retryable = True
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.retryable = retry_after_s is not None
 
 
 class StoreUnavailable(MezzotintError):

@@ -362,7 +362,7 @@ async def test_a_body_that_is_no_json_is_refused_in_a1111s_shape(server: Gate) -
     error_of(response)
 
 
-@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/images/jobs"])
+@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/images/jobs", "/v1/images/generations"])
 async def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(server: Gate, path: str) -> None:
     response = await server.client.post(path, json={"prompt": "a", "styles": [0] * 60_000})
     assert response.status_code == 413

@@ -93,6 +93,17 @@ async def test_nothing_is_lost_and_nothing_told_twice_however_writers_and_listen
         assert [event.kind for event in events].count("done") == 1
 
 
+async def test_an_id_that_no_event_has_come_to_is_as_if_none_were_named(store: CountingStore) -> None:
+    [job] = await started(store, 1)
+    await store.append_event(job.id, "progress", {})
+    async with Feed(store) as feed, asyncio.timeout(30):
+        async with aclosing(feed.follow(job.id, await store.last_event_id() + 1000)) as events:
+            told = [await anext(events) for _ in range(3)]
+            await store.finish(job.id, OWNER, "done")
+            told += [event async for event in events]
+        assert [event.kind for event in told] == ["queued", "running", "progress", "done"]
+
+
 async def test_a_look_that_breaks_is_not_the_last(
     store: CountingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

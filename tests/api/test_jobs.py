@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
+from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost, StoreUnavailable
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.access.caller import ANYONE
@@ -453,6 +454,19 @@ async def test_a_job_whose_model_fails_tells_why(server: Gate) -> None:
 async def test_the_deadline_counts_from_creation(server: Gate) -> None:
     done = await ended(server, await create(server, **LONG, deadline_s=0.3))
     assert (done["state"], done["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+async def test_a_job_that_by_itself_takes_longer_than_its_deadline_fails_at_once(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    replica = replica_of(settings, FakeBackend())
+    replica._engine.cost.calibrate(BatchKey(64, 64, True), {1: 100.0})
+    try:
+        async with gate(settings, replica) as server:
+            done = await ended(server, await create(server, **LONG, deadline_s=6_000.0))
+    finally:
+        replica.close()
+    assert (done["state"], done["error"]["code"]) == ("failed", "deadline_unreachable")
+    assert "with nothing ahead of it" in done["error"]["message"]
 
 
 async def test_a_job_fails_at_its_deadline_though_nothing_is_claimed_meanwhile(server: Gate) -> None:

@@ -163,7 +163,7 @@ async def test_numbers_that_are_none_are_refused(client: httpx.AsyncClient, numb
 
 
 @pytest.mark.parametrize(
-    "body", ["", "{", "[]", "7", '"a"', "null", "\x00", "[" * 100_000, '{"prompt": 1' + "0" * 5_000 + "}"]
+    "body", ["", "{", "[]", "7", '"a"', "null", "\x00", "[" * 40_000, '{"prompt": 1' + "0" * 5_000 + "}"]
 )
 async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, body: str) -> None:
     answer = await client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})

@@ -12,11 +12,12 @@ import pytest
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
+from mezzotint.errors import DeadlineUnreachable
 from mezzotint.serve.inprocess import InProcessReplicas
-from mezzotint.serve.jobs import runner
+from mezzotint.serve.jobs import drawing, runner
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores.job import FINAL
-from mezzotint.serve.wire import Order, WireEvent
+from mezzotint.serve.wire import Order, Refused, WireEvent
 from tests.api.inprocess import Gate, gate, settings_of, until
 
 # Each of six pictures takes more than half of what the engine takes on at a time.
@@ -106,3 +107,28 @@ async def test_a_job_whose_pictures_find_room_one_by_one_goes_on_with_those_that
 
     assert (await until(ended, "the end of the job"))["state"] == "done"
     assert (await other).status_code == 200
+
+
+async def test_a_picture_that_comes_too_late_does_not_end_those_of_its_job_that_go_on(
+    server: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "ROOM_SECONDS", 0.02)
+    draw = Distant.generate
+
+    async def refuse_the_second(self: Distant, order: Order) -> AsyncGenerator[WireEvent]:
+        if order.request.seed == 8:
+            yield Refused.from_error(DeadlineUnreachable("it takes longer alone", param="deadline_s"))
+            return
+        async for event in draw(self, order):
+            yield event
+
+    monkeypatch.setattr(Distant, "generate", refuse_the_second)
+    job = await server.json("POST", JOBS, json={**SEVERAL, "n": 2, "seed": 7})
+
+    async def ended() -> Any:
+        told = await server.json("GET", f"{JOBS}/{job['id']}")
+        return told if told["state"] in FINAL else None
+
+    told = await until(ended, "the end of the job")
+    assert (told["state"], told["error"]["code"]) == ("failed", "deadline_unreachable")
+    assert [image["seed"] for image in told["images"]] == [7]

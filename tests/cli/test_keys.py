@@ -98,12 +98,13 @@ def test_a_revoked_key_is_shown_as_such_and_let_in_no_more(
     ("arguments", "told"),
     [
         (["revoke", "nobody"], "no key 'nobody'"),
-        (["create", " "], "name takes"),
+        (["create", " "], "NAME takes"),
         (["create", "x", "--expires", "soon"], "--expires takes"),
-        (["create", "x", "--expires", "0d"], "expires_s takes"),
-        (["create", "x", "--rpm", "0"], "requests_per_minute takes"),
-        (["create", "x", "--compute-s-per-day", "nan"], "compute_s_per_day takes"),
-        (["create", "x", "--priority", "top"], "low, normal, high"),
+        (["create", "x", "--expires", "0d"], "--expires, in seconds, takes"),
+        (["create", "x", "--rpm", "0"], "--rpm takes"),
+        (["create", "x", "--concurrent", "0"], "--concurrent takes"),
+        (["create", "x", "--compute-s-per-day", "nan"], "--compute-s-per-day takes"),
+        (["create", "x", "--priority", "top"], "--priority takes low, normal, high"),
     ],
 )
 def test_what_is_wrong_with_a_command_is_said_in_one_line(
@@ -112,8 +113,7 @@ def test_what_is_wrong_with_a_command_is_said_in_one_line(
     assert run(["keys", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert told in err
-    assert err.startswith("error: ")
+    assert err.startswith(f"error: {told}")
     assert err.count("\n") == 1
 
 

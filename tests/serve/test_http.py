@@ -17,7 +17,14 @@ from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.config import Settings
 from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.engine.engine import Engine
-from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, QueueFull, ShuttingDown
+from mezzotint.errors import (
+    DeadlineUnreachable,
+    GenerationFailed,
+    MezzotintError,
+    ModelLoading,
+    QueueFull,
+    ShuttingDown,
+)
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE
@@ -321,6 +328,19 @@ async def test_a_refusal_that_will_pass_says_when_to_come_back(
     assert (response.status_code, error_of(response)["code"]) == (error.status, error.code)
     assert response.headers["retry-after"] == retry_after
     assert response.headers["x-should-retry"] == "true"
+
+
+async def test_a_picture_that_no_wait_brings_into_its_deadline_is_not_to_be_asked_for_again(
+    client: httpx.AsyncClient, replicas: OneReplica
+) -> None:
+    async def refuse(order: Order) -> AsyncGenerator[WireEvent]:
+        yield Refused.from_error(DeadlineUnreachable("it takes longer alone", param="deadline_s"))
+
+    replicas.generate = refuse  # type: ignore[method-assign]
+    response = await client.get("/imagine", params={"prompt": "a"})
+    assert (response.status_code, error_of(response)["code"]) == (429, "deadline_unreachable")
+    assert response.headers["x-should-retry"] == "false"
+    assert not {"retry-after", "retry-after-ms"} & set(response.headers)
 
 
 async def test_ready_is_503_until_a_model_is_loaded(client: httpx.AsyncClient, replicas: OneReplica) -> None:

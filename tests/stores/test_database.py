@@ -165,6 +165,7 @@ async def _call_it(url: str, revision: str) -> None:
         "mysql://user:hidden@host/name",
         "sqlite://",
         "sqlite+aiosqlite:///:memory:",
+        "sqlite:////tmp/a\0b.db",
         "sqlite:////no/such/folder/x.db",
         "sqlite:////proc/x.db",
         "postgresql://user:hidden@127.0.0.1:1/name",

@@ -47,6 +47,15 @@ def test_a_seed_that_is_none_is_named_with_what_is_accepted(page: Page) -> None:
     expect(page.get_by_role("alert")).to_contain_text("Seed takes a whole number from 0 to")
 
 
+@pytest.mark.parametrize("label", ["Steps", "Pictures"])
+def test_a_part_of_a_step_or_picture_is_refused_and_not_left_out(page: Page, label: str) -> None:
+    open_settings(page)
+    number(page, label).fill("2.5")
+    page.get_by_label("Prompt", exact=True).fill("an owl")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text(f"{label} takes a whole number.")
+
+
 def test_a_lora_that_is_not_served_is_refused_by_the_forms_name_for_it(page: Page) -> None:
     open_settings(page)
     page.get_by_label("LoRAs").fill("charcoal")

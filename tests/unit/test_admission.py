@@ -93,13 +93,31 @@ def test_a_refusal_says_when_to_come_back_and_keeps_its_word_roughly(engine: Eng
     assert 10.0 <= refused.value.retry_after_s <= 30.0
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_once(engine: Engine) -> None:
+def test_a_deadline_that_cannot_be_met_now_is_refused_at_once_with_when_it_can(engine: Engine) -> None:
+    fill(engine, "")
+    queued = engine.status().queued
     with pytest.raises(
-        DeadlineUnreachable, match=r"would take [\d.]+ s now, and the deadline is 10 s"
+        DeadlineUnreachable, match=r"would take [\d.]+ s now, and the deadline is 30 s"
     ) as refused:
-        engine.submit(replace(REQUEST, deadline_s=9.99966))
+        engine.submit(replace(REQUEST, tenant="another", deadline_s=29.99966))
     assert refused.value.param == "deadline_s"
-    assert engine.status().queued == 0
+    assert refused.value.retryable
+    assert refused.value.retry_after_s is not None
+    assert engine.status().queued == queued
+
+
+def test_who_asks_for_more_than_its_deadline_allows_even_alone_is_not_told_to_ask_again(
+    engine: Engine,
+) -> None:
+    for _ in ("idle", "busy"):
+        with pytest.raises(
+            DeadlineUnreachable, match=r"takes 20\.0 s with nothing ahead of it, and the deadline is 10 s; "
+        ) as refused:
+            engine.submit(replace(REQUEST, deadline_s=9.99966))
+        assert refused.value.param == "deadline_s"
+        assert not refused.value.retryable
+        assert refused.value.retry_after_s is None
+        fill(engine, "another")
 
 
 def test_a_short_request_is_not_refused_for_the_long_ones_it_will_pass(engine: Engine, gate: Gate) -> None:

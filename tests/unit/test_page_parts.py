@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import time
+import zlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -20,8 +22,8 @@ from mezzotint.errors import MezzotintError, SettingInvalid
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
-from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, prepare_edit
-from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed
+from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
+from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
@@ -209,6 +211,14 @@ class TestEditing:
         assert (pixels[:, 16:] == 255).all()
         assert edit.mask is None
 
+    @pytest.mark.parametrize(("width", "is_refused"), [(4096, False), (4097, True), (60_000, True)])
+    def test_a_picture_of_too_many_pixels_is_known_by_its_header(self, width: int, is_refused: bool) -> None:
+        file = bytearray(png(Image.new("1", (8, 8))))
+        file[16:24] = struct.pack(">II", width, 4096)
+        file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+        assert is_too_large(io.BytesIO(file)) == is_refused
+        assert "more than 16,777,216 pixels" in prepare_edit(TOO_LARGE, WHOLE, (0, 0, 0, 0)).missing
+
     @pytest.mark.parametrize(
         ("value", "mode", "words"),
         [
@@ -336,6 +346,13 @@ class TestWish:
         for text in ("-1", "1.5", "owl", str(2**63)):
             with pytest.raises(ValueError, match="Seed takes a whole number"):
                 read_seed(text)
+
+    def test_what_is_counted_is_whole(self) -> None:
+        assert read_whole("Steps", None) is None
+        assert repr(read_whole("Steps", 2.0)) == "2"
+        for value in (2.5, 0.1):
+            with pytest.raises(ValueError, match="Steps takes a whole number"):
+                read_whole("Steps", value)
 
 
 class TestSentences:

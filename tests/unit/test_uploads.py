@@ -104,6 +104,35 @@ def test_a_grey_of_sixteen_bits_that_is_declared_transparent_is_that_one_alone(k
     assert np.array_equal(mask(declared, redraw="transparent"), np.where(greys == key, 255, 0))
 
 
+def png(depth: int, kind: int, width: int, row: bytes, clear: bytes) -> bytes:
+    """One row of pixels, as they stand in the file, and what it declares to be transparent."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0))
+    body = png_chunk(b"tRNS", clear) + png_chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + body + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("clear", [0, 1, 2])
+def test_a_colour_of_sixteen_bits_that_is_declared_transparent_is_that_one(clear: int) -> None:
+    # The second has in its upper bytes what the first has in its lower ones, and the third is all low.
+    colours = [(0x1234, 0x5678, 0x9ABC), (0x3402, 0x7803, 0xBC04), (0x0012, 0x0056, 0x009A)]
+    words = [struct.pack(">HHH", *colour) for colour in colours]
+    data = png(16, 2, 3, b"".join(words), words[clear])
+    assert mask(data, redraw="transparent").tolist() == [[255 * (at == clear) for at in range(3)]]
+    shown = [[255] * 3 if at == clear else [value >> 8 for value in each] for at, each in enumerate(colours)]
+    assert read(data).tolist() == [shown]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_grey_of_few_bits_that_is_declared_transparent_is_that_one(depth: int) -> None:
+    greys, most = [0b00, 0b01, 0b10, 0b11], (1 << depth) - 1
+    for clear in {grey & most for grey in greys}:
+        values = "".join(f"{grey & most:0{depth}b}" for grey in greys)
+        row = int(values.ljust(32, "0"), 2).to_bytes(4)
+        data = png(depth, 0, 4, row, struct.pack(">H", clear))
+        expected = [255 * (grey & most == clear) for grey in greys]
+        assert mask(data, redraw="transparent").tolist() == [expected]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_turned_upright(orientation: int) -> None:
     from PIL import ImageOps

@@ -24,6 +24,15 @@ __all__ = ["app"]
 
 T = TypeVar("T")
 
+# What the store calls by its fields, as whoever types the command knows it.
+FLAGS = {
+    "name": "NAME",
+    "expires_s": "--expires, in seconds,",
+    "requests_per_minute": "--rpm",
+    "concurrent_images": "--concurrent",
+    "compute_s_per_day": "--compute-s-per-day",
+    "max_priority": "--priority",
+}
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 app = typer.Typer(help="API keys: create, list and revoke them.", no_args_is_help=True)
@@ -63,7 +72,11 @@ def create(
         max_priority=cast(Priority, priority),
         is_admin=admin,
     )
-    key, text = _with_keys(lambda store: store.create(new))
+    try:
+        key, text = _with_keys(lambda store: store.create(new))
+    except InvalidRequest as error:
+        field = error.param or ""
+        raise InvalidRequest(error.message.replace(field, FLAGS.get(field, field), 1), param=field) from None
     if as_json:
         print(json.dumps({**_as_json(key), "key": text}, indent=2))
         return

@@ -237,7 +237,7 @@ class Engine:
             InvalidRequest: a field is not accepted.
             QueueFull: `max_queue` requests wait already, or their work exceeds `max_backlog_s`; carries the
                 seconds until there is room.
-            DeadlineUnreachable: what is ahead of it takes longer than its deadline.
+            DeadlineUnreachable: it takes longer than its deadline, by what is ahead of it or by itself.
             ShuttingDown: the engine is closing.
         """
         ticket = Ticket(uuid.uuid4().hex, resolve(request, self.info.limits), self._cancel, group)

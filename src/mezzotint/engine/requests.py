@@ -18,6 +18,7 @@ from mezzotint.engine.observer import Observer
 from mezzotint.engine.rows import BatchKey, State, batch_key, stages_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.scheduler import Scheduler
+from mezzotint.engine.standing import seconds_alone
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import DeadlineExceeded, DeadlineUnreachable, MezzotintError, QueueFull
 
@@ -50,22 +51,15 @@ class RequestTable:
 
         Raises:
             QueueFull: there is no room, or the tenant has its share of it.
-            DeadlineUnreachable: what is ahead takes longer than the request may.
+            DeadlineUnreachable: it takes longer than it may, by what is ahead of it or by itself.
         """
         request, deadline = ticket.request, ticket.deadline
         stages, tenant = stages_of(request), request.tenant
         self._check_room(self.scheduler.seconds_of_work(stages), tenant, ticket.group)
         standing = self.scheduler.outlook(stages, ticket.submitted, tenant=tenant, priority=request.priority)
-        eta_s = standing.eta_s
         # An assumed cost is no reason to refuse anyone.
-        if self._cost.is_measured and request.deadline_s is not None and eta_s > request.deadline_s:
-            # What is left of it is a little less than was asked for.
-            deadline_s = round(request.deadline_s, 2)
-            raise DeadlineUnreachable(
-                f"the picture would take {eta_s:.1f} s now, and the deadline is {deadline_s:g} s",
-                param="deadline_s",
-                retry_after_s=max(eta_s - request.deadline_s, 1.0),
-            )
+        if self._cost.is_measured and request.deadline_s is not None:
+            _check_deadline(request.deadline_s, standing.eta_s, seconds_alone(self._cost, stages))
         self.scheduler.submit(
             ticket.request_id,
             stages,
@@ -75,7 +69,7 @@ class RequestTable:
             priority=request.priority,
         )
         self.tickets[ticket.request_id] = ticket
-        ticket.stream.put(Queued(ticket.request_id, standing.position, eta_s))
+        ticket.stream.put(Queued(ticket.request_id, standing.position, standing.eta_s))
 
     def _check_room(self, work_s: float, tenant: str, group: str) -> None:
         # Its own company is not what a picture waits for: they ask for room together.
@@ -216,3 +210,22 @@ class RequestTable:
         # Second-order samplers evaluate more often than they step; callers count steps.
         step = evaluated * request.steps_taken // request.evaluations
         return Progress(request_id, step, request.steps_taken, preview)
+
+
+def _check_deadline(deadline_s: float, eta_s: float, alone_s: float) -> None:
+    """alone_s: what the picture takes on an engine that has nothing else to do."""
+    if eta_s <= deadline_s:
+        return
+    # What is left of it is a little less than was asked for.
+    told = f"and the deadline is {round(deadline_s, 2):g} s"
+    if alone_s > deadline_s:
+        raise DeadlineUnreachable(
+            f"the picture takes {alone_s:.1f} s with nothing ahead of it, {told}; "
+            "fewer steps or a smaller size take less",
+            param="deadline_s",
+        )
+    raise DeadlineUnreachable(
+        f"the picture would take {eta_s:.1f} s now, {told}",
+        param="deadline_s",
+        retry_after_s=max(eta_s - deadline_s, 1.0),
+    )

@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 
 from mezzotint.engine.rows import BatchKey, Cost, Row, Stage, State, evaluation_seconds
 from mezzotint.engine.rules import Ranked
 
-__all__ = ["Standing", "seconds_of_work", "standings"]
+__all__ = ["Standing", "seconds_alone", "seconds_of_work", "standings"]
 
 # A tenant that is charged nothing has all done at once.
 MIN_CHARGE = 1e-9
@@ -79,10 +80,18 @@ def seconds_of_work(cost: Cost, stages: Iterable[Stage]) -> float:
     )
 
 
-def _seconds_alone(cost: Cost, stage: Stage, company: Mapping[BatchKey, int]) -> float:
-    """What a stage takes whose passes wait for nothing, as wide as those that are here make them."""
-    width = min(max(company.get(stage.key, 0), 1), cost.knee(stage.key))
-    return stage.evaluations * cost.seconds(stage.key, width) + cost.decode_seconds(stage.key)
+def seconds_alone(
+    cost: Cost, stages: Iterable[Stage], company: Mapping[BatchKey, int] = MappingProxyType({})
+) -> float:
+    """What these stages take with nothing before them, in passes of as many images as `company` has of a key."""
+
+    def width(key: BatchKey) -> int:
+        return min(company.get(key, 1), cost.knee(key))
+
+    return sum(
+        stage.evaluations * cost.seconds(stage.key, width(stage.key)) + cost.decode_seconds(stage.key)
+        for stage in stages
+    )
 
 
 def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:
@@ -107,7 +116,7 @@ def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:
             share = mine.until(done.charge)
             ahead = counts.until(done.charge) - share * mine.count
             position = done.count - 1 + int(ahead + ROUNDING)
-            alone = sum(_seconds_alone(cost, stage, company) for stage in row.left)
+            alone = seconds_alone(cost, row.left, company)
             together = done.seconds + seconds.until(done.charge) - share * mine.seconds
             yield Standing(row.id, row.state, position, max(alone, together))
 

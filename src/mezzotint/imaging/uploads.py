@@ -42,6 +42,8 @@ MAX_JPEG_SEGMENTS = 4096
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 FIRST_SEGMENT, START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
 WEBP_HEADER_BYTES = 30
+# Of a PNG, whose header comes first.
+PNG_HEADER, PNG_BIT_DEPTH = slice(12, 16), 24
 STRIP_ROWS = 128
 # JPEG's own limit. To bring a side to size takes memory in proportion to it, however low the picture is.
 MAX_SIDE = 65_535
@@ -143,6 +145,7 @@ def _guarded(data: bytes, param: str, max_pixels: int, read: Callable[[PilImage]
             if max(picture.size) > MAX_SIDE:
                 raise PayloadTooLarge(f"{param} is wider or higher than {MAX_SIDE:,} pixels", param=param)
             picture.load()
+            _scale_clear(picture, data)
             return np.ascontiguousarray(_turn(picture)(read(picture)))
     except PayloadTooLarge:
         raise
@@ -265,6 +268,21 @@ def _alpha(strip: PilImage) -> Mask:
 
 def _grey(strip: PilImage) -> Mask:
     return np.array(_eight_bits(strip).convert("L"))
+
+
+def _scale_clear(picture: PilImage, data: bytes) -> None:
+    """Pillow brings a PNG's values to eight bits; the one that the file declares to be transparent it leaves
+    as it is there, so it would mean another. Of colours of 16 bits those count that are alike in the upper
+    eight: nothing else of them is known any more."""
+    clear = picture.info.get("transparency")
+    if clear is None or data[PNG_HEADER] != b"IHDR":
+        return
+    depth = data[PNG_BIT_DEPTH]
+    if picture.mode == "RGB" and depth == 16:
+        picture.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif picture.mode == "L" and depth < 8:
+        most = (1 << depth) - 1
+        picture.info["transparency"] = (clear & most) * 255 // most
 
 
 def _eight_bits(picture: PilImage) -> PilImage:

@@ -332,6 +332,6 @@ async def open_gateway(
 
 def _told(error: MezzotintError) -> MezzotintError:
     # The client knows the time of a retry only when the server says one.
-    if error.status in (429, 503) and error.retry_after_s is None:
+    if error.retryable and error.status in (429, 503) and error.retry_after_s is None:
         error.retry_after_s = RETRY_AFTER_SECONDS
     return error

@@ -18,7 +18,7 @@ from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
 from mezzotint.ui.editing import prepare_edit
-from mezzotint.ui.form import TABS, Wish, filled, read_seed
+from mezzotint.ui.form import TABS, Wish, filled, read_seed, read_whole
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import Notice, notice_of
@@ -43,9 +43,9 @@ class Answers:
     def __init__(self, desk: Desk, parts: Parts) -> None:
         self._desk, self._parts = desk, parts
 
-    async def draw(self, request: gr.Request, prompt: str, size: str, n: int, *rest: Any) -> Updates:
+    async def draw(self, request: gr.Request, prompt: str, size: str, n: float, *rest: Any) -> Updates:
         *settings, kept = rest
-        return await self._begin(kept, request, settings, prompt=prompt, size=size or "", n=int(n))
+        return await self._begin(kept, request, settings, prompt=prompt, size=size or "", n=n)
 
     async def edit(
         self,
@@ -64,7 +64,7 @@ class Answers:
         edit = await asyncio.to_thread(prepare_edit, picture, mode, (left, top, right, bottom))
         if edit.missing:
             return self._notice(Notice(edit.missing))
-        changes = {"image": edit.image, "mask": edit.mask, "strength": strength, "n": int(n)}
+        changes = {"image": edit.image, "mask": edit.mask, "strength": strength, "n": n}
         return await self._begin(kept, request, settings, prompt=prompt, **changes)
 
     async def reuse_seed(self, request: gr.Request, kept: object) -> Updates:
@@ -161,7 +161,8 @@ class Answers:
         # A field that was never touched is None.
         negative, emphasis, style, steps, guidance, scheduler, seed, model, loras, lora_scale = settings
         try:
-            seed = read_seed(seed or "")
+            seed, steps = read_seed(seed or ""), read_whole("Steps", steps)
+            asked["n"] = read_whole("Pictures", asked["n"])
         except ValueError as error:
             return self._notice(Notice(str(error)))
         wish = Wish(
@@ -169,7 +170,7 @@ class Answers:
             negative_prompt=negative or "",
             emphasis=bool(emphasis),
             style=style or "",
-            steps=None if steps is None else int(steps),
+            steps=steps,
             guidance=guidance,
             scheduler=scheduler or "",
             seed=seed,

@@ -8,15 +8,20 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["BEYOND", "PAINTED", "WHOLE", "Edit", "prepare_edit"]
+__all__ = ["BEYOND", "PAINTED", "TOO_LARGE", "WHOLE", "Edit", "is_too_large", "prepare_edit"]
 
 WHOLE, PAINTED, BEYOND = "whole", "painted", "beyond"
+# As the service takes them. What is decoded on the way takes several times four bytes for each.
+MAX_PIXELS = 4096 * 4096
+# The editor's value where one of its pictures has more; it was not decoded.
+TOO_LARGE = "too large"
+FORMATS = ("PNG", "JPEG", "WEBP")
 # The service takes more; no model draws more.
 MAX_SIDE = 2048
 # Of the picture that is kept, so much beside the new edge is redrawn with it, lest a seam be seen.
@@ -33,8 +38,26 @@ class Edit:
     missing: str = ""
 
 
+def is_too_large(file: str | BinaryIO) -> bool:
+    """Whether the picture in a file has more than `MAX_PIXELS`, by its header.
+
+    Raises:
+        UnidentifiedImageError: it is no PNG, JPEG or WebP.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as picture:
+            return picture.width * picture.height > MAX_PIXELS
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+
+
 def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
-    """value: the editor's, with Pillow images. margins: left, top, right, bottom, as shares of its side."""
+    """value: the editor's, with Pillow images, or `TOO_LARGE`. margins: left, top, right, bottom, as shares
+    of its side."""
+    if value == TOO_LARGE:
+        return Edit(
+            missing=f"That picture has more than {MAX_PIXELS:,} pixels. Make it smaller and choose it again."
+        )
     picture, layers = _read(value)
     if picture is None:
         return Edit(missing="Choose a picture to start from first.")

@@ -12,7 +12,7 @@ from mezzotint.core import MAX_SEED, Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 
-__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed"]
+__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed", "read_whole"]
 
 PREVIEWS = 3
 # The service's words for `style_preset`; a service that knows others refuses these by name.
@@ -122,6 +122,19 @@ def read_seed(text: str) -> int | None:
     if not re.fullmatch(r"\d{1,19}", text) or int(text) > MAX_SEED:
         raise ValueError(f"Seed takes a whole number from 0 to {MAX_SEED}. Leave it empty for a new one.")
     return int(text)
+
+
+def read_whole(label: str, value: float | None) -> int | None:
+    """The number in a slider's field, into which anything between its bounds can be typed.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    if value is None:
+        return None
+    if not float(value).is_integer():
+        raise ValueError(f"{label} takes a whole number. Change it and draw again.")
+    return int(value)
 
 
 def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]:

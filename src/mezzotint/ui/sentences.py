@@ -23,7 +23,7 @@ SENTENCES = {
     "unsupported_image": "That file cannot be read as a picture. Choose a PNG, JPEG or WebP.",
     "rate_limit_exceeded": "You have asked for as much as this page's key allows just now.",
     "queue_full": "The service is full just now.",
-    "deadline_unreachable": "The queue is too long for the time you gave it.",
+    "deadline_unreachable": "It cannot be finished in the time it was given: {said}",
     "deadline_exceeded": "It was not finished in the time it was given. Draw it again with fewer steps, "
     "or later.",
     "model_loading": "The service is starting or stopping. What is in your list goes on by itself; ask for "

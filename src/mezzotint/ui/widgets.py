@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
+from gradio.components.image_editor import EditorData, EditorValue
 
-from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE
+from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large
 from mezzotint.ui.form import STYLES
 from mezzotint.ui.offer import Offer
 
@@ -128,6 +130,8 @@ class Editor:
             type="pil", label="Picture to start from", sources=("upload", "clipboard"), brush=BRUSH,
             layers=False, transforms=(), buttons=[], height=420, elem_id="canvas", format="png",
         )  # fmt: skip
+        # In a class of its own, Gradio would write a file beside this one.
+        canvas.preprocess = _bounded(canvas)
         mode = gr.Radio(MODES, value=WHOLE, label="Redraw", elem_id="mode")
         with gr.Row(visible=False, elem_id="margins") as margins:
             left, top, right, bottom = (
@@ -147,6 +151,26 @@ class Editor:
             show_progress="hidden",
         )
         return cls(canvas, mode, left, top, right, bottom, strength, prompt, draw)
+
+
+def _bounded(canvas: gr.ImageEditor) -> Callable[[EditorData | None], EditorValue | str | None]:
+    """Its `preprocess`, which decodes whatever a browser sends; here nothing that is too large."""
+    decode: Callable[[EditorData | None], EditorValue | None] = canvas.preprocess
+
+    def preprocess(payload: EditorData | None) -> EditorValue | str | None:
+        if payload is None or not any(map(is_too_large, _files(canvas, payload))):
+            return decode(payload)
+        canvas.blob_storage.pop(payload.id, None)
+        return TOO_LARGE
+
+    return preprocess
+
+
+def _files(canvas: gr.ImageEditor, payload: EditorData) -> list[str | io.BytesIO]:
+    """What the browser has sent before, by the payload's name, or files that Gradio keeps."""
+    sent = canvas.blob_storage.get(payload.id) or payload
+    files = [file for file in (sent.background, *(sent.layers or ()), sent.composite) if file]
+    return [io.BytesIO(file) if isinstance(file, bytes) else file.path for file in files]
 
 
 def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any]) -> dict[Any, Any]:

@@ -11,7 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from mezzotint.core import MAX_DEADLINE_SECONDS, GenerationRequest, Queued
-from mezzotint.errors import MezzotintError, ReplicaLost, RequestCancelled, StoreUnavailable
+from mezzotint.errors import (
+    DeadlineUnreachable,
+    MezzotintError,
+    ReplicaLost,
+    RequestCancelled,
+    StoreUnavailable,
+)
 from mezzotint.serve.access.access import Access
 from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.access.caller import Caller
@@ -126,7 +132,9 @@ class Drawing:
                 await watch(self._gateway, number, plate, self._take)
                 return
             except MezzotintError as error:
-                if not error.retryable or isinstance(error, ReplicaLost) or not self._going - {number}:
+                # Too late for this one is not too late for those that go on, which are kept.
+                may_wait = error.retryable or isinstance(error, DeadlineUnreachable)
+                if not may_wait or isinstance(error, ReplicaLost) or not self._going - {number}:
                     raise
             finally:
                 self._going.discard(number)

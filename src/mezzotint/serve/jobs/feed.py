@@ -45,12 +45,16 @@ class Feed:
     async def follow(self, job_id: str, after: int = 0) -> AsyncGenerator[JobEvent]:
         """The job's events with a higher id than `after`, from the past on: each once, in order, to the last.
 
+        All of them where no event has come as far as `after`: it was never told, or the database lost it.
         Ends without one where the job ended so long ago that its events are forgotten.
 
         Raises:
             JobNotFound: there is no such job any more.
             StoreUnavailable: the past cannot be read. What comes after it is waited for.
         """
+        if after and after > await self._store.last_event_id():
+            # What comes would count as heard for ever.
+            after = 0
         await self._start()
         listener: _Listener = asyncio.Queue()
         self._listeners.setdefault(job_id, set()).add(listener)

@@ -96,7 +96,8 @@ def _check_file(database: str | None) -> None:
         # An empty file is an empty database. Found out here, it is the system that says what is wrong.
         with Path(database).open("ab"):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # A name with a NUL never comes to the system.
         raise SettingInvalid(f"{SETTING}: cannot write {database}: {_reason(error)}", param=SETTING) from None
 
 
@@ -141,5 +142,6 @@ def describe_failure(error: Exception) -> str:
     return lines[0] if lines else type(cause).__name__
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _reason(error: OSError | ValueError) -> str:
+    told = error.strerror if isinstance(error, OSError) else None
+    return (told or str(error)).lower()
