@@ -83,7 +83,7 @@ def seconds_of_work(cost: Cost, stages: Iterable[Stage]) -> float:
 def seconds_alone(
     cost: Cost, stages: Iterable[Stage], company: Mapping[BatchKey, int] = MappingProxyType({})
 ) -> float:
-    """What these stages take with nothing before them, in passes of as many images as `company` has of a key."""
+    """What these stages take with nothing before them, in passes as wide as `company` says of a key."""
 
     def width(key: BatchKey) -> int:
         return min(company.get(key, 1), cost.knee(key))
