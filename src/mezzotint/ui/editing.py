@@ -17,8 +17,8 @@ from PIL import Image
 __all__ = ["BEYOND", "PAINTED", "TOO_LARGE", "WHOLE", "Edit", "is_too_large", "prepare_edit"]
 
 WHOLE, PAINTED, BEYOND = "whole", "painted", "beyond"
-# As the service takes them. What is decoded on the way takes several times four bytes for each.
-MAX_PIXELS = 4096 * 4096
+# As cameras make them. What is decoded on the way takes three times four bytes for each.
+MAX_PIXELS = 50_000_000
 # The editor's value where one of its pictures has more; it was not decoded.
 TOO_LARGE = "too large"
 FORMATS = ("PNG", "JPEG", "WEBP")
