@@ -35,7 +35,6 @@ __all__ = ["limits_with", "resolve"]
 # The defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline.
 DEFAULT_STRENGTH = 0.3
 DEFAULT_INPAINTING_STRENGTH = 0.9999
-DEFAULT_HIRES_STRENGTH = 0.4
 
 _T = TypeVar("_T")
 
