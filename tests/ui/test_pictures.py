@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from mezzotint.imaging.metadata import read_receipt
 from tests.ui.acts import (
@@ -145,9 +145,7 @@ def test_a_picture_grows_beyond_its_edges(page: Page) -> None:
     page.get_by_role("button", name="Draw from it").click()
     expect(card(page, "a wide gull")).to_have_attribute("data-state", "done")
     panel = open_picture(page, "a wide gull")
-    picture = panel.get_by_role("img", name="a wide gull")
-    size = picture.evaluate("image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])")
-    assert size == [192, 128]
+    assert pixels(panel.get_by_role("img", name="a wide gull")) == [192, 128]
 
 
 def test_what_is_painted_over_is_redrawn(page: Page) -> None:
@@ -274,6 +272,61 @@ def test_brackets_weigh_words_once_that_is_chosen_and_after_a_reload(page: Page)
     page.get_by_label("Prompt", exact=True).fill("a (crane:99)")
     page.get_by_label("Prompt", exact=True).press("Enter")
     expect(page.get_by_text("Prompt: 'crane' weighs 99; accepted is -10…10.")).to_be_visible()
+
+
+def pixels(picture: Locator) -> list[int]:
+    """Width and height of the file that it shows."""
+    measured = picture.evaluate(
+        "image => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
+    )
+    return list(measured)
+
+
+def test_a_second_stage_draws_larger_after_a_reload_too_and_again_from_the_pictures_settings(
+    page: Page,
+) -> None:
+    open_settings(page)
+    draw(page, "a bustard")
+    page.get_by_role("radio", name="1.5×", exact=True).check()
+    page.get_by_role("radio", name="Wide 160×96").check()
+    page.reload()
+    open_settings(page)
+    expect(page.get_by_role("radio", name="1.5×", exact=True)).to_be_checked()
+    drawing = draw(page, "a bittern")
+    assert drawing.locator(".mz-plate").evaluate("plate => plate.style.aspectRatio") == "240 / 144"
+    panel = open_picture(page, "a bittern")
+    assert pixels(panel.get_by_role("img", name="a bittern")) == [240, 144]
+    expect(panel).to_contain_text(re.compile(r"1\.5×, strength 0\.\d+, 20 steps, from 160×96"))
+    first = picture_bytes(page, panel.get_by_role("link", name="PNG"))
+    open_picture(page, "a bustard").get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_role("radio", name="Off", exact=True)).to_be_checked()
+    open_picture(page, "a bittern").get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_role("radio", name="1.5×, strength")).to_be_checked()
+    job = drawing.get_attribute("data-job") or ""
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(card(page, "a bittern")).not_to_have_attribute("data-job", job)
+    expect(card(page, "a bittern")).to_have_attribute("data-state", "done")
+    again = picture_bytes(page, open_picture(page, "a bittern").get_by_role("link", name="PNG"))
+    assert first == again
+
+
+def test_a_picture_of_two_stages_is_changed_and_varied_at_its_own_size(page: Page) -> None:
+    open_settings(page)
+    page.get_by_role("radio", name="1.5×", exact=True).check()
+    draw(page, "an egret")
+    change_picture(page, "an egret")
+    page.get_by_label("Prompt of the changed picture").fill("a changed egret")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(card(page, "a changed egret")).to_have_attribute("data-state", "done")
+    panel = open_picture(page, "a changed egret")
+    assert pixels(panel.get_by_role("img", name="a changed egret")) == [192, 192]
+    expect(panel).not_to_contain_text("Second stage")
+    job = card(page, "an egret").get_attribute("data-job") or ""
+    open_picture(page, "an egret").get_by_role("button", name="Vary").click()
+    expect(card(page, "an egret")).not_to_have_attribute("data-job", job)
+    expect(card(page, "an egret")).to_have_attribute("data-state", "done")
+    panel = open_picture(page, "an egret")
+    assert pixels(panel.get_by_role("img", name="an egret")) == [192, 192]
 
 
 def test_another_browser_sees_none_of_it(page: Page, visit: object) -> None:

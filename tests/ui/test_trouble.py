@@ -9,10 +9,11 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
+from mezzotint.serve.api.ops import FEATURES
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
 from tests.deploy.ports import free_port
-from tests.ui.acts import begin, card, draw, number, open_settings, reload_once_back
+from tests.ui.acts import begin, card, draw, number, open_picture, open_settings, reload_once_back
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server
 
@@ -70,6 +71,45 @@ def test_a_prompt_that_the_service_refuses_is_said_in_its_words(page: Page) -> N
     page.get_by_label("Prompt", exact=True).press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("at most 10,000 are accepted")
     expect(page.get_by_role("alert")).to_contain_text("Change it and draw again.")
+
+
+def test_a_second_stage_that_is_too_large_is_refused_by_the_forms_name_for_it(
+    visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mezzotint.backends.fake.FAKE_LIMITS", replace(FAKE_LIMITS, max_size=200))
+    with live(tmp_path, FakeBackend()) as service, page_server(service.url) as address:
+        page = visit(address)
+        open_settings(page)
+        # Of no shape is it drawn.
+        expect(page.get_by_role("radio", name="2×", exact=True)).to_have_count(0)
+        page.get_by_role("radio", name="1.5×", exact=True).check()
+        page.get_by_role("radio", name="Wide 160×96").check()
+        page.get_by_label("Prompt", exact=True).fill("a wide owl")
+        page.get_by_label("Prompt", exact=True).press("Enter")
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("Second stage of 1.5 makes 160x96 240x144: width must be")
+        expect(alert).to_contain_text("Change it and draw again.")
+
+
+def test_an_older_service_that_has_no_second_stage_is_not_asked_for_one(
+    visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with page_server(f"http://127.0.0.1:{port}") as address:
+        page = visit(address)
+        newer, older = tmp_path / "newer", tmp_path / "older"
+        newer.mkdir()
+        older.mkdir()
+        with live(newer, FakeBackend(), port=port):
+            open_settings(page)
+            page.get_by_role("radio", name="1.5×", exact=True).check()
+        monkeypatch.setitem(FEATURES, "hires", False)
+        with live(older, FakeBackend(), port=port):
+            expect(page.locator("#hires")).to_be_hidden()
+            draw(page, "an old owl")
+            panel = open_picture(page, "an old owl")
+            expect(panel).to_contain_text("128×128")
+            expect(panel).not_to_contain_text("Second stage")
 
 
 def test_a_drawing_that_fails_says_why_and_what_to_do(page: Page) -> None:

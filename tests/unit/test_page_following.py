@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mezzotint.core import Hires
 from mezzotint.ui import browsers as browsers_module
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser, Browsers, Changes
@@ -212,10 +213,11 @@ async def test_what_was_asked_for_is_in_the_list_before_the_service_answers(
 
     desk = Desk(Service("http://service", "key", httpx.MockTransport(answer)))
     browser, view = desk.browsers.of({}), View()
-    asking = asyncio.create_task(desk.draw(browser, Wish("an owl", size="96x64", n=2)))
+    asking = asyncio.create_task(desk.draw(browser, Wish("an owl", size="96x64", n=2, hires=Hires(1.25))))
     await until(lambda: bool(view.found(browser)))
     [shown] = view.found(browser)
-    assert (shown.prompt, shown.n, shown.size) == ("an owl", 2, (96, 64))
+    # As large as the picture that comes, not as its first stage.
+    assert (shown.prompt, shown.n, shown.size) == ("an owl", 2, (120, 80))
     html = cards.drawings_list([shown], searching=False, more=0)
     assert "Asking …" in html
     assert "<button" not in html

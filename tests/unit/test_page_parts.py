@@ -17,18 +17,20 @@ from PIL import Image, PngImagePlugin
 
 from mezzotint import errors
 from mezzotint.backends.fake import FAKE_LIMITS
-from mezzotint.core import Lora
-from mezzotint.errors import MezzotintError, SettingInvalid
+from mezzotint.core import GenerationRequest, Hires, Lora
+from mezzotint.errors import InvalidRequest, MezzotintError, SettingInvalid
+from mezzotint.resolving import resolve
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
 from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
-from mezzotint.ui.receipts import Recipe, read_recipe
+from mezzotint.ui.receipts import Recipe, read_recipe, recipe_of_told
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
 from mezzotint.ui.service import Refused, Unreachable
 from mezzotint.ui.settings import DEFAULT_API, service_address
+from mezzotint.ui.stages import choice_of, read_choice
 
 JOB = {
     "id": "job_1",
@@ -39,6 +41,11 @@ JOB = {
     "size": "128x96",
     "images": [],
 }
+RECEIPT = {
+    "prompt": "an owl", "negative_prompt": None, "seed": 7, "scheduler": "Euler", "steps": 20,
+    "guidance_scale": 5.0, "width": 128, "height": 96, "model": "sdxl", "revision": "r", "backend": "b",
+    "dtype": "float32",
+}  # fmt: skip
 HOSTILE = '<img src=x onerror="alert(1)">'
 
 
@@ -54,6 +61,11 @@ def told(**changes: Any) -> dict[str, Any]:
         "limits": {"steps": 150, "guidance_scale": 50.0, "images": 10, "prompt_characters": 10_000},
         **changes,
     }  # fmt: skip
+
+
+def with_hires(**changes: Any) -> Offer:
+    limits = {**told()["limits"], "hires_scale": 4.0}
+    return read_offer(told(**{"limits": limits, "features": {"hires": True}, **changes}))
 
 
 @pytest.fixture
@@ -295,9 +307,134 @@ class TestOffer:
         assert filled(recipe, offer)[0].get("emphasis") is expected
 
 
+class TestSecondStage:
+    A1111 = "a castle\nSteps: 22, Sampler: Euler, Size: 768x768, Denoising strength: 0.7, "
+
+    def test_so_many_times_larger_is_offered_as_the_service_draws_any_of_its_shapes(self) -> None:
+        # 2048x2048 has more pixels than it draws.
+        assert with_hires().hires_scales == (1.25, 1.5)
+        small = {"default": "512x512", "min": 256, "max": 1024, "max_pixels": 1024**2, "multiple_of": 8}
+        assert with_hires(sizes=small).hires_scales == (1.25, 1.5, 2.0)
+        assert with_hires(sizes=small, limits={**told()["limits"], "hires_scale": 1.5}).hires_scales == (
+            1.25,
+            1.5,
+        )
+        compiled = {**told()["sizes"], "served": ["1024x1024", "1536x1536"]}
+        assert with_hires(sizes=compiled).hires_scales == (1.5,)
+        assert with_hires(sizes={**compiled, "served": ["1024x1024"]}).hires_scales == ()
+
+    def test_a_service_that_does_not_tell_of_it_is_asked_for_none(self, offer: Offer) -> None:
+        for older in (offer, with_hires(features={}), with_hires(features={"hires": False})):
+            assert older.hires_scales == ()
+            assert not older.takes("hires", "1.5")
+            assert older.usual["hires"] == ""
+
+    @pytest.mark.parametrize(
+        "hires", [Hires(1.5), Hires(2.0, 1 / 3), Hires(4.0, 0.7, 10), Hires(1.1 + 1e-15, None, 150)]
+    )
+    def test_what_stands_in_the_form_is_all_of_it(self, hires: Hires) -> None:
+        assert read_choice(choice_of(hires)) == hires
+
+    @pytest.mark.parametrize("text", ["", None, 1.5, "two", "2/0.7/10/1", "2/-1", "2 0.7"])
+    def test_what_is_no_choice_is_no_second_stage(self, text: object) -> None:
+        assert read_choice(text) is None
+
+    @pytest.mark.parametrize(
+        ("settings", "choice"),
+        [
+            ("Hires upscale: 2, Hires steps: 10, Hires upscaler: Lanczos", "2/0.7/10"),
+            ("Hires upscale: 1.5, Hires upscaler: None", "1.5/0.7"),
+            # As many as the first's are the first's, whatever they are made in the form.
+            ("Hires upscale: 1.3, Hires steps: 22", "1.3/0.7"),
+        ],
+    )
+    def test_a_picture_of_a1111_of_two_stages_fills_the_form(self, settings: str, choice: str) -> None:
+        recipe = read_recipe(with_parameters(self.A1111 + settings))
+        assert recipe is not None
+        values, said = filled(recipe, with_hires())
+        assert (values["size"], values["steps"], values["hires"]) == ("768x768", 22, choice)
+        # Its strength is the second stage's.
+        assert said == "The settings of the picture are in the form."
+
+    @pytest.mark.parametrize(
+        ("settings", "choice", "left_out"),
+        [
+            ("Hires upscale: 2, Hires upscaler: Latent", "2/0.7", "hires upscaler Latent"),
+            ("Hires resize: 1024x1536, Hires upscaler: Lanczos", "", "hires resize 1024x1536"),
+            # 1920x1920 has more pixels than are drawn.
+            ("Hires upscale: 2.5", "", "a second stage of 2.5×, strength 0.7"),
+            ("Hires upscale: 1", "", "a second stage of 1×, strength 0.7"),
+            ("Hires upscale: 2, Hires steps: 999", "", "a second stage of 2×, strength 0.7, 999 steps"),
+        ],
+    )
+    def test_what_a1111_draws_in_a_second_stage_and_the_service_does_not_is_said(
+        self, settings: str, choice: str, left_out: str
+    ) -> None:
+        recipe = read_recipe(with_parameters(self.A1111 + settings))
+        assert recipe is not None
+        values, said = filled(recipe, with_hires())
+        assert values["hires"] == choice
+        assert f"The service does not draw with {left_out}: it has its own values there." in said
+        assert "another picture" not in said
+
+    def test_a_picture_of_ours_brings_its_own_along_and_one_of_one_stage_turns_it_off(self) -> None:
+        sizes = {**told()["sizes"], "default": "128x128", "min": 64}
+        for hires, choice in (
+            ({"scale": 1.5, "strength": 0.3, "steps": 20}, "1.5/0.3"),
+            ({"scale": 2.0, "strength": 0.5, "steps": 10}, "2/0.5/10"),
+            (None, ""),
+        ):
+            recipe = recipe_of_told({**RECEIPT, "hires": hires})
+            assert recipe is not None
+            values, said = filled(recipe, with_hires(sizes=sizes))
+            assert (values["hires"], values["size"]) == (choice, "128x96")
+            assert said == "The settings of the picture are in the form."
+
+    def test_of_a_service_without_it_a_pictures_second_stage_is_said_to_be_left_out(self) -> None:
+        recipe = recipe_of_told({**RECEIPT, "hires": {"scale": 1.5, "strength": 0.3, "steps": 20}})
+        assert recipe is not None
+        values, said = filled(recipe, read_offer(told(sizes={**told()["sizes"], "min": 64})))
+        assert values["hires"] == ""
+        assert "does not draw with a second stage of 1.5×, strength 0.3:" in said
+
+    def test_it_is_asked_for_where_the_picture_is_drawn_from_words(self) -> None:
+        wish = Wish("an owl", size="128x96", hires=Hires(1.5))
+        assert wish.body()["hires"] == {"scale": 1.5}
+        assert wish.drawn_size == "192x144"
+        told_all = replace(wish, hires=Hires(2.0, 0.5, 10)).body()["hires"]
+        assert told_all == {"scale": 2.0, "strength": 0.5, "steps": 10}
+        assert "hires" not in replace(wish, image=b"picture").body()
+        assert (replace(wish, hires=None).drawn_size, replace(wish, size="").drawn_size) == ("128x96", "")
+
+    def test_the_opened_picture_has_its_own_size_and_says_what_was_drawn(self) -> None:
+        receipt = {**RECEIPT, "hires": {"scale": 1.5, "strength": 0.3, "steps": 20}}
+        html = cards.opened_picture("job_1", 0, receipt)
+        assert 'width="192" height="144"' in html
+        assert "<dd>192×144</dd>" in html
+        assert "<dt>Second stage</dt><dd>1.5×, strength 0.3, 20 steps, from 128×96</dd>" in html
+        assert "Second stage" not in cards.opened_picture("job_1", 0, RECEIPT)
+
+    @pytest.mark.parametrize(
+        ("hires", "said"),
+        [
+            (Hires(4.0), "Second stage of 4 makes 512x512 2048x2048: width must be"),
+            (Hires(9.0), "Second stage must be above 1 and at most 4, not 9"),
+            (Hires(2.0, 2.0), "Second stage's strength must be above 0 and at most 1"),
+            (Hires(2.0, None, 0), "Second stage's steps must be"),
+        ],
+    )
+    def test_what_the_service_refuses_of_it_is_said_in_the_forms_words(self, hires: Hires, said: str) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            resolve(GenerationRequest("an owl", width=512, height=512, hires=hires), FAKE_LIMITS)
+        sentence = sentence_of(refused.value.code, refused.value.message)
+        assert sentence.startswith(said)
+        assert "hires" not in sentence
+
+
 class TestKept:
     def test_what_a_browser_kept_of_the_form_comes_back(self) -> None:
         kept = {"prompt": "an owl", "n": 3, "seed": "7", "loras": ["ink"], "style": "anime", "emphasis": True}
+        kept["hires"] = "1.5/0.3"
         assert read_kept(kept) == kept
 
     @pytest.mark.parametrize(
@@ -305,7 +442,7 @@ class TestKept:
         [
             None,
             "form",
-            {"prompt": 7, "n": "3", "loras": "ink", "emphasis": "on"},
+            {"prompt": 7, "n": "3", "loras": "ink", "emphasis": "on", "hires": 1.5},
             {"loras": [7], "tab": "edit"},
         ],
     )
@@ -320,6 +457,9 @@ class TestKept:
             ("steps", 150, 151),
             ("guidance", 0, -1),
             ("scheduler", "Euler", "Restart"),
+            ("hires", "", "9"),
+            ("hires", "1.7/0.5/10", "1.7/0/10"),
+            ("hires", "2", "twice"),
             ("model", "sdxl", "other"),
             ("loras", ["ink"], ["oil"]),
         ],
@@ -327,7 +467,7 @@ class TestKept:
     def test_what_the_service_would_not_draw_with_is_told_apart(
         self, field: str, good: object, bad: object
     ) -> None:
-        offer = read_offer(told(loras=[{"name": "ink"}], sizes={**told()["sizes"], "min": 64}))
+        offer = with_hires(loras=[{"name": "ink"}], sizes={**told()["sizes"], "min": 64})
         assert offer.takes(field, good)
         assert not offer.takes(field, bad)
 

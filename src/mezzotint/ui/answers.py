@@ -23,6 +23,7 @@ from mezzotint.ui.parts import Parts
 from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import Notice, notice_of
 from mezzotint.ui.service import ServiceError
+from mezzotint.ui.stages import read_choice
 from mezzotint.ui.widgets import filled_in
 
 __all__ = ["Answers"]
@@ -43,9 +44,12 @@ class Answers:
     def __init__(self, desk: Desk, parts: Parts) -> None:
         self._desk, self._parts = desk, parts
 
-    async def draw(self, request: gr.Request, prompt: str, size: str, n: float, *rest: Any) -> Updates:
+    async def draw(
+        self, request: gr.Request, prompt: str, size: str, hires: str, n: float, *rest: Any
+    ) -> Updates:
         *settings, kept = rest
-        return await self._begin(kept, request, settings, prompt=prompt, size=size or "", n=n)
+        drawn = {"size": size or "", "hires": read_choice(hires), "n": n}
+        return await self._begin(kept, request, settings, prompt=prompt, **drawn)
 
     async def edit(
         self,

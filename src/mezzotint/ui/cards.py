@@ -11,6 +11,7 @@ from typing import Any
 
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.sentences import Notice, as_sentence, sentence_of
+from mezzotint.ui.stages import larger, read_stage, stage_in_words
 
 __all__ = [
     "banner",
@@ -113,7 +114,9 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     """The picture at its size, its files, and its receipt to read."""
     source = f"pictures/{escape(drawing_id)}/{n}"
     prompt, seed = str(receipt.get("prompt", "")), escape(str(receipt.get("seed", n)))
-    size = f'width="{int(receipt["width"])}" height="{int(receipt["height"])}"'
+    hires, first = read_stage(receipt), f"{int(receipt['width'])}x{int(receipt['height'])}"
+    width, height = larger(first, hires).split("x")
+    size = f'width="{width}" height="{height}"'
     links = "".join(
         f'<a class="mz-download" href="{source}.{suffix}" download="plate-{seed}.{suffix}">'
         f'<span class="mz-aloud">Download as </span>{name}</a>'
@@ -122,7 +125,9 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     told = {
         label: receipt[name] for name, label in FIRST_FIELDS.items() if receipt.get(name) not in (None, "")
     }
-    told["Size"] = f"{receipt['width']}×{receipt['height']}"
+    told["Size"] = f"{width}×{height}"
+    if hires is not None:
+        told["Second stage"] = f"{stage_in_words(hires)}, from {first.replace('x', '×')}"
     told |= {f"LoRA {lora['name']}": lora["scale"] for lora in receipt.get("loras") or ()}
     if receipt.get("emphasis"):
         told["Prompt read"] = "as in A1111"

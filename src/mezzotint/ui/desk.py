@@ -54,7 +54,7 @@ class Desk:
         prompt = wish.prompt.strip()
         if not prompt:
             return NO_PROMPT
-        with browser.asking(Drawing.asked_for(prompt, wish.n, wish.size)):
+        with browser.asking(Drawing.asked_for(prompt, wish.n, wish.drawn_size)):
             try:
                 job = await self.service.create_job(wish.body())
             except ServiceError as error:

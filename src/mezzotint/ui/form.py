@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mezzotint.core import MAX_SEED, Lora
+from mezzotint.core import MAX_SEED, Hires, Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
+from mezzotint.ui.stages import OFF, choice_of, larger, stage_in_words
 
 __all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed", "read_whole"]
 
@@ -47,6 +48,7 @@ KEPT: Mapping[str, type | tuple[type, ...]] = {
     "steps": NUMBER,
     "guidance": NUMBER,
     "scheduler": str,
+    "hires": str,
     "seed": str,
     "model": str,
     "loras": list,
@@ -66,6 +68,7 @@ class Wish:
     emphasis: bool = False
     style: str = ""
     size: str = ""
+    hires: Hires | None = None
     steps: int | None = None
     guidance: float | None = None
     scheduler: str = ""
@@ -77,6 +80,11 @@ class Wish:
     image: bytes | None = None
     mask: bytes | None = None
 
+    @property
+    def drawn_size(self) -> str:
+        """Of the picture that comes: `WIDTHxHEIGHT`, or empty where that is the service's to say."""
+        return larger(self.size, self.hires)
+
     def body(self) -> dict[str, Any]:
         """The body of `POST /v1/images/jobs`, without what was left open."""
         fields: dict[str, Any] = {
@@ -86,6 +94,8 @@ class Wish:
             "style_preset": self.style,
             # A picture that is changed keeps its size, or the nearest that is served.
             "size": self.size if self.image is None else "",
+            # Nor has it a second stage: the service enlarges what is drawn from words.
+            "hires": _told(self.hires) if self.image is None else None,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "scheduler": self.scheduler,
@@ -168,12 +178,25 @@ def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]
             values[name] = value
         else:
             left_out.append(f"{name} {value}")
+    values["hires"] = OFF
+    if recipe.hires is not None:
+        if offer is None or offer.enlarges(str(values["size"]), recipe.hires):
+            values["hires"] = choice_of(recipe.hires)
+        else:
+            left_out.append(f"a second stage of {stage_in_words(recipe.hires)}")
+    left_out += recipe.unserved
     said = ["The settings of the picture are in the form."]
     if left_out:
         said.append(f"The service does not draw with {' or '.join(left_out)}: it has its own values there.")
     if recipe.strength is not None:
         said.append("It was drawn from another picture: its settings alone draw something else.")
     return values, " ".join(said)
+
+
+def _told(hires: Hires | None) -> dict[str, Any] | None:
+    if hires is None:
+        return None
+    return {name: value for name, value in asdict(hires).items() if value is not None}
 
 
 def _encoded(file: bytes | None) -> str | None:

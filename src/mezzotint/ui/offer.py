@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from mezzotint.core import Hires
 from mezzotint.ui.drawing import SIZE, Shape
+from mezzotint.ui.stages import OFF, SCALES, larger, read_choice
 
 __all__ = ["Offer", "OfferedLora", "read_offer"]
 
@@ -32,7 +34,7 @@ class OfferedLora:
 
 @dataclass(frozen=True)
 class Offer:
-    """sizes: label and `WIDTHxHEIGHT`, the model's own first."""
+    """sizes: label and `WIDTHxHEIGHT`, the model's own first. max_hires_scale: 0 without second stages."""
 
     models: tuple[str, ...]
     loras: tuple[OfferedLora, ...]
@@ -50,6 +52,7 @@ class Offer:
     max_pixels: int
     min_size: int
     served: tuple[str, ...]
+    max_hires_scale: float
 
     def defaults_with(self, chosen: Collection[str]) -> tuple[int, float, str]:
         """Steps, guidance and scheduler that go with these LoRAs."""
@@ -69,6 +72,7 @@ class Offer:
             "steps": self.steps,
             "guidance": self.guidance,
             "scheduler": self.scheduler,
+            "hires": OFF,
             "model": self.models[0],
             "loras": [],
         }
@@ -83,6 +87,8 @@ class Offer:
                 return isinstance(value, int | float) and low <= value <= high
             case "scheduler":
                 return value in self.schedulers
+            case "hires":
+                return value == OFF or self._takes_stage(read_choice(value))
             case "model":
                 return value in self.models
             case "loras":
@@ -94,6 +100,27 @@ class Offer:
     def _bounds(self, field: str) -> tuple[float, float]:
         most = {"steps": self.max_steps, "guidance": self.max_guidance, "n": self.max_images}
         return (0 if field == "guidance" else 1), most[field]
+
+    @property
+    def hires_scales(self) -> tuple[float, ...]:
+        """How many times larger a second stage is offered: what it draws of none of its sizes is left out."""
+        return tuple(
+            scale
+            for scale in SCALES
+            if scale <= self.max_hires_scale
+            and any(self.accepts(larger(size, Hires(scale))) for _, size in self.sizes)
+        )
+
+    def enlarges(self, size: str, hires: Hires) -> bool:
+        """Whether a picture of this size would get that second stage."""
+        return self._takes_stage(hires) and self.accepts(larger(size, hires))
+
+    def _takes_stage(self, hires: Hires | None) -> bool:
+        # What is not offered at all is not on the page, where somebody could turn it off.
+        if hires is None or not self.hires_scales or not 1 < hires.scale <= self.max_hires_scale:
+            return False
+        strength = hires.strength is None or 0 < hires.strength <= 1
+        return strength and (hires.steps is None or self.takes("steps", hires.steps))
 
     def accepts(self, size: str) -> bool:
         """Whether a picture of this size would be drawn."""
@@ -113,6 +140,8 @@ class Offer:
 def read_offer(told: Mapping[str, Any]) -> Offer:
     """Raises: KeyError, TypeError, ValueError: this is no answer of `/v1/capabilities`."""
     sizes, defaults, limits = told["sizes"], told["defaults"], told["limits"]
+    # An older service tells of none.
+    features = told.get("features") or {}
     served = tuple(str(size) for size in sizes.get("served") or ())
     return Offer(
         models=tuple(str(model["id"]) for model in told["models"]),
@@ -131,6 +160,7 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
         max_pixels=int(sizes["max_pixels"]),
         min_size=int(sizes["min"]),
         served=served,
+        max_hires_scale=float(limits.get("hires_scale", 0)) if features.get("hires") else 0.0,
     )
 
 

@@ -49,7 +49,7 @@ def build_page(desk: Desk) -> gr.Blocks:
 def _wire_wishes(parts: Parts, answers: Answers) -> None:
     form, settings, editor = parts.form, parts.settings, parts.editor
     rest = [*settings.inputs, parts.stored]
-    asked = [form.prompt, form.size, form.n, *rest]
+    asked = [form.prompt, form.size, settings.hires, form.n, *rest]
     begun = [parts.notice, parts.search]
     # As they come: whether a shape is one is the service's to say, not what this page was told before.
     as_sent = {**QUIET, "preprocess": False}
@@ -68,7 +68,8 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
 
 def _wire_pictures(parts: Parts, answers: Answers) -> None:
     opened, editor = parts.opened, parts.editor
-    filling = [parts.notice, parts.tabs, parts.form.prompt, parts.form.size, *parts.settings.inputs]
+    form, settings = parts.form, parts.settings
+    filling = [parts.notice, parts.tabs, form.prompt, form.size, settings.hires, *settings.inputs]
     shown = [parts.notice, parts.stored, *opened.outputs]
     parts.drawings.act(answers.act, [opened.which, parts.stored], shown, **QUIET)
     parts.file.upload(answers.read_file, [parts.file], [parts.file, *filling], **QUIET)
@@ -76,7 +77,7 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
     begun = [parts.notice, parts.search]
     opened.vary.click(answers.vary, [opened.which, parts.stored], begun, **QUIET)
     # In one piece: an editor that is still being set up takes no picture.
-    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt, parts.settings.emphasis]
+    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt, settings.emphasis]
     opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
     opened.close.click(opened.closed, None, opened.outputs, **QUIET)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mezzotint.core import MAX_LORA_SCALE, Lora, Receipt
+from mezzotint.core import MAX_LORA_SCALE, Hires, Lora, Receipt
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
@@ -40,6 +40,10 @@ class Recipe:
     # How far from another picture; where it says so, its settings alone draw something else.
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
+    # Without steps, where they are the first stage's.
+    hires: Hires | None = None
+    # What A1111 says of its second stage and no form of ours can.
+    unserved: tuple[str, ...] = ()
 
 
 def recipe_of(receipt: Receipt) -> Recipe:
@@ -54,6 +58,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
         seed=receipt.seed,
         strength=receipt.strength,
         loras=tuple(Lora(lora.name, lora.scale) for lora in receipt.loras),
+        hires=_of_steps(receipt.hires, receipt.steps),
     )
 
 
@@ -100,7 +105,8 @@ def _parse(text: str) -> Recipe | None:
     prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
     if not prompt.strip() and not settings:
         return None
-    size = settings.get("size", "")
+    size, hires, unserved = settings.get("size", ""), _hires(settings), _unserved(settings)
+    steps, strength = _whole(settings.get("steps")), _number(settings.get("denoising strength"))
     return Recipe(
         prompt=LORA.sub("", prompt).strip(),
         loras=tuple(Lora(name, _scale(told)) for name, told in LORA.findall(prompt)),
@@ -108,12 +114,33 @@ def _parse(text: str) -> Recipe | None:
         # To A1111 they weigh words unless it says otherwise.
         emphasis=settings.get("emphasis") != "None" if has_marks(prompt, negative) else None,
         size=size if re.fullmatch(r"\d{1,4}x\d{1,4}", size) else None,
-        steps=_whole(settings.get("steps")),
+        steps=steps,
         guidance=_number(settings.get("cfg scale")),
         scheduler=_scheduler(settings.get("sampler", ""), settings.get("schedule type", "")),
         seed=_whole(settings.get("seed")),
-        strength=_number(settings.get("denoising strength")),
+        # Of a picture of two stages it is the second's.
+        strength=strength if hires is None and not unserved else None,
+        hires=_of_steps(hires, steps),
+        unserved=unserved,
     )
+
+
+def _hires(settings: Mapping[str, str]) -> Hires | None:
+    scale = _number(settings.get("hires upscale"))
+    if scale is None:
+        return None
+    return Hires(scale, _number(settings.get("denoising strength")), _whole(settings.get("hires steps")))
+
+
+def _unserved(settings: Mapping[str, str]) -> tuple[str, ...]:
+    """To another size than so many times the first; by another filter than ours, which "None" is to A1111."""
+    others = {name: settings.get(name, "") for name in ("hires resize", "hires upscaler")}
+    return tuple(f"{name} {said}" for name, said in others.items() if said not in ("", "None", "Lanczos"))
+
+
+def _of_steps(hires: Hires | None, steps: int | None) -> Hires | None:
+    """Where both stages are of as many steps, the second follows the first's in the form."""
+    return replace(hires, steps=None) if hires is not None and hires.steps == steps else hires
 
 
 def _scheduler(sampler: str, schedule: str) -> str | None:

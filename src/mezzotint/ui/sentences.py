@@ -43,6 +43,10 @@ LABELS = {
     "negative_prompt": "Leave out",
     "style_preset": "Style",
     "output_format": "Format",
+    "hires.scale": "Second stage",
+    "hires.strength": "Second stage's strength",
+    "hires.steps": "Second stage's steps",
+    "hires": "Second stage",
     "loras": "LoRAs",
 }
 INTERNAL = "Something went wrong inside the service. Draw again; if it stays, tell whoever runs it."
@@ -71,7 +75,7 @@ def as_sentence(said: str) -> str:
     """The service's words with a capital and a full stop, and the fields called as the form calls them."""
     said = " ".join(said.split())
     for field, label in LABELS.items():
-        said = re.sub(rf"\b{field}\b", label, said)
+        said = re.sub(rf"\b{re.escape(field)}\b", label, said)
     if not said:
         return ""
     begun = said[0].upper() + said[1:]

@@ -10,9 +10,11 @@ from typing import Any
 import gradio as gr
 from gradio.components.image_editor import EditorData, EditorValue
 
+from mezzotint.core import Hires
 from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large
 from mezzotint.ui.form import STYLES
 from mezzotint.ui.offer import Offer
+from mezzotint.ui.stages import OFF, choice_of, read_choice, stage_in_words
 
 __all__ = ["Editor", "Form", "Settings"]
 
@@ -57,7 +59,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is folded away. Used for new drawings and for changed ones."""
+    """What is folded away. Used for new drawings and, but for `hires`, for changed ones."""
 
     negative_prompt: gr.Textbox
     emphasis: gr.Checkbox
@@ -65,6 +67,7 @@ class Settings:
     steps: gr.Slider
     guidance: gr.Slider
     scheduler: gr.Dropdown
+    hires: gr.Radio
     seed: gr.Textbox
     new_seed: gr.Button
     same_seed: gr.Button
@@ -88,6 +91,10 @@ class Settings:
         steps = gr.Slider(1, 100, value=20, step=1, label="Steps", buttons=[], **_typed("steps"))
         guidance = gr.Slider(0, 20, value=5, step=0.1, label="Guidance", buttons=[], **_typed("guidance"))
         scheduler = gr.Dropdown([], label="Scheduler", **OPEN)
+        hires = gr.Radio(
+            [("Off", OFF)], value=OFF, label="Second stage", visible=False, **_typed("hires"),
+            info="Draws a new picture, enlarges it and draws over it at that size: the composition stays",
+        )  # fmt: skip
         seed = gr.Textbox(label="Seed", max_lines=1, placeholder="A new one each time", **_typed("seed"))
         with gr.Row():
             new_seed = gr.Button("Random seed", size="sm")
@@ -99,15 +106,15 @@ class Settings:
             **_typed("lora-scale"),
         )  # fmt: skip
         return cls(
-            negative, emphasis, style, steps, guidance, scheduler, seed, new_seed, same_seed, model, loras,
-            lora_scale,
+            negative, emphasis, style, steps, guidance, scheduler, hires, seed, new_seed, same_seed, model,
+            loras, lora_scale,
         )  # fmt: skip
 
     @property
     def inputs(self) -> list[Any]:
-        """The widgets whose values are part of a wish, in the order that `Answers` reads them in."""
-        buttons = ("new_seed", "same_seed")
-        return [getattr(self, each.name) for each in fields(self) if each.name not in buttons]
+        """The widgets whose values are part of every wish, in the order that `Answers` reads them in."""
+        others = ("hires", "new_seed", "same_seed")
+        return [getattr(self, each.name) for each in fields(self) if each.name not in others]
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,11 @@ def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, A
         settings.steps: gr.update(maximum=offer.max_steps, **own.get("steps", {})),
         settings.guidance: gr.update(maximum=offer.max_guidance, **own.get("guidance", {})),
         settings.scheduler: gr.update(choices=list(offer.schedulers), **own.get("scheduler", {})),
+        settings.hires: gr.update(
+            choices=_stages(offer, held.get("hires", OFF)),
+            visible=bool(offer.hires_scales),
+            **own.get("hires", {}),
+        ),
         settings.model: gr.update(choices=list(offer.models), **own.get("model", {})),
         settings.loras: gr.update(
             choices=[(each.title, each.name) for each in offer.loras], visible=lora, **own.get("loras", {})
@@ -199,13 +211,18 @@ def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, A
 def filled_in(
     form: Form, settings: Settings, values: Mapping[str, Any], offer: Offer | None
 ) -> dict[Any, Any]:
-    """The widgets' values, by the field's name. A size that is not among the choices joins them."""
+    """The widgets' values, by the field's name.
+
+    A size or a second stage that is not among the choices joins them.
+    """
     updates = {}
     for name, value in values.items():
         widget = getattr(form, name, None) or getattr(settings, name)
         updates[widget] = value
     if offer is not None and values.get("size") is not None:
         updates[form.size] = gr.update(choices=_sizes(offer, values["size"]), value=values["size"])
+    if offer is not None and "hires" in values:
+        updates[settings.hires] = gr.update(choices=_stages(offer, values["hires"]), value=values["hires"])
     return updates
 
 
@@ -214,3 +231,11 @@ def _sizes(offer: Offer, chosen: str | None) -> list[tuple[str, str]]:
     if chosen is None or chosen in [size for _, size in offer.sizes]:
         return list(offer.sizes)
     return [*offer.sizes, (chosen.replace("x", "×"), chosen)]
+
+
+def _stages(offer: Offer, chosen: str) -> list[tuple[str, str]]:
+    """The choices, with what is chosen among them."""
+    stages, own = [Hires(scale) for scale in offer.hires_scales], read_choice(chosen)
+    if own is not None and own not in stages:
+        stages.append(own)
+    return [("Off", OFF), *((stage_in_words(stage), choice_of(stage)) for stage in stages)]
