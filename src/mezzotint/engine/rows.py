@@ -128,6 +128,7 @@ class Row:
 
     key, remaining: of the stage it is at, the latter its evaluations that are left.
     later: the stages after it.
+    evaluations_left: until the picture.
     """
 
     id: str
@@ -142,30 +143,29 @@ class Row:
     key: BatchKey = field(init=False)
     remaining: int = field(init=False)
     later: tuple[Stage, ...] = field(init=False)
-    # Asked for in every comparison of a plan.
-    _evaluations_later: int = field(init=False)
+    evaluations_left: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.evaluations_left = sum(stage.evaluations for stage in self.stages)
         self._enter(self.stages)
+
+    def step(self) -> None:
+        """One evaluation further."""
+        self.remaining -= 1
+        self.evaluations_left -= 1
+        self.passed_over = 0
 
     def go_on(self) -> None:
         """To the next stage."""
-        self.passed_over = 0
         self._enter(self.later)
 
     def _enter(self, stages: tuple[Stage, ...]) -> None:
         self.key, self.remaining, self.later = stages[0].key, stages[0].evaluations, stages[1:]
-        self._evaluations_later = sum(stage.evaluations for stage in self.later)
 
     @property
     def left(self) -> tuple[Stage, ...]:
         """The stages that it has before it; of the one it is at, what remains."""
         return (Stage(self.key, self.remaining), *self.later)
-
-    @property
-    def evaluations_left(self) -> int:
-        """Until the picture."""
-        return self.remaining + self._evaluations_later
 
     @property
     def active(self) -> bool:

@@ -69,8 +69,7 @@ class Scheduler:
             if row.state is not State.RUNNING or row.remaining < 1:
                 raise IllegalMove(f"{row.id} is {row.state.value} and cannot step")
         for row in moved:
-            row.remaining -= 1
-            row.passed_over = 0
+            row.step()
             self._charged[row.tenant] += self._share(row, moved)
             if row.remaining == 0:
                 self._charged[row.tenant] += self._cost.decode_seconds(row.key) / row.weight
