@@ -479,23 +479,6 @@ def test_closing_ends_every_request_and_refuses_new_ones(make_backend: MakeBacke
     assert not engine.alive
 
 
-def test_draining_finishes_what_is_here_first(make_backend: MakeBackend) -> None:
-    engine = Engine(make_backend(pass_seconds=0.005))
-    tickets = [engine.submit(ask(steps=10)) for _ in range(6)]
-    engine.close(drain=True)
-    for ticket in tickets:
-        assert ticket.result(LIMIT_SECONDS).receipt.steps == 10
-
-
-def test_draining_waits_for_no_request_that_was_cancelled(make_backend: MakeBackend) -> None:
-    engine = Engine(make_backend(pass_seconds=0.2))
-    ticket = engine.submit(ask(steps=150))
-    ticket.cancel()
-    engine.close(drain=True, timeout=LIMIT_SECONDS)
-    with pytest.raises(RequestCancelled):
-        ticket.result(LIMIT_SECONDS)
-
-
 def test_the_loop_sleeps_while_the_decoder_holds_every_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, plans = threading.Event(), 0
     plan = Scheduler.plan
