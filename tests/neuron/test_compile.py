@@ -17,13 +17,13 @@ import torch
 from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.cli.main import run
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
-from mezzotint.models import compiling, graphs, write_manifest
+from mezzotint.models import compiling, graphs
 from mezzotint.models import tracing as tracing_module
 from mezzotint.models.artefact import read_artefact, verify_artefact
 from mezzotint.models.artefact_store import download
 from mezzotint.models.compiling import Order, compile_model
 from mezzotint.models.locations import describe
-from mezzotint.models.manifest import read_manifest
+from mezzotint.models.manifest import read_manifest, write_manifest
 from mezzotint.models.reading import load_parts
 
 SIZES = ((64, 64), (64, 32))
