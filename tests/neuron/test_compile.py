@@ -279,7 +279,7 @@ def torch_neuronx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     (package / "torch_neuronx.py").write_text(STUB)
     monkeypatch.syspath_prepend(str(package))
     versions = {"torch": "2.8.0", "torch-neuronx": "2.8.0.2.10.16998", "neuronx-cc": "2.21.33363"}
-    monkeypatch.setattr(tracing_module, "_installed", versions.get)
+    monkeypatch.setattr(tracing_module, "installed", versions.get)
     yield
     sys.modules.pop("torch_neuronx", None)
 
@@ -311,7 +311,7 @@ def test_for_a_chip_each_component_gets_its_flags_and_the_unet_a_timestep_a_row(
 def test_a_placeholder_of_the_compiler_is_told_from_the_real_one(
     tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing_module, "_installed", {"torch-neuronx": "1.0", "neuronx-cc": "1.0"}.get)
+    monkeypatch.setattr(tracing_module, "installed", {"torch-neuronx": "1.0", "neuronx-cc": "1.0"}.get)
     monkeypatch.setitem(sys.modules, "torch_neuronx", None)
     with pytest.raises(SettingInvalid, match="cannot be imported"):
         compile_model(order(tiny_sdxl, target="inf2"), str(tmp_path / "out"))
