@@ -59,7 +59,6 @@ class EngineStatus:
     decoding: int
     backlog_s: float
     passes: int
-    images_stepped: int
     pass_s: float
     busy_s: float
 
@@ -112,7 +111,7 @@ class Engine:
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._passes = self._images_stepped = 0
+        self._passes = 0
         self._pass_s = self._busy_s = 0.0
         self._turn_began: float | None = None
         # Seconds by phase, of an engine that `load` made.
@@ -292,7 +291,6 @@ class Engine:
                 decoding=scheduler.count(State.DECODING),
                 backlog_s=scheduler.backlog_seconds(),
                 passes=self._passes,
-                images_stepped=self._images_stepped,
                 pass_s=self._pass_s,
                 busy_s=self._busy_s,
             )
@@ -407,7 +405,6 @@ class Engine:
             tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
             self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1
-            self._images_stepped += len(plan.rows)
             self._pass_s += seconds
             finished = self._requests.settle(plan, failed, previews)
         for request_id in finished:
