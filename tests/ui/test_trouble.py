@@ -11,7 +11,7 @@ from playwright.sync_api import Page, Route, expect
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
-from tests.deploy.ports import free_port
+from tests.ports import free_port
 from tests.ui.acts import begin, card, draw, number, open_settings, reload_once_back
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server

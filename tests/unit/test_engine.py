@@ -43,6 +43,7 @@ from mezzotint.errors import (
     ShuttingDown,
 )
 from tests.backends import Instrumented
+from tests.waiting import wait_until
 
 LIMIT_SECONDS = 60.0
 MakeBackend = Callable[..., FakeBackend | Instrumented]
@@ -50,13 +51,6 @@ MakeBackend = Callable[..., FakeBackend | Instrumented]
 
 def ask(prompt: str = "a fox", **fields: object) -> GenerationRequest:
     return GenerationRequest(prompt, **{"seed": 1, **fields})  # type: ignore[arg-type]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.001)
 
 
 @pytest.fixture(params=["fake", "modules", "graphs"])
