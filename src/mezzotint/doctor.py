@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import socket
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from mezzotint.errors import MezzotintError
+from mezzotint.neuron_versions import explain, find_versions, numbers_of
 
 __all__ = ["FLOORS", "NEURON_FLOORS", "SERVE_FLOORS", "Finding", "examine"]
 
@@ -93,8 +93,6 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from mezzotint.neuron_versions import find_versions
-
     neuron = find_versions()
     floors = FLOORS if neuron is None or neuron.torch_neuronx is None else NEURON_FLOORS
     for name, floor in floors.items():
@@ -114,15 +112,9 @@ def _package(
         found = version(name)
     except PackageNotFoundError:
         return Finding(missing, name, "not installed", install)
-    if _numbers(found) < floor:
+    if numbers_of(found) < floor:
         return Finding("wrong", name, f"{found}; at least {at_least} is needed", install)
     return Finding("ok", name, found)
-
-
-def _numbers(found: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` as (2, 13, 0)."""
-    match = re.match(r"\d+(\.\d+)*", found)
-    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 def _torch() -> Iterator[Finding]:
@@ -145,8 +137,6 @@ def _torch() -> Iterator[Finding]:
 
 
 def _neuron() -> Iterator[Finding]:
-    from mezzotint.neuron_versions import explain, find_versions
-
     versions = find_versions()
     if versions is not None:
         for state, part, found, fix in explain(versions):

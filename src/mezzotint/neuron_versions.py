@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["NeuronVersions", "explain", "find_versions"]
+__all__ = ["NeuronVersions", "explain", "find_versions", "numbers_of"]
 
 State = Literal["ok", "note", "wrong"]
 Told = tuple[State, str, str, str]
@@ -78,7 +78,7 @@ def _driver(found: NeuronVersions) -> Told:
     told = f"{found.driver}, runtime {found.runtime or 'not found'}"
     if found.runtime is None:
         return "note", part, told, "the runtime comes with the Neuron image: aws-neuronx-runtime-lib"
-    if _numbers(found.driver) >= NEW_DRIVER and _numbers(found.runtime) < RUNTIME_FOR_IT:
+    if numbers_of(found.driver) >= NEW_DRIVER and numbers_of(found.runtime) < RUNTIME_FOR_IT:
         fix = (
             "this driver wants runtime 2.33 or newer, and nrt_init will fail; SDK 2.26.1 images carry 2.28: "
             "take a host with an older driver (EKS AL2023 AMI v20260625 has 2.28) or a newer image"
@@ -93,8 +93,8 @@ def _framework(found: NeuronVersions) -> Told:
         return "note", part, "not installed", "it comes with the Neuron image (deploy/docker/neuron)"
     told = f"{found.torch_neuronx}, torch {found.torch or 'not found'}"
     # A torch-neuronx bears the version of the torch that it is built for.
-    if found.torch is None or _numbers(found.torch)[:2] != _numbers(found.torch_neuronx)[:2]:
-        wanted = ".".join(map(str, _numbers(found.torch_neuronx)[:2]))
+    if found.torch is None or numbers_of(found.torch)[:2] != numbers_of(found.torch_neuronx)[:2]:
+        wanted = ".".join(map(str, numbers_of(found.torch_neuronx)[:2]))
         return "wrong", part, told, f"it is built for torch {wanted}; install that"
     return "ok", part, told, ""
 
@@ -116,14 +116,14 @@ def _compiler(found: NeuronVersions) -> Told:
 
 
 def _starts(found: str | None, beginning: Sequence[int]) -> bool:
-    return found is not None and _numbers(found)[: len(beginning)] == tuple(beginning)
+    return found is not None and numbers_of(found)[: len(beginning)] == tuple(beginning)
 
 
 def _dotted(numbers: Sequence[int]) -> str:
     return ".".join(map(str, numbers))
 
 
-def _numbers(found: str) -> tuple[int, ...]:
+def numbers_of(found: str) -> tuple[int, ...]:
     """`2.8.0.2.10.16998+a9b5f4b` as (2, 8, 0, 2, 10, 16998); without a number, nothing."""
     match = re.match(r"\d+(\.\d+)*", found)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
@@ -135,7 +135,7 @@ def _package(name: str) -> str | None:
     except PackageNotFoundError:
         return None
     # On PyPI these names are placeholders without content.
-    return found if name == "torch" or _numbers(found) > (1,) else None
+    return found if name == "torch" or numbers_of(found) > (1,) else None
 
 
 def _read(path: Path) -> str | None:

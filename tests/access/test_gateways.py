@@ -18,7 +18,8 @@ from mezzotint.errors import MezzotintError, StoreUnavailable
 from mezzotint.serve.access import cache
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.stores.keys import Key, KeyStore, NewKey
-from tests.api.inprocess import WAIT_SECONDS, Gate, gate, replica_of, settings_of, usage_written
+from tests.api.inprocess import Gate, gate, replica_of, settings_of, usage_written
+from tests.waiting import WAIT_SECONDS
 
 GENERATIONS = "/v1/images/generations"
 HELD = "held"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,9 @@ from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.peers import Peers
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import Services, open_services
+from tests.waiting import until
 
-__all__ = ["Gate", "gate", "until", "usage_written"]
-
-WAIT_SECONDS = 90.0
+__all__ = ["Gate", "gate", "usage_written"]
 
 
 @dataclass
@@ -73,13 +70,3 @@ async def usage_written(access: Access) -> None:
         return not usage._used and not usage._unsettled
 
     await until(written, "usage to be written")
-
-
-async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
-    """Ask until the answer is true; that answer."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if answer := await condition():
-            return answer
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"not within {WAIT_SECONDS} s: {what}")

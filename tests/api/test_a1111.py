@@ -22,7 +22,8 @@ from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.runs import Run
 from mezzotint.serve.wire import Drawn
-from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.waiting import until
 
 SMALL = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 2}
 

@@ -13,7 +13,8 @@ import pytest
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.imaging.metadata import read_receipt
-from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.waiting import until
 
 PROMPT = "a (fox:1.3) [sleeping]"
 ASKED: dict[str, Any] = {"prompt": PROMPT, "seed": 1}

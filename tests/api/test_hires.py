@@ -15,7 +15,8 @@ from PIL import Image as PilImage
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import Hires
 from mezzotint.imaging.metadata import read_receipt
-from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.waiting import until
 
 ASKED: dict[str, Any] = {"prompt": "a fox", "seed": 1}
 DRAWN = Hires(2.0, 0.5, 10)

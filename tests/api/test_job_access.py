@@ -23,7 +23,8 @@ from mezzotint.serve.access.limits import Limits
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores.keys import KeyStore, NewKey
 from mezzotint.serve.wire import Order, WireEvent
-from tests.api.inprocess import Gate, gate, replica_of, settings_of, until, usage_written
+from tests.api.inprocess import Gate, gate, replica_of, settings_of, usage_written
+from tests.waiting import until
 
 JOBS = "/v1/images/jobs"
 SMALL = {"prompt": "a lighthouse", "size": "64x64", "num_inference_steps": 4, "seed": 11}

@@ -39,7 +39,8 @@ from mezzotint.serve.stores.job_rows import MAX_LOST, settle_overdue
 from mezzotint.serve.stores.jobs import JobStore
 from mezzotint.serve.stores.tables import jobs
 from mezzotint.serve.wire import Order, WireEvent
-from tests.api.inprocess import WAIT_SECONDS, Gate, gate, replica_of, settings_of, until
+from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.waiting import WAIT_SECONDS, until
 
 JOBS = "/v1/images/jobs"
 SMALL = {"prompt": "a lighthouse", "size": "64x64", "num_inference_steps": 4, "seed": 11}

@@ -13,7 +13,8 @@ import pytest
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ServedLora
 from mezzotint.imaging.metadata import read_receipt
-from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.waiting import until
 
 INK = ServedLora("ink", "Ink", "a" * 64)
 FEW = ServedLora("few-step", "Four steps", "b" * 64, steps=4, guidance_scale=1.0, scheduler="LCM")

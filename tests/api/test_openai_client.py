@@ -7,7 +7,7 @@ import io
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from mezzotint.errors import GenerationFailed, MezzotintError
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
+from tests.waiting import wait_until
 
 FAULT_PROMPT = "break the device"
 STEP_BY_STEP_PROMPT = "step"
@@ -321,7 +322,7 @@ def test_a_deadline_that_passes_is_told_and_not_sent_again(tmp_path: Path) -> No
 def test_a_full_server_says_when_to_come_back_and_the_client_does(tmp_path: Path) -> None:
     with live(tmp_path, FakeBackend(pass_seconds=0.2, max_width=1), max_queue=2) as full:
         others = [full.engine.submit(GenerationRequest("a", steps=150)) for _ in range(2)]
-        wait_until(lambda: full.engine.status().running == 1, LIMIT_SECONDS)
+        wait_until(lambda: full.engine.status().running == 1)
         others.append(full.engine.submit(GenerationRequest("a", steps=150)))
         with OpenAI(base_url=f"{full.url}/v1", api_key="any", max_retries=0) as client:
             with pytest.raises(openai.RateLimitError) as refused:
@@ -333,7 +334,7 @@ def test_a_full_server_says_when_to_come_back_and_the_client_does(tmp_path: Path
 
         for ticket in others:
             ticket.cancel()
-        wait_until(lambda: full.engine.status().running + full.engine.status().queued == 0, LIMIT_SECONDS)
+        wait_until(lambda: full.engine.status().running + full.engine.status().queued == 0)
         tickets = [full.engine.submit(GenerationRequest("a", steps=4)) for _ in range(2)]
         with OpenAI(base_url=f"{full.url}/v1", api_key="any", max_retries=8) as patient:
             assert patient.images.generate(prompt="a", extra_body={"num_inference_steps": 2}).data
@@ -387,14 +388,7 @@ def assert_idle_within(server: Live, seconds: float) -> None:
         status = server.engine.status()
         return not (status.queued or status.running)
 
-    wait_until(idle, seconds)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.01)
+    wait_until(idle, "nobody waits or is drawn for", seconds=seconds)
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")

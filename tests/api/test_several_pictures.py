@@ -18,7 +18,8 @@ from mezzotint.serve.jobs import drawing, runner
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores.job import FINAL
 from mezzotint.serve.wire import Order, Refused, WireEvent
-from tests.api.inprocess import Gate, gate, settings_of, until
+from tests.api.inprocess import Gate, gate, settings_of
+from tests.waiting import until
 
 # Each of six pictures takes more than half of what the engine takes on at a time.
 BACKLOG_SECONDS = 0.5

@@ -12,15 +12,10 @@ from mezzotint.errors import PayloadTooLarge, QueueFull
 from mezzotint.serve.api import sse
 from mezzotint.serve.api.sse import DONE, EventStream, ServerEvent, opened
 from mezzotint.serve.disconnects import CancelOnDisconnect
+from tests.waiting import until
 
 SCOPE = {"type": "http", "asgi": {"spec_version": "2.3"}, "method": "GET", "path": "/", "headers": []}
 LIMIT_SECONDS = 60.0
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def answered(stream: EventStream, sent: list[Message] | None = None) -> bytes:

@@ -32,7 +32,6 @@ STEERING = {
     "an id without end": {"x-request-id": "a" * 4_000},
     "a broken trace": {"traceparent": "00-zz-zz-zz", "tracestate": "=,=,"},
 }
-STATUS_LIMIT_SECONDS = 1.0
 HALF_OPEN = 1_000
 HALF_OPEN_SECONDS = 15.0
 

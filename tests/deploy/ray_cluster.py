@@ -22,7 +22,7 @@ import httpx
 import psutil
 
 from tests.deploy.manifests import Manifest, ray_groups, ray_service
-from tests.deploy.ports import free_port
+from tests.ports import free_port
 from tests.servers import is_running
 
 __all__ = ["RayCluster", "ray_start"]

@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from mezzotint.deploy.terraform import Root
 from mezzotint.errors import SettingInvalid
 from tests.deploy import world as model
 from tests.deploy.deploying import DIGEST, Site, serving
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -45,13 +45,6 @@ patches:
     patch: |
       - {op: replace, path: /spec/rayClusterConfig/autoscalerOptions/idleTimeoutSeconds, value: 1234}
 """
-
-
-def until(look: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not look():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 class TestConfiguration:
@@ -267,7 +260,7 @@ class TestCommand:
         site.fail("infra apply", "hang")
         process = site.command("up", *self.arguments(site))
         hanging = site.world.path.with_suffix(".hanging")
-        until(lambda: hanging.exists() or process.poll() is not None, "terraform never ran")
+        wait_until(lambda: hanging.exists() or process.poll() is not None, "terraform runs")
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 130, err

@@ -15,15 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from mezzotint.serve.local import choose_port
 from tests.deploy.foreign_series import FOREIGN
+from tests.ports import free_port
 
 LIMIT_SECONDS = 120.0
 ENVOY = shutil.which("envoy") or shutil.which("envoy", path=str(Path(sys.executable).parent))
-
-
-def free_port() -> int:
-    return choose_port("127.0.0.1", 0)
 
 
 def at(port: int) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import yaml
 from mezzotint.imaging.metadata import read_receipt
 from tests.deploy.envoy import Edge
 from tests.deploy.manifests import KUBERNETES, ROOT, ray_service
-from tests.deploy.ports import free_port
 from tests.deploy.ray_cluster import RayCluster
 from tests.deploy.upstream import Upstream
+from tests.ports import free_port
 
 GATEWAY = "ServeReplica:mezzotint:gateway"
 READY_SECONDS = 180.0

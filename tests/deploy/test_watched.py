@@ -7,8 +7,8 @@ import json
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ import psutil
 import pytest
 import yaml
 
-from mezzotint.serve.local import choose_port
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.keys import KeyStore, NewKey
 from tests.deploy.foreign_series import FOREIGN
 from tests.deploy.load import under_load
 from tests.deploy.watching import asked, objects, queries, rules
+from tests.ports import free_port
 from tests.servers import Server, is_running
+from tests.waiting import wait_until
 
-LIMIT_SECONDS = 180.0
+wait_for = partial(wait_until, seconds=180.0, every=0.2)
 # So that a test sees in seconds what takes minutes in a cluster.
 EVERY = "1s"
 RATE_WINDOW = "10s"
@@ -35,21 +36,12 @@ MAY_BE_EMPTY = {"Pictures that came to nothing, by reason"}
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 
 
-def wait_for(condition: Callable[[], Any], what: Callable[[], str]) -> Any:
-    end = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"not within {LIMIT_SECONDS} s: {what()}")
-
-
 class Prometheus:
     """A running one, and what it answers."""
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
         (folder / "prometheus.yml").write_text(json.dumps(configuration))
-        own = f"127.0.0.1:{choose_port('127.0.0.1', 0)}"
+        own = f"127.0.0.1:{free_port()}"
         self._client = httpx.Client(base_url=f"http://{own}/api/v1", timeout=60)
         with (folder / "prometheus.log").open("wb") as log:
             self.process = subprocess.Popen(
@@ -169,11 +161,11 @@ def test_every_query_of_the_dashboard_has_an_answer_after_a_load(
         return not missing
 
     with under_load(served.address, key):
-        wait_for(all_answered, lambda: f"answers to {sorted(missing)}")
+        wait_for(all_answered, missing)
 
 
 def test_every_other_query_is_at_least_one_that_prometheus_understands(prometheus: Prometheus) -> None:
-    wait_for(lambda: prometheus.get("/query", query="up"), lambda: "Prometheus answers")
+    wait_for(lambda: prometheus.get("/query", query="up"), "Prometheus answers")
     for _, expression in queries():
         assert prometheus.get("/query", query=expression.replace("$__rate_interval", RATE_WINDOW)) is not None
 
@@ -184,7 +176,7 @@ def test_every_rule_is_evaluated_without_an_error(prometheus: Prometheus) -> Non
         found = [rule for group in data["groups"] for rule in group["rules"]]
         return found if found and all(rule["health"] != "unknown" for rule in found) else []
 
-    found = wait_for(evaluated, lambda: "every rule evaluated once")
+    found = wait_for(evaluated, "every rule evaluated once")
     assert [(rule["name"], rule["lastError"]) for rule in found if rule["health"] != "ok"] == []
     assert len(found) == sum(len(group["rules"]) for group in rules()["groups"])
 
@@ -217,4 +209,4 @@ def test_ray_tells_the_series_that_rules_ask_it_for(served: Server) -> None:
                 missing.discard(name)
         return not missing
 
-    wait_for(all_told, lambda: f"series of Ray: {missing}")
+    wait_for(all_told, missing)

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from mezzotint.models import write_manifest
+from mezzotint.models.manifest import write_manifest
 
 __all__ = ["for_a_chip"]
 

@@ -14,9 +14,10 @@ import torch
 from mezzotint.backends.neuron.shapes import Input, inputs_of
 from mezzotint.core import GenerationRequest
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
-from mezzotint.models import check, limits_of, write_manifest
 from mezzotint.models.artefact import adopt, read_artefact
 from mezzotint.models.loading import load_backend
+from mezzotint.models.locations import check, limits_of
+from mezzotint.models.manifest import write_manifest
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 

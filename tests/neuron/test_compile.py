@@ -17,13 +17,13 @@ import torch
 from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.cli.main import run
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
-from mezzotint.models import compiling, graphs, write_manifest
+from mezzotint.models import compiling, graphs
 from mezzotint.models import tracing as tracing_module
 from mezzotint.models.artefact import read_artefact, verify_artefact
 from mezzotint.models.artefact_store import download
 from mezzotint.models.compiling import Order, compile_model
 from mezzotint.models.locations import describe
-from mezzotint.models.manifest import read_manifest
+from mezzotint.models.manifest import read_manifest, write_manifest
 from mezzotint.models.reading import load_parts
 
 SIZES = ((64, 64), (64, 32))
@@ -279,7 +279,7 @@ def torch_neuronx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     (package / "torch_neuronx.py").write_text(STUB)
     monkeypatch.syspath_prepend(str(package))
     versions = {"torch": "2.8.0", "torch-neuronx": "2.8.0.2.10.16998", "neuronx-cc": "2.21.33363"}
-    monkeypatch.setattr(tracing_module, "_installed", versions.get)
+    monkeypatch.setattr(tracing_module, "installed", versions.get)
     yield
     sys.modules.pop("torch_neuronx", None)
 
@@ -311,7 +311,7 @@ def test_for_a_chip_each_component_gets_its_flags_and_the_unet_a_timestep_a_row(
 def test_a_placeholder_of_the_compiler_is_told_from_the_real_one(
     tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing_module, "_installed", {"torch-neuronx": "1.0", "neuronx-cc": "1.0"}.get)
+    monkeypatch.setattr(tracing_module, "installed", {"torch-neuronx": "1.0", "neuronx-cc": "1.0"}.get)
     monkeypatch.setitem(sys.modules, "torch_neuronx", None)
     with pytest.raises(SettingInvalid, match="cannot be imported"):
         compile_model(order(tiny_sdxl, target="inf2"), str(tmp_path / "out"))

@@ -122,7 +122,7 @@ def test_on_a_chip_the_unet_goes_to_each_core_and_the_rest_to_the_last(
 ) -> None:
     monkeypatch.setenv(VISIBLE_CORES, "3,2")
     folder = for_a_chip(tiny_graphs, tmp_path / "chip", sizes=2)
-    monkeypatch.setattr(loading, "_version", {"torch-neuronx": "2.8.0.2.10"}.get)
+    monkeypatch.setattr(loading, "installed", {"torch-neuronx": "2.8.0.2.10"}.get)
     backend = load_graphs(folder)
     placement = sys.modules["torch_neuronx.experimental"]
     assert placement.at_import == "2,3", "the cores were sorted too late"
@@ -137,7 +137,7 @@ def test_without_torch_neuronx_the_error_says_where_it_comes_from(
     tiny_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = for_a_chip(tiny_graphs, tmp_path / "chip", sizes=1)
-    monkeypatch.setattr(loading, "_version", {"torch-neuronx": "2.8.0.2.10"}.get)
+    monkeypatch.setattr(loading, "installed", {"torch-neuronx": "2.8.0.2.10"}.get)
     monkeypatch.setitem(sys.modules, "torch_neuronx", None)
     with pytest.raises(SettingInvalid, match="needs torch-neuronx"):
         load_graphs(folder)

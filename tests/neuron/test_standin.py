@@ -19,9 +19,9 @@ from mezzotint.backends.neuron.standin import ALLOCATION_FAILURE, DEVICE_LOST, H
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, SettingInvalid
-from mezzotint.models import write_manifest
 from mezzotint.models.artefact import read_artefact
 from mezzotint.models.graphs import load_graphs
+from mezzotint.models.manifest import write_manifest
 from mezzotint.resolving import resolve
 from mezzotint.serve.health import Health
 from tests.conftest import GRAPH_BATCH

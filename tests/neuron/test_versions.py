@@ -81,11 +81,11 @@ def test_a_driver_and_a_runtime_package_are_found_where_they_are(
 
 
 def test_in_the_neuron_image_its_own_versions_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neuron_versions, "find_versions", lambda: NeuronVersions(**FITTING))
+    monkeypatch.setattr("mezzotint.doctor.find_versions", lambda: NeuronVersions(**FITTING))
     installed = {"torch": "2.8.0", "diffusers": "0.35.2", "transformers": "4.57.6"}
     monkeypatch.setattr("mezzotint.doctor.version", lambda name: installed.get(name, "99"))
     states = {finding.part: finding.state for finding in examine()}
     assert {states[name] for name in installed} == {"ok"}
-    monkeypatch.setattr(neuron_versions, "find_versions", lambda: None)
+    monkeypatch.setattr("mezzotint.doctor.find_versions", lambda: None)
     states = {finding.part: finding.state for finding in examine()}
     assert {states[name] for name in installed} == {"wrong"}

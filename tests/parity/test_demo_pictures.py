@@ -14,7 +14,7 @@ import torch
 from mezzotint import Engine, GenerationRequest
 from mezzotint.bench.quality import Asked, Vocabulary, judge, see
 from mezzotint.core import Lora
-from mezzotint.models import check, find_model
+from mezzotint.models.locations import check, find_model
 from training import captions, data
 
 PROMPTS = 60

@@ -169,15 +169,17 @@ def test_a_prompt_is_encoded_once_and_shared_with_negative_prompts(fresh_backend
     assert (backend.prompts.hits, backend.prompts.misses) == (2, 2)
 
 
-def test_the_prompt_cache_is_bounded_in_entries_and_bytes(fresh_backend: Make) -> None:
+def test_the_prompt_cache_is_bounded_in_entries_and_bytes(
+    fresh_backend: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = fresh_backend().prompts
     size = prompts.encode("a").bytes
-    prompts._max_entries = 3
+    monkeypatch.setattr("mezzotint.backends.prompts.MAX_CACHED_ENTRIES", 3)
     for letter in "bcdef":
         prompts.encode(letter)
     assert len(prompts._cache) == 3
     assert prompts.cached_bytes == 3 * size
-    prompts._max_bytes = 2 * size
+    monkeypatch.setattr("mezzotint.backends.prompts.MAX_CACHED_BYTES", 2 * size)
     prompts.encode("g")
     assert prompts.cached_bytes == 2 * size
 

@@ -10,6 +10,7 @@ from PIL import Image as PilImage
 
 from mezzotint.core import Mask, Pixels, ResolvedRequest
 from mezzotint.samplers import SAMPLERS
+from tests.parity.test_batching import assert_same
 
 NAMES = [sampler.name for sampler in SAMPLERS]
 # diffusers' schedulers hand tensors to numpy.array, and torchsde float32 bounds to a float64 interval.
@@ -31,12 +32,6 @@ def hole(width: int = 64, height: int = 64) -> Mask:
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : height // 2, width // 3 :] = 255
     return mask
-
-
-def assert_same(drawn: Pixels, expected: Pixels) -> None:
-    assert drawn.shape == expected.shape
-    difference = np.abs(drawn.astype(int) - expected.astype(int)).max()
-    assert difference <= 1, f"up to {difference}/255 apart"
 
 
 @pytest.mark.parametrize(("strength", "guidance_scale"), STRENGTHS)

@@ -15,13 +15,14 @@ import torch
 from mezzotint import Engine
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.loras import LowRank
-from mezzotint.core import GenerationRequest, Lora, Pixels
+from mezzotint.core import GenerationRequest, Lora
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.loading import load_backend
 from mezzotint.models.reading import load_parts, read_lora
 from mezzotint.tuning import Tuning
 from tests.loras import ATTENTION, Layout, merge, write_lora
 from tests.parity.conftest import Studio, open_studio
+from tests.parity.test_batching import assert_same
 
 SIZE = {"width": 64, "height": 64}
 Make = Callable[..., DiffusersBackend]
@@ -183,8 +184,3 @@ def test_compiled_modules_wear_them_too(tiny_sdxl: Path, files: list[str], studi
     compiled = Studio(backend, studio.pipeline, studio.scheduler_config)
     for each in (plain, request, plain):
         assert_same(compiled.draw((0, each))[0], studio.draw((0, each))[0])
-
-
-def assert_same(drawn: Pixels, expected: Pixels) -> Any:
-    difference = np.abs(drawn.astype(int) - expected.astype(int)).max()
-    assert difference <= 1, f"up to {difference}/255 apart"

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from mezzotint.backends.base import Backend
 from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.errors import ModelInvalid
-from mezzotint.models import write_manifest
 from mezzotint.models.loading import load_backend
+from mezzotint.models.manifest import write_manifest
 from mezzotint.resolving import resolve
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

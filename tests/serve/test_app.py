@@ -21,6 +21,7 @@ import pytest
 
 from mezzotint.config import Settings
 from mezzotint.errors import SettingInvalid
+from tests.ports import free_port
 
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
@@ -71,9 +72,7 @@ def serve_run(config: Path, home: Path) -> Iterator[psutil.Popen]:
 
 @pytest.mark.slow
 def test_a_serve_config_that_names_the_builder_serves_with_its_settings(tmp_path: Path) -> None:
-    from mezzotint.serve.local import choose_port
-
-    port = choose_port("127.0.0.1", 0)
+    port = free_port()
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(port=port))
     with serve_run(config, tmp_path) as process:

@@ -12,7 +12,8 @@ import pytest
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.serve.replica import EngineReplica
-from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.waiting import until
 
 PASS_SECONDS = 0.02
 SMALL = {"prompt": "a", "steps": 2, "seed": 7, "width": 64, "height": 64}

@@ -6,8 +6,9 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mezzotint.cli.main import run
 from mezzotint.cli.top import Look, read
-from mezzotint.serve.local import choose_port
+from tests.ports import free_port
 from tests.servers import Server
+from tests.waiting import wait_until
 
 PROMPT = "a prompt that nobody else may read"
 LIMIT_SECONDS = 90.0
 QUERY = 'count by (replica) ({__name__=~"mezzotint_.+_total"})'
+# Each ask is a request to the server, or reads its whole log.
+wait_for = partial(wait_until, every=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +50,6 @@ def drawn(served: Server) -> int:
             assert response.status_code == 200
             assert response.headers["x-request-id"] == f"r{count}"
     return number
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    end = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {LIMIT_SECONDS} s: {what}")
 
 
 def scrape(served: Server) -> Look:
@@ -159,7 +154,7 @@ def test_a_real_prometheus_scrapes_the_whole_service_from_one_target(
         "global: {scrape_interval: 1s}\n"
         f"scrape_configs: [{{job_name: mezzotint, static_configs: [{{targets: ['{target}']}}]}}]\n"
     )
-    own = f"127.0.0.1:{choose_port('127.0.0.1', 0)}"
+    own = f"127.0.0.1:{free_port()}"
     command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--web.listen-address={own}"]
     with (tmp_path / "log.txt").open("wb") as log:
         process = subprocess.Popen(

@@ -20,7 +20,8 @@ from mezzotint.serve.services import Services
 from mezzotint.serve.stores.keys import KeyStore, NewKey
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.wire import RunStatus
-from tests.api.inprocess import Gate, gate, replica_of, settings_of, until
+from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.waiting import until
 
 # 30 s of drawing: every test interrupts what it began.
 LONG = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 150}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psycopg
 
-from mezzotint.serve.local import choose_port
+from tests.ports import free_port
 
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
@@ -37,7 +37,7 @@ class PostgresServer:
         self.folder = folder
         self._user = user
         # None that the system gives to whoever asks for any, in the seconds that a start takes.
-        self.port = choose_port("127.0.0.1", 0)
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     def initialise(self) -> None:

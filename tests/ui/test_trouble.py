@@ -12,7 +12,7 @@ from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.serve.api.ops import FEATURES
 from mezzotint.serve.stores.keys import NewKey
 from tests.api.live import Live, live
-from tests.deploy.ports import free_port
+from tests.ports import free_port
 from tests.ui.acts import begin, card, draw, number, open_picture, open_settings, reload_once_back
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server

@@ -43,6 +43,7 @@ from mezzotint.errors import (
     ShuttingDown,
 )
 from tests.backends import Instrumented
+from tests.waiting import wait_until
 
 LIMIT_SECONDS = 60.0
 MakeBackend = Callable[..., FakeBackend | Instrumented]
@@ -50,13 +51,6 @@ MakeBackend = Callable[..., FakeBackend | Instrumented]
 
 def ask(prompt: str = "a fox", **fields: object) -> GenerationRequest:
     return GenerationRequest(prompt, **{"seed": 1, **fields})  # type: ignore[arg-type]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + LIMIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "the condition never came true"
-        time.sleep(0.001)
 
 
 @pytest.fixture(params=["fake", "modules", "graphs"])
@@ -477,23 +471,6 @@ def test_closing_ends_every_request_and_refuses_new_ones(make_backend: MakeBacke
     with pytest.raises(ShuttingDown):
         engine.submit(ask())
     assert not engine.alive
-
-
-def test_draining_finishes_what_is_here_first(make_backend: MakeBackend) -> None:
-    engine = Engine(make_backend(pass_seconds=0.005))
-    tickets = [engine.submit(ask(steps=10)) for _ in range(6)]
-    engine.close(drain=True)
-    for ticket in tickets:
-        assert ticket.result(LIMIT_SECONDS).receipt.steps == 10
-
-
-def test_draining_waits_for_no_request_that_was_cancelled(make_backend: MakeBackend) -> None:
-    engine = Engine(make_backend(pass_seconds=0.2))
-    ticket = engine.submit(ask(steps=150))
-    ticket.cancel()
-    engine.close(drain=True, timeout=LIMIT_SECONDS)
-    with pytest.raises(RequestCancelled):
-        ticket.result(LIMIT_SECONDS)
 
 
 def test_the_loop_sleeps_while_the_decoder_holds_every_slot(monkeypatch: pytest.MonkeyPatch) -> None:

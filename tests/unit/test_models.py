@@ -19,19 +19,12 @@ import pytest
 
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
-from mezzotint.models import (
-    CATALOGUE,
-    check,
-    describe,
-    find_model,
-    limits_of,
-    list_models,
-    pull,
-    pulling,
-    write_manifest,
-)
+from mezzotint.models import pulling
+from mezzotint.models.catalogue import CATALOGUE
 from mezzotint.models.loading import load_backend
-from mezzotint.models.manifest import check_manifest, fingerprint
+from mezzotint.models.locations import check, describe, find_model, limits_of, list_models
+from mezzotint.models.manifest import check_manifest, fingerprint, write_manifest
+from mezzotint.models.pulling import pull
 from mezzotint.samplers import SAMPLERS
 from mezzotint.threads import default_threads
 

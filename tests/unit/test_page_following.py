@@ -21,6 +21,7 @@ from mezzotint.ui.form import Wish
 from mezzotint.ui.monitor import Monitor
 from mezzotint.ui.service import Refused, Service, Unreachable
 from mezzotint.ui.views import View
+from tests.waiting import until
 
 WAIT_SECONDS = 30.0
 JOB: dict[str, Any] = {
@@ -42,13 +43,6 @@ def stream(*events: tuple[str, str, dict[str, Any]]) -> httpx.Response:
 
 def service_of(answer: Answer) -> Service:
     return Service("http://service", "key", httpx.MockTransport(answer))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        await asyncio.sleep(0.005)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mezzotint.models import check
+from mezzotint.models.locations import check
 from tests.hub import Hub, serve_hub
 
 PULL_SECONDS = 240.0

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mezzotint.backends.base import BackendInfo, Look
-from mezzotint.backends.lanes import Lanes, lanes_of
+from mezzotint.backends.lanes import lanes_of
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.painting import Kept, begin
 from mezzotint.backends.passes import Pass, PassQueue
@@ -116,16 +116,8 @@ class DiffusersBackend:
     whose numbers are not finite fails at its next step or at its decoding.
     """
 
-    def __init__(
-        self,
-        parts: PipelineParts,
-        info: BackendInfo,
-        tuning: Tuning | None = None,
-        *,
-        lanes: Lanes | None = None,
-    ) -> None:
-        """`lanes`: in place of those of the modules' device.
-
+    def __init__(self, parts: PipelineParts, info: BackendInfo, tuning: Tuning | None = None) -> None:
+        """
         Raises:
             SettingInvalid: this device or installation cannot do what `tuning` asks.
         """
@@ -133,7 +125,7 @@ class DiffusersBackend:
         if parts.loras:
             tuning = with_plain_weights(tuning)
         device = self._device = parts.unet.device
-        self._lanes = lanes or lanes_of(device)
+        self._lanes = lanes_of(device)
         self._unet = tune_unet(parts.unet, tuning, device)
         self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ class FakeBackend:
         """
         _, _, options = name.partition(":")
         accepted = ("pass_seconds", "row_seconds", "decode_seconds", "max_width", "blank_after", "nan_after")
-        values: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for option in filter(None, options.split(",")):
             key, _, value = option.partition("=")
             try:
@@ -94,16 +95,8 @@ class FakeBackend:
                 raise InvalidRequest(
                     f"fake takes {', '.join(accepted)} as numbers from 0, not {option!r}", param="model"
                 )
-            values[key] = number
-        width = int(values.pop("max_width", 8))
-        return cls(
-            max_width=max(1, width),
-            pass_seconds=values.get("pass_seconds", 0.0),
-            row_seconds=values.get("row_seconds", 0.0),
-            decode_seconds=values.get("decode_seconds", 0.0),
-            blank_after=values.get("blank_after", math.inf),
-            nan_after=values.get("nan_after", math.inf),
-        )
+            values[key] = max(1, int(number)) if key == "max_width" else number
+        return cls(**values)
 
     @property
     def info(self) -> BackendInfo:

@@ -73,8 +73,6 @@ class PromptEncoder:
         zeros_without_negative: bool,
         max_windows: int = MAX_WINDOWS,
         loras: Mapping[str, LoraWeights] = EMPTY,
-        max_entries: int = MAX_CACHED_ENTRIES,
-        max_bytes: int = MAX_CACHED_BYTES,
     ) -> None:
         """`max_windows`: what a text has beyond so many is cut."""
         self._tokenizers = tokenizers
@@ -85,8 +83,6 @@ class PromptEncoder:
         ]
         self._zeros_without_negative = zeros_without_negative
         self._max_windows = max_windows
-        self._max_entries = max_entries
-        self._max_bytes = max_bytes
         self._cache: OrderedDict[_Key, Embedding] = OrderedDict()
         self._bytes = 0
         self._zeros: Embedding | None = None
@@ -156,10 +152,10 @@ class PromptEncoder:
         return Embedding(joined, pooled, first.cut, first.read)
 
     def _remember(self, key: _Key, embedding: Embedding) -> None:
-        if embedding.bytes > self._max_bytes:
+        if embedding.bytes > MAX_CACHED_BYTES:
             return
         self._cache[key] = embedding
         self._bytes += embedding.bytes
-        while self._bytes > self._max_bytes or len(self._cache) > self._max_entries:
+        while self._bytes > MAX_CACHED_BYTES or len(self._cache) > MAX_CACHED_ENTRIES:
             _, oldest = self._cache.popitem(last=False)
             self._bytes -= oldest.bytes

@@ -202,7 +202,7 @@ def quality(
     from mezzotint.bench.quality import Vocabulary
     from mezzotint.bench.report import describe_run, results_table, write_json
     from mezzotint.engine.engine import Engine
-    from mezzotint.models import find_model
+    from mezzotint.models.locations import find_model
     from mezzotint.models.loras import read_choices
 
     # Tuning says what it accepts.

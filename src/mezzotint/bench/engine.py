@@ -93,13 +93,13 @@ def at_most(part: str, name: str, value: float, bar: float, **details: Any) -> R
 class Bench:
     """One engine and one reference on the same weights, and the parts that compare them."""
 
-    def __init__(self, backend: Backend, reference: Reference, effort: Effort, *, seed: int = 0) -> None:
+    def __init__(self, backend: Backend, reference: Reference, effort: Effort) -> None:
         self.recorder = RecordingBackend(backend)
         self.engine = Engine(self.recorder, max_queue=10_000)
         self.engine.warm_up()
         self.reference = reference
         self.effort = effort
-        self.rng = random.Random(seed)
+        self.rng = random.Random(0)
         limits = backend.info.limits
         self.width, self.height = limits.default_width, limits.default_height
         self.saturated = min(2 * self.width, limits.max_size)
@@ -108,13 +108,8 @@ class Bench:
     def close(self) -> None:
         self.engine.close()
 
-    def mix(self, *, steps: tuple[int, ...] | None = None, size: int | None = None) -> Mix:
-        return Mix(
-            steps=steps or self.effort.steps,
-            guidance=(0.0, 3.0, 5.0, 7.5),
-            width=size or self.width,
-            height=size or self.height,
-        )
+    def mix(self) -> Mix:
+        return Mix(self.effort.steps, (0.0, 3.0, 5.0, 7.5), self.width, self.height)
 
     def requests(self, mix: Mix, count: int) -> list[GenerationRequest]:
         return [mix.draw(self.rng, number) for number in range(count)]

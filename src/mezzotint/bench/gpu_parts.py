@@ -57,7 +57,7 @@ def matrix(bench: GpuBench) -> list[Result]:
 def unet(bench: GpuBench) -> list[Result]:
     """The tuned UNet alone: TFLOP/s by size and width, guided, and its share of the matrix product."""
     results = []
-    compute = _compute(bench)
+    compute = bench.backend.compute
     for size in reversed(bench.preset.sizes):
         for width in bench.preset.widths:
             if not bench.has_time(f"unet at {size}², width {width}"):
@@ -152,7 +152,7 @@ def _load_at(
 def loop(bench: GpuBench) -> list[Result]:
     """Bare passes of the same tuned UNet ÷ the engine's loop, at the same width, in turn."""
     results = []
-    compute = _compute(bench)
+    compute = bench.backend.compute
     # Beyond the knee the engine makes no passes.
     knee = bench.engine.cost.knee(BatchKey(bench.size, bench.size, True))
     for width in [each for each in bench.preset.widths[:3] if each <= knee]:
@@ -305,7 +305,7 @@ def quantisation(bench: GpuBench) -> list[Result]:
     """Seconds of a pass in the plain dtype ÷ quantised, both tuned alike, in turn."""
     results = []
     width = bench.preset.widths[min(2, len(bench.preset.widths) - 1)]
-    plain = _pass(bench, _compute(bench), bench.parts, 2 * width, bench.size)
+    plain = _pass(bench, bench.backend.compute, bench.parts, 2 * width, bench.size)
     kinds: tuple[Quantisation, ...] = ("fp8", "int8")
     for kind in kinds:
         if not bench.has_time(f"quantisation {kind}", bench.preset.set_up_seconds):
@@ -340,11 +340,6 @@ PARTS: dict[str, Callable[[GpuBench], list[Result]]] = {
     "load": load,
     "memory": memory,
 }
-
-
-def _compute(bench: GpuBench) -> Callable[..., Any]:
-    """What the engine calls for a pass."""
-    return bench.backend.compute
 
 
 @contextmanager
@@ -390,7 +385,7 @@ def _meet_all_kinds(bench: GpuBench, others: Server) -> None:
                 backlog(others, [request] * count)
         knee = bench.engine.cost.knee(BatchKey(size, size, True))
         for rows in range(1, 2 * knee + 1):
-            run = _pass(bench, _compute(bench), bench.parts, rows, size)
+            run = _pass(bench, bench.backend.compute, bench.parts, rows, size)
             with torch.inference_mode():
                 for _ in range(MEETINGS):
                     run()

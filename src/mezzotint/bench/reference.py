@@ -11,8 +11,10 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.core import GenerationRequest
-from mezzotint.models import CATALOGUE, find_model
-from mezzotint.models.loading import DTYPES, load_parts
+from mezzotint.models.catalogue import CATALOGUE
+from mezzotint.models.loading import DTYPES
+from mezzotint.models.locations import find_model
+from mezzotint.models.reading import load_parts
 
 __all__ = ["Reference", "unet_inputs"]
 

@@ -93,11 +93,20 @@ def _account(r: Removal) -> None:
         d.folder.unmark(*STAGES)
 
 
-def _edge(r: Removal) -> None:
-    d = r.d
-    if not r.in_cluster:
-        d.say("  no cluster to ask")
-        return
+def _in_cluster(work: Callable[[Deployment], None]) -> Callable[[Removal], None]:
+    """A stage that asks the cluster, where there is one."""
+
+    def stage(r: Removal) -> None:
+        if r.in_cluster:
+            work(r.d)
+        else:
+            r.d.say("  no cluster to ask")
+
+    return stage
+
+
+@_in_cluster
+def _edge(d: Deployment) -> None:
     for kind in EDGE:
         d.kubectl.delete(kind)
     d.wait("Gateways and Ingresses to go", "edge_gone", lambda: _still(d, EDGE))
@@ -108,21 +117,15 @@ def _edge(r: Removal) -> None:
         d.say(f"  {error.message}; left for later")
 
 
-def _services(r: Removal) -> None:
-    d = r.d
-    if not r.in_cluster:
-        d.say("  no cluster to ask")
-        return
+@_in_cluster
+def _services(d: Deployment) -> None:
     for kind in SERVICES[:2]:
         d.kubectl.delete(kind)
     d.wait("KubeRay's clusters to go", "services_gone", lambda: _still(d, SERVICES))
 
 
-def _namespace(r: Removal) -> None:
-    d = r.d
-    if not r.in_cluster:
-        d.say("  no cluster to ask")
-        return
+@_in_cluster
+def _namespace(d: Deployment) -> None:
     d.kubectl.delete("namespace", NAMESPACE, cluster_wide=True)
 
     def look() -> str:
@@ -132,11 +135,8 @@ def _namespace(r: Removal) -> None:
     d.wait("the namespace to go", "namespace_gone", look)
 
 
-def _nodes(r: Removal) -> None:
-    d = r.d
-    if not r.in_cluster:
-        d.say("  no cluster to ask")
-        return
+@_in_cluster
+def _nodes(d: Deployment) -> None:
     d.kubectl.delete(NODE_POOLS, cluster_wide=True)
     kinds = (NODE_POOLS, NODE_CLAIMS)
     d.wait("Karpenter's nodes to go", "nodes_gone", lambda: _still(d, kinds, cluster_wide=True))

@@ -15,7 +15,7 @@ from mezzotint.deploy.deployment import CLUSTER_TAG, Deployment
 from mezzotint.deploy.runner import CallFailed
 from mezzotint.errors import DeployFailed
 
-__all__ = ["Left", "find_leftovers", "load_balancers", "remove_leftovers", "tag_filters"]
+__all__ = ["Left", "cluster_tags", "find_leftovers", "load_balancers", "remove_leftovers", "tag_filters"]
 
 ELB_CLUSTER_TAG = "elbv2.k8s.aws/cluster"
 # EKS's own, which go with the cluster: its node groups' instances, its security group.
@@ -100,21 +100,18 @@ HELD = (
 )
 
 
-def tag_filters(d: Deployment) -> tuple[str, ...]:
+def cluster_tags(d: Deployment) -> dict[str, str]:
     """Each alone means: of this cluster."""
-    return (
-        f"Name=tag:{CLUSTER_TAG},Values={d.cluster}",
-        f"Name=tag:kubernetes.io/cluster/{d.cluster},Values=owned",
-        f"Name=tag:{ELB_CLUSTER_TAG},Values={d.cluster}",
-    )
+    return {
+        CLUSTER_TAG: d.cluster,
+        f"kubernetes.io/cluster/{d.cluster}": "owned",
+        ELB_CLUSTER_TAG: d.cluster,
+    }
 
 
-def is_of_cluster(d: Deployment, tags: Mapping[str, str]) -> bool:
-    return (
-        tags.get(CLUSTER_TAG) == d.cluster
-        or tags.get(ELB_CLUSTER_TAG) == d.cluster
-        or tags.get(f"kubernetes.io/cluster/{d.cluster}") == "owned"
-    )
+def tag_filters(d: Deployment) -> list[str]:
+    """As EC2 takes them, one at a time."""
+    return [f"Name=tag:{key},Values={value}" for key, value in cluster_tags(d).items()]
 
 
 def remove_leftovers(d: Deployment, kept_by: Iterable[str] = ()) -> None:
@@ -190,7 +187,8 @@ def _of_cluster(d: Deployment, arns: list[str]) -> list[str]:
                 found += [arn for each in some for arn in _of_cluster(d, [each])]
             continue
         described = told.get("TagDescriptions", [])
-        found += [str(each["ResourceArn"]) for each in described if is_of_cluster(d, _tags(each))]
+        ours = cluster_tags(d).items()
+        found += [str(each["ResourceArn"]) for each in described if ours & _tags(each).items()]
     return found
 
 

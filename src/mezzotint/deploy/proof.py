@@ -12,8 +12,8 @@ from typing import Any
 
 from mezzotint.deploy.aws import error_code
 from mezzotint.deploy.data import holds_objects, snapshots
-from mezzotint.deploy.deployment import CLUSTER_TAG, Deployment
-from mezzotint.deploy.leftovers import ELB_CLUSTER_TAG, find_leftovers, tag_filters
+from mezzotint.deploy.deployment import Deployment
+from mezzotint.deploy.leftovers import cluster_tags, find_leftovers, tag_filters
 from mezzotint.deploy.runner import CallFailed
 
 __all__ = ["Found", "look_for_billables", "split", "tagged"]
@@ -149,11 +149,8 @@ def _filter(kind: Billable, tag: str) -> tuple[str, str]:
 def tagged(d: Deployment) -> list[str]:
     """The ARNs that the tagging API lists, some of them of what is gone."""
     arns: set[str] = set()
-    for tag in (
-        f"Key={CLUSTER_TAG},Values={d.cluster}",
-        f"Key=kubernetes.io/cluster/{d.cluster},Values=owned",
-        f"Key={ELB_CLUSTER_TAG},Values={d.cluster}",
-    ):
+    for key, value in cluster_tags(d).items():
+        tag = f"Key={key},Values={value}"
         listed = d.aws("resourcegroupstaggingapi", "get-resources", "--tag-filters", tag)
         arns |= {str(each["ResourceARN"]) for each in listed.get("ResourceTagMappingList", [])}
     return sorted(arns)

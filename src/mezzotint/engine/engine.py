@@ -59,7 +59,6 @@ class EngineStatus:
     decoding: int
     backlog_s: float
     passes: int
-    images_stepped: int
     pass_s: float
     busy_s: float
 
@@ -111,9 +110,8 @@ class Engine:
         self._looks: dict[str, Look] = {}
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
-        self._accepting = True
         self._closing = False
-        self._passes = self._images_stepped = 0
+        self._passes = 0
         self._pass_s = self._busy_s = 0.0
         self._turn_began: float | None = None
         # Seconds by phase, of an engine that `load` made.
@@ -201,7 +199,7 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the loop is there to serve. False after `close` or a fault of the engine itself."""
-        return self._accepting and not self._closing and self._thread.is_alive()
+        return not self._closing and self._thread.is_alive()
 
     def generate(self, request: GenerationRequest) -> Image:
         """Draw one picture and wait for it.
@@ -293,7 +291,6 @@ class Engine:
                 decoding=scheduler.count(State.DECODING),
                 backlog_s=scheduler.backlog_seconds(),
                 passes=self._passes,
-                images_stepped=self._images_stepped,
                 pass_s=self._pass_s,
                 busy_s=self._busy_s,
             )
@@ -315,14 +312,9 @@ class Engine:
                 pass_age_s=0.0 if began is None else time.monotonic() - began,
             )
 
-    def close(self, *, drain: bool = False, timeout: float | None = None) -> None:
-        """Take no more requests; end those here (`drain`: once they are done), then stop the threads."""
+    def close(self) -> None:
+        """Take no more requests; end those here, then stop the threads."""
         with self._changed:
-            self._accepting = False
-            if drain:
-                self._changed.wait_for(
-                    lambda: not self._requests.tickets or not self._thread.is_alive(), timeout
-                )
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
@@ -363,8 +355,6 @@ class Engine:
                 if self._closing:
                     return None
                 plan = self._requests.plan(time.monotonic())
-                if self._requests.has_ended:
-                    self._changed.notify_all()
                 if plan.rows:
                     return plan
                 if not self._jobs and not self._requests.has_ended:
@@ -385,7 +375,6 @@ class Engine:
                 refused.add(request_id)
                 with self._changed:
                     self._requests.fail(request_id, _as_error(error))
-                    self._changed.notify_all()
             else:
                 with self._changed:
                     self._requests.start(request_id, warnings)
@@ -416,10 +405,8 @@ class Engine:
             tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
             self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1
-            self._images_stepped += len(plan.rows)
             self._pass_s += seconds
             finished = self._requests.settle(plan, failed, previews)
-            self._changed.notify_all()
         for request_id in finished:
             self._decoder.submit(self._decode, request_id)
 
@@ -467,7 +454,6 @@ class Engine:
             self._closing = True
             self._requests.fail_all(error)
             jobs, self._jobs = self._jobs, deque()
-            self._changed.notify_all()
         for _, future in jobs:
             future.set_exception(error)
 

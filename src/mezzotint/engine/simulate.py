@@ -6,7 +6,7 @@ constants, and by the tests, which check thousands of requests in seconds.
 
 from __future__ import annotations
 
-import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -28,13 +28,10 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Outcome:
-    """When a request's first pass began, its latents were final, and how many passes ran before the first
-    one it was in."""
+    """When a request's latents were final."""
 
     arrival: Arrival
-    started: float
     finished: float
-    passes_waited: int
 
     @property
     def latency(self) -> float:
@@ -49,27 +46,21 @@ def simulate(
     scheduler: a new one of other rules; by default the one that serves.
     """
     scheduler = scheduler or Scheduler(cost)
-    coming = sorted(arrivals)
-    heapq.heapify(coming)
-    here: dict[str, tuple[Arrival, int]] = {}
-    started: dict[str, tuple[float, int]] = {}
-    now, passes = 0.0, 0
+    coming = deque(sorted(arrivals))
+    here: dict[str, Arrival] = {}
+    now = 0.0
     while coming or here:
         if not here:
             now = max(now, coming[0].at)
         while coming and coming[0].at <= now:
-            arrival = heapq.heappop(coming)
+            arrival = coming.popleft()
             scheduler.submit(arrival.id, [Stage(arrival.key, arrival.evaluations)], arrival.at)
-            here[arrival.id] = (arrival, passes)
+            here[arrival.id] = arrival
         plan = scheduler.plan(now)
         for request_id in plan.starting:
             scheduler.start(request_id)
-            started[request_id] = (now, passes - here[request_id][1])
-        now += cost.seconds(*measured_as([here[request_id][0].key for request_id in plan.rows]))
-        passes += 1
+        now += cost.seconds(*measured_as([here[request_id].key for request_id in plan.rows]))
         for request_id in scheduler.stepped(plan):
             assert scheduler.state(request_id) is State.DECODING
             scheduler.finish(request_id)
-            arrival, _ = here.pop(request_id)
-            began, waited = started.pop(request_id)
-            yield Outcome(arrival, began, now, waited)
+            yield Outcome(here.pop(request_id), now)

@@ -83,7 +83,7 @@ def read_mask(
     return mask
 
 
-def check_mask_size(mask: Mask, image: Pixels, *, param: str = "mask") -> None:
+def check_mask_size(mask: Mask, image: Pixels) -> None:
     """Refuse a mask that is not as wide and as high as its picture, in pixels of the files.
 
     Raises:
@@ -92,8 +92,8 @@ def check_mask_size(mask: Mask, image: Pixels, *, param: str = "mask") -> None:
     if mask.shape != image.shape[:2]:
         (height, width), (own_height, own_width) = image.shape[:2], mask.shape
         raise InvalidRequest(
-            f"{param} must have the picture's size, {width}x{height} pixels, not {own_width}x{own_height}",
-            param=param,
+            f"mask must have the picture's size, {width}x{height} pixels, not {own_width}x{own_height}",
+            param="mask",
         )
 
 

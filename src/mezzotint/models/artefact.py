@@ -20,9 +20,9 @@ from typing import Any
 
 from mezzotint.backends.neuron.shapes import COMPONENTS, Configuration, Input, inputs_of, whole
 from mezzotint.core import ModelLimits
-from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound
-from mezzotint.models.catalogue import limits_of_size
-from mezzotint.models.json_files import read_json
+from mezzotint.errors import ModelInvalid, ModelNotFound
+from mezzotint.models.catalogue import PIXELS_PER_LATENT, limits_of_size
+from mezzotint.models.json_files import read_json, sampler_of
 from mezzotint.models.manifest import (
     MANIFEST_NAME,
     check_file_kinds,
@@ -30,7 +30,6 @@ from mezzotint.models.manifest import (
     read_manifest,
     write_manifest,
 )
-from mezzotint.samplers import find_sampler
 
 __all__ = [
     "DESCRIPTION_NAME",
@@ -48,7 +47,6 @@ __all__ = [
 FORMAT = 1
 DESCRIPTION_NAME = "mezzotint.json"
 GRAPH_NAME = "model.neuron"
-PIXELS_PER_LATENT = 8
 ADOPTED_CORES = 2
 NOT_DESCRIBED = frozenset({"served", "loras", "prompt_tokens"})
 
@@ -146,12 +144,6 @@ def _read_set(path: Path) -> Artefact:
 def _read_adopted(path: Path) -> Artefact:
     bucket = _read_bucket(path)
     neuron = bucket.configurations["unet"]["neuron"]
-    scheduler = str(read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
-    try:
-        sampler = find_sampler(scheduler).name
-    except InvalidRequest:
-        # A scheduler outside the table: Euler draws from any epsilon or v model.
-        sampler = "Euler"
     return Artefact(
         path=path,
         model=path.name,
@@ -162,7 +154,7 @@ def _read_adopted(path: Path) -> Artefact:
         toolchain={
             str(neuron.get("compiler_type", "neuronx-cc")): str(neuron.get("compiler_version", "unknown"))
         },
-        limits=_served(limits_of_size(bucket.width, bucket.height, sampler), (bucket,)),
+        limits=_served(limits_of_size(bucket.width, bucket.height, sampler_of(path)), (bucket,)),
         buckets=(bucket,),
     )
 

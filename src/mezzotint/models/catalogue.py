@@ -11,7 +11,10 @@ from types import MappingProxyType
 
 from mezzotint.core import ModelLimits
 
-__all__ = ["CATALOGUE", "CatalogueEntry", "Source", "limits_of_size"]
+__all__ = ["CATALOGUE", "PIXELS_PER_LATENT", "CatalogueEntry", "Source", "limits_of_size"]
+
+# Of the VAE of any SDXL, along a side.
+PIXELS_PER_LATENT = 8
 
 
 @dataclass(frozen=True)

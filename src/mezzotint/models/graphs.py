@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mezzotint.backends.base import BackendInfo
@@ -19,13 +18,14 @@ from mezzotint.backends.neuron.standin import StandIn
 from mezzotint.cores import prepare_cores
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.artefact import GRAPH_NAME, Artefact, Bucket, read_artefact, verify_artefact
+from mezzotint.models.catalogue import PIXELS_PER_LATENT
 from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import MANIFEST_NAME, read_manifest
 from mezzotint.models.reading import check_is_sdxl, quiet, read_tokenizer
+from mezzotint.models.tracing import installed
 
 __all__ = ["load_graphs"]
 
-PIXELS_PER_LATENT = 8
 # The compiler's absence is no fault where graphs are only run.
 NEEDED_TO_COMPILE_ALONE = frozenset({"neuronx-cc"})
 
@@ -91,7 +91,7 @@ def _choose_runtime(artefact: Artefact, stand_in: bool | StandIn) -> Runtime:
             f"{artefact.path.name} was compiled for {artefact.target}: {hint}", param="stand_in"
         )
     for name, compiled_by in artefact.toolchain.items():
-        found = _version(name)
+        found = installed(name)
         if found is None and name in NEEDED_TO_COMPILE_ALONE:
             continue
         if found is None or found.partition("+")[0] != compiled_by.partition("+")[0]:
@@ -102,13 +102,6 @@ def _choose_runtime(artefact: Artefact, stand_in: bool | StandIn) -> Runtime:
     if isinstance(stand_in, StandIn):
         return stand_in
     return StandIn() if stand_in else NeuronRuntime()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 class _Loader:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import ModelInvalid
+from mezzotint.errors import InvalidRequest, ModelInvalid
+from mezzotint.samplers import find_sampler
 
-__all__ = ["read_json"]
+__all__ = ["read_json", "sampler_of"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,3 +28,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelInvalid(f"{name} is not a JSON object")
     return value
+
+
+def sampler_of(path: Path) -> str:
+    """The sampler of the scheduler that a model's folder is configured with.
+
+    Raises:
+        ModelInvalid: as `read_json`.
+    """
+    scheduler = str(read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
+    try:
+        return find_sampler(scheduler).name
+    except InvalidRequest:
+        # A scheduler outside the table: Euler draws from any epsilon or v model.
+        return "Euler"

@@ -35,7 +35,7 @@ from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
 from mezzotint.models.reading import load_parts, read_lora, read_preview_vae
 from mezzotint.tuning import Tuning
 
-__all__ = ["DTYPES", "load_backend", "load_parts", "revision_of"]
+__all__ = ["DTYPES", "load_backend", "revision_of"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_WIDTH, CUDA_WIDTH = 8, 16

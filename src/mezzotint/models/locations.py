@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.core import ModelLimits
-from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
+from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.artefact import holds_graphs, read_artefact
-from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
-from mezzotint.models.json_files import read_json
+from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry, limits_of_size
+from mezzotint.models.json_files import read_json, sampler_of
 from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
-from mezzotint.samplers import SAMPLERS, find_sampler
+from mezzotint.samplers import SAMPLERS
 
 __all__ = [
     "CheckReport",
@@ -32,7 +32,6 @@ __all__ = [
     "models_home",
 ]
 
-PIXELS_PER_LATENT = 8
 SDXL_SAMPLE_SIZE = 128
 MAX_SAMPLE_SIZE = 4096
 
@@ -154,13 +153,7 @@ def limits_of(name: str) -> ModelLimits:
         side = SDXL_SAMPLE_SIZE * PIXELS_PER_LATENT
         return limits_of_size(side, side, "Euler")
     width, height = _sample_size(path)
-    scheduler = str(read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
-    try:
-        sampler = find_sampler(scheduler).name
-    except InvalidRequest:
-        # A scheduler outside the table: Euler draws from any epsilon or v model.
-        sampler = "Euler"
-    return limits_of_size(width * PIXELS_PER_LATENT, height * PIXELS_PER_LATENT, sampler)
+    return limits_of_size(width * PIXELS_PER_LATENT, height * PIXELS_PER_LATENT, sampler_of(path))
 
 
 def _sample_size(path: Path) -> tuple[int, int]:

@@ -20,12 +20,21 @@ from torch import nn
 from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.neuron.shapes import Input, inputs_of
 from mezzotint.errors import ModelInvalid, SettingInvalid
+from mezzotint.models.catalogue import PIXELS_PER_LATENT
 
-__all__ = ["TARGETS", "Shape", "check_target", "configuration_of", "flags_of", "toolchain_of", "trace"]
+__all__ = [
+    "TARGETS",
+    "Shape",
+    "check_target",
+    "configuration_of",
+    "flags_of",
+    "installed",
+    "toolchain_of",
+    "trace",
+]
 
 TARGETS = ("inf2", "trn1", "cpu")
 PACKAGES = {"cpu": ("torch",), "inf2": ("torch", "torch-neuronx", "neuronx-cc")}
-PIXELS_PER_LATENT = 8
 # Matrix products in bf16, everything else in fp32, as optimum-neuron compiles SDXL.
 CAST_FLAGS = ("--auto-cast", "matmult", "--auto-cast-type", "bf16")
 KIND_FLAGS = {
@@ -56,7 +65,7 @@ def check_target(target: str) -> None:
         raise SettingInvalid(f"--target takes {', '.join(TARGETS)}; not {target!r}", param="target")
     if target == "cpu":
         return
-    missing = [name for name in ("torch-neuronx", "neuronx-cc") if _installed(name) is None]
+    missing = [name for name in ("torch-neuronx", "neuronx-cc") if installed(name) is None]
     if missing:
         raise SettingInvalid(
             f"--target {target} needs {' and '.join(missing)}, which AWS's Neuron image has "
@@ -68,12 +77,13 @@ def check_target(target: str) -> None:
 def toolchain_of(target: str) -> dict[str, str]:
     """The versions of what compiles for `target`, of those that are installed, without local suffixes."""
     names = PACKAGES["cpu" if target == "cpu" else "inf2"]
-    return {name: found for name in names if (found := _installed(name)) is not None}
+    return {name: found.partition("+")[0] for name in names if (found := installed(name)) is not None}
 
 
-def _installed(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """The version of a package; `None` where it is not installed."""
     try:
-        return version(name).partition("+")[0]
+        return version(name)
     except PackageNotFoundError:
         return None
 

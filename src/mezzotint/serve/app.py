@@ -18,7 +18,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from mezzotint.config import SECRETS, Settings, load_settings
-from mezzotint.serve.gateway import RETRY_AFTER_SECONDS
+from mezzotint.errors import RETRY_AFTER_SECONDS
 from mezzotint.serve.http import build_http
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.routing import NamedReplicaRouter, RayPeers, RayReplicas

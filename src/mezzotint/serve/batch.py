@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from mezzotint.core import Queued
 from mezzotint.serve.gateway import Gateway
@@ -14,17 +14,18 @@ from mezzotint.serve.wire import Drawn, Step
 
 __all__ = ["Listener", "together", "watch", "watch_all"]
 
+T = TypeVar("T")
 Listener = Callable[[int, Queued | Step | Drawn], Awaitable[None]]
 
 
-async def together(*work: Coroutine[Any, Any, None]) -> None:
-    """Run all of it at once. The first failure cancels the rest, and is raised as it is."""
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Run all of it at once; what each gave. The first failure cancels the rest, and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as group:
-            for each in work:
-                group.create_task(each)
+            tasks = [group.create_task(each) for each in work]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 async def watch_all(gateway: Gateway, plates: Mapping[int, Plate], tell: Listener) -> None:

@@ -39,7 +39,7 @@ from mezzotint.serve.telemetry.record import current
 from mezzotint.serve.telemetry.tracing import OFF, Tracing, headers_of
 from mezzotint.serve.wire import Drawn, Order, Refused, Report, Step, WireEvent
 
-__all__ = ["RETRY_AFTER_SECONDS", "Gateway", "Replicas", "open_gateway"]
+__all__ = ["Gateway", "Replicas", "open_gateway"]
 
 logger = logging.getLogger(__name__)
 
@@ -214,25 +214,23 @@ class Gateway:
         Raises:
             MezzotintError: why there is no picture.
         """
-        async with aclosing(self._attempts(plate)) as events:
+        async with aclosing(self.stream(plate, progress=False)) as events:
             async for event in events:
                 if isinstance(event, Drawn):
                     return event
         raise GenerationFailed("the replica ended without a picture")
 
-    async def stream(self, plate: Plate) -> AsyncGenerator[Queued | Step | Drawn]:
+    async def stream(self, plate: Plate, *, progress: bool = True) -> AsyncGenerator[Queued | Step | Drawn]:
         """Draw the plate, event by event up to `Drawn`. Closing the iterator cancels the work.
+
+        The replica that finishes it first draws it, and another once more when that was lost, is closing or
+        had no room after all. The picture is the same, for the order leaves nothing open.
+
+        progress: whether to tell how far it is.
 
         Raises:
             MezzotintError: why there is no picture.
         """
-        async with aclosing(self._attempts(plate, progress=True)) as events:
-            async for event in events:
-                yield event
-
-    async def _attempts(self, plate: Plate, progress: bool = False) -> AsyncGenerator[Queued | Step | Drawn]:
-        """The plate on the replica that finishes it first, and once more on another when that was lost, is
-        closing or had no room after all. The picture is the same, for the order leaves nothing open."""
         avoid: tuple[str, ...] = ()
         lost: MezzotintError | None = None
         while True:

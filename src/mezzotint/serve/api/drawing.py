@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from mezzotint.core import Queued
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.background import in_background
-from mezzotint.serve.batch import watch_all
+from mezzotint.serve.batch import together, watch_all
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.services import Services
 from mezzotint.serve.wire import Drawn, Step
@@ -33,12 +33,7 @@ async def draw_all(services: Services, caller: Caller, plates: Sequence[Plate]) 
             admission.drawn += 1
             return drawn
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                drawing = [group.create_task(draw(plate)) for plate in gateway.admit(plates)]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-    return [task.result() for task in drawing]
+        return await together(*(draw(plate) for plate in gateway.admit(plates)))
 
 
 async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]) -> AsyncGenerator[Told]:

@@ -11,8 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from mezzotint.core import MAX_DEADLINE_SECONDS
-from mezzotint.errors import IdempotencyConflict, ImageNotFound, InvalidRequest, QueueFull
+from mezzotint.errors import IdempotencyConflict, ImageNotFound, QueueFull
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.access.limits import check_possible
@@ -66,7 +65,7 @@ async def create(
         caller.id,
         {},
         n=fields.count,
-        deadline_s=_deadline(fields),
+        deadline_s=fields.deadline_s,
         idempotency_key=idempotency_key,
         fingerprint=await asyncio.to_thread(lambda: fields.fingerprint) if idempotency_key else "",
     )
@@ -89,16 +88,6 @@ async def create(
     return JSONResponse(
         answer.model_dump(), 202, {"Location": f"{services.settings.public_url.rstrip('/')}{ROUTE}/{job.id}"}
     )
-
-
-def _deadline(fields: JobFields) -> float | None:
-    """Seconds from now, of the whole job; its pictures' own are checked where they are drawn."""
-    deadline_s = fields.deadline_s
-    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_SECONDS:
-        raise InvalidRequest(
-            f"deadline_s must be positive and at most {MAX_DEADLINE_SECONDS:,} seconds", param="deadline_s"
-        )
-    return deadline_s
 
 
 async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:

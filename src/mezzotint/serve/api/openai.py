@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
@@ -57,8 +56,6 @@ DRAWING = {
 }
 WITH_FILES = {**DRAWING, **answers(415)}
 
-_Read = TypeVar("_Read")
-
 
 async def generations(
     fields: GenerationFields, request: Request, services: ServicesOf, caller: CallerOf
@@ -84,10 +81,10 @@ router.add_api_route(
 )
 async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
     fields, files = await read_form(request, EditFields, ("image", "mask"), NOT_SERVED)
-    image = await _decoded(_only(files["image"], "image"), _image)
+    image = await asyncio.to_thread(_image, _only(files["image"], "image"))
     mask = None
     if files["mask"]:
-        mask = await _decoded(_only(files["mask"], "mask"), _mask)
+        mask = await asyncio.to_thread(_mask, _only(files["mask"], "mask"))
     return await _answer("image_edit", fields, request, services, caller, image, mask)
 
 
@@ -99,7 +96,7 @@ async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Res
 )
 async def variations(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
     fields, files = await read_form(request, VariationFields, ("image",), NOT_SERVED)
-    image = await _decoded(_only(files["image"], "image"), _image)
+    image = await asyncio.to_thread(_image, _only(files["image"], "image"))
     return await _answer("image_variation", fields, request, services, caller, image)
 
 
@@ -111,11 +108,7 @@ def _only(files: list[bytes], param: str) -> bytes:
     return files[0]
 
 
-async def _decoded(data: bytes, read: Callable[[bytes], _Read]) -> _Read:
-    # A large picture takes a tenth of a second, which the loop has other uses for.
-    return await asyncio.to_thread(read, data)
-
-
+# A large picture takes a tenth of a second, which the loop has other uses for.
 def _image(data: bytes) -> Pixels:
     return read_upload(data, param="image", max_pixels=MAX_UPLOAD_PIXELS)
 

@@ -87,8 +87,8 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: Events, *, headers: Mapping[str, str] | None = None, end: bytes = b"") -> None:
-        super().__init__(self._frames(events, end), headers={**HEADERS, **(headers or {})})
+    def __init__(self, events: Events, *, end: bytes = b"") -> None:
+        super().__init__(self._frames(events, end), headers=HEADERS)
 
     async def stream_response(self, send: Send) -> None:
         body = self.body_iterator

@@ -218,8 +218,8 @@ def _lines() -> CTE:
     return lines.union_all(step)
 
 
-def held_by(id: str, owner: str) -> ColumnElement[bool]:
-    return and_(jobs.c.id == id, jobs.c.state == "running", jobs.c.owner == owner)
+def held_by(ids: Collection[str], owner: str) -> ColumnElement[bool]:
+    return and_(jobs.c.id.in_(ids), jobs.c.state == "running", jobs.c.owner == owner)
 
 
 async def get_job(connection: AsyncConnection, id: str, caller: str | None = None) -> Job:

@@ -214,8 +214,7 @@ class JobStore:
 
     async def held(self, ids: Collection[str], owner: str) -> dict[str, bool]:
         """Of the jobs, those that `owner` still holds; whether each is to stop."""
-        held = and_(jobs.c.id.in_(ids), jobs.c.state == "running", jobs.c.owner == owner)
-        statement = select(jobs.c.id, jobs.c.cancel_requested).where(held)
+        statement = select(jobs.c.id, jobs.c.cancel_requested).where(held_by(ids, owner))
 
         async def work(connection: AsyncConnection) -> dict[str, bool]:
             return {row.id: row.cancel_requested for row in await connection.execute(statement)}
@@ -224,8 +223,8 @@ class JobStore:
 
     async def renew(self, ids: Collection[str], owner: str, lease_s: float) -> dict[str, bool]:
         """As `held`, and holds them for `lease_s` from now."""
-        held = and_(jobs.c.id.in_(ids), jobs.c.state == "running", jobs.c.owner == owner)
-        statement = update(jobs).where(held).values(lease_ends=self._database.now() + lease_s)
+        until = self._database.now() + lease_s
+        statement = update(jobs).where(held_by(ids, owner)).values(lease_ends=until)
 
         async def work(connection: AsyncConnection) -> dict[str, bool]:
             rows = await connection.execute(statement.returning(jobs.c.id, jobs.c.cancel_requested))
@@ -239,7 +238,7 @@ class JobStore:
         lost: drawing it lost a replica, which counts as a lost owner; one too many fails it.
         """
         now = self._database.now()
-        held = held_by(id, owner)
+        held = held_by([id], owner)
 
         async def work(connection: AsyncConnection) -> bool:
             ended = await move(connection, "cancelled", and_(held, jobs.c.cancel_requested), now)
@@ -255,7 +254,7 @@ class JobStore:
         """Note a finished picture and tell of it, once, however often it is asked: an answer may be lost.
         False: the job is not held, and nothing was noted.
         """
-        held = select(jobs.c.id).where(held_by(id, owner)).with_for_update()
+        held = select(jobs.c.id).where(held_by([id], owner)).with_for_update()
         values = {"name": name, "receipt": dict(receipt)}
         new = self._database.insert(job_images).values(job_id=id, number=index, **values)
         same = select(job_images.c.number).where(
@@ -284,7 +283,8 @@ class JobStore:
         values = {"error": None if error is None else dict(error)}
 
         async def work(connection: AsyncConnection) -> bool:
-            return bool(await move(connection, state, held_by(id, owner), self._database.now(), **values))
+            held = held_by([id], owner)
+            return bool(await move(connection, state, held, self._database.now(), **values))
 
         return await self._change(work)
 

@@ -116,11 +116,7 @@ class KeyStore:
         return _as_key({**row, "revoked": None}), text
 
     async def find(self, id: str) -> Key | None:
-        async def work(connection: AsyncConnection) -> RowMapping | None:
-            return (await connection.execute(select(keys).where(keys.c.id == id))).mappings().first()
-
-        row = await self._database.read(work)
-        return None if row is None else _as_key(row)
+        return (await self.find_all([id])).get(id)
 
     async def find_all(self, ids: Collection[str]) -> dict[str, Key]:
         """Those of them that there are, by their ids."""

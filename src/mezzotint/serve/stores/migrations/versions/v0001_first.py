@@ -103,8 +103,3 @@ def _create_jobs() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_job_events_job_id", "job_events", ["job_id", "id"])
-
-
-def downgrade() -> None:
-    for table in ("job_events", "job_images", "jobs", "usage", "leases", "rates", "keys"):
-        op.drop_table(table)
