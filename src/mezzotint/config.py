@@ -109,7 +109,10 @@ class Settings(BaseSettings):
         (), description="LoRAs beside the model's own: PATH.safetensors or NAME=PATH.safetensors, with commas"
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of a replica, 1…1024; by default its physical cores"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of a replica, 1…1024; by default its cores, as Ray shares them out",
     )
     neuron_cores: int = Field(
         2, ge=1, le=32, description="NeuronCores of a replica with the device neuron, 1…32; a chip has 2"

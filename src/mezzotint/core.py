@@ -63,6 +63,8 @@ RANDOM_SEED_BITS = 32
 MAX_LORAS = 8
 MAX_LORA_SCALE = 4.0
 MAX_HIRES_SCALE = 4.0
+# More than any request has evaluations.
+MAX_PREVIEW_EVERY = 1_000
 
 
 @dataclass(frozen=True, order=True)
@@ -377,7 +379,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Done:
-    """The picture. `queue_s` until the first step began, `compute_s` from there to the pixels."""
+    """The picture. `queue_s` until the first step began, `compute_s` from there to the pixels, what it waited
+    between its stages too."""
 
     request_id: str
     image: Image

@@ -13,6 +13,7 @@ from mezzotint.core import (
     MAX_HIRES_SCALE,
     MAX_LORA_SCALE,
     MAX_LORAS,
+    MAX_PREVIEW_EVERY,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     PRIORITIES,
@@ -71,7 +72,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
             f"deadline_s must be positive and at most {MAX_DEADLINE_SECONDS:,} seconds", param="deadline_s"
         )
     preview_every = _default(request.preview_every, 0, int, "preview_every")
-    _check_range("preview_every", preview_every, 0, max_steps)
+    _check_range("preview_every", preview_every, 0, MAX_PREVIEW_EVERY)
     priority = _default(request.priority, "normal", str, "priority")
     if priority not in PRIORITIES:
         raise InvalidRequest(
@@ -231,7 +232,12 @@ def _hires(
             f"hires.scale must be above 1 and at most {MAX_HIRES_SCALE:g}, not {_shown(scale)}",
             param="hires.scale",
         )
-    width, height = size_of(*size, hires)
+    width, height = size_of(*size, Hires(scale))
+    if (width, height) == size:
+        raise InvalidRequest(
+            f"hires.scale of {scale:g} makes {width}x{height} no larger, for sides are multiples of 8",
+            param="hires.scale",
+        )
     try:
         _check_size(width, height, limits)
     except InvalidRequest as error:

@@ -87,6 +87,15 @@ async def test_previews_are_of_the_pictures_size(server: Gate) -> None:
             assert f"{picture.width}x{picture.height}" == event["size"] == SIZE
 
 
+async def test_previews_of_a_sampler_of_two_evaluations_a_step_are_as_many(server: Gate) -> None:
+    body = {**ASKED, "scheduler": "Heun", "num_inference_steps": 150, "stream": True, "partial_images": 1}
+    answer = await server.client.post(
+        "/v1/images/generations", json={**body, "hires": {"scale": 2, "strength": 1}}
+    )
+    assert answer.text.count("event: image_generation.partial_image") == 1
+    assert "event: image_generation.completed" in answer.text
+
+
 @pytest.mark.parametrize(
     ("path", "body", "named"),
     [

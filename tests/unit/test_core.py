@@ -90,7 +90,8 @@ def test_a_weight_that_is_not_accepted_names_its_prompt(field: str) -> None:
 
 
 def test_a_second_stage_is_image_to_image_at_its_own_size() -> None:
-    request = resolve(GenerationRequest("a fox", steps=20, hires=Hires(1.3)), FAKE_LIMITS)
+    asked = GenerationRequest("a fox", steps=20, hires=Hires(1.3))
+    request = resolve(asked, FAKE_LIMITS)
     assert request.hires == Hires(1.3, 0.3, 20)
     assert (request.width, request.size) == (128, (160, 160))
     first, second = request.stages
@@ -114,6 +115,7 @@ def test_a_second_stage_is_image_to_image_at_its_own_size() -> None:
         (Hires(4.5), "hires.scale", "above 1 and at most 4, not 4.5"),
         (Hires(math.nan), "hires.scale", "above 1"),
         (Hires(True), "hires.scale", "int or float, not True"),
+        (Hires(1.01), "hires.scale", "of 1.01 makes 512x512 no larger"),
         (Hires("2"), "hires.scale", "int or float, not '2'"),  # type: ignore[arg-type]
         (Hires(4.0), "hires.scale", r"of 4 makes 512x512 2048x2048: width must be .* to 1024"),
         (Hires(2.0, 0.0), "hires.strength", "above 0 and at most 1, not 0.0"),

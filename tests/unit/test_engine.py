@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from mezzotint.backends.base import Look
-from mezzotint.backends.fake import FakeBackend
+from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.core import (
     Cancelled,
     Done,
@@ -27,11 +27,13 @@ from mezzotint.core import (
     Queued,
     ResolvedRequest,
 )
+from mezzotint.engine.cost import StepCost
 from mezzotint.engine.engine import Engine
-from mezzotint.engine.requests import MAX_RUNNING, QUEUE_NEWS_SECONDS
+from mezzotint.engine.requests import MAX_RUNNING, QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.rules import TENANT_SHARE, Plan
 from mezzotint.engine.scheduler import Scheduler
+from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import (
     DeadlineExceeded,
     GenerationFailed,
@@ -42,6 +44,7 @@ from mezzotint.errors import (
     SettingInvalid,
     ShuttingDown,
 )
+from mezzotint.resolving import resolve
 from tests.backends import Instrumented
 from tests.waiting import wait_until
 
@@ -206,6 +209,35 @@ def test_whatever_ends_a_request_ends_it_between_its_stages_too() -> None:
         wait_until(lambda: backend.held == 0)
         status = engine.status()
         assert (status.queued, status.running, status.decoding) == (0, 0, 0)
+
+
+def test_between_its_stages_a_request_holds_no_latents_and_no_place_in_the_queue() -> None:
+    resolved = resolve(ask(steps=1, hires=Hires(2.0, 1.0)), FAKE_LIMITS)
+    table = RequestTable(StepCost(8), max_queue=1)
+
+    def drawn_once(request_id: str) -> None:
+        ticket = Ticket(request_id, resolved, lambda _: None)
+        table.submit(ticket)
+        plan = table.plan(time.monotonic())
+        table.start(request_id, ())
+        assert table.settle(plan, {}, {}) == (request_id,)
+        assert table.take_to_decode(request_id) is ticket
+        picture = np.zeros((128, 128, 3), np.uint8)
+        table.decoded(request_id, ticket.stages[1].begun_from(picture), 0.1)
+
+    drawn_once("a")
+    assert (table.queued, table.has_ended) == (0, True)
+    assert table.take_ended() == ([], ["a"])
+    assert not table.has_ended
+    assert table.plan(time.monotonic()).starting == ("a",)
+    table.start("a", ())
+    table.fail("a", GenerationFailed("over"))
+    assert table.take_ended() == (["a"], [])
+    # Where the next stage is begun first, its latents are there in place of the others.
+    drawn_once("b")
+    assert table.plan(time.monotonic()).starting == ("b",)
+    table.start("b", ())
+    assert table.take_ended() == ([], [])
 
 
 def test_the_second_stage_counts_in_the_wait_before_it_is_there() -> None:

@@ -106,6 +106,8 @@ def test_a_second_stage_is_told_in_both_forms(format: str) -> None:
     assert Receipt.from_dict(receipt.to_dict()) == receipt
     told = "Denoising strength: 0.3, Hires upscale: 1.5, Hires steps: 20, Hires upscaler: Lanczos"
     assert told in parameters_text(receipt)
+    # 512 pixels times a scale of six digits would be 512 again.
+    assert "Hires upscale: 1.015625," in parameters_text(replace(RECEIPT, hires=Hires(520 / 512, 0.3, 20)))
 
 
 @pytest.mark.parametrize(

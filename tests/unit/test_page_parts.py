@@ -390,6 +390,13 @@ class TestSecondStage:
             assert (values["hires"], values["size"]) == (choice, "128x96")
             assert said == "The settings of the picture are in the form."
 
+    def test_a_number_that_the_form_has_no_words_for_is_left_out(self) -> None:
+        recipe = recipe_of_told({**RECEIPT, "hires": {"scale": 1.5, "strength": 1e-5, "steps": 20}})
+        assert recipe is not None
+        values, said = filled(recipe, with_hires(sizes={**told()["sizes"], "min": 64}))
+        assert values["hires"] == ""
+        assert "does not draw with a second stage of 1.5×, strength 1e-05:" in said
+
     def test_of_a_service_without_it_a_pictures_second_stage_is_said_to_be_left_out(self) -> None:
         recipe = recipe_of_told({**RECEIPT, "hires": {"scale": 1.5, "strength": 0.3, "steps": 20}})
         assert recipe is not None

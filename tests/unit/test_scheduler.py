@@ -244,6 +244,47 @@ def test_an_ended_request_is_forgotten_and_cannot_end_again() -> None:
             move("a")
 
 
+def test_a_larger_second_stage_does_not_wait_for_all_first_stages() -> None:
+    """What is left of it is counted by its time; by its passes it looked longer than it is."""
+    large = BatchKey(512, 512, True)
+    cost = cost_of({1: 1.0, 2: 2.0})
+    cost.learn(large, {1: 4.0, 2: 8.0})
+    scheduler = Scheduler(cost)
+    waiting, between, now = {f"{i}" for i in range(12)}, 0, 0.0
+    for id in sorted(waiting):
+        scheduler.submit(id, [Stage(GUIDED, 30), Stage(large, 21)], 0.0)
+    later: set[str] = set()
+    first_done = None
+    while waiting:
+        plan = scheduler.plan(now)
+        for id in plan.starting:
+            scheduler.start(id)
+        now += 4.0 if plan.rows[0] in later else 1.0
+        for id in scheduler.stepped(plan):
+            if id in later:
+                first_done = first_done or now
+                scheduler.finish(id)
+                waiting.discard(id)
+            else:
+                scheduler.go_on(id)
+                later.add(id)
+        between = max(between, len(later & waiting))
+    assert first_done is not None
+    assert between <= 2
+    assert first_done < 3 * (30 + 4 * 21)
+
+
+def test_a_request_between_its_stages_has_them_before_it_to_whoever_comes() -> None:
+    scheduler = Scheduler(SATURATED)
+    scheduler.submit("a", [Stage(GUIDED, 1), Stage(GUIDED, 30)], 0.0)
+    scheduler.start("a")
+    scheduler.stepped(scheduler.plan(0.0))
+    assert scheduler.state("a") is State.DECODING
+    while_decoding = scheduler.outlook([Stage(GUIDED, 40)], 0.0).eta_s
+    scheduler.go_on("a")
+    assert while_decoding == pytest.approx(scheduler.outlook([Stage(GUIDED, 40)], 0.0).eta_s)
+
+
 def test_an_id_cannot_be_submitted_twice() -> None:
     scheduler = Scheduler(BATCHES)
     scheduler.submit("a", [Stage(GUIDED, 1)], 0.0)

@@ -284,11 +284,13 @@ class Engine:
 
     def status(self) -> EngineStatus:
         with self._changed:
-            scheduler = self._requests.scheduler
+            scheduler, queued = self._requests.scheduler, self._requests.queued
+            decoding = scheduler.count(State.DECODING)
             return EngineStatus(
-                queued=scheduler.count(State.QUEUED),
-                running=scheduler.count(State.RUNNING),
-                decoding=scheduler.count(State.DECODING),
+                queued=queued,
+                # One that waits between its stages is under way.
+                running=len(self._requests.tickets) - queued - decoding,
+                decoding=decoding,
                 backlog_s=scheduler.backlog_seconds(),
                 passes=self._passes,
                 pass_s=self._pass_s,
@@ -303,7 +305,7 @@ class Engine:
             keys = [default, *self.cost.known()[-MAX_OUTLOOK_KEYS:]]
             began = self._turn_began
             return Outlook(
-                queued=table.scheduler.count(State.QUEUED),
+                queued=table.queued,
                 max_queue=table.max_queue,
                 max_backlog_s=table.max_backlog_s,
                 backlogs=table.scheduler.backlogs(),
@@ -367,8 +369,8 @@ class Engine:
         """Start the plan's newcomers and next stages; the plan without those that could not be."""
         refused = set()
         for request_id in plan.starting:
-            # Of a stage that is over.
-            self._forget(request_id)
+            # Of a stage that is over there may be something yet.
+            self._backend.release(request_id)
             try:
                 warnings = self._backend.start(request_id, self._requests.tickets[request_id].stages[0])
             except Exception as error:
@@ -433,13 +435,11 @@ class Engine:
 
     def _forget_ended(self) -> None:
         with self._changed:
-            ended = self._requests.take_ended()
+            ended, over = self._requests.take_ended()
         for request_id in ended:
-            self._forget(request_id)
-
-    def _forget(self, request_id: str) -> None:
-        self._looks.pop(request_id, None)
-        self._backend.release(request_id)
+            self._looks.pop(request_id, None)
+        for request_id in (*ended, *over):
+            self._backend.release(request_id)
 
     def _run_jobs(self) -> None:
         while self._jobs:

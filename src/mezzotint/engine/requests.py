@@ -15,7 +15,7 @@ from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progre
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
-from mezzotint.engine.rows import BatchKey, State, batch_key, stages_of
+from mezzotint.engine.rows import BatchKey, batch_key, stages_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.scheduler import Scheduler
 from mezzotint.engine.standing import seconds_alone
@@ -43,6 +43,8 @@ class RequestTable:
         # The decoder has these in hand; the backend must not forget one before it lets go.
         self._in_decoder: set[str] = set()
         self._ended: deque[str] = deque()
+        # Between two stages, with something of the first in the backend.
+        self._over: set[str] = set()
         self._queue_news_at = 0.0
         self.observer = Observer()
 
@@ -75,8 +77,7 @@ class RequestTable:
         # Its own company is not what a picture waits for: they ask for room together.
         company = {id for id, each in self.tickets.items() if group and each.group == group}
         backlog = self.scheduler.backlog_seconds(without=company)
-        queued = self.scheduler.count(State.QUEUED)
-        queued -= sum(self.scheduler.state(id) is State.QUEUED for id in company)
+        queued = self.queued - sum(self.tickets[id].started is None for id in company)
         wait = seconds_until_room(
             work_s + self.scheduler.backlog_seconds() - backlog,
             own_s=self.scheduler.backlog_seconds(tenant, without=company),
@@ -91,6 +92,11 @@ class RequestTable:
                 f"try again in {math.ceil(wait)} s",
                 retry_after_s=wait,
             )
+
+    @property
+    def queued(self) -> int:
+        """How many wait for their first pass."""
+        return sum(ticket.started is None for ticket in self.tickets.values())
 
     def ask_to_cancel(self, request_id: str) -> None:
         """Cancel before the next plan. Nothing happens to a request that has ended."""
@@ -121,6 +127,7 @@ class RequestTable:
         ticket.started = ticket.started or time.monotonic()
         # Of each stage they are for the most part the same.
         ticket.warnings = tuple(dict.fromkeys((*ticket.warnings, *warnings)))
+        self._over.discard(request_id)
         self.scheduler.start(request_id)
 
     def keys(self, plan: Plan) -> list[BatchKey]:
@@ -168,6 +175,7 @@ class RequestTable:
         elif isinstance(outcome, ResolvedRequest):
             self._cost.observe_decode(batch_key(ticket.stages[0]), decode_s)
             self.scheduler.go_on(request_id)
+            self._over.add(request_id)
             ticket.stages = (outcome, *ticket.stages[2:])
             ticket.last_step = ticket.decoding = None
         elif isinstance(outcome, Image):
@@ -189,13 +197,15 @@ class RequestTable:
     @property
     def has_ended(self) -> bool:
         """Whether `take_ended` has something to tell."""
-        return bool(self._ended)
+        return bool(self._ended or self._over)
 
-    def take_ended(self) -> list[str]:
-        """The ended requests that the backend may forget now; each is told once."""
-        ended = list(self._ended)
+    def take_ended(self) -> tuple[list[str], list[str]]:
+        """The requests that have ended, and those of which a stage has: what the backend may forget now. Each
+        is told once; a stage that is begun before it is told has taken the place of the one before."""
+        told = list(self._ended), list(self._over)
         self._ended.clear()
-        return ended
+        self._over.clear()
+        return told
 
     def _end(self, request_id: str, event: Event) -> None:
         ticket = self.tickets.pop(request_id)

@@ -10,10 +10,11 @@ The rules, in order:
    rows of the UNet's batch, another one. Each shape has a *window*: the requests that may run, no more than
    its knee (`cost.knee`), beyond which a wider pass buys no throughput.
 2. The window takes *overdue* requests first, in order of arrival, up to `overdue_share` of its places; then
-   those of higher priority; then those with the fewest evaluations left, ties in order of arrival. Overdue
-   means: in the system for more than `stretch` times what the request would take alone. So nothing waits for
-   ever, a backlog drains first come, first served instead of sharing itself slow, and a short job still
-   passes the backlog where a window has room for two.
+   those of higher priority; then those with the fewest evaluations left, ties in order of arrival. (One of a
+   later, larger stage counts as many as take its time.) Overdue means: in the system for more than `stretch`
+   times what the request would take alone. So nothing waits for ever, a backlog drains first come, first
+   served instead of sharing itself slow, and a short job still passes the backlog where a window has room
+   for two.
 3. The pass takes the head of the window, as wide as lowers the total waiting most: the width w with the
    highest Σ weight/(evaluations left) ÷ (seconds of a pass of width w). This is Smith's rule (W. E. Smith,
    1956) for a server that takes batches: equals go together, and a nearly finished request does not pay for
@@ -41,7 +42,7 @@ __all__ = ["TENANT_SHARE", "Moment", "Plan", "Ranked", "Rules"]
 TENANT_SHARE = 0.75
 
 # The least goes first; `Row.order` makes it unique.
-Rank = tuple[int, float, int, int]
+Rank = tuple[int, float, float, int]
 Ranked = tuple[Rank, Row]
 
 
@@ -159,7 +160,7 @@ class Moment:
         return self._fairly(chosen, room)
 
     def _rank(self, row: Row, *, overdue: bool) -> Rank:
-        return (0, 0.0, 0, row.order) if overdue else (1, -row.weight, row.evaluations_left, row.order)
+        return (0, 0.0, 0.0, row.order) if overdue else (1, -row.weight, self._left(row), row.order)
 
     def _overdue(self, row: Row) -> bool:
         return self.now - row.arrived > self.rules.stretch * self._alone(row)
@@ -167,6 +168,13 @@ class Moment:
     def _alone(self, row: Row) -> float:
         """The seconds the request would take by itself."""
         return max(sum(each.evaluations * self.cost.seconds(each.key, 1) for each in row.stages), 1e-9)
+
+    def _left(self, row: Row) -> float:
+        """The evaluations that it needs until the picture, counted in such as are its next."""
+        if not row.later:
+            return row.remaining
+        later = sum(each.evaluations * self.cost.seconds(each.key, 1) for each in row.later)
+        return row.remaining + later / max(self.cost.seconds(row.key, 1), 1e-9)
 
     # Rules 3 and 4: which window, and how much of it
 
@@ -193,7 +201,7 @@ class Moment:
 
     def _worth(self, rows: list[Row]) -> float:
         """Of a pass of these."""
-        gain = sum((1 + (self.now - row.arrived) / self._alone(row)) / row.evaluations_left for row in rows)
+        gain = sum((1 + (self.now - row.arrived) / self._alone(row)) / self._left(row) for row in rows)
         return gain / max(pass_seconds(self.cost, rows), 1e-9)
 
     def _overtaken(self, row: Row) -> int:

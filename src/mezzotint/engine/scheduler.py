@@ -168,7 +168,8 @@ class Scheduler:
 
     def _standings(self, now: float, *newcomers: Row) -> Iterator[Standing]:
         moment = self._at(now)
-        return standings([moment.ranked(row) for row in (*self._active(), *newcomers)], self._cost)
+        rows = [row for row in self._rows.values() if row.evaluations_left]
+        return standings([moment.ranked(row) for row in (*rows, *newcomers)], self._cost)
 
     def _seconds_of(self, row: Row) -> float:
         return self.seconds_of_work(row.left)

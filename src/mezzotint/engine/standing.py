@@ -95,7 +95,8 @@ def seconds_alone(
 
 
 def standings(ranked: Iterable[Ranked], cost: Cost) -> Iterator[Standing]:
-    """Of each request that is not decoding yet, as if nobody else came. The rank orders those of one tenant.
+    """Of each request that wants passes, now or once its stage is decoded, as if nobody else came. The rank
+    orders those of one tenant.
 
     A request takes its own passes and decoding or, where that is longer, the work up to its end: that of its
     tenant's requests up to itself and, the passes being shared fairly, as much of every other tenant's as

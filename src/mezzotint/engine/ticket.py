@@ -19,8 +19,8 @@ class Ticket:
     """A submitted request: its events, its result, and the way to cancel it.
 
     Times are of `time.monotonic`: when it was submitted, started, had its first and its last evaluation, and
-    when its decoding began. `evaluated` counts its UNet evaluations. Those of one `group` are let in as one.
-    `stages` are those before it, the one it is at first.
+    when its decoding began; the latter two are of the stage it is at. `evaluated` counts its UNet
+    evaluations. Those of one `group` are let in as one. `stages` are those before it, the one it is at first.
     """
 
     request_id: str

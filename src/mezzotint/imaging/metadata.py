@@ -67,7 +67,7 @@ def parameters_text(receipt: Receipt) -> str:
     # A1111 has one name for both.
     strength = receipt.strength if receipt.hires is None else receipt.hires.strength
     if strength is not None:
-        settings["Denoising strength"] = f"{strength:g}"
+        settings["Denoising strength"] = _exact(strength)
     settings |= hires_settings(receipt.hires)
     if receipt.loras:
         hashes = ", ".join(f"{lora.name}: {lora.sha256[:12]}" for lora in receipt.loras)
@@ -81,7 +81,12 @@ def hires_settings(hires: Hires | None) -> dict[str, object]:
     """The second stage in A1111's names, but for its strength."""
     if hires is None:
         return {}
-    return {"Hires upscale": f"{hires.scale:g}", "Hires steps": hires.steps, "Hires upscaler": "Lanczos"}
+    return {"Hires upscale": _exact(hires.scale), "Hires steps": hires.steps, "Hires upscaler": "Lanczos"}
+
+
+def _exact(number: float) -> str:
+    """To the last digit: a size and a number of steps hang on it."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def png_chunks(receipt: Receipt) -> PngInfo:

@@ -11,7 +11,7 @@ from typing import Any
 from mezzotint.core import MAX_SEED, Hires, Lora
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
-from mezzotint.ui.stages import OFF, choice_of, larger, stage_in_words
+from mezzotint.ui.stages import OFF, choice_of, larger, read_choice, stage_in_words
 
 __all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed", "read_whole"]
 
@@ -180,8 +180,11 @@ def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]
             left_out.append(f"{name} {value}")
     values["hires"] = OFF
     if recipe.hires is not None:
-        if offer is None or offer.enlarges(str(values["size"]), recipe.hires):
-            values["hires"] = choice_of(recipe.hires)
+        choice = choice_of(recipe.hires)
+        # A choice cannot say every number that a file can.
+        is_said = read_choice(choice) == recipe.hires
+        if is_said and (offer is None or offer.enlarges(str(values["size"]), recipe.hires)):
+            values["hires"] = choice
         else:
             left_out.append(f"a second stage of {stage_in_words(recipe.hires)}")
     left_out += recipe.unserved

@@ -239,7 +239,7 @@ class Txt2Img(Fields):
             "hr_cfg": self.cfg_scale,
             "hr_negative_prompt": self.negative_prompt,
             "hr_prompt": self.prompt,
-            "hr_sampler_name": self.sampler_name,
+            "hr_sampler_name": self.sampler_name or self.sampler_index,
             "hr_scheduler": self.scheduler,
         }
 
