@@ -104,6 +104,8 @@ async def open_service(
     tmp_path: Path, replica: EngineReplica
 ) -> AsyncIterator[Callable[..., Awaitable[Service]]]:
     """Opens a service of so many gateways; closed with the test."""
+    # Of the test before, the engine may still count what was cancelled, and refuse for it.
+    await until(lambda: not replica._engine.outlook().backlogs, "an idle engine")
     async with AsyncExitStack() as stack:
 
         async def open_(gateways: int, **changes: Any) -> Service:
