@@ -7,8 +7,6 @@ from __future__ import annotations
 import logging
 import os
 
-import psutil
-
 __all__ = ["default_threads", "prepare_libraries", "prepare_threads"]
 
 # Chosen by measurement: docs/decisions/0006.
@@ -43,6 +41,9 @@ def default_threads() -> int:
     Ray sets that from the CPUs that a replica has of its node or its container, of which neither the affinity
     nor the machine tells.
     """
+    # The page's image has none, and draws nothing.
+    import psutil
+
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Two threads on one core's two halves only get in each other's way in matrix products.
     threads = min(psutil.cpu_count(logical=False) or available, available)

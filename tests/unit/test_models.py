@@ -269,7 +269,7 @@ def test_threads_are_the_physical_cores_or_what_the_environment_allows(
     environment = {} if said is None else {"OMP_NUM_THREADS": said}
     machine = SimpleNamespace(environ=environment, sched_getaffinity=lambda _: set(range(12)))
     monkeypatch.setattr("mezzotint.threads.os", machine)
-    monkeypatch.setattr("mezzotint.threads.psutil", SimpleNamespace(cpu_count=lambda logical: 8))
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: 8)
     assert default_threads() == threads
 
 
