@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from mezzotint.engine.rows import BatchKey
+from mezzotint.engine.rows import BatchKey, Stage
 from mezzotint.engine.scheduler import Scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own, when it is imported
@@ -91,7 +91,7 @@ def replicas_over_time(load: float, hours: float, seed: int = 0) -> list[int]:
         ready = [engine for engine, begins in zip(engines, serves_from, strict=True) if begins <= now]
         while next_arrival <= now:
             engine = min(ready, key=lambda each: each.backlog_seconds())
-            engine.submit(f"r{number}", KEY, STEPS, now)
+            engine.submit(f"r{number}", [Stage(KEY, STEPS)], now)
             number += 1
             next_arrival += random.expovariate(load * LEAST / PICTURE_SECONDS)
         backlogs = [engine.backlog_seconds() for engine in ready]
