@@ -81,6 +81,7 @@ async def test_previews_are_of_the_pictures_size(server: Gate) -> None:
     body = {**ASKED, "hires": HIRES, "stream": True, "partial_images": 3}
     answer = await server.client.post("/v1/images/generations", json=body)
     events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    assert {event["type"] for event in events[:-1]} == {"image_generation.partial_image"}
     assert events[-1]["type"] == "image_generation.completed"
     for event in events:
         with PilImage.open(io.BytesIO(base64.b64decode(event["b64_json"]))) as picture:

@@ -241,7 +241,6 @@ def test_between_its_stages_a_request_holds_no_latents_and_no_place_in_the_queue
 
 
 def test_the_second_stage_counts_in_the_wait_before_it_is_there() -> None:
-    """Four steps of a second each stand before the others, two of them larger ones."""
     with Engine(FakeBackend(pass_seconds=0.2)) as engine:
         engine.warm_up()
         work = engine.status().backlog_s
