@@ -215,7 +215,7 @@ def test_between_its_stages_a_request_holds_no_latents_and_no_place_in_the_queue
     resolved = resolve(ask(steps=1, hires=Hires(2.0, 1.0)), FAKE_LIMITS)
     table = RequestTable(StepCost(8), max_queue=1)
 
-    def drawn_once(request_id: str) -> None:
+    def drawn_once(request_id: str) -> Ticket:
         ticket = Ticket(request_id, resolved, lambda _: None)
         table.submit(ticket)
         plan = table.plan(time.monotonic())
@@ -224,12 +224,18 @@ def test_between_its_stages_a_request_holds_no_latents_and_no_place_in_the_queue
         assert table.take_to_decode(request_id) is ticket
         picture = np.zeros((128, 128, 3), np.uint8)
         table.decoded(request_id, ticket.stages[1].begun_from(picture), 0.1)
+        return ticket
 
-    drawn_once("a")
+    ticket = drawn_once("a")
     assert (table.queued, table.has_ended) == (0, True)
     assert table.take_ended() == ([], ["a"])
     assert not table.has_ended
-    assert table.plan(time.monotonic()).starting == ("a",)
+    assert isinstance(ticket.stream.get(0), Queued)
+    assert isinstance(ticket.stream.get(0), Progress)
+    # When those who wait hear where they stand, it hears nothing: it has shown how far it is.
+    assert table.plan(time.monotonic() + 2 * QUEUE_NEWS_SECONDS).starting == ("a",)
+    with pytest.raises(TimeoutError):
+        ticket.stream.get(0)
     table.start("a", ())
     table.fail("a", GenerationFailed("over"))
     assert table.take_ended() == (["a"], [])
