@@ -43,7 +43,7 @@ CONFIG_VARIABLE = "MEZZOTINT_CONFIG"
 # the commands that ask a server.
 OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", CONFIG_VARIABLE, "MEZZOTINT_API", "MEZZOTINT_API_KEY"})
 # Flags that bear another name than their setting.
-FLAGS = {"loras": "--lora", "ui": "--no-ui"}
+FLAGS = {"controlnets": "--controlnet", "loras": "--lora", "ui": "--no-ui"}
 # They hold a password or a key, or may.
 SECRETS = ("database_url", "ui_key")
 # What each must look like; whether it is there is found out by whoever uses it.
@@ -107,6 +107,10 @@ class Settings(BaseSettings):
     )
     loras: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="LoRAs beside the model's own: PATH.safetensors or NAME=PATH.safetensors, with commas"
+    )
+    controlnets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="ControlNets beside the model's own, folders or files: PATH or NAME=PATH, with commas",
     )
     threads: int | None = Field(
         None,
@@ -198,7 +202,7 @@ class Settings(BaseSettings):
             return "on" if value else "off"
         raise ValueError("a truth value")
 
-    @field_validator("cors_origins", "loras", mode="before")
+    @field_validator("cors_origins", "loras", "controlnets", mode="before")
     @classmethod
     def _read_list(cls, value: object) -> object:
         if not isinstance(value, str):

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 __all__ = [
+    "PREPROCESSORS",
     "PRIORITIES",
     "Cancelled",
+    "Control",
     "Done",
     "Event",
     "Failed",
@@ -38,12 +40,15 @@ __all__ = [
     "Mask",
     "ModelLimits",
     "Pixels",
+    "Preprocessor",
     "Priority",
     "Progress",
     "Queued",
     "Receipt",
     "ResolvedRequest",
+    "ServedControlNet",
     "ServedLora",
+    "UsedControl",
     "UsedLora",
     "size_of",
 ]
@@ -54,6 +59,8 @@ Mask = NDArray[np.uint8]
 """Height × width, 0…255; above 127 is what to redraw."""
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+Preprocessor = Literal["none", "canny"]
+PREPROCESSORS: tuple[Preprocessor, ...] = get_args(Preprocessor)
 
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_SEED = 2**63 - 1
@@ -63,6 +70,8 @@ RANDOM_SEED_BITS = 32
 MAX_LORAS = 8
 MAX_LORA_SCALE = 4.0
 MAX_HIRES_SCALE = 4.0
+MAX_CONTROLS = 4
+MAX_CONTROL_SCALE = 2.0
 # More than any request has evaluations.
 MAX_PREVIEW_EVERY = 1_000
 
@@ -76,6 +85,25 @@ class Lora:
 
     name: str
     scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Control:
+    """A picture that a ControlNet holds what is drawn to: its lines, its depths, a pose.
+
+    name: the ControlNet's, as it is served.
+    image: what it reads, height × width × 3, 0…255; resized to the picture's size.
+    preprocessor: what is made of `image` first: none, or canny, its edges as white lines on black.
+    scale: how strongly it holds, 0…2.
+    start, end: the part of the evaluations in which it does, 0…1.
+    """
+
+    name: str
+    image: Pixels = field(compare=False, repr=False)
+    preprocessor: Preprocessor = "none"
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,8 +125,8 @@ class Hires:
 class GenerationRequest:
     """One picture, asked for. `None` means the model's default (a random number for `seed`).
 
-    prompt: what to draw, 1…10,000 characters, or none with an image; what has more tokens than the model
-        reads is cut and named in the receipt's warnings.
+    prompt: what to draw, 1…10,000 characters, or none with an image or controls; what has more tokens than
+        the model reads is cut and named in the receipt's warnings.
     negative_prompt: what to steer away from; takes effect only with guidance_scale > 1. `None` uses the
         model's unconditional embedding, as diffusers does; the empty string is encoded like any text.
     width, height: pixels, multiples of 8, within the model's limits.
@@ -115,6 +143,7 @@ class GenerationRequest:
     strength: how far from `image` to go, above 0…1: of the steps, the last ⌊steps × strength⌋ are taken.
         The default is diffusers', 0.3 and with a mask 0.9999, or what takes one step if that takes none.
     loras: each a name of the model's limits, at most 8.
+    controls: at most 4, one of each name. Without size and image, the picture has the first one's size.
     emphasis: whether brackets in both prompts weigh words and BREAK parts them, as `mezzotint.emphasis` reads
         them; otherwise they are text, as they are to diffusers.
     hires: draw it larger in a second stage, from words alone: not with `image`.
@@ -137,6 +166,7 @@ class GenerationRequest:
     mask: Mask | None = field(default=None, compare=False, repr=False)
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
     tenant: str = ""
@@ -156,6 +186,14 @@ class ServedLora:
     steps: int | None = None
     guidance_scale: float | None = None
     scheduler: str | None = None
+
+
+@dataclass(frozen=True)
+class ServedControlNet:
+    """A ControlNet that requests may name. sha256: of its files."""
+
+    name: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -179,6 +217,7 @@ class ModelLimits:
     max_guidance_scale: float = 50.0
     served: tuple[tuple[int, int], ...] | None = None
     loras: tuple[ServedLora, ...] = ()
+    controlnets: tuple[ServedControlNet, ...] = ()
     prompt_tokens: int | None = None
 
 
@@ -186,9 +225,10 @@ class ModelLimits:
 class ResolvedRequest:
     """A request with nothing left open: valid for its model, and enough to draw the picture again.
 
-    `image` and `mask` are width × height; `mask` holds 0 and 255 alone. `loras` are by name, without those
-    that change nothing; `emphasis` is false where it changes nothing. With `hires`, all of whose fields are
-    there, width × height are the first stage's.
+    `image` and `mask` are width × height, the images of `controls` of the picture's size; `mask` holds 0 and
+    255 alone. `loras` and `controls` are by name, without those that change nothing; `emphasis` is false
+    where it changes nothing. With `hires`, all of whose fields are there, width × height are the first
+    stage's.
     """
 
     prompt: str
@@ -205,6 +245,7 @@ class ResolvedRequest:
     mask: Mask | None = field(default=None, compare=False, repr=False)
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
+    controls: tuple[Control, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
     tenant: str = ""
@@ -271,6 +312,19 @@ class UsedLora(Lora):
 
 
 @dataclass(frozen=True)
+class UsedControl:
+    """As a receipt tells it. image_sha256: of the image at the picture's size; sha256: the ControlNet's."""
+
+    name: str
+    preprocessor: Preprocessor
+    scale: float
+    start: float
+    end: float
+    image_sha256: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Receipt:
     """How to draw an image again: the resolved request, and with what it was drawn.
 
@@ -295,6 +349,7 @@ class Receipt:
     image_sha256: str | None = None
     mask_sha256: str | None = None
     loras: tuple[UsedLora, ...] = ()
+    controls: tuple[UsedControl, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
 
@@ -306,14 +361,17 @@ class Receipt:
             UsedLora(str(lora["name"]), float(lora["scale"]), str(lora["sha256"]))
             for lora in told.get("loras", ())
         )
+        names = [each.name for each in fields(UsedControl)]
+        controls = tuple(UsedControl(*(each[name] for name in names)) for each in told.get("controls", ()))
         hires = told.get("hires")
         hires = None if hires is None else Hires(hires["scale"], hires["strength"], hires["steps"])
-        return cls(**{**known, "warnings": tuple(told.get("warnings", ())), "loras": loras, "hires": hires})
+        warnings = tuple(told.get("warnings", ()))
+        return cls(**{**known, "warnings": warnings, "loras": loras, "controls": controls, "hires": hires})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in the order above."""
         told = asdict(self)
-        return {**told, "warnings": list(self.warnings), "loras": list(told["loras"])}
+        return {**told, **{name: list(told[name]) for name in ("warnings", "loras", "controls")}}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,8 @@ from functools import lru_cache
 from typing import TypeVar
 
 from mezzotint.core import (
+    MAX_CONTROL_SCALE,
+    MAX_CONTROLS,
     MAX_DEADLINE_SECONDS,
     MAX_HIRES_SCALE,
     MAX_LORA_SCALE,
@@ -16,8 +18,10 @@ from mezzotint.core import (
     MAX_PREVIEW_EVERY,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
+    PREPROCESSORS,
     PRIORITIES,
     RANDOM_SEED_BITS,
+    Control,
     GenerationRequest,
     Hires,
     Lora,
@@ -48,13 +52,14 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         NotSupported: a prompt's emphasis is of a kind that is not served.
     """
     # A picture can be followed without words.
-    _check_text("prompt", request.prompt, required=request.image is None)
+    _check_text("prompt", request.prompt, required=request.image is None and not request.controls)
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, required=False)
     emphasis = _emphasis(request)
     loras = _loras(request.loras, limits)
     limits = limits_with(loras, limits)
     sampler = find_sampler(_default(request.scheduler, limits.default_scheduler, str, "scheduler"))
+    _check_controls(request.controls, limits)
     width, height = _size(request, limits)
     max_steps = min(limits.max_steps, sampler.max_steps)
     steps = _default(request.steps, min(limits.default_steps, max_steps), int, "steps")
@@ -93,6 +98,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         mask=mask,
         strength=strength,
         loras=loras,
+        controls=_controls(request.controls, *size_of(width, height, hires)),
         emphasis=emphasis,
         hires=hires,
         tenant=request.tenant,
@@ -143,6 +149,64 @@ def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
     return tuple(sorted(Lora(lora.name, float(lora.scale)) for lora in asked if lora.scale != 0))
 
 
+def _check_controls(asked: tuple[Control, ...], limits: ModelLimits) -> None:
+    if not isinstance(asked, tuple | list) or not all(
+        isinstance(control, Control) and isinstance(control.name, str) for control in asked
+    ):
+        raise InvalidRequest("controls takes a tuple of mezzotint.core.Control", param="controls")
+    if len(asked) > MAX_CONTROLS:
+        raise InvalidRequest(f"controls takes at most {MAX_CONTROLS}, not {len(asked)}", param="controls")
+    served = [each.name for each in limits.controlnets]
+    for number, control in enumerate(asked):
+        if control.name not in served:
+            there_is = f"served are {', '.join(served)}" if served else "this model is served without any"
+            raise InvalidRequest(
+                f"controls: there is no ControlNet {_shown(control.name)}; {there_is}", param="controls"
+            )
+        if control.name in (other.name for other in asked[:number]):
+            raise InvalidRequest(f"controls names {control.name} twice", param="controls")
+        _check_control(control)
+
+
+def _check_control(control: Control) -> None:
+    from mezzotint.imaging.inputs import check_image
+
+    check_image(control.image, "controls.image")
+    if control.preprocessor not in PREPROCESSORS:
+        raise InvalidRequest(
+            f"controls.preprocessor must be {' or '.join(PREPROCESSORS)}, not {_shown(control.preprocessor)}",
+            param="controls.preprocessor",
+        )
+    for name, most in (("scale", MAX_CONTROL_SCALE), ("start", 1.0), ("end", 1.0)):
+        field = f"controls.{name}"
+        _check_range(field, _default(getattr(control, name), 0.0, (int, float), field), 0.0, most)
+    if control.start >= control.end:
+        raise InvalidRequest(
+            f"controls.start must be below controls.end, {control.end:g}, not {control.start:g}",
+            param="controls.start",
+        )
+
+
+def _controls(asked: tuple[Control, ...], width: int, height: int) -> tuple[Control, ...]:
+    """Those that change something, at the picture's size, in one order."""
+    if not asked:
+        return ()
+    from mezzotint.imaging.inputs import resize_image
+
+    return tuple(
+        Control(
+            each.name,
+            resize_image(each.image, width, height),
+            each.preprocessor,
+            float(each.scale),
+            float(each.start),
+            float(each.end),
+        )
+        for each in sorted(asked, key=lambda control: control.name)
+        if each.scale != 0
+    )
+
+
 def limits_with(loras: tuple[Lora, ...], limits: ModelLimits) -> ModelLimits:
     """The limits with the LoRAs' own defaults in place of the model's: few steps, no guidance."""
     names = {lora.name for lora in loras}
@@ -161,12 +225,15 @@ def limits_with(loras: tuple[Lora, ...], limits: ModelLimits) -> ModelLimits:
 
 def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
     width, height = limits.default_width, limits.default_height
+    image = request.controls[0].image if request.controls else None
     if request.image is not None:
-        from mezzotint.imaging.inputs import check_image, fitting_size
+        from mezzotint.imaging.inputs import check_image
 
         image = check_image(request.image)
-        if request.width is None and request.height is None:
-            width, height = fitting_size(image, limits)
+    if image is not None and request.width is None and request.height is None:
+        from mezzotint.imaging.inputs import fitting_size
+
+        width, height = fitting_size(image, limits)
     width = _default(request.width, width, int, "width")
     height = _default(request.height, height, int, "height")
     _check_size(width, height, limits)

@@ -20,6 +20,7 @@ from PIL import Image as PilImage
 from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
+from mezzotint.imaging.edges import canny
 from mezzotint.models.loading import DTYPES, load_backend
 from mezzotint.resolving import resolve
 from mezzotint.samplers import find_sampler
@@ -36,6 +37,7 @@ class Studio:
     pipeline: Any
     scheduler_config: dict[str, Any]
     references: dict[Any, Pixels] = field(default_factory=dict)
+    controlnets: Sequence[str] = ()
 
     def request(self, **fields: Any) -> ResolvedRequest:
         return resolve(
@@ -74,7 +76,7 @@ class Studio:
 
     def reference(self, request: ResolvedRequest) -> Pixels:
         """The request drawn alone by diffusers' own pipeline."""
-        inputs = (request.image, request.mask)
+        inputs = (request.image, request.mask, *(control.image for control in request.controls))
         key = (request, *(None if each is None else each.tobytes() for each in inputs))
         if key not in self.references:
             self.references[key] = self._draw_reference(request)
@@ -92,7 +94,13 @@ class Studio:
             inputs["image"] = PilImage.fromarray(request.image)
         if request.mask is not None:
             inputs["mask_image"] = PilImage.fromarray(request.mask)
-        pipeline = _pipeline_for(request)(**self.pipeline.components, add_watermarker=False)
+        components = dict(self.pipeline.components)
+        if request.controls:
+            components["controlnet"], told = self._controlled(request)
+            # Where no picture is drawn from, diffusers calls these the image.
+            pictures = told.pop("control_image")
+            inputs |= {**told, "image" if request.image is None else "control_image": pictures}
+        pipeline = _pipeline_for(request)(**components, add_watermarker=False)
         pipeline.set_progress_bar_config(disable=True)
         # Image-to-image draws at the image's size.
         if request.image is None or request.mask is not None:
@@ -107,13 +115,30 @@ class Studio:
         ).images[0]
         return np.asarray(image)
 
+    def _controlled(self, request: ResolvedRequest) -> tuple[Any, dict[str, Any]]:
+        """diffusers' ControlNets for a request, and what its pipelines are told of them."""
+        paths = {Path(path).name: path for path in self.controlnets}
+        nets = [diffusers.ControlNetModel.from_pretrained(paths[each.name]) for each in request.controls]
+        edges = {"none": lambda image: image, "canny": canny}
+        pictures = [PilImage.fromarray(edges[each.preprocessor](each.image)) for each in request.controls]
+        told: dict[str, Any] = {
+            "control_image": pictures,
+            "controlnet_conditioning_scale": [each.scale for each in request.controls],
+            "control_guidance_start": [each.start for each in request.controls],
+            "control_guidance_end": [each.end for each in request.controls],
+        }
+        if len(nets) == 1:
+            return nets[0], {name: value[0] for name, value in told.items()}
+        return diffusers.MultiControlNetModel(nets), told
+
 
 def _pipeline_for(request: ResolvedRequest) -> Any:
+    kind = "ControlNet" if request.controls else ""
     if request.image is None:
-        return diffusers.StableDiffusionXLPipeline
+        return getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")
     if request.mask is None:
-        return diffusers.StableDiffusionXLImg2ImgPipeline
-    return diffusers.StableDiffusionXLInpaintPipeline
+        return getattr(diffusers, f"StableDiffusionXL{kind}Img2ImgPipeline")
+    return getattr(diffusers, f"StableDiffusionXL{kind}InpaintPipeline")
 
 
 def open_studio(

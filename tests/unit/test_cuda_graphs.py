@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,18 +12,39 @@ from mezzotint.backends.cuda_graphs import GraphedCalls
 
 
 class Recorder:
-    """Replays as a graph does: the same tensors in, the same tensor out, whatever the call is given."""
+    """Replays as a graph does: the same tensors in, the same tensors out, whatever the call is given."""
 
     def __init__(self) -> None:
         self.fails = False
         self.records = 0
 
-    def record(self, call: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.records += 1
         result = call()
-        return lambda: (result.copy_(call()), None)[1], result
+
+        def replay() -> None:
+            for held, made in zip(tensors_of(result), tensors_of(call()), strict=True):
+                held.copy_(made)
+
+        return replay, result
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    else:
+        for each in value:
+            yield from tensors_of(each)
+
+
+class ControlNet:
+    """Gives a list and a tensor, as diffusers' does."""
+
+    def __call__(self, sample: torch.Tensor, **inputs: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
+        picture = inputs["controlnet_cond"].mean()
+        return [sample + picture, sample[:, :2] * picture], sample.mean() - picture
 
 
 class Unet:
@@ -51,6 +72,26 @@ def inputs(width: int, seed: int, *, condition: bool = False) -> tuple[tuple[Any
         "added_cond_kwargs": {"text_embeds": random(width, 6), "time_ids": random(width, 6)},
         "return_dict": False,
     }
+
+
+def test_what_gives_several_tensors_is_recorded_as_well() -> None:
+    graphed, plain = GraphedCalls(ControlNet(), Recorder(), calls_before=1), ControlNet()
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        sample, picture = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 3, generator=generator)
+        torch.testing.assert_close(
+            graphed(sample, controlnet_cond=picture), plain(sample, controlnet_cond=picture)
+        )
+    assert (graphed.recorded, graphed.replayed) == (1, 3)
+
+
+def test_calls_with_and_without_residuals_are_of_two_kinds() -> None:
+    graphed = GraphedCalls(Unet(), Recorder(), calls_before=0)
+    args, kwargs = inputs(1, 0)
+    graphed(*args, **kwargs)
+    graphed(*args, **kwargs, down_block_additional_residuals=(torch.zeros(1), torch.zeros(2)))
+    graphed(*args, **kwargs)
+    assert graphed.recorded == 2
 
 
 @pytest.mark.parametrize("condition", [False, True])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedLora
+from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedControl, UsedLora
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -36,6 +36,7 @@ class BackendInfo:
     def receipt(self, request: ResolvedRequest, warnings: tuple[str, ...] = ()) -> Receipt:
         """How to draw `request`'s picture again, with this backend."""
         hashes = {lora.name: lora.sha256 for lora in self.limits.loras}
+        controlnets = {each.name: each.sha256 for each in self.limits.controlnets}
         return Receipt(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -55,6 +56,18 @@ class BackendInfo:
             image_sha256=None if request.image is None else pixels_sha256(request.image),
             mask_sha256=None if request.mask is None else pixels_sha256(request.mask),
             loras=tuple(UsedLora(lora.name, lora.scale, hashes[lora.name]) for lora in request.loras),
+            controls=tuple(
+                UsedControl(
+                    name=each.name,
+                    preprocessor=each.preprocessor,
+                    scale=each.scale,
+                    start=each.start,
+                    end=each.end,
+                    image_sha256=pixels_sha256(each.image),
+                    sha256=controlnets[each.name],
+                )
+                for each in request.controls
+            ),
             emphasis=request.emphasis,
             hires=request.hires,
         )

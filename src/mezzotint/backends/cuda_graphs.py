@@ -1,4 +1,4 @@
-"""A pass of the UNet as one launch: recorded once for its shapes, replayed with new numbers.
+"""A pass of a module as one launch: recorded once for its shapes, replayed with new numbers.
 
 SDXL's UNet is some thousands of kernels; at small widths a host takes longer to launch them than a GPU to run
 them. A graph is recorded of a call that has come often enough to be ready (compiled, its kernels chosen), and
@@ -31,12 +31,11 @@ MAX_COUNTED = 256
 LOST: list[Any] = []
 
 Call = Callable[..., Any]
-_Inputs = tuple[torch.Tensor | None, ...]
 
 
 class Recorder(Protocol):
-    def record(self, call: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        """Record `call`; what replays it, and the tensor in which each replay leaves its result.
+    def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Record `call`; what replays it, and the tensors in which each replay leaves its result.
 
         Raises:
             RuntimeError: it cannot be recorded.
@@ -50,7 +49,7 @@ class CudaRecorder:
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def record(self, call: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, call: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
@@ -95,16 +94,17 @@ def _uncollected() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
-    inputs: _Inputs
+    inputs: tuple[torch.Tensor, ...]
     replay: Callable[[], None]
-    result: torch.Tensor
+    result: Any
 
 
 class GraphedCalls:
-    """Stands in a UNet's place. Tensors in; what is no tensor must be the same in every call.
+    """Stands in a module's place: a UNet's, a ControlNet's. What it is given and gives are tensors, and lists
+    and mappings of such.
 
-    For one thread and stream. Holds the `max_graphs` kinds of call that were used last; a kind is the shapes
-    and dtypes of all inputs.
+    For one thread and stream. Holds the `max_graphs` kinds of call that were used last; a kind is where the
+    inputs stand, the shapes and dtypes of the tensors, and what is no tensor.
     """
 
     def __init__(
@@ -122,34 +122,21 @@ class GraphedCalls:
         self._impossible: set[Hashable] = set()
         self.recorded = self.replayed = 0
 
-    def __call__(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        *,
-        encoder_hidden_states: torch.Tensor,
-        timestep_cond: torch.Tensor | None,
-        added_cond_kwargs: Mapping[str, torch.Tensor],
-        return_dict: bool = False,
-    ) -> tuple[torch.Tensor]:
-        """As diffusers' UNet with `return_dict=False`; the result is the caller's own."""
-        names = tuple(sorted(added_cond_kwargs))
-        inputs: _Inputs = (sample, timestep, encoder_hidden_states, timestep_cond)
-        inputs += tuple(added_cond_kwargs[name] for name in names)
-        kind = tuple(None if each is None else (tuple(each.shape), each.dtype) for each in inputs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module; the result is the caller's own."""
+        kind, inputs = _taken_apart((args, kwargs))
         graph = self._graphs.get(kind)
         if graph is None and self._is_due(kind):
-            graph = self._record(kind, inputs, names)
+            graph = self._record(kind, args, kwargs)
         if graph is None:
-            return (self._run(inputs, names),)
+            return self._call(*args, **kwargs)
         self._graphs.move_to_end(kind)
         for held, given in zip(graph.inputs, inputs, strict=True):
-            if held is not None and given is not None:
-                held.copy_(given)
+            held.copy_(given)
         graph.replay()
         self.replayed += 1
         # The next replay, of this graph or another, writes where this result is.
-        return (graph.result.clone(),)
+        return _copied(graph.result)
 
     def _is_due(self, kind: Hashable) -> bool:
         seen = self._counts.pop(kind, 0)
@@ -160,12 +147,12 @@ class GraphedCalls:
             self._counts.popitem(last=False)
         return False
 
-    def _record(self, kind: Hashable, inputs: _Inputs, names: tuple[str, ...]) -> _Recorded | None:
+    def _record(self, kind: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Recorded | None:
         while len(self._graphs) >= self._max_graphs:
             self._graphs.popitem(last=False)
-        held = tuple(None if each is None else each.clone() for each in inputs)
+        held_args, held_kwargs = _copied(args), _copied(kwargs)
         try:
-            replay, result = self._recorder.record(lambda: self._run(held, names))
+            replay, result = self._recorder.record(lambda: self._call(*held_args, **held_kwargs))
         except RuntimeError as error:
             # Passes of this kind are launched kernel by kernel, as without graphs.
             logger.warning("a pass cannot be recorded: %s", error)
@@ -173,17 +160,31 @@ class GraphedCalls:
                 self._impossible.add(kind)
             return None
         self.recorded += 1
+        _, held = _taken_apart((held_args, held_kwargs))
         graph = self._graphs[kind] = _Recorded(held, replay, result)
         return graph
 
-    def _run(self, inputs: _Inputs, names: tuple[str, ...]) -> torch.Tensor:
-        sample, timestep, hidden, condition, *added = inputs
-        result: torch.Tensor = self._call(
-            sample,
-            timestep,
-            encoder_hidden_states=hidden,
-            timestep_cond=condition,
-            added_cond_kwargs=dict(zip(names, added, strict=True)),
-            return_dict=False,
-        )[0]
-        return result
+
+def _taken_apart(value: Any) -> tuple[Hashable, tuple[torch.Tensor, ...]]:
+    """Of what kind it is, and its tensors in their order."""
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), value.dtype), (value,)
+    if isinstance(value, Mapping):
+        names = tuple(sorted(value))
+        kind, tensors = _taken_apart([value[name] for name in names])
+        return (names, kind), tensors
+    if isinstance(value, list | tuple):
+        parts = [_taken_apart(each) for each in value]
+        return tuple(kind for kind, _ in parts), tuple(each for _, tensors in parts for each in tensors)
+    return value, ()
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, Mapping):
+        return {name: _copied(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(each) for each in value)
+    return value

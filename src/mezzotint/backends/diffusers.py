@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from mezzotint.backends.base import BackendInfo, Look
+from mezzotint.backends.controls import ControlNets, HeldTo, Inputs
 from mezzotint.backends.lanes import lanes_of
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.painting import Kept, begin
@@ -26,7 +27,7 @@ from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.transfers import to_device
-from mezzotint.backends.tuned import tune_unet, tune_vae, with_plain_weights
+from mezzotint.backends.tuned import tune_controlnet, tune_unet, tune_vae, with_plain_weights
 from mezzotint.backends.windows import MAX_WINDOWS
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.errors import GenerationFailed, MezzotintError
@@ -58,6 +59,8 @@ class PipelineParts:
     preview_vae: Any = None
     # By the names that requests know them by.
     loras: Mapping[str, LoraWeights] = field(default_factory=dict)
+    # By theirs, diffusers' `ControlNetModel`s.
+    controlnets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +84,18 @@ class _Row:
     negative: _Conditioning | None
     # What inpainting leaves alone.
     kept: Kept | None = None
+    # By what its ControlNets hold it.
+    held: tuple[HeldTo, ...] = ()
     # What the last evaluation saw and predicted, and where; kept only for previews.
     last: tuple[torch.Tensor, torch.Tensor, float] | None = None
     # The latest pass it was in, and what is known so far of all of them.
     in_pass: Pass | None = None
     finite: bool = True
+
+    @property
+    def held_now(self) -> tuple[HeldTo, ...]:
+        """In the next evaluation."""
+        return tuple(each for each in self.held if each.holds(*self.sampling.progress))
 
     def advance(self, noise: torch.Tensor) -> None:
         """Move on by the evaluation that predicted `noise`."""
@@ -129,6 +139,11 @@ class DiffusersBackend:
         self._unet = tune_unet(parts.unet, tuning, device)
         self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
+        self._controlnets = ControlNets(
+            {name: tune_controlnet(net, tuning, device) for name, net in parts.controlnets.items()},
+            device,
+            parts.unet.dtype,
+        )
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
         self._channels = int(parts.unet.config.in_channels)
         self.prompts = PromptEncoder(
@@ -184,7 +199,8 @@ class DiffusersBackend:
             height, width = (side // self._scale_factor for side in (request.height, request.width))
             empty = positive.hidden.new_empty((1, self._channels, height, width))
             latents, kept = begin(request, sampling, self._pictures, empty, generator)
-            self._rows[request_id] = _Row(request, sampling, latents, positive, negative, kept)
+            held = self._controlnets.read(request)
+            self._rows[request_id] = _Row(request, sampling, latents, positive, negative, kept, held)
             return warnings if kept is None else (*warnings, *kept.warnings)
 
     @torch.inference_mode()
@@ -196,12 +212,14 @@ class DiffusersBackend:
             batch = self._batch_of(tuple(request_ids), rows)
             timesteps = [row.sampling.timestep for row in rows]
             scaled = torch.cat([row.sampling.scale(row.latents) for row in rows])
-            noise = self._predict(batch, scaled, timesteps)
+            held = [row.held_now for row in rows]
+            noise = self._predict(batch, scaled, timesteps, held)
         try:
             with self._lanes.steps():
                 failed = self._advance(request_ids, rows, scaled, noise, timesteps)
                 finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
-                this = self._passes.end((scaled.shape, batch.conditioning.hidden.shape), rows, finite)
+                kind = (scaled.shape, batch.conditioning.hidden.shape, sum(map(len, held)))
+                this = self._passes.end(kind, rows, finite)
         except Exception as error:
             # Rows have moved: the pass cannot be run again, and none of them can go on.
             return dict.fromkeys(request_ids, _failure("the end of a pass", error))
@@ -254,6 +272,7 @@ class DiffusersBackend:
         self._rows.pop(request_id, None)
         if self._batch is not None and request_id in self._batch.request_ids:
             self._batch = None
+            self._controlnets.forget()
 
     def close(self) -> None:
         """Forget every request and drop the modules. Nothing can be drawn afterwards."""
@@ -263,7 +282,8 @@ class DiffusersBackend:
         self._rows.clear()
         self._batch = None
         self._passes.forget()
-        self._unet = self._adapted = self._pictures = self.prompts = None  # type: ignore[assignment]
+        self._unet = self._adapted = self._controlnets = None  # type: ignore[assignment]
+        self._pictures = self.prompts = None  # type: ignore[assignment]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -305,19 +325,34 @@ class DiffusersBackend:
         self._batch = _Batch(request_ids, _join([*negatives, *positives]), guidance, places, index)
         return self._batch
 
-    def _predict(self, batch: _Batch, scaled: torch.Tensor, timesteps: list[float]) -> torch.Tensor:
+    def _predict(
+        self,
+        batch: _Batch,
+        scaled: torch.Tensor,
+        timesteps: list[float],
+        held: list[tuple[HeldTo, ...]],
+    ) -> torch.Tensor:
         """The UNet's prediction for each row, guidance applied; as many rows as `scaled` has."""
         if batch.guidance is not None:
             twice = scaled if batch.index is None else scaled[batch.index]
             scaled = torch.cat([twice, scaled])
             timesteps = [*(timesteps[place] for place in batch.places), *timesteps]
+            held = [*(held[place] for place in batch.places), *held]
         conditioning = batch.conditioning
-        noise: torch.Tensor = self._unet(
+        inputs = Inputs(
             scaled,
             to_device(torch.tensor(timesteps, dtype=torch.float32), self._device),
-            encoder_hidden_states=conditioning.hidden,
+            conditioning.hidden,
+            conditioning.pooled,
+            conditioning.time_ids,
+        )
+        noise: torch.Tensor = self._unet(
+            inputs.sample,
+            inputs.timesteps,
+            encoder_hidden_states=inputs.hidden,
             timestep_cond=conditioning.guidance_embedding,
-            added_cond_kwargs={"text_embeds": conditioning.pooled, "time_ids": conditioning.time_ids},
+            added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
+            **self._controlnets.residuals(held, inputs),
             return_dict=False,
         )[0]
         if batch.guidance is None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mezzotint.backends.base import BackendInfo, Look
-from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedLora
+from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedControlNet, ServedLora
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -56,6 +56,7 @@ class FakeBackend:
         blank_after: float = math.inf,
         nan_after: float = math.inf,
         loras: Sequence[ServedLora] = (),
+        controlnets: Sequence[ServedControlNet] = (),
     ) -> None:
         self._pass_seconds = pass_seconds
         self._row_seconds = row_seconds
@@ -71,7 +72,7 @@ class FakeBackend:
             backend="fake",
             device="none",
             dtype="none",
-            limits=replace(FAKE_LIMITS, loras=tuple(loras)),
+            limits=replace(FAKE_LIMITS, loras=tuple(loras), controlnets=tuple(controlnets)),
             max_width=max_width,
         )
 
@@ -168,7 +169,8 @@ def _sleep(seconds: float) -> None:
 def _noise(request: ResolvedRequest, height: int, width: int, salt: int = 0) -> Pixels:
     # What does not change the picture must not change the noise.
     drawn = replace(request, deadline_s=None, preview_every=0, tenant="", priority="normal")
-    digest = hashlib.sha256(f"{drawn}{_seen(request.image)}{_seen(request.mask)}{salt}".encode()).digest()
+    pictures = (request.image, request.mask, *(control.image for control in request.controls))
+    digest = hashlib.sha256(f"{drawn}{[_seen(each) for each in pictures]}{salt}".encode()).digest()
     return np.random.default_rng(list(digest)).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 

@@ -61,6 +61,11 @@ class Sampling:
         return self._done == len(self._timesteps)
 
     @property
+    def progress(self) -> tuple[int, int]:
+        """Evaluations done, and those that there are."""
+        return self._done, len(self._timesteps)
+
+    @property
     def timestep(self) -> float:
         """Where the next evaluation stands between 999 (noise) and 0."""
         return self._numbers[self._done]

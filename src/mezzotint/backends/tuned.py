@@ -26,6 +26,7 @@ __all__ = [
     "is_on",
     "keeps_plain_weights",
     "raise_recompile_limit",
+    "tune_controlnet",
     "tune_unet",
     "tune_vae",
     "with_plain_weights",
@@ -77,6 +78,15 @@ def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
     """Lay the VAE's weights out."""
     if is_on(tuning.channels_last, device):
         vae.to(memory_format=torch.channels_last)
+
+
+def tune_controlnet(net: Any, tuning: Tuning, device: torch.device) -> Callable[..., Any]:
+    """Lay a ControlNet out, in place; what to call for a pass of it. Its weights stay as they are and are not
+    compiled: it is there for some of the rows and some of the evaluations."""
+    if is_on(tuning.channels_last, device):
+        net.to(memory_format=torch.channels_last)
+    compute = compute_with(net, tuning, device)
+    return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
 
 
 def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., Any]:

@@ -61,7 +61,11 @@ def check(
 
 def _absent(settings: Settings) -> list[tuple[str, str]]:
     """Settings and their paths that are not on this machine, which may not be the engines'."""
-    named = [("loras", each.partition("=")[2] or each) for each in settings.loras]
+    named = [
+        (name, each.partition("=")[2] or each)
+        for name in ("loras", "controlnets")
+        for each in getattr(settings, name)
+    ]
     if settings.preview_vae:
         named.append(("preview_vae", settings.preview_vae))
     return [(name, path) for name, path in named if not Path(path).expanduser().exists()]

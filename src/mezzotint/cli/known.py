@@ -10,19 +10,27 @@ from mezzotint.core import ModelLimits
 __all__ = ["limits_of_installed"]
 
 
-def limits_of_installed(model: str, loras: Sequence[str] = ()) -> ModelLimits:
-    """The limits of a model that is on this machine, with its own LoRAs and `loras`. Imports no torch.
+def limits_of_installed(
+    model: str, loras: Sequence[str] = (), controlnets: Sequence[str] = ()
+) -> ModelLimits:
+    """The limits of a model that is on this machine, with its own LoRAs and ControlNets and those that are
+    given. Imports no torch.
 
     Raises:
         ModelNotFound, ModelInvalid: it is not here, or its configuration is unreadable.
-        SettingInvalid: a LoRA is not there.
+        SettingInvalid: a LoRA or a ControlNet is not there.
     """
     if model.partition(":")[0] == "fake":
         from mezzotint.backends.fake import FakeBackend
 
         return FakeBackend.from_name(model).info.limits
+    from mezzotint.models.controlnets import find_controlnets
     from mezzotint.models.locations import find_model, limits_of
     from mezzotint.models.loras import find_loras
 
-    files = find_loras(find_model(model), loras)
-    return replace(limits_of(model), loras=tuple(each.served for each in files))
+    path = find_model(model)
+    return replace(
+        limits_of(model),
+        loras=tuple(each.served for each in find_loras(path, loras)),
+        controlnets=tuple(each.served for each in find_controlnets(path, controlnets)),
+    )

@@ -49,6 +49,12 @@ def serve(
             metavar="PATH", help="A LoRA that requests may name, or NAME=PATH; beside the model's own."
         ),
     ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH", help="A ControlNet that requests may name, or NAME=PATH; beside the model's own."
+        ),
+    ] = None,
     stand_in: StandIn = False,
     config: Annotated[
         Path | None,
@@ -72,6 +78,7 @@ def serve(
         device=device,
         dtype=dtype,
         loras=tuple(lora) if lora else None,
+        controlnets=tuple(controlnet) if controlnet else None,
         # Not given, it leaves the variable's and the file's alone.
         stand_in=stand_in or None,
         ui=False if no_ui else None,
@@ -81,7 +88,7 @@ def serve(
     from mezzotint.serve.telemetry.logs import set_up_logs
 
     # An unknown model is refused now, not after Ray has started.
-    limits_of_installed(settings.model, settings.loras)
+    limits_of_installed(settings.model, settings.loras, settings.controlnets)
     settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
     _check_stores(settings)
     set_up_logs(settings, "serve")

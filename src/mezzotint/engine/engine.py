@@ -136,6 +136,7 @@ class Engine:
         warm_up: bool = True,
         warm_up_sizes: Sequence[tuple[int, int]] = (),
         loras: Sequence[str] = (),
+        controlnets: Sequence[str] = (),
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
 
@@ -144,6 +145,7 @@ class Engine:
             request wants them.
         stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
         loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
+        controlnets: the same, files or folders.
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
@@ -167,6 +169,7 @@ class Engine:
                 threads=threads,
                 stand_in=stand_in,
                 loras=loras,
+                controlnets=controlnets,
             )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
@@ -401,8 +404,8 @@ class Engine:
         with self._changed:
             keys = self._requests.keys(plan)
             key, width = measured_as(keys)
-            # An odd row was counted as two: the pass was narrower than what it would be held for.
-            if not failed and width * key.rows == sum(each.rows for each in keys):
+            # What was left over counted as one more: the pass did less than it would be held for.
+            if not failed and math.isclose(width * key.load, sum(each.load for each in keys)):
                 self.cost.observe(key, width, seconds)
             tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
             self._requests.observer.passed(key, tenants, seconds)

@@ -112,8 +112,8 @@ class Scheduler:
 
     def _share(self, row: Row, company: Sequence[Row]) -> float:
         """What a pass of `company` costs the row's tenant for it."""
-        rows = sum(each.key.rows for each in company)
-        return pass_seconds(self._cost, company) * row.key.rows / rows / row.weight
+        load = sum(each.key.load for each in company)
+        return pass_seconds(self._cost, company) * row.key.load / load / row.weight
 
     def _level(self, plan: Plan, credit: float) -> None:
         """Whoever had places for all it has is owed `credit` seconds at most: it could not use its share."""

@@ -23,16 +23,16 @@ __all__ = ["check_image", "check_mask", "fitting_size", "pixels_sha256", "resize
 MASK_THRESHOLD = 127
 
 
-def check_image(image: object) -> Pixels:
+def check_image(image: object, param: str = "image") -> Pixels:
     """`image` itself, when it is height × width × 3 bytes.
 
     Raises:
-        InvalidRequest: on `image`, when it is not.
+        InvalidRequest: on `param`, when it is not.
     """
     if not _is_bytes(image) or image.ndim != 3 or image.shape[2] != 3:
         raise InvalidRequest(
-            f"image must be an array of bytes (uint8), height × width × 3, not {_described(image)}",
-            param="image",
+            f"{param} must be an array of bytes (uint8), height × width × 3, not {_described(image)}",
+            param=param,
         )
     return image
 

@@ -29,10 +29,11 @@ from mezzotint.backends.tuned import keeps_plain_weights
 from mezzotint.errors import SettingInvalid
 from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
+from mezzotint.models.controlnets import find_controlnets
 from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
-from mezzotint.models.reading import load_parts, read_lora, read_preview_vae
+from mezzotint.models.reading import load_parts, read_controlnet, read_lora, read_preview_vae
 from mezzotint.tuning import Tuning
 
 __all__ = ["DTYPES", "load_backend", "revision_of"]
@@ -51,6 +52,7 @@ def load_backend(
     threads: int | None = None,
     stand_in: bool = False,
     loras: Sequence[str] = (),
+    controlnets: Sequence[str] = (),
 ) -> Backend:
     """A backend that draws with `model`: a name of the catalogue, a diffusers folder, a `.safetensors` file;
     on `neuron`, a folder of compiled graphs.
@@ -61,6 +63,7 @@ def load_backend(
     threads: for the CPU; by default `threads.default_threads`.
     stand_in: with `neuron`, this CPU in the chip's place, for graphs that were compiled for it.
     loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
+    controlnets: the same, files or folders.
 
     Raises:
         ModelNotFound: there is no such model on this machine.
@@ -70,8 +73,9 @@ def load_backend(
     if device == NEURON:
         _set_threads(threads)
         _silence_known_noise()
-        if loras:
-            raise SettingInvalid("loras are for modules; graphs are compiled already", param="loras")
+        for name, given in (("loras", loras), ("controlnets", controlnets)):
+            if given:
+                raise SettingInvalid(f"{name} are for modules; graphs are compiled already", param=name)
         return _load_graphs(model, dtype=dtype, tuning=tuning, stand_in=stand_in)
     if stand_in:
         raise SettingInvalid(f"--stand-in is for --device {NEURON}, not {device}", param="stand_in")
@@ -93,14 +97,26 @@ def load_backend(
         parts = replace(parts, preview_vae=small)
     # What keeps weights in another form was asked for; the model's own LoRAs come unasked.
     files = find_loras(path, loras) if loras or keeps_plain_weights(tuning) else ()
-    parts = replace(parts, loras={each.served.name: read_lora(each.path, parts) for each in files})
+    nets = find_controlnets(path, controlnets)
+    parts = replace(
+        parts,
+        loras={each.served.name: read_lora(each.path, parts) for each in files},
+        controlnets={
+            each.served.name: read_controlnet(each.path, parts.unet, dtype=torch_dtype, device=chosen_device)
+            for each in nets
+        },
+    )
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
         revision=revision_of(path, entry, verified),
         backend="diffusers",
         device=_describe_device(chosen_device),
         dtype=chosen_dtype,
-        limits=replace(limits_of(model), loras=tuple(each.served for each in files)),
+        limits=replace(
+            limits_of(model),
+            loras=tuple(each.served for each in files),
+            controlnets=tuple(each.served for each in nets),
+        ),
         max_width=CUDA_WIDTH if chosen_device.type == "cuda" else CPU_WIDTH,
         versions={**versions(), **_approximations(tuning)},
     )

@@ -14,6 +14,7 @@ from mezzotint.core import ModelLimits
 from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry, limits_of_size
+from mezzotint.models.controlnets import find_controlnets
 from mezzotint.models.json_files import read_json, sampler_of
 from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
@@ -32,6 +33,8 @@ __all__ = [
     "models_home",
 ]
 
+# Limits that are told by themselves.
+BESIDE = ("loras", "controlnets")
 SDXL_SAMPLE_SIZE = 128
 MAX_SAMPLE_SIZE = 4096
 
@@ -235,8 +238,9 @@ def describe(name: str) -> dict[str, Any]:
         "repository": entry.source.repository if entry and entry.source else None,
         "revision": entry.source.revision if entry and entry.source else None,
         "installed": installed,
-        "limits": {name: value for name, value in asdict(limits_of(name)).items() if name != "loras"},
+        "limits": {name: value for name, value in asdict(limits_of(name)).items() if name not in BESIDE},
         "loras": [asdict(each.served) for each in find_loras(path)] if path else [],
+        "controlnets": [asdict(each.served) for each in find_controlnets(path)] if path else [],
         "samplers": [sampler.name for sampler in SAMPLERS],
     }
     vocabulary = path / "vocabulary.json" if path else None

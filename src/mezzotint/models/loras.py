@@ -5,22 +5,20 @@ No torch here: what may be asked for must be known at once. `reading` reads thei
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.core import Lora, ServedLora
-from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
+from mezzotint.errors import InvalidRequest, ModelInvalid
 from mezzotint.models.manifest import files_hash
+from mezzotint.models.named import SUFFIX, Kind
 from mezzotint.samplers import find_sampler
 
 __all__ = ["FOLDER", "LoraFile", "find_loras", "read_choices"]
 
 FOLDER = "loras"
-SUFFIX = ".safetensors"
-# As in A1111's `<lora:name:scale>`.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+KIND = Kind("loras", f"{SUFFIX} files", lambda path: path.suffix == SUFFIX and path.is_file())
 MAX_STEPS, MAX_GUIDANCE = 150, 50.0
 MAX_TITLE = 200
 
@@ -39,14 +37,7 @@ def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
         ModelInvalid: a file is truncated, or no safetensors file.
     """
     own = sorted((model / FOLDER).glob(f"[!.]*{SUFFIX}")) if model.is_dir() else []
-    found = {_checked(path.stem): path for path in own}
-    for each in given:
-        name, path = _named(each)
-        if name in found:
-            raise SettingInvalid(
-                f"loras: there are two of the name {name}; give one of them another: NAME=PATH", param="loras"
-            )
-        found[name] = path
+    found = KIND.find(own, given)
     return tuple(LoraFile(path, _described(name, path)) for name, path in found.items())
 
 
@@ -73,28 +64,6 @@ def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
         loras.append(Lora(name if equals or not is_file else Path(place).stem, number))
         files += [place] if is_file else []
     return tuple(loras), files
-
-
-def _named(given: str) -> tuple[str, Path]:
-    name, equals, place = given.partition("=")
-    if not equals:
-        name, place = "", given
-    path = Path(place).expanduser()
-    if path.suffix != SUFFIX or not path.is_file():
-        raise SettingInvalid(
-            f"loras takes paths of {SUFFIX} files, or NAME=PATH, and {place!r} is none", param="loras"
-        )
-    return _checked(name or path.stem), path
-
-
-def _checked(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise SettingInvalid(
-            f"loras: {name!r} is no name of letters, digits, dots, dashes and underscores; "
-            "give it one: NAME=PATH",
-            param="loras",
-        )
-    return name
 
 
 def _described(name: str, path: Path) -> ServedLora:

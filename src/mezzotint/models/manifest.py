@@ -147,8 +147,8 @@ def fingerprint(path: Path) -> str:
     # Of a single file the name is left out: renamed, it is still the same model.
     files = {"": path} if path.is_file() else {name: path / name for name in _list_files(path)}
     for name, file in files.items():
-        # LoRAs that lie beside it change no picture without them.
-        if name.startswith("loras/"):
+        # What lies beside it to be named changes no picture that does not.
+        if name.startswith(("loras/", "controlnets/")):
             continue
         if file.suffix.lower() in READ_SUFFIXES and file.is_file():
             digest.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))

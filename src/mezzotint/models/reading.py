@@ -6,6 +6,8 @@ nothing here uses the network. Whether the files are the right ones, the caller 
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.loras import LoraWeights, LowRank
 from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, SettingInvalid
-from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
+from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry
 from mezzotint.models.json_files import read_json
 from mezzotint.models.locations import find_model, verify
 
@@ -33,6 +35,7 @@ __all__ = [
     "check_is_sdxl",
     "load_parts",
     "quiet",
+    "read_controlnet",
     "read_lora",
     "read_preview_vae",
     "read_tokenizer",
@@ -87,6 +90,62 @@ def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) 
             f"{folder.name} decodes latents of {vae.config.latent_channels} channels, not of 4"
         )
     return vae.eval().requires_grad_(False).to(device)
+
+
+def read_controlnet(path: Path, unet: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' `ControlNetModel` for `unet`, from a folder in diffusers' layout; or from a file of weights
+    alone, in diffusers' or the original layout, which is taken to be made as the UNet is.
+
+    Raises:
+        ModelInvalid: it cannot be read, is of another kind, or is for another model.
+    """
+    with quiet():
+        if path.is_file():
+            net = _read_controlnet_file(path, unet, dtype)
+        else:
+            kind = read_json(path / "config.json").get("_class_name", "ControlNetModel")
+            if kind != "ControlNetModel":
+                raise ModelInvalid(f"{path.name} is a {kind}, and only ControlNetModel is served")
+            net = _read_module(diffusers.ControlNetModel, path.parent, path.name, dtype, _find_variant(path))
+    _check_is_for(net, unet, path.name)
+    return net.eval().requires_grad_(False).to(device)
+
+
+def _read_controlnet_file(file: Path, unet: Any, dtype: torch.dtype) -> Any:
+    _check_header(file)
+    kind = diffusers.ControlNetModel
+    with _reading(file.name), tempfile.TemporaryDirectory() as folder:
+        with torch.device("meta"):
+            alike = kind.from_unet(unet, load_weights_from_unet=False)
+        (Path(folder) / "config.json").write_text(json.dumps({**alike.config, "_class_name": kind.__name__}))
+        return kind.from_single_file(
+            str(file), config=folder, local_files_only=True, **_options_for(kind, dtype)
+        )
+
+
+# What makes a ControlNet's residuals those of the UNet's blocks, and its inputs the UNet's.
+SHARED_WITH_UNET = (
+    *("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"),
+    *("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
+)
+
+
+def _check_is_for(net: Any, unet: Any, name: str) -> None:
+    for option in SHARED_WITH_UNET:
+        own, wanted = (_plain(module.config.get(option)) for module in (net, unet))
+        if own != wanted:
+            raise ModelInvalid(f"{name} is no ControlNet for this model: its {option} is {own}, not {wanted}")
+    factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
+    if factor != PIXELS_PER_LATENT or net.config.conditioning_channels != 3:
+        raise ModelInvalid(f"{name} reads no RGB pictures of the size that is drawn")
+    missing = next((each for each, weight in net.named_parameters() if weight.is_meta), None)
+    if missing is not None:
+        raise ModelInvalid(f"{name} holds no weight {missing}")
+
+
+def _plain(value: Any) -> Any:
+    # JSON has lists where Python has tuples.
+    return list(value) if isinstance(value, tuple) else value
 
 
 def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:
@@ -178,7 +237,7 @@ def tokenizer_home(path: Path, entry: CatalogueEntry | None = None) -> Path:
 def _read_folder(
     path: Path, dtype: torch.dtype, variant: str | None, overrides: Mapping[str, object], *, unet: Any = None
 ) -> PipelineParts:
-    variant = variant or _find_variant(path)
+    variant = variant or _find_variant(path / "unet")
     if unet is None:
         unet = _read_module(diffusers.UNet2DConditionModel, path, "unet", dtype, variant)
     return PipelineParts(
@@ -349,9 +408,9 @@ def _check_is_complete(parts: PipelineParts) -> None:
                 raise ModelInvalid(f"{type(module).__name__}: no file holds its weight {name}")
 
 
-def _find_variant(path: Path) -> str | None:
-    """The infix of a folder that holds its weights under a variant's names alone."""
-    names = [file.name for file in (path / "unet").glob("*.safetensors")]
+def _find_variant(folder: Path) -> str | None:
+    """The infix of a module's folder that holds its weights under a variant's names alone."""
+    names = [file.name for file in folder.glob("*.safetensors")]
     if any(name.count(".") == 1 for name in names):
         return None
     variants = {name.split(".")[1] for name in names if name.count(".") == 2}

@@ -163,7 +163,9 @@ def _draws(report: Report, request: ResolvedRequest) -> bool:
     limits = report.info.limits
     # While versions or settings change, some replicas serve what others do not yet.
     has_loras = {lora.name for lora in request.loras} <= {lora.name for lora in limits.loras}
-    return has_loras and all(_fits(limits, stage.width, stage.height) for stage in request.stages)
+    has_nets = {each.name for each in request.controls} <= {each.name for each in limits.controlnets}
+    fits = all(_fits(limits, stage.width, stage.height) for stage in request.stages)
+    return has_loras and has_nets and fits
 
 
 def _fits(limits: ModelLimits, width: int, height: int) -> bool:

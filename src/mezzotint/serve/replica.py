@@ -189,6 +189,7 @@ def _load(settings: Settings) -> Engine:
         threads=settings.threads,
         stand_in=settings.stand_in,
         loras=settings.loras,
+        controlnets=settings.controlnets,
         max_width=settings.max_width,
         max_queue=settings.max_queue,
         max_backlog_s=settings.max_backlog_s,

@@ -1,0 +1,146 @@
+"""What a picture is held to by ControlNets: residuals for the UNet's blocks, of some rows of a pass.
+
+A ControlNet (Zhang et al., 2023, arXiv:2302.05543) is a copy of the UNet's first half that has learnt to read
+a picture beside the latents; what it makes is added to what the UNet's own first half makes. The arithmetic
+is `StableDiffusionXLControlNetPipeline`'s. Rows with and without it share a pass: those without have zeros
+added, which changes nothing, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.backends.transfers import to_device
+from mezzotint.core import Control, Pixels, ResolvedRequest
+from mezzotint.imaging.edges import canny
+from mezzotint.imaging.inputs import resize_image
+
+__all__ = ["ControlNets", "HeldTo", "Inputs"]
+
+PREPROCESS: Mapping[str, Callable[[Pixels], Pixels]] = {"none": lambda image: image, "canny": canny}
+
+
+@dataclass(frozen=True, eq=False)
+class HeldTo:
+    """What one ControlNet holds a row to. picture: 1 × 3 × height × width, 0…1."""
+
+    control: Control
+    picture: Tensor
+
+    def holds(self, done: int, total: int) -> bool:
+        """Whether it does in the evaluation after `done` of `total`. The rule is diffusers'."""
+        return done / total >= self.control.start and (done + 1) / total <= self.control.end
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the UNet and a ControlNet both read, one entry a row along dimension 0."""
+
+    sample: Tensor
+    timesteps: Tensor
+    hidden: Tensor
+    pooled: Tensor
+    time_ids: Tensor
+
+    def of(self, rows: Tensor | None) -> Inputs:
+        """Those of some rows alone; None: of all."""
+        if rows is None:
+            return self
+        return Inputs(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """The rows of a pass that one ControlNet holds. `index` has their places on the device, unless it is
+    all of them; scales: n × 1 × 1 × 1."""
+
+    held: tuple[tuple[int, HeldTo], ...]
+    # In the whole pass.
+    rows: int
+    index: Tensor | None
+    pictures: Tensor
+    scales: Tensor
+
+
+class ControlNets:
+    """Those of one model, by the names that requests know them by."""
+
+    def __init__(
+        self, nets: Mapping[str, Callable[..., Any]], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._nets, self._device, self._dtype = nets, device, dtype
+        # As long as the same rows share passes.
+        self._parts: dict[str, _Part] = {}
+
+    def read(self, request: ResolvedRequest) -> tuple[HeldTo, ...]:
+        """The request's pictures as its ControlNets read them, at the size that is drawn."""
+        return tuple(self._held(each, request.width, request.height) for each in request.controls)
+
+    def _held(self, control: Control, width: int, height: int) -> HeldTo:
+        pixels = PREPROCESS[control.preprocessor](resize_image(control.image, width, height))
+        picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        return HeldTo(control, to_device(picture.to(self._dtype), self._device))
+
+    def residuals(self, held: Sequence[Sequence[HeldTo]], inputs: Inputs) -> dict[str, Any]:
+        """What the UNet is given beside its inputs; nothing where no row is held to anything.
+
+        held: for each row of the pass, by what it is in this evaluation.
+        """
+        whole: list[Tensor] = []
+        for name, net in self._nets.items():
+            rows = tuple((row, each) for row, those in enumerate(held) for each in those if _is(each, name))
+            if not rows:
+                self._parts.pop(name, None)
+                continue
+            part = self._part(name, rows, len(held))
+            own = inputs.of(part.index)
+            down, mid = net(
+                own.sample,
+                own.timesteps,
+                encoder_hidden_states=own.hidden,
+                controlnet_cond=part.pictures,
+                added_cond_kwargs={"text_embeds": own.pooled, "time_ids": own.time_ids},
+                return_dict=False,
+            )
+            parts = [(each * part.scales).to(each.dtype) for each in (*down, mid)]
+            if part.index is None and not whole:
+                whole = parts
+                continue
+            whole = whole or [each.new_zeros((len(held), *each.shape[1:])) for each in parts]
+            for total, each in zip(whole, parts, strict=True):
+                if part.index is None:
+                    total.add_(each)
+                else:
+                    total.index_add_(0, part.index, each)
+        if not whole:
+            return {}
+        *down, mid = whole
+        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
+
+    def forget(self) -> None:
+        """Let go of the rows of the last pass."""
+        self._parts.clear()
+
+    def _part(self, name: str, held: tuple[tuple[int, HeldTo], ...], rows: int) -> _Part:
+        part = self._parts.get(name)
+        if part is None or (part.held, part.rows) != (held, rows):
+            places = [row for row, _ in held]
+            index = None if len(places) == rows else to_device(torch.tensor(places), self._device)
+            scales = torch.tensor([each.control.scale for _, each in held], dtype=torch.float32)
+            part = self._parts[name] = _Part(
+                held,
+                rows,
+                index,
+                torch.cat([each.picture for _, each in held]),
+                to_device(scales, self._device).view(-1, 1, 1, 1),
+            )
+        return part
+
+
+def _is(held: HeldTo, name: str) -> bool:
+    return held.control.name == name

@@ -1,0 +1,54 @@
+"""The ControlNets that a model is served with: those that lie in its folder, and what is named.
+
+No torch here: what may be asked for must be known at once. `reading` reads their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezzotint.core import ServedControlNet
+from mezzotint.errors import ModelInvalid
+from mezzotint.models.manifest import files_hash
+from mezzotint.models.named import SUFFIX, Kind
+
+__all__ = ["FOLDER", "ControlNetFiles", "find_controlnets", "is_controlnet"]
+
+FOLDER = "controlnets"
+
+
+@dataclass(frozen=True)
+class ControlNetFiles:
+    """path: a folder in diffusers' layout, or a file of weights alone."""
+
+    path: Path
+    served: ServedControlNet
+
+
+def is_controlnet(path: Path) -> bool:
+    """Whether a path looks like one."""
+    return (path / "config.json").is_file() or (path.suffix == SUFFIX and path.is_file())
+
+
+KIND = Kind("controlnets", f"folders with a config.json, or {SUFFIX} files", is_controlnet)
+
+
+def find_controlnets(model: Path, given: Sequence[str] = ()) -> tuple[ControlNetFiles, ...]:
+    """Those in the folder `controlnets` of the model at `model`, and the `given`: PATH, or NAME=PATH.
+
+    Raises:
+        SettingInvalid: a path leads to none, or two have one name.
+        ModelInvalid: a file cannot be read.
+    """
+    own = sorted(each for each in (model / FOLDER).glob("[!.]*") if is_controlnet(each))
+    found = KIND.find(own, given)
+    return tuple(ControlNetFiles(path, _described(name, path)) for name, path in found.items())
+
+
+def _described(name: str, path: Path) -> ServedControlNet:
+    try:
+        return ServedControlNet(name, files_hash(path))
+    except OSError:
+        raise ModelInvalid(f"the ControlNet {path.name} is unreadable") from None
