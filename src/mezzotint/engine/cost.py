@@ -37,7 +37,7 @@ class StepCost:
     def __init__(self, max_width: int) -> None:
         self.max_width = max_width
         self._curve: dict[float, float] = dict(ASSUMED)
-        self._area: int | None = None
+        self._area: float | None = None
         # For each key and width, observed ÷ guessed seconds; None after the first pass, which is cold.
         self._factors: OrderedDict[BatchKey, dict[int, float | None]] = OrderedDict()
         # What follows from the factors, until the next observation: the scheduler asks for every request.

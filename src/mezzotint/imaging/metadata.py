@@ -19,7 +19,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mezzotint.core import Hires, Receipt
+from mezzotint.core import Hires, Receipt, UsedControl
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import InvalidRequest
 
@@ -72,9 +72,25 @@ def parameters_text(receipt: Receipt) -> str:
     if receipt.loras:
         hashes = ", ".join(f"{lora.name}: {lora.sha256[:12]}" for lora in receipt.loras)
         settings["Lora hashes"] = f'"{hashes}"'
+    for number, control in enumerate(receipt.controls):
+        settings[f"ControlNet {number}"] = f'"{control_settings(control)}"'
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     # A NUL would end the text early for whoever reads it.
     return "\n".join(lines).replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def control_settings(control: UsedControl) -> str:
+    """One in the names of A1111's extension."""
+    settings = {
+        "Module": control.preprocessor,
+        "Model": f"{control.name} [{control.sha256[:8]}]",
+        "Weight": f"{control.scale:g}",
+        "Resize Mode": "Just Resize",
+        "Control Mode": "Balanced",
+        "Guidance Start": f"{control.start:g}",
+        "Guidance End": f"{control.end:g}",
+    }
+    return ", ".join(f"{name}: {value}" for name, value in settings.items())
 
 
 def hires_settings(hires: Hires | None) -> dict[str, object]:

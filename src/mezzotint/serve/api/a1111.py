@@ -22,7 +22,7 @@ from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2I
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, PLAIN, answers, headers
-from mezzotint.serve.api.json_bodies import PictureJsonRoute
+from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.runs import Run
@@ -35,7 +35,7 @@ ERRORS = answers(*PLAIN, model=A1111Error)
 DRAWING = {200: {"model": Answer, **headers(*DRAWN)}, **answers(404, 415, 504, model=A1111Error)}
 
 
-router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=PictureJsonRoute, responses=ERRORS)
+router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=JsonRoute, responses=ERRORS)
 
 
 @router.post("/txt2img", responses=DRAWING, summary="Draw pictures")

@@ -26,11 +26,11 @@ from mezzotint.serve.api.job_schemas import (
     told,
     told_images,
 )
-from mezzotint.serve.api.json_bodies import PictureJsonRoute
+from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.openai import prepare_all
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
-from mezzotint.serve.jobs.work import Work, keep_upload
+from mezzotint.serve.jobs.work import Work, keep_control, keep_upload
 from mezzotint.serve.services import Services
 from mezzotint.serve.stores.job import FINAL, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.jobs import MAX_IDEMPOTENCY_KEY
@@ -42,7 +42,7 @@ ROUTE = "/v1/images/jobs"
 MAX_PAGE = 100
 MAX_EVENT_ID = 2**63 - 1
 
-router = APIRouter(tags=["Jobs"], route_class=PictureJsonRoute)
+router = APIRouter(tags=["Jobs"], route_class=JsonRoute)
 ONE_JOB = {200: headers(*DRAWN), **answers(404)}
 JobId = Annotated[str, Path(alias="id", max_length=100)]
 
@@ -97,7 +97,8 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
         MezzotintError: a field is not accepted, or the key may not.
     """
     image, mask = await asyncio.to_thread(fields.read_pictures)
-    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
+    controls = await asyncio.to_thread(fields.read_controls)
+    plates = await prepare_all(fields, services, caller, image=image, mask=mask, controls=controls)
     cost_s = services.gateway.cost_s(plates)
     check_possible(caller, len(plates), cost_s)
     # Asking counts now, drawing when it is drawn.
@@ -111,6 +112,7 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
             cost_s=cost_s,
             image=None if first.image is None else await keep_upload(services.images, first.image, ttl_s),
             mask=None if first.mask is None else await keep_upload(services.images, first.mask, ttl_s),
+            controls=tuple([await keep_control(services.images, each, ttl_s) for each in first.controls]),
         )
 
 

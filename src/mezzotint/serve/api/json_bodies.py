@@ -17,10 +17,8 @@ from starlette.types import Message
 from mezzotint.errors import InvalidRequest, PayloadTooLarge
 from mezzotint.serve.api.dependencies import KeyedRoute, caller_of
 
-__all__ = ["JsonRoute", "PictureJsonRoute", "parse"]
+__all__ = ["JsonRoute", "parse"]
 
-# Both prompts at their longest, each character escaped, are a quarter of it.
-MAX_JSON_BYTES = 1_000_000
 # Values, lists and objects, counting what looks like one inside of texts: two prompts at their longest, all
 # of commas, are less than half of it.
 MAX_PARTS = 50_000
@@ -28,40 +26,16 @@ MAX_PARTS = 50_000
 MAX_DIGITS = 1_000
 
 
-class JsonRoute(KeyedRoute):
-    """A route whose body is JSON without pictures, and short."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_short(request: Request) -> Response:
-            await caller_of(request)
-            body = await _short_body(request)
-            # Short as it is, a list of empty lists has a third of a million, which hold the loop for seconds.
-            _check_parts(body)
-            return await _handled(handle, request, body)
-
-        return handle_short
-
-
-async def _short_body(request: Request) -> bytes:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_JSON_BYTES:
-            raise PayloadTooLarge(f"the body has more than {MAX_JSON_BYTES:,} bytes")
-    return bytes(body)
-
-
 def _check_parts(body: bytes) -> None:
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_PARTS:
         raise PayloadTooLarge(f"the body has more than {MAX_PARTS:,} values")
 
 
-class PictureJsonRoute(KeyedRoute):
+class JsonRoute(KeyedRoute):
     """A route whose body is JSON that may hold pictures: few values, some of them long.
 
-    Base64 costs little to parse; as many bytes of short values take seconds and gigabytes.
+    Base64 costs little to parse; as many bytes of short values take seconds and gigabytes, and a megabyte of
+    empty lists holds the loop for two seconds already.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

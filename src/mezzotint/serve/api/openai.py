@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from mezzotint.core import Mask, Pixels
+from mezzotint.core import Control, GenerationRequest, Mask, Pixels, ResolvedRequest
 from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
@@ -32,7 +32,7 @@ from mezzotint.serve.api.uploads import form_schema, read_form
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.services import Services
 
-__all__ = ["prepare_all", "router"]
+__all__ = ["prepare_all", "router", "with_pictures_of"]
 
 
 async def take_api_version(
@@ -60,7 +60,8 @@ WITH_FILES = {**DRAWING, **answers(415)}
 async def generations(
     fields: GenerationFields, request: Request, services: ServicesOf, caller: CallerOf
 ) -> Response:
-    return await _answer("image_generation", fields, request, services, caller)
+    controls = await asyncio.to_thread(fields.read_controls)
+    return await _answer("image_generation", fields, request, services, caller, controls=controls)
 
 
 router.add_api_route(
@@ -125,8 +126,9 @@ async def _answer(
     caller: Caller,
     image: Pixels | None = None,
     mask: Mask | None = None,
+    controls: tuple[Control, ...] = (),
 ) -> Response:
-    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
+    plates = await prepare_all(fields, services, caller, image=image, mask=mask, controls=controls)
     answer = Answer(kind, fields, plates, services, caller)
     if fields.stream:
         return await answer.streamed()
@@ -140,6 +142,7 @@ async def prepare_all(
     *,
     image: Pixels | None = None,
     mask: Mask | None = None,
+    controls: tuple[Control, ...] = (),
 ) -> list[Plate]:
     """A plate for each picture, checked against the served model.
 
@@ -152,11 +155,9 @@ async def prepare_all(
     limits = (await gateway.served()).limits
     plates: list[Plate] = []
     for each in fields.to_requests(limits):
-        asked = replace(each, image=image, mask=mask)
-        if plates and image is not None:
-            # Brought to size once for all of them.
-            first = plates[0].request
-            asked = replace(asked, width=first.width, height=first.height, image=first.image, mask=first.mask)
+        asked = replace(each, image=image, mask=mask, controls=controls)
+        if plates:
+            asked = with_pictures_of(plates[0].request, asked)
         with named_as_sent(asked, limits, SENT_AS):
             plate = await gateway.prepare(
                 asked,
@@ -167,6 +168,20 @@ async def prepare_all(
             )
         plates.append(_with_previews(plate, fields.partial_images or 0))
     return plates
+
+
+def with_pictures_of(first: ResolvedRequest, asked: GenerationRequest) -> GenerationRequest:
+    """`asked` with the pictures of the first of several, which were brought to size once for all of them."""
+    if first.image is None and not first.controls:
+        return asked
+    return replace(
+        asked,
+        width=first.width,
+        height=first.height,
+        image=first.image,
+        mask=first.mask,
+        controls=first.controls,
+    )
 
 
 def _with_previews(plate: Plate, count: int) -> Plate:

@@ -15,21 +15,26 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from mezzotint.core import (
+    MAX_CONTROL_SCALE,
+    MAX_CONTROLS,
     MAX_HIRES_SCALE,
     MAX_LORA_SCALE,
     MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
     RANDOM_SEED_BITS,
+    Control,
     GenerationRequest,
     Hires,
     Lora,
     ModelLimits,
+    Preprocessor,
     Priority,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
+from mezzotint.imaging.uploads import decode_base64, read_upload
 from mezzotint.resolving import limits_with
-from mezzotint.serve.api.bounds import MAX_IMAGES, seeds_of
+from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.styles import PRESETS, STYLES
 
@@ -93,6 +98,24 @@ class LoraFields(Fields):
 
     name: str = Field(description="as /v1/capabilities tells it")
     scale: float = Field(1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="how much of it")
+
+
+class ControlFields(Fields):
+    """One of `controls`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(description="the ControlNet's, as /v1/capabilities tells it")
+    image: str = Field(description="base64 or a data: URL; what it reads, at the picture's size")
+    preprocessor: Preprocessor = Field("none", description="canny: the image's edges are read in its place")
+    scale: float = Field(1.0, ge=0, le=MAX_CONTROL_SCALE, description="how strongly it holds")
+    start: float = Field(0.0, ge=0, le=1, description="from which part of the steps on")
+    end: float = Field(1.0, ge=0, le=1, description="until which")
+
+    def read(self, param: str) -> Control:
+        data = decode_base64(self.image, param, MAX_UPLOAD_BYTES)
+        image = read_upload(data, param=param, max_pixels=MAX_UPLOAD_PIXELS)
+        return Control(self.name, image, self.preprocessor, self.scale, self.start, self.end)
 
 
 class HiresFields(Fields):
@@ -278,13 +301,35 @@ class GenerationFields(ImageFields):
     """The body of `POST /v1/images/generations`."""
 
     prompt: str = Field(description="what to draw")
+    controls: list[ControlFields] | None = Field(
+        None, max_length=MAX_CONTROLS, description="pictures that ControlNets hold what is drawn to"
+    )
 
     def _prompt(self) -> str:
         return self.prompt
 
+    def read_controls(self) -> tuple[Control, ...]:
+        """With their pictures decoded. Computes: not on an event loop.
+
+        Raises:
+            MezzotintError: one of them is not accepted.
+        """
+        asked = self.controls or ()
+        return tuple(each.read(f"controls[{number}].image") for number, each in enumerate(asked))
+
 
 class EditFields(GenerationFields):
     """The text fields of `POST /v1/images/edits`, whose files are `image` and `mask`."""
+
+    controls: Any = Field(None, description="not supported in a form")
+
+    def _refuse_what_is_not_served(self) -> None:
+        super()._refuse_what_is_not_served()
+        if self.controls:
+            raise NotSupported(
+                "controls: their pictures have no place in a form; a job takes image, mask and controls",
+                param="controls",
+            )
 
 
 class VariationFields(ImageFields):

@@ -10,11 +10,14 @@ from fastapi.responses import Response
 from mezzotint import __version__
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import (
+    MAX_CONTROL_SCALE,
+    MAX_CONTROLS,
     MAX_DEADLINE_SECONDS,
     MAX_HIRES_SCALE,
     MAX_LORA_SCALE,
     MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
+    PREPROCESSORS,
     PRIORITIES,
 )
 from mezzotint.errors import PermissionDenied
@@ -38,7 +41,6 @@ FEATURES = {
     "streaming": True,
     "previews": True,
     "refiner": False,
-    "controlnet": False,
     "upscaling": False,
 }
 SIZE_STEP = 8
@@ -102,6 +104,8 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             "guidance_scale": info.limits.max_guidance_scale,
             "loras": MAX_LORAS,
             "lora_scale": MAX_LORA_SCALE,
+            "controls": MAX_CONTROLS,
+            "control_scale": MAX_CONTROL_SCALE,
             "hires_scale": MAX_HIRES_SCALE,
             "body_mb": settings.max_body_mb,
             "upload_bytes": MAX_UPLOAD_BYTES,
@@ -111,7 +115,11 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             "job_ttl_s": settings.job_ttl_s,
             "image_ttl_s": settings.image_ttl_s,
         },
-        "features": {**FEATURES, "loras": bool(info.limits.loras)},
+        "features": {
+            **FEATURES,
+            "loras": bool(info.limits.loras),
+            "controlnet": bool(info.limits.controlnets),
+        },
         "caller": {
             "name": caller.name,
             "requests_per_minute": caller.requests_per_minute,
@@ -154,6 +162,8 @@ def _drawing(info: BackendInfo) -> dict[str, Any]:
             }
             for each in limits.loras
         ],
+        "controlnets": [{"name": each.name, "sha256": each.sha256} for each in limits.controlnets],
+        "preprocessors": PREPROCESSORS,
         "samplers": [
             {
                 "name": each.name,

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from PIL import Image as PilImage
 
-from mezzotint.core import GenerationRequest, Hires, Lora, Pixels, ResolvedRequest, size_of
+from mezzotint.core import Control, GenerationRequest, Hires, Lora, Pixels, ResolvedRequest, size_of
 from mezzotint.serve.stores.images import ImageStore
 
-__all__ = ["WAITING_SECONDS", "Work", "keep_upload"]
+__all__ = ["WAITING_SECONDS", "Work", "keep_control", "keep_upload"]
 
 # A job's pictures are deleted with it, which is `job_ttl_s` after its end. Nobody knows that end before; they
 # are kept for so much longer, if it does not come.
 WAITING_SECONDS = 30 * 24 * 3_600.0
 # The pictures are in the image store; the others are the job's own, or the key's that it is drawn for.
-NOT_KEPT = ("image", "mask", "tenant", "deadline_s")
+NOT_KEPT = ("image", "mask", "controls", "tenant", "deadline_s")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Work:
 
     cost_s: seconds of an engine that all of them take, as it was estimated when the job was made.
     image, mask: names in the image store.
+    controls: each as `Control` has it, its `image` a name in the image store.
     """
 
     request: GenerationRequest
@@ -40,6 +41,7 @@ class Work:
     cost_s: float = 0.0
     image: str | None = None
     mask: str | None = None
+    controls: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, resolved: ResolvedRequest, **rest: Any) -> Work:
@@ -54,7 +56,9 @@ class Work:
         request["loras"] = tuple(Lora(**_known(Lora, lora)) for lora in request.get("loras", ()))
         hires = request.get("hires")
         request["hires"] = None if hires is None else Hires(**_known(Hires, hires))
-        return cls(**{**_known(cls, told), "request": GenerationRequest(**request)})
+        controls = tuple(_known(Control, control) for control in told.get("controls", ()))
+        known = {**_known(cls, told), "controls": controls}
+        return cls(**{**known, "request": GenerationRequest(**request)})
 
     def to_json(self) -> dict[str, Any]:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -66,7 +70,8 @@ class Work:
     @property
     def uploads(self) -> list[str]:
         """Names in the image store."""
-        return [name for name in (self.image, self.mask) if name is not None]
+        names = (self.image, self.mask, *(control["image"] for control in self.controls))
+        return [name for name in names if name is not None]
 
     @property
     def first_seed(self) -> int:
@@ -88,7 +93,11 @@ class Work:
             ImageNotFound, StoreUnavailable: they cannot be had.
         """
         image, mask = await _fetch(images, self.image), await _fetch(images, self.mask)
-        return replace(self.request, image=image, mask=mask)
+        controls = [
+            Control(**{**control, "image": await _read(images, control["image"])})
+            for control in self.controls
+        ]
+        return replace(self.request, image=image, mask=mask, controls=tuple(controls))
 
 
 def _known(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,9 +112,17 @@ async def keep_upload(images: ImageStore, pixels: Pixels, ttl_s: float) -> str:
     return await images.put(await asyncio.to_thread(_encode, pixels), "png", ttl_s + WAITING_SECONDS)
 
 
+async def keep_control(images: ImageStore, control: Control, ttl_s: float) -> dict[str, Any]:
+    """The same of a control: as `Work` has it."""
+    told = {field.name: getattr(control, field.name) for field in fields(control)}
+    return {**told, "image": await keep_upload(images, control.image, ttl_s)}
+
+
 async def _fetch(images: ImageStore, name: str | None) -> Pixels | None:
-    if name is None:
-        return None
+    return None if name is None else await _read(images, name)
+
+
+async def _read(images: ImageStore, name: str) -> Pixels:
     data, _ = await images.get(name)
     return await asyncio.to_thread(_decode, data)
 
