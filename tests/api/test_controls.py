@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -182,3 +182,124 @@ async def test_a_form_says_where_they_are_taken(server: Gate) -> None:
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, "controls", "not_supported")
     assert "a job takes image, mask and controls" in error["message"]
+
+
+class TestA1111:
+    """The units of its extension."""
+
+    UNIT: ClassVar[dict[str, Any]] = {
+        "model": "canny [aaaaaaaa]",
+        "image": CONTROL["image"],
+        "weight": 0.5,
+        "guidance_start": 0.1,
+        "guidance_end": 0.9,
+    }
+    # What clients send unasked.
+    CHATTY: ClassVar[dict[str, Any]] = {
+        "enabled": True,
+        "module": "none",
+        "resize_mode": "Crop and Resize",
+        "control_mode": "Balanced",
+        "processor_res": 512,
+        "threshold_a": -1,
+        "threshold_b": -1,
+        "pixel_perfect": True,
+        "low_vram": False,
+        "hr_option": "Both",
+        "mask": None,
+        "guess_mode": False,
+    }
+
+    async def drawn(self, server: Gate, *units: Any, route: str = "txt2img", **fields: Any) -> Receipt:
+        scripts = {"controlnet": {"args": list(units)}}
+        body = {**ASKED, "alwayson_scripts": scripts, **fields}
+        answer = await server.json("POST", f"/sdapi/v1/{route}", json=body)
+        assert answer["parameters"]["alwayson_scripts"] is None
+        return read_receipt(base64.b64decode(answer["images"][0]))
+
+    async def test_a_unit_is_a_control(self, server: Gate) -> None:
+        receipt = await self.drawn(server, {**self.CHATTY, **self.UNIT})
+        assert receipt.to_dict()["controls"] == [USED]
+
+    async def test_its_text_in_the_picture_is_the_extensions(self, server: Gate) -> None:
+        body = {**ASKED, "alwayson_scripts": {"ControlNet": {"args": [{**self.UNIT, "module": "canny"}]}}}
+        answer = await server.json("POST", "/sdapi/v1/txt2img", json=body)
+        [text] = json.loads(answer["info"])["infotexts"]
+        assert (
+            'ControlNet 0: "Module: canny, Model: canny [aaaaaaaa], Weight: 0.5, Resize Mode: Just Resize, '
+            'Control Mode: Balanced, Guidance Start: 0.1, Guidance End: 0.9"'
+        ) in text
+
+    async def test_the_size_is_not_the_controls(self, server: Gate) -> None:
+        wide = {**self.UNIT, "image": encoded(lines(0, 192, 96))}
+        receipt = await self.drawn(server, wide)
+        assert (receipt.width, receipt.height) == (128, 128)
+
+    @pytest.mark.parametrize(("mode", "cropped"), [("Just Resize", False), (0, False), (1, True)])
+    async def test_a_wide_one_is_cropped_or_pressed(
+        self, server: Gate, mode: str | int, cropped: bool
+    ) -> None:
+        wide = lines(0, 192, 96)
+        receipt = await self.drawn(
+            server, {**self.UNIT, "image": encoded(wide), "resize_mode": mode}, width=96, height=96
+        )
+        expected = wide[:, 48:144] if cropped else resize_image(wide, 96, 96)
+        assert receipt.controls[0].image_sha256 == pixels_sha256(expected)
+
+    async def test_without_a_picture_of_its_own_the_one_that_is_drawn_from_is_meant(
+        self, server: Gate
+    ) -> None:
+        unit = {"model": "canny", "module": "canny"}
+        image = photo(2, 128, 128)
+        receipt = await self.drawn(server, unit, route="img2img", init_images=[encoded(image)])
+        assert receipt.controls[0].image_sha256 == pixels_sha256(image) == receipt.image_sha256
+
+    async def test_what_is_not_used_says_nothing(self, server: Gate) -> None:
+        idle = ({**self.UNIT, "enabled": False}, {"model": "None", "module": "openpose"}, {})
+        assert (await self.drawn(server, *idle)).controls == ()
+
+    @pytest.mark.parametrize(
+        ("unit", "told"),
+        [
+            ({"module": "openpose_full"}, "of module only none and canny"),
+            ({"model": "pose [abcd1234]"}, "there is no ControlNet 'pose'"),
+            ({"control_mode": "ControlNet is more important"}, "of control_mode only Balanced"),
+            ({"resize_mode": 2}, "of resize_mode only Just Resize and Crop and Resize"),
+            ({"module": "canny", "threshold_a": 50}, "threshold_a must be 100"),
+            ({"weight": 3}, "weight"),
+            ({"weight": True}, "weight"),
+            ({"image": None}, "alwayson_scripts.controlnet[0].image is required"),
+            ({"image": "!"}, "alwayson_scripts.controlnet[0].image"),
+            ({"hr_option": "Low res only"}, "hr_option is not served here"),
+            ({"advanced_weighting": [1.0]}, "advanced_weighting is not served here"),
+            ({"guidance_start": 0.95}, "must be below"),
+        ],
+        ids=str,
+    )
+    async def test_what_is_not_accepted_is_named(self, server: Gate, unit: dict[str, Any], told: str) -> None:
+        scripts = {"controlnet": {"args": [{**self.UNIT, **unit}]}}
+        response = await server.client.post("/sdapi/v1/txt2img", json={**ASKED, "alwayson_scripts": scripts})
+        assert response.status_code == 400, response.text
+        assert told in response.json()["detail"]
+
+    @pytest.mark.parametrize(
+        "scripts",
+        [
+            {"ADetailer": {"args": [True]}},
+            {"controlnet": {"args": "canny"}},
+            {"controlnet": {"args": ["canny"]}},
+            {"controlnet": {"args": [{"model": "canny"}] * 5}},
+        ],
+        ids=str,
+    )
+    async def test_other_scripts_and_odd_ones_are_refused(self, server: Gate, scripts: Any) -> None:
+        response = await server.client.post("/sdapi/v1/txt2img", json={**ASKED, "alwayson_scripts": scripts})
+        assert response.status_code == 400
+        assert "alwayson_scripts" in response.json()["detail"]
+
+    async def test_its_clients_find_what_they_ask_for(self, server: Gate) -> None:
+        models = await server.json("GET", "/controlnet/model_list")
+        assert models == {"model_list": ["canny [aaaaaaaa]", "depth [bbbbbbbb]"]}
+        assert (await server.json("GET", "/controlnet/module_list"))["module_list"] == ["none", "canny"]
+        assert await server.json("GET", "/controlnet/version") == {"version": 2}
+        assert await server.json("GET", "/controlnet/settings") == {"control_net_unit_count": 4}

@@ -221,21 +221,6 @@ async def test_a_body_that_cannot_be_read_is_told_why(
     assert (error_of(answer)["message"], error_of(answer)["param"]) == (message, param)
 
 
-@pytest.mark.parametrize("announced", [True, False])
-async def test_json_of_more_than_a_megabyte_is_413(client: httpx.AsyncClient, announced: bool) -> None:
-    async def body() -> AsyncIterator[bytes]:
-        yield b'{"prompt": "a", "user": "'
-        for _ in range(11):
-            yield b"x" * 100_000
-        yield b'"}'
-
-    whole = b"".join([part async for part in body()])
-    kind = {"content-type": "application/json"}
-    answer = await client.post(GENERATIONS, content=whole if announced else body(), headers=kind)
-    assert answer.status_code == 413
-    error_of(answer)
-
-
 async def test_a_field_of_half_a_character_is_told_of_without_it(client: httpx.AsyncClient) -> None:
     body = '{"prompt": "a", "\\ud800": 1}'
     answer = await client.post(GENERATIONS, content=body, headers={"content-type": "application/json"})

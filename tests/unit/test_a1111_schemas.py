@@ -71,7 +71,6 @@ def test_what_says_nothing_is_let_pass() -> None:
     "field",
     [
         {"styles": ["noir"]},
-        {"alwayson_scripts": {"controlnet": {"args": []}}},
         {"script_name": "X/Y/Z plot"},
         {"restore_faces": True},
         {"tiling": True},

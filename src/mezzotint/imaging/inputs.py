@@ -17,7 +17,15 @@ from mezzotint.errors import InvalidRequest
 if TYPE_CHECKING:
     from mezzotint.core import Mask, ModelLimits, Pixels
 
-__all__ = ["check_image", "check_mask", "fitting_size", "pixels_sha256", "resize_image", "resize_mask"]
+__all__ = [
+    "check_image",
+    "check_mask",
+    "cropped_to",
+    "fitting_size",
+    "pixels_sha256",
+    "resize_image",
+    "resize_mask",
+]
 
 # Above this a mask's value means "redraw": diffusers' 0.5 of 255.
 MASK_THRESHOLD = 127
@@ -82,6 +90,15 @@ def resize_image(image: Pixels, width: int, height: int) -> Pixels:
         image = image.copy()
         image.flags.writeable = False
     return image
+
+
+def cropped_to(image: Pixels, width: int, height: int) -> Pixels:
+    """The middle of the image in the proportions of width × height, as large as it goes."""
+    own_height, own_width = image.shape[:2]
+    kept_width = max(1, min(own_width, round(own_height * width / height)))
+    kept_height = max(1, min(own_height, round(own_width * height / width)))
+    left, top = (own_width - kept_width) // 2, (own_height - kept_height) // 2
+    return image[top : top + kept_height, left : left + kept_width]
 
 
 def resize_mask(mask: Mask, width: int, height: int) -> Mask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Depends, FastAPI
 
 from mezzotint import __version__
-from mezzotint.serve.api import a1111, imagine, jobs, openai, ops, pictures, reference
+from mezzotint.serve.api import a1111, a1111_controls, imagine, jobs, openai, ops, pictures, reference
 from mezzotint.serve.api.dependencies import caller_of, check_query
 from mezzotint.serve.api.documented import EVERYWHERE, describe
 from mezzotint.serve.api.errors import install_error_handlers
@@ -43,7 +43,7 @@ def build_http(services: Services) -> FastAPI:
         responses=EVERYWHERE,
     )
     app.state.services = services
-    for keyed in (imagine, openai, jobs, a1111, reference):
+    for keyed in (imagine, openai, jobs, a1111, a1111_controls, reference):
         app.include_router(keyed.router, dependencies=[Depends(caller_of), Depends(check_query)])
     # Health and the links of pictures need no key; the other routes of these ask for one themselves.
     for open_ in (ops, pictures):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import Pixels, ResolvedRequest
+from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.wire import Drawn, Order
 
-__all__ = ["Plate", "draw_the_same"]
+__all__ = ["Plate", "draw_the_same", "with_pictures_of"]
 
 # What makes the picture beside the request, as the receipt tells it.
 MADE_BY = ("model", "revision", "backend", "dtype", "versions")
@@ -47,6 +47,20 @@ class Plate:
         """Names the picture that did follow: by whatever replica drew it, which its receipt tells."""
         made_by = {name: drawn.receipt[name] for name in MADE_BY}
         return _etag(self.order, made_by, self.info.device)
+
+
+def with_pictures_of(first: ResolvedRequest, asked: GenerationRequest) -> GenerationRequest:
+    """`asked` with the pictures of the first of several, which were brought to size once for all of them."""
+    if first.image is None and not first.controls:
+        return asked
+    return replace(
+        asked,
+        width=first.width,
+        height=first.height,
+        image=first.image,
+        mask=first.mask,
+        controls=first.controls,
+    )
 
 
 def _made_by(info: BackendInfo) -> dict[str, Any]:

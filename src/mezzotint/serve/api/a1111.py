@@ -18,13 +18,15 @@ from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask,
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
-from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img, check_neutral
+from mezzotint.serve.api.a1111_controls import with_controls
+from mezzotint.serve.api.a1111_fields import check_neutral
+from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, PLAIN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.naming import named_as_sent
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.plate import Plate, with_pictures_of
 from mezzotint.serve.runs import Run
 from mezzotint.serve.services import Services
 
@@ -65,6 +67,9 @@ def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequ
 
 
 async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services) -> Response:
+    if fields.alwayson_scripts:
+        limits = (await services.gateway.served()).limits
+        wanted = await asyncio.to_thread(with_controls, wanted, fields.alwayson_scripts, limits)
     plates = await _prepare(fields, wanted, caller, services)
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
@@ -96,9 +101,7 @@ async def _prepare(
 
     first = await prepare(wanted)
     drawn = first.request
-    if drawn.image is not None:
-        # Brought to size once for all of them.
-        wanted = replace(wanted, width=drawn.width, height=drawn.height, image=drawn.image, mask=drawn.mask)
+    wanted = with_pictures_of(drawn, wanted)
     seeds = seeds_of(drawn.seed, fields.images)
     return {number: await prepare(replace(wanted, seed=seed)) for number, seed in enumerate(seeds)}
 

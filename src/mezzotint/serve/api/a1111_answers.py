@@ -45,6 +45,8 @@ def echo_of(fields: Txt2Img) -> str:
         InvalidRequest: a field that nobody looked at holds a number that JSON does not know.
     """
     echo = fields.model_dump()
+    # Its units hold pictures, which the client has.
+    echo["alwayson_scripts"] = None
     if not echo.get("include_init_images"):
         echo.update({name: None for name in ("init_images", "mask") if name in echo})
     written = []

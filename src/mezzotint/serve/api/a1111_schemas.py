@@ -1,35 +1,31 @@
-"""What A1111's clients send, and its translation.
-
-Those clients fill in dozens of fields that only A1111 knows. One rule decides: a field that is not served is
-accepted while it says "nothing" (null, false, zero, empty) or A1111's own default, and refused by its name
-when it would have changed the picture.
-"""
+"""What A1111's clients send, and its translation."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageFilter
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from mezzotint.core import MAX_PROMPT_CHARACTERS, GenerationRequest, Hires, Lora, Mask, Pixels
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
+from mezzotint.serve.api.a1111_fields import Real, Whole, check_neutral
 from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.fields import Fields
 
-__all__ = ["SENT_AS", "UPSCALERS", "Img2Img", "Txt2Img", "check_neutral", "loras_of", "sampler_of"]
+__all__ = ["SENT_AS", "UPSCALERS", "Img2Img", "Txt2Img", "loras_of", "sampler_of"]
 
 SENT_AS: Mapping[str, str] = {
+    "controls": "alwayson_scripts",
+    "controls.image": "alwayson_scripts",
+    "controls.start": "alwayson_scripts",
     "guidance_scale": "cfg_scale",
     "hires": "enable_hr",
     "hires.scale": "hr_scale",
@@ -44,50 +40,8 @@ SENT_AS: Mapping[str, str] = {
 }
 """Core's names of the fields that A1111's clients know by another."""
 
-# A1111's own defaults, and its clients', that say something; what else a field may hold without changing the
-# picture. Of those about a mask they are all that is served: clients send them unasked.
-NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "eta": (1,),
-    "seed_resize_from_h": (-1,),
-    "seed_resize_from_w": (-1,),
-    "s_noise": (1,),
-    "s_tmax": (math.inf,),
-    "initial_noise_multiplier": (1,),
-    "inpaint_full_res": (True,),
-    "inpainting_fill": (0, 1),
-    "mask_round": (True,),
-    "CLIP_stop_at_last_layers": (1, 2),
-    "clip_skip": (1, 2),
-    "hr_checkpoint_name": ("Use same checkpoint",),
-    "hr_sampler_name": ("Use same sampler",),
-    "hr_scheduler": ("Use same scheduler",),
-    "sd_vae": ("Automatic",),
-}
 # To A1111 "None" is no network: what is left is Lanczos' filter.
 UPSCALERS = ("None", "Lanczos")
-CHOOSES_BY_ZERO = ("s_noise", "initial_noise_multiplier")
-CHOOSES_BY_NONE = ("emphasis",)
-# Bookkeeping, which no picture depends on.
-HARMLESS = frozenset(
-    {
-        "comments",
-        "disable_extra_networks",
-        "do_not_save_grid",
-        "do_not_save_samples",
-        "force_task_id",
-        # Of pix2pix models alone.
-        "image_cfg_scale",
-        "inpaint_full_res_padding",
-        "override_settings_restore_afterwards",
-        # Of the refiner, which is refused.
-        "refiner_switch_at",
-        "return_grid",
-        "save_images",
-        "seed_enable_extras",
-        # Without a strength, which is refused, it says nothing.
-        "subseed",
-    }
-)
 # Says nothing without what it is of: a second, larger stage, and a mask.
 OF_HIRES = ("hr_", "firstphase_")
 OF_A_MASK = ("inpaint", "mask_")
@@ -97,17 +51,6 @@ MAX_TAGGED_CHARACTERS = 2 * MAX_PROMPT_CHARACTERS
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 LORA = re.compile(r"([^:]+)(?::([^:=]*))?")
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
-
-
-def _no_truth_value(value: object) -> object:
-    # To pydantic true is 1, and to whoever sends it a mistake.
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Real = Annotated[float, BeforeValidator(_no_truth_value)]
 
 
 class Txt2Img(Fields):
@@ -136,6 +79,9 @@ class Txt2Img(Fields):
     )
     hr_upscaler: str | None = Field(None, description="Lanczos, or None, which A1111 takes for the same")
     denoising_strength: Real | None = Field(None, description="of the second stage")
+    alwayson_scripts: dict[str, Any] | None = Field(
+        None, description='{"controlnet": {"args": [units]}}; other scripts are not served'
+    )
     send_images: bool = True
     override_settings: dict[str, Any] | None = None
 
@@ -296,38 +242,6 @@ def loras_of(prompt: str) -> tuple[str, tuple[Lora, ...]]:
                 f"prompt: <{kind}:{told}> has a scale that is no number", param="prompt"
             ) from None
     return (EXTRA_NETWORK.sub("", prompt).strip() if loras else prompt), tuple(loras)
-
-
-def check_neutral(
-    fields: Mapping[str, object], in_force: Mapping[str, object] = MappingProxyType({})
-) -> None:
-    """Refuse a field that would change the picture and is not served.
-
-    in_force: what holds for everybody, and may be said again.
-
-    Raises:
-        NotSupported: names the first of them.
-    """
-    for name, value in fields.items():
-        if name in HARMLESS or _says_nothing(name, value):
-            continue
-        accepted = NEUTRAL.get(name, ())
-        if not _says_nothing(name, in_force.get(name)):
-            accepted = (in_force[name], *accepted)
-        if value in accepted:
-            continue
-        own = "".join(f"{json.dumps(each)}, " for each in accepted)
-        nothing = "null" if name in CHOOSES_BY_ZERO else "null, false, 0"
-        raise NotSupported(f"{name} is not served here; accepted are {own}{nothing} or empty", param=name)
-
-
-def _says_nothing(name: str, value: object) -> bool:
-    if value is None or value is False or value in ("", [], {}):
-        return True
-    if value in ("None", "none"):
-        return name not in CHOOSES_BY_NONE
-    # Zero turns off whatever a number sets.
-    return (value == 0 and name not in CHOOSES_BY_ZERO) or value in NEUTRAL.get(name, ())
 
 
 def sampler_of(name: str | None, scheduler: str | None) -> str | None:

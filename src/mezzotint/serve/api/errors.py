@@ -30,7 +30,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # A1111's clients read its own shape of an error.
-A1111_PATH = "/sdapi/"
+A1111_PATHS = ("/sdapi/", "/controlnet/")
 
 
 def error_response(
@@ -38,7 +38,7 @@ def error_response(
 ) -> JSONResponse:
     """In the shape of those who ask below the path, whoever answers."""
     body = error_body(error)
-    if path.startswith(A1111_PATH):
+    if path.startswith(A1111_PATHS):
         message = body["error"]["message"]
         body = {"error": type(error).__name__, "detail": message, "body": "", "errors": message}
     return JSONResponse(body, error.status, {**_headers(error), **(headers or {})})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from mezzotint.core import Control, GenerationRequest, Mask, Pixels, ResolvedRequest
+from mezzotint.core import Control, Mask, Pixels
 from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
@@ -29,10 +29,10 @@ from mezzotint.serve.api.openai_schemas import (
     VariationFields,
 )
 from mezzotint.serve.api.uploads import form_schema, read_form
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.plate import Plate, with_pictures_of
 from mezzotint.serve.services import Services
 
-__all__ = ["prepare_all", "router", "with_pictures_of"]
+__all__ = ["prepare_all", "router"]
 
 
 async def take_api_version(
@@ -168,20 +168,6 @@ async def prepare_all(
             )
         plates.append(_with_previews(plate, fields.partial_images or 0))
     return plates
-
-
-def with_pictures_of(first: ResolvedRequest, asked: GenerationRequest) -> GenerationRequest:
-    """`asked` with the pictures of the first of several, which were brought to size once for all of them."""
-    if first.image is None and not first.controls:
-        return asked
-    return replace(
-        asked,
-        width=first.width,
-        height=first.height,
-        image=first.image,
-        mask=first.mask,
-        controls=first.controls,
-    )
 
 
 def _with_previews(plate: Plate, count: int) -> Plate:

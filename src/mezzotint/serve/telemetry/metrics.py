@@ -31,6 +31,7 @@ SURFACES = (
     ("/v1/images/jobs", "jobs"),
     ("/v1/", "openai"),
     ("/sdapi/", "a1111"),
+    ("/controlnet/", "a1111"),
     ("/healthz", "operations"),
     ("/readyz", "operations"),
     ("/metrics", "operations"),

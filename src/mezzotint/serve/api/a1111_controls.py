@@ -1,0 +1,200 @@
+"""ControlNets as A1111's extension has them: units in `alwayson_scripts`, and what its clients ask for.
+
+Edges are found at the size that is drawn, as with the extension's `pixel_perfect`; its own resolution for
+them (`processor_res`) is therefore accepted and not used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import ConfigDict, Field, ValidationError
+
+from mezzotint.core import (
+    MAX_CONTROL_SCALE,
+    MAX_CONTROLS,
+    PREPROCESSORS,
+    Control,
+    GenerationRequest,
+    ModelLimits,
+    Pixels,
+)
+from mezzotint.errors import InvalidRequest, NotSupported
+from mezzotint.imaging.inputs import cropped_to, fitting_size
+from mezzotint.imaging.uploads import decode_base64, read_upload
+from mezzotint.serve.api.a1111_fields import Real, check_neutral
+from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
+from mezzotint.serve.api.errors import as_invalid_request
+from mezzotint.serve.api.fields import Fields
+
+__all__ = ["SCRIPTS", "router", "with_controls"]
+
+SCRIPTS = "alwayson_scripts"
+NAME = "controlnet"
+PLACE = f"{SCRIPTS}.{NAME}"
+RESIZE_MODES = {"just resize": False, "0": False, "crop and resize": True, "1": True}
+BALANCED = ("balanced", "0")
+# What the extension calls a model: its name and the beginning of its hash.
+HASHED = re.compile(r" \[[0-9a-f]+\]$")
+# Of the preprocessors: bounds of edges, which are those that are used, or "as usual".
+THRESHOLDS = {"threshold_a": (-1, 100), "threshold_b": (-1, 200)}
+HARMLESS = frozenset({"is_ui", "low_vram", "lowvram", "pixel_perfect", "processor_res", "save_detected_map"})
+# The extension's own words for what is done here too.
+IN_FORCE = {
+    "hr_option": "Both",
+    "input_mode": "simple",
+    "pulid_mode": "Fidelity",
+    "union_control_type": "Unknown",
+}
+
+
+class Unit(Fields):
+    """One of the extension's units. What is left out is its default."""
+
+    model_config = ConfigDict(extra="allow")
+
+    enabled: bool = True
+    module: str = Field("none", description="none or canny")
+    model: str = Field("None", description="a name of /controlnet/model_list")
+    weight: Real = Field(1.0, ge=0, le=MAX_CONTROL_SCALE)
+    image: str | dict[str, Any] | None = Field(None, description="base64 file or data: URL")
+    input_image: str | None = Field(None, description="its older name")
+    guidance_start: Real = Field(0.0, ge=0, le=1)
+    guidance_end: Real = Field(1.0, ge=0, le=1)
+    resize_mode: str | int = Field(1, description="Just Resize (0) or Crop and Resize (1)")
+    control_mode: str | int = Field(0, description="Balanced (0)")
+
+    @property
+    def is_used(self) -> bool:
+        return self.enabled and self.model.casefold() != "none"
+
+    @property
+    def picture(self) -> str | None:
+        """As it was sent; None where the picture that is drawn from is meant."""
+        if isinstance(self.image, dict):
+            if self.image.get("mask"):
+                raise NotSupported(f"{PLACE}: a mask of a unit's image is not served", param=SCRIPTS)
+            picture = self.image.get("image")
+            return picture if isinstance(picture, str) else None
+        return self.image or self.input_image
+
+    def check(self) -> None:
+        """Raises: NotSupported: it asks for what would change the picture and is not served."""
+        if self.module.casefold() not in PREPROCESSORS:
+            served = " and ".join(PREPROCESSORS)
+            raise NotSupported(f"{PLACE}: of module only {served} are served", param=SCRIPTS)
+        if str(self.resize_mode).casefold() not in RESIZE_MODES:
+            raise NotSupported(
+                f"{PLACE}: of resize_mode only Just Resize and Crop and Resize are served", param=SCRIPTS
+            )
+        if str(self.control_mode).casefold() not in BALANCED:
+            raise NotSupported(f"{PLACE}: of control_mode only Balanced is served", param=SCRIPTS)
+        others = {name: value for name, value in (self.model_extra or {}).items() if name not in HARMLESS}
+        for name, usual in THRESHOLDS.items():
+            value = others.pop(name, None)
+            if self.module.casefold() == "canny" and value not in (None, *usual):
+                raise NotSupported(f"{PLACE}: {name} must be {usual[1]}, not {value!r}", param=SCRIPTS)
+        check_neutral(others, IN_FORCE)
+
+    def control(self, image: Pixels, size: tuple[int, int]) -> Control:
+        if RESIZE_MODES[str(self.resize_mode).casefold()]:
+            image = cropped_to(image, *size)
+        return Control(
+            name=HASHED.sub("", self.model),
+            image=image,
+            preprocessor="canny" if self.module.casefold() == "canny" else "none",
+            scale=self.weight,
+            start=self.guidance_start,
+            end=self.guidance_end,
+        )
+
+
+def with_controls(
+    request: GenerationRequest, scripts: Mapping[str, Any], limits: ModelLimits
+) -> GenerationRequest:
+    """The request with what the units of `alwayson_scripts` ask for. Computes: not on an event loop.
+
+    Raises:
+        MezzotintError: a unit or another script is not accepted, or not served.
+    """
+    units = _units(scripts)
+    if not units:
+        return request
+    width, height = _size(request, limits)
+    controls = []
+    for number, unit in enumerate(units):
+        unit.check()
+        image = request.image
+        if unit.picture is not None:
+            data = decode_base64(unit.picture, f"{PLACE}[{number}].image", MAX_UPLOAD_BYTES)
+            image = read_upload(data, param=f"{PLACE}[{number}].image", max_pixels=MAX_UPLOAD_PIXELS)
+        if image is None:
+            raise InvalidRequest(f"{PLACE}[{number}].image is required", param=SCRIPTS)
+        controls.append(unit.control(image, (width, height)))
+    return replace(request, width=width, height=height, controls=tuple(controls))
+
+
+def _units(scripts: Mapping[str, Any]) -> list[Unit]:
+    """Those that are used."""
+    found: list[Unit] = []
+    for name, script in scripts.items():
+        args = script.get("args") if isinstance(script, Mapping) else script
+        if not args:
+            continue
+        if name.casefold() != NAME:
+            raise NotSupported(f"{SCRIPTS}: of scripts only ControlNet is served, not {name}", param=SCRIPTS)
+        if not isinstance(args, list) or not all(isinstance(each, Mapping) for each in args):
+            raise InvalidRequest(f"{PLACE}.args must be a list of units", param=SCRIPTS)
+        if len(args) > MAX_CONTROLS:
+            raise InvalidRequest(f"{PLACE} has at most {MAX_CONTROLS} units, not {len(args)}", param=SCRIPTS)
+        for number, told in enumerate(args):
+            try:
+                found.append(Unit.model_validate(told))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                place = ("body", f"{PLACE}[{number}]", *first["loc"])
+                raise as_invalid_request({**first, "loc": place}) from None
+    return [unit for unit in found if unit.is_used]
+
+
+def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
+    """What is drawn, whose proportions a picture is cropped to: never a control's own, as in A1111."""
+    if request.image is not None and request.width is None and request.height is None:
+        return fitting_size(request.image, limits)
+    return (
+        limits.default_width if request.width is None else request.width,
+        limits.default_height if request.height is None else request.height,
+    )
+
+
+router = APIRouter(prefix="/controlnet", tags=["A1111"], route_class=KeyedRoute)
+
+
+@router.get("/version", summary="The extension's version, as its clients ask for it")
+async def version(_: CallerOf) -> dict[str, int]:
+    return {"version": 2}
+
+
+@router.get("/model_list", summary="The ControlNets that a unit may name")
+async def model_list(_: CallerOf, services: ServicesOf) -> dict[str, list[str]]:
+    served = (await services.gateway.served()).limits.controlnets
+    return {"model_list": [f"{each.name} [{each.sha256[:8]}]" for each in served]}
+
+
+@router.get("/module_list", summary="The preprocessors")
+async def module_list(_: CallerOf) -> dict[str, Any]:
+    nothing_to_set = {"model_free": False, "sliders": []}
+    return {
+        "module_list": list(PREPROCESSORS),
+        "module_detail": dict.fromkeys(PREPROCESSORS, nothing_to_set),
+    }
+
+
+@router.get("/settings", summary="How many units there are")
+async def settings(_: CallerOf) -> dict[str, int]:
+    return {"control_net_unit_count": MAX_CONTROLS}

@@ -1,0 +1,106 @@
+"""What A1111's clients send unasked, and the rule for it.
+
+They fill in dozens of fields that only A1111 knows. A field that is not served is accepted while it says
+"nothing" (null, false, zero, empty) or A1111's own default, and refused by its name when it would have
+changed the picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from mezzotint.errors import NotSupported
+
+__all__ = ["Real", "Whole", "check_neutral"]
+
+# A1111's own defaults, and its clients', that say something; what else a field may hold without changing the
+# picture. Of those about a mask they are all that is served: clients send them unasked.
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "eta": (1,),
+    "seed_resize_from_h": (-1,),
+    "seed_resize_from_w": (-1,),
+    "s_noise": (1,),
+    "s_tmax": (math.inf,),
+    "initial_noise_multiplier": (1,),
+    "inpaint_full_res": (True,),
+    "inpainting_fill": (0, 1),
+    "mask_round": (True,),
+    "CLIP_stop_at_last_layers": (1, 2),
+    "clip_skip": (1, 2),
+    "hr_checkpoint_name": ("Use same checkpoint",),
+    "hr_sampler_name": ("Use same sampler",),
+    "hr_scheduler": ("Use same scheduler",),
+    "sd_vae": ("Automatic",),
+}
+CHOOSES_BY_ZERO = ("s_noise", "initial_noise_multiplier")
+CHOOSES_BY_NONE = ("emphasis",)
+# Bookkeeping, which no picture depends on.
+HARMLESS = frozenset(
+    {
+        "comments",
+        "disable_extra_networks",
+        "do_not_save_grid",
+        "do_not_save_samples",
+        "force_task_id",
+        # Of pix2pix models alone.
+        "image_cfg_scale",
+        "inpaint_full_res_padding",
+        "override_settings_restore_afterwards",
+        # Of the refiner, which is refused.
+        "refiner_switch_at",
+        "return_grid",
+        "save_images",
+        "seed_enable_extras",
+        # Without a strength, which is refused, it says nothing.
+        "subseed",
+    }
+)
+
+
+def _no_truth_value(value: object) -> object:
+    # To pydantic true is 1, and to whoever sends it a mistake.
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+
+
+def check_neutral(
+    fields: Mapping[str, object], in_force: Mapping[str, object] = MappingProxyType({})
+) -> None:
+    """Refuse a field that would change the picture and is not served.
+
+    in_force: what holds for everybody, and may be said again.
+
+    Raises:
+        NotSupported: names the first of them.
+    """
+    for name, value in fields.items():
+        if name in HARMLESS or _says_nothing(name, value):
+            continue
+        accepted = NEUTRAL.get(name, ())
+        if not _says_nothing(name, in_force.get(name)):
+            accepted = (in_force[name], *accepted)
+        if value in accepted:
+            continue
+        own = "".join(f"{json.dumps(each)}, " for each in accepted)
+        nothing = "null" if name in CHOOSES_BY_ZERO else "null, false, 0"
+        raise NotSupported(f"{name} is not served here; accepted are {own}{nothing} or empty", param=name)
+
+
+def _says_nothing(name: str, value: object) -> bool:
+    if value is None or value is False or value in ("", [], {}):
+        return True
+    if value in ("None", "none"):
+        return name not in CHOOSES_BY_NONE
+    # Zero turns off whatever a number sets.
+    return (value == 0 and name not in CHOOSES_BY_ZERO) or value in NEUTRAL.get(name, ())
