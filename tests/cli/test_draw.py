@@ -157,3 +157,27 @@ def test_a_failure_of_the_machine_is_one_line_and_code_1(
     assert run(["draw", "a", "-n", "2", *QUICK]) == 1
     assert capsys.readouterr().err == "error: the device is lost\n"
     assert files(here) == []
+
+
+class TestControls:
+    """A picture held to another, by a ControlNet. The fake backend has none; what is refused comes first."""
+
+    def test_one_without_the_other_is_refused(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["draw", "a", "--controlnet", "canny", *QUICK]) != 0
+        assert "--controlnet needs --control-image" in capsys.readouterr().err
+        assert run(["draw", "a", "--control-image", "lines.png", *QUICK]) != 0
+        assert "--control-image needs --controlnet" in capsys.readouterr().err
+
+    def test_a_picture_that_cannot_be_read_is_named(
+        self, here: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (here / "text.png").write_text("no picture")
+        for path, told in (("nowhere.png", "no such file"), ("text.png", "no PNG, JPEG or WebP")):
+            assert run(["draw", "a", "--controlnet", "canny", "--control-image", path, *QUICK]) != 0
+            assert told in capsys.readouterr().err
+        assert files(here) == ["text.png"]
+
+    def test_one_that_is_not_served_is_named(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run(["draw", "a", "-o", "a.png", *QUICK])
+        assert run(["draw", "a", "--controlnet", "pose:0.5", "--control-image", "a.png", *QUICK]) != 0
+        assert "there is no ControlNet 'pose'" in capsys.readouterr().err

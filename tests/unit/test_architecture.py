@@ -27,7 +27,17 @@ MAY_IMPORT = {
     "tuning": {"errors"},
     "config": {"errors", "config_file", "tuning"},
     "config_file": {"errors"},
-    "backends": {"core", "cores", "emphasis", "errors", "samplers", "backends", "imaging.inputs", "tuning"},
+    "backends": {
+        "core",
+        "cores",
+        "emphasis",
+        "errors",
+        "samplers",
+        "backends",
+        "imaging.edges",
+        "imaging.inputs",
+        "tuning",
+    },
     # `Engine.load` makes the fake backend or asks the models for one; the rest knows only the protocol.
     "engine": {
         "core",

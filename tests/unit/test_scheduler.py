@@ -84,6 +84,33 @@ def test_in_a_pass_of_both_each_is_charged_for_its_rows() -> None:
     assert sum(scheduler._charged.values()) == pytest.approx(BATCHES.seconds(GUIDED, 2))
 
 
+def test_those_with_controlnets_share_passes_with_those_without() -> None:
+    held = replace(GUIDED, controls=1)
+    scheduler = Scheduler(BATCHES)
+    for id, key in (("a", GUIDED), ("b", held), ("c", UNGUIDED)):
+        scheduler.submit(id, [Stage(key, 10)], 0.0)
+    assert set(scheduler.plan(0.0).rows) == {"a", "b", "c"}
+
+
+def test_a_pass_with_controlnets_costs_what_its_work_does() -> None:
+    held = replace(GUIDED, controls=1)
+    assert held.load == pytest.approx(1.45 * GUIDED.load)
+    assert measured_as([held, held]) == (held, 2)
+    # 2 + 2.9 + 1 rows of work are a little above what two of the middle one are.
+    assert measured_as([GUIDED, held, UNGUIDED]) == (held, 3)
+    both = replace(UNGUIDED, controls=2)
+    assert measured_as([UNGUIDED, both]) == (both, 2)
+    assert BATCHES.seconds(held, 1) > BATCHES.seconds(GUIDED, 1)
+
+
+def test_in_a_pass_with_controlnets_each_is_charged_for_its_own() -> None:
+    scheduler = Scheduler(BATCHES)
+    scheduler.submit("h", [Stage(replace(GUIDED, controls=1), 10)], 0.0, tenant="h")
+    scheduler.submit("g", [Stage(GUIDED, 10)], 0.0, tenant="g")
+    assert set(run_pass(scheduler)) == {"g", "h"}
+    assert scheduler._charged["h"] == pytest.approx(1.45 * scheduler._charged["g"])
+
+
 def test_a_newcomer_joins_the_next_pass_when_there_is_room() -> None:
     scheduler = Scheduler(BATCHES)
     scheduler.submit("a", [Stage(GUIDED, 50)], 0.0)

@@ -15,10 +15,22 @@ import typer
 from mezzotint.cli.known import limits_of_installed
 from mezzotint.cli.options import Device, Dtype, Json, Model, StandIn
 from mezzotint.cli.outputs import output_paths
-from mezzotint.core import Done, Failed, GenerationRequest, Hires, Image, ModelLimits, Progress, Queued
+from mezzotint.core import (
+    Control,
+    Done,
+    Failed,
+    GenerationRequest,
+    Hires,
+    Image,
+    ModelLimits,
+    Preprocessor,
+    Progress,
+    Queued,
+)
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
+from mezzotint.models.controlnets import read_choice
 from mezzotint.models.loras import read_choices
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Compile, Tuning
@@ -30,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 MAX_IMAGES = 100
+# As over HTTP.
+MAX_CONTROL_PIXELS = 4096 * 4096
 
 
 def draw(
@@ -63,6 +77,20 @@ def draw(
             metavar="LORA", help="A LoRA of the model's own or a .safetensors file; LORA:0.8 for less of it."
         ),
     ] = None,
+    controlnet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NET",
+            help="Hold it to --control-image by a ControlNet of the model's own or at a path;"
+            " NET:0.8 for less of it.",
+        ),
+    ] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The picture that --controlnet reads.")
+    ] = None,
+    preprocessor: Annotated[
+        str, typer.Option(metavar="WHAT", help="What is made of it first: none, or canny, its edges.")
+    ] = "none",
     emphasis: Annotated[
         bool, typer.Option("--emphasis", help="A1111's grammar: (words:1.3), [words], BREAK.")
     ] = False,
@@ -84,6 +112,7 @@ def draw(
     """Draw pictures on this machine."""
     width, height = (None, None) if size is None else parse_size(size)
     loras, files = read_choices(lora or ())
+    controls, nets = _controls(controlnet, control_image, preprocessor)
     request = GenerationRequest(
         prompt=" ".join(prompt),
         negative_prompt=negative,
@@ -94,20 +123,47 @@ def draw(
         scheduler=scheduler,
         seed=seed,
         loras=loras,
+        controls=controls,
         emphasis=emphasis,
         hires=None if hires is None else Hires(hires),
     )
-    requests = _numbered(request, number, limits_of_installed(model, files))
+    requests = _numbered(request, number, limits_of_installed(model, files, nets))
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
     for path in paths:
         check_output(path)
     # Tuning says what it accepts.
     tuning = Tuning(compile=cast("Compile", compile))
     load = {"model": model, "device": device, "dtype": dtype, "tuning": tuning, "stand_in": stand_in}
-    images = _draw_all(requests, loras=files, **load)
+    images = _draw_all(requests, loras=files, controlnets=nets, **load)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)
+
+
+def _controls(
+    net: str | None, image: Path | None, preprocessor: str
+) -> tuple[tuple[Control, ...], tuple[str, ...]]:
+    """What the picture is held to, and the path of a ControlNet that is not the model's own."""
+    if net is None or image is None:
+        for given, flag, other in (
+            (net, "--controlnet", "--control-image"),
+            (image, "--control-image", "--controlnet"),
+        ):
+            if given is not None:
+                raise InvalidRequest(f"{flag} needs {other} beside it", param=other.lstrip("-"))
+        return (), ()
+    from mezzotint.imaging.uploads import read_upload
+
+    choice = read_choice(net)
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InvalidRequest(f"--control-image: {image}: {reason}", param="control-image") from None
+    pixels = read_upload(data, param="--control-image", max_pixels=MAX_CONTROL_PIXELS)
+    # Whether there is such a preprocessor, the request's check says.
+    control = Control(choice.name, pixels, cast("Preprocessor", preprocessor), choice.scale)
+    return (control,), () if choice.place is None else (choice.place,)
 
 
 def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> list[GenerationRequest]:

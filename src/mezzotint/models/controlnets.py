@@ -12,9 +12,9 @@ from pathlib import Path
 from mezzotint.core import ServedControlNet
 from mezzotint.errors import ModelInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Kind
+from mezzotint.models.named import SUFFIX, Choice, Kind
 
-__all__ = ["FOLDER", "ControlNetFiles", "find_controlnets", "is_controlnet"]
+__all__ = ["FOLDER", "ControlNetFiles", "find_controlnets", "is_controlnet", "read_choice"]
 
 FOLDER = "controlnets"
 
@@ -33,6 +33,15 @@ def is_controlnet(path: Path) -> bool:
 
 
 KIND = Kind("controlnets", f"folders with a config.json, or {SUFFIX} files", is_controlnet)
+
+
+def read_choice(given: str) -> Choice:
+    """What a command line asks to draw with: NAME, PATH or NAME=PATH, with or without `:SCALE` behind it.
+
+    Raises:
+        InvalidRequest: the scale is no number.
+    """
+    return KIND.read_choice(given, "--controlnet")
 
 
 def find_controlnets(model: Path, given: Sequence[str] = ()) -> tuple[ControlNetFiles, ...]:

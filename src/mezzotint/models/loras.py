@@ -49,21 +49,9 @@ def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
     Raises:
         InvalidRequest: a scale is no number.
     """
-    loras, files = [], []
-    for each in given:
-        place, colon, scale = each.rpartition(":")
-        place = place if colon else scale
-        is_file = place.endswith(SUFFIX)
-        try:
-            number = float(scale) if colon else 1.0
-        except ValueError:
-            raise InvalidRequest(
-                f"--lora takes NAME, PATH or NAME=PATH, and :SCALE behind, not {each!r}", param="lora"
-            ) from None
-        name, equals, _ = place.partition("=")
-        loras.append(Lora(name if equals or not is_file else Path(place).stem, number))
-        files += [place] if is_file else []
-    return tuple(loras), files
+    choices = [KIND.read_choice(each, "--lora") for each in given]
+    loras = tuple(Lora(choice.name, choice.scale) for choice in choices)
+    return loras, [choice.place for choice in choices if choice.place is not None]
 
 
 def _described(name: str, path: Path) -> ServedLora:

@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mezzotint.errors import SettingInvalid
+from mezzotint.errors import InvalidRequest, SettingInvalid
 
-__all__ = ["SUFFIX", "Kind"]
+__all__ = ["SUFFIX", "Choice", "Kind"]
 
 SUFFIX = ".safetensors"
 # As in A1111's `<lora:name:scale>`.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One that a command line names. place: PATH or NAME=PATH, where it is no name of the model's own."""
+
+    name: str
+    place: str | None
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,27 @@ class Kind:
                 raise self._refusal(f"there are two of the name {name}; give one of them another: NAME=PATH")
             found[name] = path
         return found
+
+    def read_choice(self, given: str, flag: str) -> Choice:
+        """What a command line's `flag` says: NAME, PATH or NAME=PATH, with or without `:SCALE` behind it.
+
+        Raises:
+            InvalidRequest: the scale is no number.
+        """
+        place, colon, scale = given.rpartition(":")
+        place = place if colon else scale
+        name, equals, _ = place.partition("=")
+        try:
+            number = float(scale) if colon else 1.0
+        except ValueError:
+            raise InvalidRequest(
+                f"{flag} takes NAME, PATH or NAME=PATH, and :SCALE behind, not {given!r}",
+                param=flag.lstrip("-"),
+            ) from None
+        if equals:
+            return Choice(name, place, number)
+        is_path = place.endswith(SUFFIX) or "/" in place or self.is_one(Path(place))
+        return Choice(name_of(Path(place)), place, number) if is_path else Choice(name, None, number)
 
     def _named(self, given: str) -> tuple[str, Path]:
         name, equals, place = given.partition("=")
