@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.models.loading import load_backend
 from tests.gpu.needs import HAS_CUDA
 from tests.gpu.stand_in import StandIn
-from tests.parity.conftest import Studio, making, open_studio
+from tests.parity.conftest import Studio, controlnets, making, open_studio
+
+__all__ = ["controlnets"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,10 +56,12 @@ def loading(gpu: StandIn | None) -> AbstractContextManager[None]:
     return nullcontext() if gpu is None else gpu.modes()
 
 
-def studio_on(gpu: StandIn | None, model: str, **options: Any) -> Studio:
-    """Where there is no GPU, diffusers' own pipeline draws on the CPU."""
+def studio_on(
+    gpu: StandIn | None, model: str, *, load: Mapping[str, Any] | None = None, **options: Any
+) -> Studio:
+    """Where there is no GPU, diffusers' own pipeline draws on the CPU. load: for the backend alone."""
     with loading(gpu):
-        backend = load_backend(model, device="cuda", threads=1, **options)
+        backend = load_backend(model, device="cuda", threads=1, **options, **(load or {}))
     return open_studio(model, backend, device="cpu" if gpu else "cuda", **options)
 
 
@@ -68,6 +73,12 @@ def tiny_studio(gpu: StandIn | None, tiny_sdxl: Path) -> Studio:
 @pytest.fixture(scope="module")
 def modules_studio(tiny_studio: Studio) -> Studio:
     return tiny_studio
+
+
+@pytest.fixture(scope="module")
+def controls_studio(gpu: StandIn | None, tiny_sdxl: Path, controlnets: list[str]) -> Studio:
+    studio = studio_on(gpu, str(tiny_sdxl), load={"controlnets": controlnets}, dtype="fp32")
+    return replace(studio, controlnets=controlnets)
 
 
 @pytest.fixture(scope="module")

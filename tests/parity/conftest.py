@@ -24,6 +24,7 @@ from mezzotint.imaging.edges import canny
 from mezzotint.models.loading import DTYPES, load_backend
 from mezzotint.resolving import resolve
 from mezzotint.samplers import find_sampler
+from tests.controlnets import write_controlnet
 
 
 @dataclass
@@ -172,6 +173,19 @@ def graphs_studio(modules_studio: Studio, tiny_graphs_backend: Backend) -> Studi
 def tiny_studio(request: pytest.FixtureRequest) -> Studio:
     studio: Studio = request.getfixturevalue(f"{request.param}_studio")
     return studio
+
+
+@pytest.fixture(scope="session")
+def controlnets(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two with random weights, `a` and `b`."""
+    folder = tmp_path_factory.mktemp("controlnets")
+    return [str(write_controlnet(folder / name, tiny_sdxl, seed=seed)) for seed, name in enumerate("ab")]
+
+
+@pytest.fixture(scope="session")
+def controls_studio(tiny_sdxl: Path, controlnets: list[str]) -> Studio:
+    backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=controlnets)
+    return replace(open_studio(str(tiny_sdxl), backend), controlnets=controlnets)
 
 
 @pytest.fixture(scope="session")

@@ -19,23 +19,11 @@ from mezzotint.imaging.edges import canny
 from mezzotint.models.loading import load_backend
 from mezzotint.tuning import Tuning
 from tests.controlnets import lines, make_controlnet, photo, write_controlnet
-from tests.parity.conftest import Studio, open_studio
+from tests.parity.conftest import Studio
 from tests.parity.test_batching import assert_same
 
 SIZE = {"width": 64, "height": 64}
 Make = Callable[..., DiffusersBackend]
-
-
-@pytest.fixture(scope="module")
-def nets(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("controlnets")
-    return [str(write_controlnet(folder / name, tiny_sdxl, seed=seed)) for seed, name in enumerate("ab")]
-
-
-@pytest.fixture(scope="module")
-def studio(tiny_sdxl: Path, nets: list[str]) -> Studio:
-    backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=nets)
-    return replace(open_studio(str(tiny_sdxl), backend), controlnets=nets)
 
 
 A, B = Control("a", lines(1)), Control("b", lines(2))
@@ -52,25 +40,27 @@ CASES = {
 
 @pytest.mark.parametrize("controls", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_it_draws_what_diffusers_does(studio: Studio, controls: tuple[Control, ...], guidance: float) -> None:
-    request = studio.request(steps=4, controls=controls, guidance_scale=guidance, **SIZE)
-    free = studio.draw((0, studio.request(steps=4, guidance_scale=guidance, **SIZE)))[0]
-    drawn = studio.draw((0, request))[0]
-    assert_same(drawn, studio.reference(request))
+def test_it_draws_what_diffusers_does(
+    controls_studio: Studio, controls: tuple[Control, ...], guidance: float
+) -> None:
+    request = controls_studio.request(steps=4, controls=controls, guidance_scale=guidance, **SIZE)
+    free = controls_studio.draw((0, controls_studio.request(steps=4, guidance_scale=guidance, **SIZE)))[0]
+    drawn = controls_studio.draw((0, request))[0]
+    assert_same(drawn, controls_studio.reference(request))
     assert np.abs(drawn.astype(int) - free).max() > 8
 
 
 @pytest.mark.parametrize("scheduler", ["DPM++ 2M Karras", "Heun", "Euler a", "LCM"])
-def test_with_each_kind_of_sampler(studio: Studio, scheduler: str) -> None:
-    request = studio.request(steps=4, controls=(replace(A, end=0.7),), scheduler=scheduler, **SIZE)
-    assert_same(studio.draw((0, request))[0], studio.reference(request))
+def test_with_each_kind_of_sampler(controls_studio: Studio, scheduler: str) -> None:
+    request = controls_studio.request(steps=4, controls=(replace(A, end=0.7),), scheduler=scheduler, **SIZE)
+    assert_same(controls_studio.draw((0, request))[0], controls_studio.reference(request))
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_from_a_picture_and_into_one(studio: Studio, masked: bool) -> None:
+def test_from_a_picture_and_into_one(controls_studio: Studio, masked: bool) -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48] = 255
-    request = studio.request(
+    request = controls_studio.request(
         steps=5,
         strength=0.7,
         image=photo(3),
@@ -78,38 +68,46 @@ def test_from_a_picture_and_into_one(studio: Studio, masked: bool) -> None:
         controls=(replace(A, start=0.2),),
         **SIZE,
     )
-    assert_same(studio.draw((0, request))[0], studio.reference(request))
+    assert_same(controls_studio.draw((0, request))[0], controls_studio.reference(request))
 
 
-def test_those_with_and_without_share_passes_and_change_nothing_in_each_other(studio: Studio) -> None:
+def test_those_with_and_without_share_passes_and_change_nothing_in_each_other(
+    controls_studio: Studio,
+) -> None:
     controls = [(), (A,), (), (replace(B, scale=0.5),), (A, B), (replace(A, end=0.4),)]
     requests = [
-        studio.request(steps=3 + number % 3, controls=each, guidance_scale=1.0 if number % 2 else 5.0, **SIZE)
+        controls_studio.request(
+            steps=3 + number % 3, controls=each, guidance_scale=1.0 if number % 2 else 5.0, **SIZE
+        )
         for number, each in enumerate(controls)
     ]
-    alone = [studio.draw((0, request))[0] for request in requests]
+    alone = [controls_studio.draw((0, request))[0] for request in requests]
     assert len({pixels.tobytes() for pixels in alone}) == len(requests)
-    together = studio.draw(*((number % 2, request) for number, request in enumerate(requests)))
+    together = controls_studio.draw(*((number % 2, request) for number, request in enumerate(requests)))
     for one, other in zip(together, alone, strict=True):
         assert_same(one, other)
 
 
-def test_company_that_comes_and_goes_changes_nothing(studio: Studio) -> None:
+def test_company_that_comes_and_goes_changes_nothing(controls_studio: Studio) -> None:
     """The rows that are held stay the same while others join and leave the pass."""
-    held = studio.request(steps=6, controls=(A,), **SIZE)
-    guest = studio.request(steps=2, seed=3, **SIZE)
-    alone = studio.draw((0, held))[0]
-    assert_same(studio.draw((0, held), (1, guest), (4, guest))[0], alone)
+    held = controls_studio.request(steps=6, controls=(A,), **SIZE)
+    guest = controls_studio.request(steps=2, seed=3, **SIZE)
+    alone = controls_studio.draw((0, held))[0]
+    assert_same(controls_studio.draw((0, held), (1, guest), (4, guest))[0], alone)
 
 
-def test_the_engine_draws_them_in_both_stages_and_its_receipt_tells(tiny_sdxl: Path, nets: list[str]) -> None:
+def test_the_engine_draws_them_in_both_stages_and_its_receipt_tells(
+    tiny_sdxl: Path, controlnets: list[str]
+) -> None:
     from mezzotint.core import Hires
 
     asked = GenerationRequest(
         "a fox", seed=3, steps=3, controls=(replace(A, image=photo(0, 96, 96), preprocessor="canny"),), **SIZE
     )
     larger = replace(asked, hires=Hires(1.5))
-    with Engine.load(str(tiny_sdxl), device="cpu", threads=1, warm_up=False, controlnets=nets) as engine:
+    with Engine.load(
+        str(tiny_sdxl), device="cpu", threads=1, warm_up=False, controlnets=controlnets
+    ) as engine:
         plain, held, big = (
             ticket.result()
             for ticket in [engine.submit(each) for each in (replace(asked, controls=()), asked, larger)]
@@ -128,13 +126,15 @@ def test_the_engine_draws_them_in_both_stages_and_its_receipt_tells(tiny_sdxl: P
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, as it is imported
 @pytest.mark.parametrize("tuning", [Tuning(compile="blocks"), Tuning(fused_projections="on")], ids=str)
-def test_a_tuned_unet_is_held_too(tiny_sdxl: Path, nets: list[str], studio: Studio, tuning: Tuning) -> None:
-    backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=nets, tuning=tuning)
+def test_a_tuned_unet_is_held_too(
+    tiny_sdxl: Path, controlnets: list[str], controls_studio: Studio, tuning: Tuning
+) -> None:
+    backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=controlnets, tuning=tuning)
     assert isinstance(backend, DiffusersBackend)
-    tuned = Studio(backend, studio.pipeline, studio.scheduler_config)
+    tuned = Studio(backend, controls_studio.pipeline, controls_studio.scheduler_config)
     for controls in ((), (A,), ()):
-        request = studio.request(steps=2, controls=controls, **SIZE)
-        assert_same(tuned.draw((0, request))[0], studio.draw((0, request))[0])
+        request = controls_studio.request(steps=2, controls=controls, **SIZE)
+        assert_same(tuned.draw((0, request))[0], controls_studio.draw((0, request))[0])
 
 
 class TestFiles:
