@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from mezzotint.backends.fake import FakeBackend
@@ -221,6 +222,40 @@ class TestA1111:
         receipt = await self.drawn(server, {**self.CHATTY, **self.UNIT})
         assert receipt.to_dict()["controls"] == [USED]
 
+    async def test_what_webuiapi_sends_is_understood(self, server: Gate) -> None:
+        """Version 0.9.17's unit, as `ControlNetUnit.to_dict` has it when nothing else is said."""
+        unit = {
+            "image": CONTROL["image"],
+            "mask": None,
+            "module": "canny",
+            "model": "canny [aaaaaaaa]",
+            "weight": 1.0,
+            "resize_mode": "Resize and Fill",
+            "low_vram": False,
+            "processor_res": 512,
+            "threshold_a": 64,
+            "threshold_b": 64,
+            "guidance_start": 0.0,
+            "guidance_end": 1.0,
+            "control_mode": "Balanced",
+            "pixel_perfect": False,
+            "hr_option": "Both",
+            "enabled": True,
+        }
+        body = {**ASKED, "alwayson_scripts": {"ControlNet": {"args": [unit]}}}
+        answer = await server.json("POST", "/sdapi/v1/txt2img", json=body)
+        [told] = read_receipt(base64.b64decode(answer["images"][0])).controls
+        assert (told.preprocessor, told.image_sha256) == ("canny", pixels_sha256(LINES))
+
+    async def test_a_size_out_of_all_bounds_is_refused_before_anything_is_made_of_it(
+        self, server: Gate
+    ) -> None:
+        scripts = {"controlnet": {"args": [{**self.UNIT, "resize_mode": 2}]}}
+        body = {**ASKED, "alwayson_scripts": scripts, "width": 10**9, "height": 8}
+        response = await server.client.post("/sdapi/v1/txt2img", json=body)
+        assert response.status_code == 400
+        assert "width" in response.json()["detail"]
+
     async def test_its_text_in_the_picture_is_the_extensions(self, server: Gate) -> None:
         body = {**ASKED, "alwayson_scripts": {"ControlNet": {"args": [{**self.UNIT, "module": "canny"}]}}}
         answer = await server.json("POST", "/sdapi/v1/txt2img", json=body)
@@ -235,15 +270,18 @@ class TestA1111:
         receipt = await self.drawn(server, wide)
         assert (receipt.width, receipt.height) == (128, 128)
 
-    @pytest.mark.parametrize(("mode", "cropped"), [("Just Resize", False), (0, False), (1, True)])
-    async def test_a_wide_one_is_cropped_or_pressed(
-        self, server: Gate, mode: str | int, cropped: bool
+    @pytest.mark.parametrize("mode", ["Just Resize", 0, "Crop and Resize", 1, "Resize and Fill", 2])
+    async def test_a_wide_one_is_pressed_cropped_or_put_on_a_canvas(
+        self, server: Gate, mode: str | int
     ) -> None:
         wide = lines(0, 192, 96)
         receipt = await self.drawn(
             server, {**self.UNIT, "image": encoded(wide), "resize_mode": mode}, width=96, height=96
         )
-        expected = wide[:, 48:144] if cropped else resize_image(wide, 96, 96)
+        filled = np.zeros((96, 96, 3), np.uint8)
+        filled[24:72] = resize_image(wide, 96, 48)
+        made = {"J": resize_image(wide, 96, 96), "C": wide[:, 48:144], "R": filled}
+        expected = made["JCR"[mode] if isinstance(mode, int) else mode[0]]
         assert receipt.controls[0].image_sha256 == pixels_sha256(expected)
 
     async def test_without_a_picture_of_its_own_the_one_that_is_drawn_from_is_meant(
@@ -257,6 +295,9 @@ class TestA1111:
     async def test_what_is_not_used_says_nothing(self, server: Gate) -> None:
         idle = ({**self.UNIT, "enabled": False}, {"model": "None", "module": "openpose"}, {})
         assert (await self.drawn(server, *idle)).controls == ()
+        scripts = {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}, "roop": {}}
+        body = {**ASKED, "alwayson_scripts": scripts}
+        assert (await server.json("POST", "/sdapi/v1/txt2img", json=body))["images"]
 
     @pytest.mark.parametrize(
         ("unit", "told"),
@@ -264,7 +305,7 @@ class TestA1111:
             ({"module": "openpose_full"}, "of module only none and canny"),
             ({"model": "pose [abcd1234]"}, "there is no ControlNet 'pose'"),
             ({"control_mode": "ControlNet is more important"}, "of control_mode only Balanced"),
-            ({"resize_mode": 2}, "of resize_mode only Just Resize and Crop and Resize"),
+            ({"resize_mode": 3}, "of resize_mode only Just Resize, Crop and Resize and Resize and Fill"),
             ({"module": "canny", "threshold_a": 50}, "threshold_a must be 100"),
             ({"weight": 3}, "weight"),
             ({"weight": True}, "weight"),

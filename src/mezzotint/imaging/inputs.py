@@ -22,6 +22,7 @@ __all__ = [
     "check_mask",
     "cropped_to",
     "fitting_size",
+    "padded_to",
     "pixels_sha256",
     "resize_image",
     "resize_mask",
@@ -99,6 +100,20 @@ def cropped_to(image: Pixels, width: int, height: int) -> Pixels:
     kept_height = max(1, min(own_height, round(own_width * height / width)))
     left, top = (own_width - kept_width) // 2, (own_height - kept_height) // 2
     return image[top : top + kept_height, left : left + kept_width]
+
+
+def padded_to(image: Pixels, width: int, height: int) -> Pixels:
+    """The whole image in the middle of width × height, as large as it goes; around it its rim's median."""
+    own_height, own_width = image.shape[:2]
+    scale = min(width / own_width, height / own_height)
+    inner = resize_image(image, max(1, round(own_width * scale)), max(1, round(own_height * scale)))
+    inner_height, inner_width = inner.shape[:2]
+    rim = np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]])
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = np.median(rim, axis=0).astype(np.uint8)
+    top, left = (height - inner_height) // 2, (width - inner_width) // 2
+    canvas[top : top + inner_height, left : left + inner_width] = inner
+    return canvas
 
 
 def resize_mask(mask: Mask, width: int, height: int) -> Mask:

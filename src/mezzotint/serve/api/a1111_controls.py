@@ -7,7 +7,7 @@ them (`processor_res`) is therefore accepted and not used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from mezzotint.core import (
     Pixels,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
-from mezzotint.imaging.inputs import cropped_to, fitting_size
+from mezzotint.imaging.inputs import cropped_to, fitting_size, padded_to
 from mezzotint.imaging.uploads import decode_base64, read_upload
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
@@ -37,12 +37,20 @@ __all__ = ["SCRIPTS", "router", "with_controls"]
 SCRIPTS = "alwayson_scripts"
 NAME = "controlnet"
 PLACE = f"{SCRIPTS}.{NAME}"
-RESIZE_MODES = {"just resize": False, "0": False, "crop and resize": True, "1": True}
+
+Shaping = Callable[[Pixels, int, int], Pixels]
+# By name and, as older clients have them, by number.
+JUST, CROP, FILL = ("just resize", "0"), ("crop and resize", "1"), ("resize and fill", "2")
+RESIZE_MODES: Mapping[str, Shaping] = {
+    **dict.fromkeys(JUST, lambda image, width, height: image),
+    **dict.fromkeys(CROP, cropped_to),
+    **dict.fromkeys(FILL, padded_to),
+}
 BALANCED = ("balanced", "0")
 # What the extension calls a model: its name and the beginning of its hash.
 HASHED = re.compile(r" \[[0-9a-f]+\]$")
-# Of the preprocessors: bounds of edges, which are those that are used, or "as usual".
-THRESHOLDS = {"threshold_a": (-1, 100), "threshold_b": (-1, 200)}
+# Bounds of the edges: -1 and 64 are what clients send unasked, whatever the module.
+THRESHOLDS = {"threshold_a": (-1, 64, 100), "threshold_b": (-1, 64, 200)}
 HARMLESS = frozenset({"is_ui", "low_vram", "lowvram", "pixel_perfect", "processor_res", "save_detected_map"})
 # The extension's own words for what is done here too.
 IN_FORCE = {
@@ -66,7 +74,7 @@ class Unit(Fields):
     input_image: str | None = Field(None, description="its older name")
     guidance_start: Real = Field(0.0, ge=0, le=1)
     guidance_end: Real = Field(1.0, ge=0, le=1)
-    resize_mode: str | int = Field(1, description="Just Resize (0) or Crop and Resize (1)")
+    resize_mode: str | int = Field(1, description="Just Resize, Crop and Resize, Resize and Fill; or 0, 1, 2")
     control_mode: str | int = Field(0, description="Balanced (0)")
 
     @property
@@ -90,7 +98,8 @@ class Unit(Fields):
             raise NotSupported(f"{PLACE}: of module only {served} are served", param=SCRIPTS)
         if str(self.resize_mode).casefold() not in RESIZE_MODES:
             raise NotSupported(
-                f"{PLACE}: of resize_mode only Just Resize and Crop and Resize are served", param=SCRIPTS
+                f"{PLACE}: of resize_mode only Just Resize, Crop and Resize and Resize and Fill are served",
+                param=SCRIPTS,
             )
         if str(self.control_mode).casefold() not in BALANCED:
             raise NotSupported(f"{PLACE}: of control_mode only Balanced is served", param=SCRIPTS)
@@ -98,15 +107,13 @@ class Unit(Fields):
         for name, usual in THRESHOLDS.items():
             value = others.pop(name, None)
             if self.module.casefold() == "canny" and value not in (None, *usual):
-                raise NotSupported(f"{PLACE}: {name} must be {usual[1]}, not {value!r}", param=SCRIPTS)
+                raise NotSupported(f"{PLACE}: {name} must be {usual[-1]}, not {value!r}", param=SCRIPTS)
         check_neutral(others, IN_FORCE)
 
     def control(self, image: Pixels, size: tuple[int, int]) -> Control:
-        if RESIZE_MODES[str(self.resize_mode).casefold()]:
-            image = cropped_to(image, *size)
         return Control(
             name=HASHED.sub("", self.model),
-            image=image,
+            image=RESIZE_MODES[str(self.resize_mode).casefold()](image, *size),
             preprocessor="canny" if self.module.casefold() == "canny" else "none",
             scale=self.weight,
             start=self.guidance_start,
@@ -126,6 +133,8 @@ def with_controls(
     if not units:
         return request
     width, height = _size(request, limits)
+    # What is not drawn is refused later on; until then nothing is made of such a size.
+    shape = (_within(width, limits), _within(height, limits))
     controls = []
     for number, unit in enumerate(units):
         unit.check()
@@ -135,7 +144,7 @@ def with_controls(
             image = read_upload(data, param=f"{PLACE}[{number}].image", max_pixels=MAX_UPLOAD_PIXELS)
         if image is None:
             raise InvalidRequest(f"{PLACE}[{number}].image is required", param=SCRIPTS)
-        controls.append(unit.control(image, (width, height)))
+        controls.append(unit.control(image, shape))
     return replace(request, width=width, height=height, controls=tuple(controls))
 
 
@@ -144,7 +153,7 @@ def _units(scripts: Mapping[str, Any]) -> list[Unit]:
     found: list[Unit] = []
     for name, script in scripts.items():
         args = script.get("args") if isinstance(script, Mapping) else script
-        if not args:
+        if not args or (isinstance(args, list) and not any(args)):
             continue
         if name.casefold() != NAME:
             raise NotSupported(f"{SCRIPTS}: of scripts only ControlNet is served, not {name}", param=SCRIPTS)
@@ -163,13 +172,17 @@ def _units(scripts: Mapping[str, Any]) -> list[Unit]:
 
 
 def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
-    """What is drawn, whose proportions a picture is cropped to: never a control's own, as in A1111."""
+    """What is drawn, whose proportions a picture is brought to: never a control's own, as in A1111."""
     if request.image is not None and request.width is None and request.height is None:
         return fitting_size(request.image, limits)
     return (
         limits.default_width if request.width is None else request.width,
         limits.default_height if request.height is None else request.height,
     )
+
+
+def _within(side: int, limits: ModelLimits) -> int:
+    return min(max(side, limits.min_size), limits.max_size)
 
 
 router = APIRouter(prefix="/controlnet", tags=["A1111"], route_class=KeyedRoute)
