@@ -15,7 +15,7 @@ from tests.gpu.stand_in import StandIn
 
 pytestmark = [*GPU, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")]
 # Not what is for compiled models; nor what would take minutes of the stand-in's.
-HERE = ["matrix", "unet", "switches", "decode", "memory"]
+HERE = ["matrix", "unet", "switches", "decode", "controls", "memory"]
 HERE += ["throughput", "loop", "load"] if HAS_CUDA else []
 
 

@@ -91,14 +91,15 @@ FULL = Preset(
     set_up_seconds=30.0,
     budgets={
         "matrix": 10,
-        "unet": 70,
+        "unet": 60,
         "throughput": 100,
         "switches": 50,
-        "quantisation": 60,
+        "quantisation": 50,
         "loop": 25,
         "decode": 15,
         "compile": 90,
         "load": 100,
+        "controls": 20,
         "memory": 5,
     },
 )

@@ -30,6 +30,7 @@ from mezzotint.bench.engine import (
     summary,
 )
 from mezzotint.bench.gpu import GpuBench, reason_of
+from mezzotint.bench.gpu_controls import controls
 from mezzotint.bench.load import Server, backlog, poisson, replay
 from mezzotint.bench.reference import unet_inputs
 from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, request_batch_server
@@ -338,6 +339,7 @@ PARTS: dict[str, Callable[[GpuBench], list[Result]]] = {
     "decode": decode,
     "compile": compile_,
     "load": load,
+    "controls": controls,
     "memory": memory,
 }
 
