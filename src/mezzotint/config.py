@@ -43,7 +43,7 @@ CONFIG_VARIABLE = "MEZZOTINT_CONFIG"
 # the commands that ask a server.
 OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", CONFIG_VARIABLE, "MEZZOTINT_API", "MEZZOTINT_API_KEY"})
 # Flags that bear another name than their setting.
-FLAGS = {"controlnets": "--controlnet", "loras": "--lora", "ui": "--no-ui"}
+FLAGS = {"controlnets": "--controlnet", "embeddings": "--embedding", "loras": "--lora", "ui": "--no-ui"}
 # They hold a password or a key, or may.
 SECRETS = ("database_url", "ui_key")
 # What each must look like; whether it is there is found out by whoever uses it.
@@ -111,6 +111,9 @@ class Settings(BaseSettings):
     controlnets: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="ControlNets beside the model's own, folders or files: PATH or NAME=PATH, with commas",
+    )
+    embeddings: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="textual inversions that prompts may name, as `loras` has its files"
     )
     threads: int | None = Field(
         None,
@@ -202,19 +205,19 @@ class Settings(BaseSettings):
             return "on" if value else "off"
         raise ValueError("a truth value")
 
-    @field_validator("cors_origins", "loras", "controlnets", mode="before")
+    @field_validator("cors_origins", "loras", "controlnets", "embeddings", mode="before")
     @classmethod
     def _read_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(each.strip() for each in value.split(",") if each.strip())
 
-    @field_validator("loras")
+    @field_validator("loras", "embeddings")
     @classmethod
-    def _check_loras(cls, loras: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(each.endswith(".safetensors") for each in loras):
-            raise ValueError("no LoRA")
-        return loras
+    def _check_files(cls, files: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(each.endswith(".safetensors") for each in files):
+            raise ValueError("no safetensors file")
+        return files
 
     @field_validator("cors_origins")
     @classmethod

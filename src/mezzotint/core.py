@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,11 +47,15 @@ __all__ = [
     "Receipt",
     "ResolvedRequest",
     "ServedControlNet",
+    "ServedEmbedding",
     "ServedLora",
     "UsedControl",
+    "UsedEmbedding",
     "UsedLora",
     "size_of",
 ]
+
+_Kind = TypeVar("_Kind")
 
 Pixels = NDArray[np.uint8]
 """Height × width × 3, RGB, 0…255."""
@@ -72,6 +76,8 @@ MAX_LORA_SCALE = 4.0
 MAX_HIRES_SCALE = 4.0
 MAX_CONTROLS = 4
 MAX_CONTROL_SCALE = 2.0
+# Of a receipt, what JSON has lists for.
+LISTS = ("warnings", "loras", "controls", "embeddings")
 # More than any request has evaluations.
 MAX_PREVIEW_EVERY = 1_000
 
@@ -197,6 +203,15 @@ class ServedControlNet:
 
 
 @dataclass(frozen=True)
+class ServedEmbedding:
+    """A textual inversion that prompts may name. sha256: of its file; vectors: the tokens it takes."""
+
+    name: str
+    sha256: str
+    vectors: int
+
+
+@dataclass(frozen=True)
 class ModelLimits:
     """What a loaded model draws by default and at most. Sizes in pixels.
 
@@ -218,6 +233,7 @@ class ModelLimits:
     served: tuple[tuple[int, int], ...] | None = None
     loras: tuple[ServedLora, ...] = ()
     controlnets: tuple[ServedControlNet, ...] = ()
+    embeddings: tuple[ServedEmbedding, ...] = ()
     prompt_tokens: int | None = None
 
 
@@ -227,8 +243,8 @@ class ResolvedRequest:
 
     `image` and `mask` are width × height, the images of `controls` of the picture's size; `mask` holds 0 and
     255 alone. `loras` and `controls` are by name, without those that change nothing; `emphasis` is false
-    where it changes nothing. With `hires`, all of whose fields are there, width × height are the first
-    stage's.
+    where it changes nothing; `embeddings` are those that the prompts name. With `hires`, all of whose fields
+    are there, width × height are the first stage's.
     """
 
     prompt: str
@@ -246,6 +262,7 @@ class ResolvedRequest:
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
+    embeddings: tuple[str, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
     tenant: str = ""
@@ -325,6 +342,14 @@ class UsedControl:
 
 
 @dataclass(frozen=True)
+class UsedEmbedding:
+    """As a receipt tells it."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Receipt:
     """How to draw an image again: the resolved request, and with what it was drawn.
 
@@ -350,6 +375,7 @@ class Receipt:
     mask_sha256: str | None = None
     loras: tuple[UsedLora, ...] = ()
     controls: tuple[UsedControl, ...] = ()
+    embeddings: tuple[UsedEmbedding, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
 
@@ -361,17 +387,22 @@ class Receipt:
             UsedLora(str(lora["name"]), float(lora["scale"]), str(lora["sha256"]))
             for lora in told.get("loras", ())
         )
-        names = [each.name for each in fields(UsedControl)]
-        controls = tuple(UsedControl(*(each[name] for name in names)) for each in told.get("controls", ()))
+        controls = tuple(_from(UsedControl, each) for each in told.get("controls", ()))
+        embeddings = tuple(_from(UsedEmbedding, each) for each in told.get("embeddings", ()))
         hires = told.get("hires")
         hires = None if hires is None else Hires(hires["scale"], hires["strength"], hires["steps"])
-        warnings = tuple(told.get("warnings", ()))
-        return cls(**{**known, "warnings": warnings, "loras": loras, "controls": controls, "hires": hires})
+        known |= {"loras": loras, "controls": controls, "embeddings": embeddings, "hires": hires}
+        return cls(**{**known, "warnings": tuple(told.get("warnings", ()))})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, keys in the order above."""
         told = asdict(self)
-        return {**told, **{name: list(told[name]) for name in ("warnings", "loras", "controls")}}
+        return {**told, **{name: list(told[name]) for name in LISTS}}
+
+
+def _from(kind: type[_Kind], told: Mapping[str, Any]) -> _Kind:
+    """What it knows of what is told; a later version may tell more."""
+    return kind(**{each.name: told[each.name] for each in fields(kind)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)

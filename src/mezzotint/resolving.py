@@ -31,6 +31,7 @@ from mezzotint.core import (
     ResolvedRequest,
     size_of,
 )
+from mezzotint.embeddings import names_in
 from mezzotint.emphasis import has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest
 from mezzotint.samplers import find_sampler
@@ -99,6 +100,12 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         strength=strength,
         loras=loras,
         controls=_controls(request.controls, *size_of(width, height, hires)),
+        embeddings=names_in(
+            [each.name for each in limits.embeddings],
+            request.prompt,
+            # Without guidance nobody reads it.
+            request.negative_prompt if guidance > 1 else None,
+        ),
         emphasis=emphasis,
         hires=hires,
         tenant=request.tenant,

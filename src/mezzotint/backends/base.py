@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedControl, UsedLora
+from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedControl, UsedEmbedding, UsedLora
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -37,6 +37,7 @@ class BackendInfo:
         """How to draw `request`'s picture again, with this backend."""
         hashes = {lora.name: lora.sha256 for lora in self.limits.loras}
         controlnets = {each.name: each.sha256 for each in self.limits.controlnets}
+        embeddings = {each.name: each.sha256 for each in self.limits.embeddings}
         return Receipt(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
@@ -68,6 +69,7 @@ class BackendInfo:
                 )
                 for each in request.controls
             ),
+            embeddings=tuple(UsedEmbedding(name, embeddings[name]) for name in request.embeddings),
             emphasis=request.emphasis,
             hires=request.hires,
         )

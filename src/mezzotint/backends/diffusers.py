@@ -61,6 +61,8 @@ class PipelineParts:
     loras: Mapping[str, LoraWeights] = field(default_factory=dict)
     # By theirs, diffusers' `ControlNetModel`s.
     controlnets: Mapping[str, Any] = field(default_factory=dict)
+    # The vectors of textual inversions for each text encoder, by the words that prompts name them by.
+    embeddings: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +154,7 @@ class DiffusersBackend:
             zeros_without_negative=parts.force_zeros_for_empty_prompt,
             max_windows=parts.max_windows,
             loras=parts.loras,
+            embeddings=parts.embeddings,
         )
         self._info = replace(info, limits=replace(info.limits, prompt_tokens=self.prompts.max_tokens))
         self._pictures = PictureCodec(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mezzotint.backends.base import BackendInfo, Look
-from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedControlNet, ServedLora
+from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedControlNet, ServedEmbedding, ServedLora
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -57,6 +57,7 @@ class FakeBackend:
         nan_after: float = math.inf,
         loras: Sequence[ServedLora] = (),
         controlnets: Sequence[ServedControlNet] = (),
+        embeddings: Sequence[ServedEmbedding] = (),
     ) -> None:
         self._pass_seconds = pass_seconds
         self._row_seconds = row_seconds
@@ -72,7 +73,12 @@ class FakeBackend:
             backend="fake",
             device="none",
             dtype="none",
-            limits=replace(FAKE_LIMITS, loras=tuple(loras), controlnets=tuple(controlnets)),
+            limits=replace(
+                FAKE_LIMITS,
+                loras=tuple(loras),
+                controlnets=tuple(controlnets),
+                embeddings=tuple(embeddings),
+            ),
             max_width=max_width,
         )
 

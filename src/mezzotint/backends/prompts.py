@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.transfers import to_device
-from mezzotint.backends.windows import MAX_WINDOWS, read_windows
+from mezzotint.backends.windows import MAX_WINDOWS, NONE, read_windows
 from mezzotint.core import Lora
 from mezzotint.emphasis import Piece, parse_emphasis
 
@@ -73,8 +74,9 @@ class PromptEncoder:
         zeros_without_negative: bool,
         max_windows: int = MAX_WINDOWS,
         loras: Mapping[str, LoraWeights] = EMPTY,
+        embeddings: Mapping[str, Sequence[torch.Tensor]] = NONE,
     ) -> None:
-        """`max_windows`: what a text has beyond so many is cut."""
+        """`max_windows`: what a text has beyond so many is cut. embeddings: as `read_windows` has them."""
         self._tokenizers = tokenizers
         self._text_encoders = text_encoders
         self._adapted = [
@@ -83,6 +85,7 @@ class PromptEncoder:
         ]
         self._zeros_without_negative = zeros_without_negative
         self._max_windows = max_windows
+        self._embeddings = embeddings
         self._cache: OrderedDict[_Key, Embedding] = OrderedDict()
         self._bytes = 0
         self._zeros: Embedding | None = None
@@ -103,7 +106,7 @@ class PromptEncoder:
         return self._bytes
 
     def encode(self, text: str, loras: Sequence[Lora] = (), *, emphasis: bool = False) -> Embedding:
-        """The embedding of `text`, on the encoders' device and in their dtype.
+        """What the UNet reads of `text`, on the encoders' device and in their dtype.
 
         emphasis: whether it is read in A1111's grammar (`mezzotint.emphasis`).
         """
@@ -132,11 +135,12 @@ class PromptEncoder:
         return self._zeros
 
     def _encode(self, pieces: Sequence[Piece]) -> Embedding:
-        texts = read_windows(self._tokenizers, pieces, self._max_windows)
+        texts = read_windows(self._tokenizers, pieces, self._max_windows, self._embeddings)
         hidden = []
         pooled: torch.Tensor | None = None
         for text, encoder in zip(texts, self._text_encoders, strict=True):
-            output = encoder(to_device(text.ids, encoder.device), output_hidden_states=True)
+            with _putting(text.vectors, encoder):
+                output = encoder(to_device(text.ids, encoder.device), output_hidden_states=True)
             # The first encoder's first output is its last hidden state, the second's its projection.
             if pooled is None and output[0].ndim == 2:
                 pooled = output[0][:1]
@@ -159,3 +163,23 @@ class PromptEncoder:
         while self._bytes > MAX_CACHED_BYTES or len(self._cache) > MAX_CACHED_ENTRIES:
             _, oldest = self._cache.popitem(last=False)
             self._bytes -= oldest.bytes
+
+
+@contextmanager
+def _putting(vectors: Sequence[tuple[int, int, torch.Tensor]], encoder: Any) -> Iterator[None]:
+    """Within, the encoder reads these in the place of what its ids stand for, by window and place."""
+    if not vectors:
+        yield
+        return
+
+    def put(_: Any, __: Any, read: torch.Tensor) -> torch.Tensor:
+        read = read.clone()
+        for window, place, vector in vectors:
+            read[window, place] = vector
+        return read
+
+    hook = encoder.get_input_embeddings().register_forward_hook(put)
+    try:
+        yield
+    finally:
+        hook.remove()

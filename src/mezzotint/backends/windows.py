@@ -8,12 +8,15 @@ cuts. What would fit is not cut for the sake of a comma.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
+from mezzotint.embeddings import parts_of
 from mezzotint.emphasis import Piece
 
 __all__ = ["MAX_WINDOWS", "Windows", "read_windows"]
@@ -26,6 +29,10 @@ LOOK_BACK = 20 / 75
 # As CLIP's tokenizer writes the last token of a word; a comma is a word.
 END_OF_WORD = "</w>"
 END_OF_PHRASE = ",</w>"
+# What the id of an embedding's token is, where a vector takes the place of the id's own: no mark of an end,
+# by which encoders find the token that stands for the whole.
+PLACEHOLDER = 0
+NONE: Mapping[str, Sequence[torch.Tensor]] = MappingProxyType({})
 MAX_QUOTED_CHARACTERS = 200
 # A character is up to four tokens.
 MAX_QUOTED_TOKENS = 4 * MAX_QUOTED_CHARACTERS
@@ -36,11 +43,13 @@ class Windows:
     """`ids` windows × length, with the marks of beginning and end; `weights` windows × length × 1, unless all
     are 1.
 
+    vectors: what stands in the place of an id's own embedding, by window and place.
     cut: the end of the text that did not fit, shortened to what a receipt can hold. read: the tokens before.
     """
 
     ids: torch.Tensor
     weights: torch.Tensor | None
+    vectors: Sequence[tuple[int, int, torch.Tensor]]
     cut: str
     read: int
 
@@ -50,14 +59,30 @@ class _Token(NamedTuple):
     weight: float
     part: int
     text: str
+    # Of an embedding.
+    vector: torch.Tensor | None = None
 
 
-def read_windows(tokenizers: Sequence[Any], pieces: Sequence[Piece], most: int) -> list[Windows]:
-    """The text as each of the tokenizers has it, all in the same number of windows, 1…`most`."""
+def read_windows(
+    tokenizers: Sequence[Any],
+    pieces: Sequence[Piece],
+    most: int,
+    embeddings: Mapping[str, Sequence[torch.Tensor]] = NONE,
+) -> list[Windows]:
+    """The text as each of the tokenizers has it, all in the same number of windows, 1…`most`.
+
+    embeddings: for each name that is one, n vectors for each of the encoders, n × its width; so many tokens
+        it takes.
+    """
     rooms = [tokenizer.model_max_length - 2 for tokenizer in tokenizers]
     texts = [
-        _tokenize(tokenizer, pieces, most * room + MAX_QUOTED_TOKENS)
-        for tokenizer, room in zip(tokenizers, rooms, strict=True)
+        _tokenize(
+            tokenizer,
+            pieces,
+            most * room + MAX_QUOTED_TOKENS,
+            {name: vectors[number] for name, vectors in embeddings.items()},
+        )
+        for number, (tokenizer, room) in enumerate(zip(tokenizers, rooms, strict=True))
     ]
     divided = [_divide(tokens, room, most) for tokens, room in zip(texts, rooms, strict=True)]
     # The same, unless their vocabularies differ.
@@ -68,16 +93,35 @@ def read_windows(tokenizers: Sequence[Any], pieces: Sequence[Piece], most: int) 
     ]
 
 
-def _tokenize(tokenizer: Any, pieces: Sequence[Piece], most: int) -> list[_Token]:
+def _tokenize(
+    tokenizer: Any, pieces: Sequence[Piece], most: int, embeddings: Mapping[str, torch.Tensor]
+) -> list[_Token]:
     """The first `most` of the text's tokens."""
     tokens: list[_Token] = []
     for piece in pieces:
-        if len(tokens) >= most:
-            break
-        ids = tokenizer(piece.text, add_special_tokens=False, verbose=False).input_ids[: most - len(tokens)]
-        texts = tokenizer.convert_ids_to_tokens(ids)
-        tokens += [_Token(id, piece.weight, piece.part, text) for id, text in zip(ids, texts, strict=True)]
+        for text, is_name in parts_of(piece.text, embeddings.keys()):
+            if len(tokens) >= most:
+                return tokens
+            if is_name:
+                tokens += _of_embedding(text, embeddings[text], piece)
+                continue
+            ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids[: most - len(tokens)]
+            texts = tokenizer.convert_ids_to_tokens(ids)
+            tokens += [
+                _Token(id, piece.weight, piece.part, text) for id, text in zip(ids, texts, strict=True)
+            ]
     return tokens
+
+
+def _of_embedding(name: str, vectors: torch.Tensor, piece: Piece) -> list[_Token]:
+    """Its tokens, which are one word."""
+    last = len(vectors) - 1
+    return [
+        _Token(
+            PLACEHOLDER, piece.weight, piece.part, (name if not i else "") + END_OF_WORD * (i == last), vector
+        )
+        for i, vector in enumerate(vectors)
+    ]
 
 
 def _divide(tokens: Sequence[_Token], room: int, most: int) -> list[Sequence[_Token]]:
@@ -118,15 +162,30 @@ def _windows(tokenizer: Any, tokens: Sequence[_Token], windows: Sequence[Sequenc
     length = tokenizer.model_max_length
     ids = torch.full((len(windows), length), tokenizer.pad_token_id)
     weights = torch.ones(len(windows), length, 1)
+    vectors = []
     for number, window in enumerate(windows):
         after = 1 + len(window)
         ids[number, 0] = tokenizer.bos_token_id
         ids[number, 1:after] = torch.tensor([token.id for token in window])
         ids[number, after] = tokenizer.eos_token_id
         weights[number, 1:after, 0] = torch.tensor([token.weight for token in window])
+        vectors += [
+            (number, place, token.vector) for place, token in enumerate(window, 1) if token.vector is not None
+        ]
     read = sum(map(len, windows))
-    cut = str(tokenizer.decode([token.id for token in tokens[read:]])).strip()
+    cut = _text_of(tokenizer, tokens[read:])
     if len(cut) > MAX_QUOTED_CHARACTERS:
         cut = cut[: MAX_QUOTED_CHARACTERS - 1] + "…"
     weighed = any(token.weight != 1 for token in tokens[:read])
-    return Windows(ids, weights if weighed else None, cut, read)
+    return Windows(ids, weights if weighed else None, vectors, cut, read)
+
+
+def _text_of(tokenizer: Any, tokens: Sequence[_Token]) -> str:
+    """What the tokens say."""
+    said = []
+    for is_name, alike in groupby(tokens, key=lambda token: token.vector is not None):
+        if is_name:
+            said.append("".join(token.text for token in alike).replace(END_OF_WORD, " "))
+        else:
+            said.append(str(tokenizer.decode([token.id for token in alike])))
+    return " ".join(part.strip() for part in said).strip()

@@ -63,7 +63,7 @@ def _absent(settings: Settings) -> list[tuple[str, str]]:
     """Settings and their paths that are not on this machine, which may not be the engines'."""
     named = [
         (name, each.partition("=")[2] or each)
-        for name in ("loras", "controlnets")
+        for name in ("loras", "controlnets", "embeddings")
         for each in getattr(settings, name)
     ]
     if settings.preview_vae:

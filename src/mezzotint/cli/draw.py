@@ -91,6 +91,10 @@ def draw(
     preprocessor: Annotated[
         str, typer.Option(metavar="WHAT", help="What is made of it first: none, or canny, its edges.")
     ] = "none",
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A textual inversion that the prompts name, or NAME=PATH."),
+    ] = None,
     emphasis: Annotated[
         bool, typer.Option("--emphasis", help="A1111's grammar: (words:1.3), [words], BREAK.")
     ] = False,
@@ -127,14 +131,14 @@ def draw(
         emphasis=emphasis,
         hires=None if hires is None else Hires(hires),
     )
-    requests = _numbered(request, number, limits_of_installed(model, files, nets))
+    requests = _numbered(request, number, limits_of_installed(model, files, nets, embedding or ()))
     paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
     for path in paths:
         check_output(path)
     # Tuning says what it accepts.
     tuning = Tuning(compile=cast("Compile", compile))
     load = {"model": model, "device": device, "dtype": dtype, "tuning": tuning, "stand_in": stand_in}
-    images = _draw_all(requests, loras=files, controlnets=nets, **load)
+    images = _draw_all(requests, loras=files, controlnets=nets, embeddings=embedding or (), **load)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)

@@ -11,20 +11,24 @@ __all__ = ["limits_of_installed"]
 
 
 def limits_of_installed(
-    model: str, loras: Sequence[str] = (), controlnets: Sequence[str] = ()
+    model: str,
+    loras: Sequence[str] = (),
+    controlnets: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
 ) -> ModelLimits:
-    """The limits of a model that is on this machine, with its own LoRAs and ControlNets and those that are
-    given. Imports no torch.
+    """The limits of a model that is on this machine, with its own LoRAs, ControlNets and embeddings and those
+    that are given. Imports no torch.
 
     Raises:
         ModelNotFound, ModelInvalid: it is not here, or its configuration is unreadable.
-        SettingInvalid: a LoRA or a ControlNet is not there.
+        SettingInvalid: one of them is not there.
     """
     if model.partition(":")[0] == "fake":
         from mezzotint.backends.fake import FakeBackend
 
         return FakeBackend.from_name(model).info.limits
     from mezzotint.models.controlnets import find_controlnets
+    from mezzotint.models.embeddings import find_embeddings
     from mezzotint.models.locations import find_model, limits_of
     from mezzotint.models.loras import find_loras
 
@@ -33,4 +37,5 @@ def limits_of_installed(
         limits_of(model),
         loras=tuple(each.served for each in find_loras(path, loras)),
         controlnets=tuple(each.served for each in find_controlnets(path, controlnets)),
+        embeddings=tuple(each.served for each in find_embeddings(path, embeddings)),
     )

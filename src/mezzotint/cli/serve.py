@@ -55,6 +55,10 @@ def serve(
             metavar="PATH", help="A ControlNet that requests may name, or NAME=PATH; beside the model's own."
         ),
     ] = None,
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A textual inversion that prompts may name, or NAME=PATH."),
+    ] = None,
     stand_in: StandIn = False,
     config: Annotated[
         Path | None,
@@ -79,6 +83,7 @@ def serve(
         dtype=dtype,
         loras=tuple(lora) if lora else None,
         controlnets=tuple(controlnet) if controlnet else None,
+        embeddings=tuple(embedding) if embedding else None,
         # Not given, it leaves the variable's and the file's alone.
         stand_in=stand_in or None,
         ui=False if no_ui else None,
@@ -88,7 +93,7 @@ def serve(
     from mezzotint.serve.telemetry.logs import set_up_logs
 
     # An unknown model is refused now, not after Ray has started.
-    limits_of_installed(settings.model, settings.loras, settings.controlnets)
+    limits_of_installed(settings.model, settings.loras, settings.controlnets, settings.embeddings)
     settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
     _check_stores(settings)
     set_up_logs(settings, "serve")

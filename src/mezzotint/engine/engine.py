@@ -137,6 +137,7 @@ class Engine:
         warm_up_sizes: Sequence[tuple[int, int]] = (),
         loras: Sequence[str] = (),
         controlnets: Sequence[str] = (),
+        embeddings: Sequence[str] = (),
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
 
@@ -145,7 +146,8 @@ class Engine:
             request wants them.
         stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
         loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
-        controlnets: the same, files or folders.
+        controlnets: the same, files or folders. embeddings: files of textual inversions that prompts may
+            name.
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
@@ -170,6 +172,7 @@ class Engine:
                 stand_in=stand_in,
                 loras=loras,
                 controlnets=controlnets,
+                embeddings=embeddings,
             )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)

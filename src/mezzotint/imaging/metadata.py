@@ -72,6 +72,9 @@ def parameters_text(receipt: Receipt) -> str:
     if receipt.loras:
         hashes = ", ".join(f"{lora.name}: {lora.sha256[:12]}" for lora in receipt.loras)
         settings["Lora hashes"] = f'"{hashes}"'
+    if receipt.embeddings:
+        hashes = ", ".join(f"{each.name}: {each.sha256[:12]}" for each in receipt.embeddings)
+        settings["TI hashes"] = f'"{hashes}"'
     for number, control in enumerate(receipt.controls):
         settings[f"ControlNet {number}"] = f'"{control_settings(control)}"'
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))

@@ -48,7 +48,7 @@ FORMAT = 1
 DESCRIPTION_NAME = "mezzotint.json"
 GRAPH_NAME = "model.neuron"
 ADOPTED_CORES = 2
-NOT_DESCRIBED = frozenset({"served", "loras", "controlnets", "prompt_tokens"})
+NOT_DESCRIBED = frozenset({"served", "loras", "controlnets", "embeddings", "prompt_tokens"})
 
 
 @dataclass(frozen=True)

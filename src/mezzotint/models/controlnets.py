@@ -12,11 +12,9 @@ from pathlib import Path
 from mezzotint.core import ServedControlNet
 from mezzotint.errors import ModelInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Choice, Kind
+from mezzotint.models.named import SUFFIX, Choice, Kind, is_file
 
-__all__ = ["FOLDER", "ControlNetFiles", "find_controlnets", "is_controlnet", "read_choice"]
-
-FOLDER = "controlnets"
+__all__ = ["ControlNetFiles", "find_controlnets", "is_controlnet", "read_choice"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class ControlNetFiles:
 
 def is_controlnet(path: Path) -> bool:
     """Whether a path looks like one."""
-    return (path / "config.json").is_file() or (path.suffix == SUFFIX and path.is_file())
+    return (path / "config.json").is_file() or is_file(path)
 
 
 KIND = Kind("controlnets", f"folders with a config.json, or {SUFFIX} files", is_controlnet)
@@ -51,8 +49,7 @@ def find_controlnets(model: Path, given: Sequence[str] = ()) -> tuple[ControlNet
         SettingInvalid: a path leads to none, or two have one name.
         ModelInvalid: a file cannot be read.
     """
-    own = sorted(each for each in (model / FOLDER).glob("[!.]*") if is_controlnet(each))
-    found = KIND.find(own, given)
+    found = KIND.find(model, given)
     return tuple(ControlNetFiles(path, _described(name, path)) for name, path in found.items())
 
 

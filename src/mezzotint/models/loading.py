@@ -30,10 +30,11 @@ from mezzotint.errors import SettingInvalid
 from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.controlnets import find_controlnets
+from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
-from mezzotint.models.reading import load_parts, read_controlnet, read_lora, read_preview_vae
+from mezzotint.models.reading import load_parts, read_controlnet, read_embedding, read_lora, read_preview_vae
 from mezzotint.tuning import Tuning
 
 __all__ = ["DTYPES", "load_backend", "revision_of"]
@@ -53,6 +54,7 @@ def load_backend(
     stand_in: bool = False,
     loras: Sequence[str] = (),
     controlnets: Sequence[str] = (),
+    embeddings: Sequence[str] = (),
 ) -> Backend:
     """A backend that draws with `model`: a name of the catalogue, a diffusers folder, a `.safetensors` file;
     on `neuron`, a folder of compiled graphs.
@@ -63,7 +65,7 @@ def load_backend(
     threads: for the CPU; by default `threads.default_threads`.
     stand_in: with `neuron`, this CPU in the chip's place, for graphs that were compiled for it.
     loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
-    controlnets: the same, files or folders.
+    controlnets: the same, files or folders. embeddings: files of textual inversions that prompts may name.
 
     Raises:
         ModelNotFound: there is no such model on this machine.
@@ -73,7 +75,7 @@ def load_backend(
     if device == NEURON:
         _set_threads(threads)
         _silence_known_noise()
-        for name, given in (("loras", loras), ("controlnets", controlnets)):
+        for name, given in (("loras", loras), ("controlnets", controlnets), ("embeddings", embeddings)):
             if given:
                 raise SettingInvalid(f"{name} are for modules; graphs are compiled already", param=name)
         return _load_graphs(model, dtype=dtype, tuning=tuning, stand_in=stand_in)
@@ -98,6 +100,7 @@ def load_backend(
     # What keeps weights in another form was asked for; the model's own LoRAs come unasked.
     files = find_loras(path, loras) if loras or keeps_plain_weights(tuning) else ()
     nets = find_controlnets(path, controlnets)
+    words = find_embeddings(path, embeddings)
     parts = replace(
         parts,
         loras={each.served.name: read_lora(each.path, parts) for each in files},
@@ -105,6 +108,7 @@ def load_backend(
             each.served.name: read_controlnet(each.path, parts.unet, dtype=torch_dtype, device=chosen_device)
             for each in nets
         },
+        embeddings={each.served.name: read_embedding(each.path, parts) for each in words},
     )
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
@@ -116,6 +120,7 @@ def load_backend(
             limits_of(model),
             loras=tuple(each.served for each in files),
             controlnets=tuple(each.served for each in nets),
+            embeddings=tuple(each.served for each in words),
         ),
         max_width=CUDA_WIDTH if chosen_device.type == "cuda" else CPU_WIDTH,
         versions={**versions(), **_approximations(tuning)},

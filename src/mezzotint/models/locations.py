@@ -15,6 +15,7 @@ from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry, limits_of_size
 from mezzotint.models.controlnets import find_controlnets
+from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.json_files import read_json, sampler_of
 from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 # Limits that are told by themselves.
-BESIDE = ("loras", "controlnets")
+BESIDE = ("loras", "controlnets", "embeddings")
 SDXL_SAMPLE_SIZE = 128
 MAX_SAMPLE_SIZE = 4096
 
@@ -241,6 +242,7 @@ def describe(name: str) -> dict[str, Any]:
         "limits": {name: value for name, value in asdict(limits_of(name)).items() if name not in BESIDE},
         "loras": [asdict(each.served) for each in find_loras(path)] if path else [],
         "controlnets": [asdict(each.served) for each in find_controlnets(path)] if path else [],
+        "embeddings": [asdict(each.served) for each in find_embeddings(path)] if path else [],
         "samplers": [sampler.name for sampler in SAMPLERS],
     }
     vocabulary = path / "vocabulary.json" if path else None

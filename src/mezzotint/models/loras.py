@@ -12,13 +12,12 @@ from pathlib import Path
 from mezzotint.core import Lora, ServedLora
 from mezzotint.errors import InvalidRequest, ModelInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Kind
+from mezzotint.models.named import SUFFIX, Kind, is_file
 from mezzotint.samplers import find_sampler
 
-__all__ = ["FOLDER", "LoraFile", "find_loras", "read_choices"]
+__all__ = ["LoraFile", "find_loras", "read_choices"]
 
-FOLDER = "loras"
-KIND = Kind("loras", f"{SUFFIX} files", lambda path: path.suffix == SUFFIX and path.is_file())
+KIND = Kind("loras", f"{SUFFIX} files", is_file)
 MAX_STEPS, MAX_GUIDANCE = 150, 50.0
 MAX_TITLE = 200
 
@@ -36,8 +35,7 @@ def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
         SettingInvalid: a path leads to no .safetensors file, or two have one name.
         ModelInvalid: a file is truncated, or no safetensors file.
     """
-    own = sorted((model / FOLDER).glob(f"[!.]*{SUFFIX}")) if model.is_dir() else []
-    found = KIND.find(own, given)
+    found = KIND.find(model, given)
     return tuple(LoraFile(path, _described(name, path)) for name, path in found.items())
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.errors import InvalidRequest, SettingInvalid
 
-__all__ = ["SUFFIX", "Choice", "Kind"]
+__all__ = ["SUFFIX", "Choice", "Kind", "is_file"]
 
 SUFFIX = ".safetensors"
 # As in A1111's `<lora:name:scale>`.
@@ -27,18 +27,20 @@ class Choice:
 
 @dataclass(frozen=True)
 class Kind:
-    """setting: names them, with PATH or NAME=PATH; is_one: whether a path leads to one, which is `one`."""
+    """setting: names them, with PATH or NAME=PATH, and is the folder of a model's own; is_one: whether a path
+    leads to one, which is `one`."""
 
     setting: str
     one: str
     is_one: Callable[[Path], bool]
 
-    def find(self, own: Iterable[Path], given: Sequence[str]) -> dict[str, Path]:
-        """By name: the model's own, then the given.
+    def find(self, model: Path, given: Sequence[str]) -> dict[str, Path]:
+        """By name: the own of the model at `model`, then the given.
 
         Raises:
             SettingInvalid: a path leads to none, a name is none, or two have the same.
         """
+        own = sorted(path for path in (model / self.setting).glob("[!.]*") if self.is_one(path))
         found = {self._checked(name_of(path)): path for path in own}
         for each in given:
             name, path = self._named(each)
@@ -87,6 +89,11 @@ class Kind:
 
     def _refusal(self, told: str) -> SettingInvalid:
         return SettingInvalid(f"{self.setting}: {told}", param=self.setting)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path leads to a file of weights."""
+    return path.suffix == SUFFIX and path.is_file()
 
 
 def name_of(path: Path) -> str:

@@ -28,6 +28,7 @@ from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.loras import LoraWeights, LowRank
 from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry
+from mezzotint.models.embeddings import ENCODERS
 from mezzotint.models.json_files import read_json
 from mezzotint.models.locations import find_model, verify
 
@@ -36,6 +37,7 @@ __all__ = [
     "load_parts",
     "quiet",
     "read_controlnet",
+    "read_embedding",
     "read_lora",
     "read_preview_vae",
     "read_tokenizer",
@@ -146,6 +148,26 @@ def _check_is_for(net: Any, unet: Any, name: str) -> None:
 def _plain(value: Any) -> Any:
     # JSON has lists where Python has tuples.
     return list(value) if isinstance(value, tuple) else value
+
+
+def read_embedding(file: Path, parts: PipelineParts) -> tuple[torch.Tensor, ...]:
+    """A textual inversion's vectors, n × width for each of the text encoders.
+
+    Raises:
+        ModelInvalid: they are of another width than the encoders'.
+    """
+    vectors = []
+    with _reading(file.name), safe_open(file, framework="pt") as opened:
+        for name, encoder in zip(ENCODERS, parts.text_encoders, strict=True):
+            own = opened.get_tensor(name)
+            table = encoder.get_input_embeddings().weight
+            if own.shape[1] != table.shape[1]:
+                raise ModelInvalid(
+                    f"{file.name} is no embedding for this model: the vectors of {name} have {own.shape[1]} "
+                    f"numbers, not {table.shape[1]}"
+                )
+            vectors.append(own.to(table.device, table.dtype))
+    return tuple(vectors)
 
 
 def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:

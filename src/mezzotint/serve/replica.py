@@ -175,7 +175,9 @@ def _as_preview(preview: Pixels, order: Order) -> bytes:
 
 
 def _as_request(resolved: ResolvedRequest) -> GenerationRequest:
-    return GenerationRequest(**{field.name: getattr(resolved, field.name) for field in fields(resolved)})
+    return GenerationRequest(
+        **{field.name: getattr(resolved, field.name) for field in fields(GenerationRequest)}
+    )
 
 
 def _load(settings: Settings) -> Engine:
@@ -190,6 +192,7 @@ def _load(settings: Settings) -> Engine:
         stand_in=settings.stand_in,
         loras=settings.loras,
         controlnets=settings.controlnets,
+        embeddings=settings.embeddings,
         max_width=settings.max_width,
         max_queue=settings.max_queue,
         max_backlog_s=settings.max_backlog_s,

@@ -195,6 +195,13 @@ async def loras(_: CallerOf, services: ServicesOf) -> list[dict[str, Any]]:
     ]
 
 
+@router.get("/embeddings", summary="The textual inversions that a prompt may name")
+async def embeddings(_: CallerOf, services: ServicesOf) -> dict[str, Any]:
+    served = (await services.gateway.served()).limits.embeddings
+    unknown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 0}
+    return {"loaded": {each.name: {**unknown, "vectors": each.vectors} for each in served}, "skipped": {}}
+
+
 async def nothing(_: CallerOf) -> list[dict[str, Any]]:
     """Clients ask on their start, and show an empty list."""
     return []

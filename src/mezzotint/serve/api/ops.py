@@ -164,6 +164,9 @@ def _drawing(info: BackendInfo) -> dict[str, Any]:
         ],
         "controlnets": [{"name": each.name, "sha256": each.sha256} for each in limits.controlnets],
         "preprocessors": PREPROCESSORS,
+        "embeddings": [
+            {"name": each.name, "vectors": each.vectors, "sha256": each.sha256} for each in limits.embeddings
+        ],
         "samplers": [
             {
                 "name": each.name,

@@ -46,8 +46,8 @@ class Work:
     @classmethod
     def of(cls, resolved: ResolvedRequest, **rest: Any) -> Work:
         """From what the gateway resolved."""
-        kept = {field.name: getattr(resolved, field.name) for field in fields(resolved)}
-        return cls(GenerationRequest(**{name: kept[name] for name in kept if name not in NOT_KEPT}), **rest)
+        names = [field.name for field in fields(GenerationRequest) if field.name not in NOT_KEPT]
+        return cls(GenerationRequest(**{name: getattr(resolved, name) for name in names}), **rest)
 
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Work:

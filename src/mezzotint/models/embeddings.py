@@ -1,0 +1,63 @@
+"""The embeddings (textual inversions, Gal et al., 2022, arXiv:2208.01618) that a model is served with: those
+that lie in its folder, and files that are named.
+
+No torch here: what may be named must be known at once. `reading` reads their vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mezzotint.core import ServedEmbedding
+from mezzotint.errors import ModelInvalid, SettingInvalid
+from mezzotint.models.manifest import files_hash
+from mezzotint.models.named import SUFFIX, Kind, is_file
+
+__all__ = ["ENCODERS", "EmbeddingFile", "find_embeddings"]
+
+# What a file calls the vectors of SDXL's two text encoders, in their order.
+ENCODERS = ("clip_l", "clip_g")
+KIND = Kind("embeddings", f"{SUFFIX} files", is_file)
+
+
+@dataclass(frozen=True)
+class EmbeddingFile:
+    path: Path
+    served: ServedEmbedding
+
+
+def find_embeddings(model: Path, given: Sequence[str] = ()) -> tuple[EmbeddingFile, ...]:
+    """Those in the folder `embeddings` of the model at `model`, and the `given`: PATH, or NAME=PATH.
+
+    Raises:
+        SettingInvalid: a path leads to no .safetensors file, or two have one name.
+        ModelInvalid: a file is truncated, no safetensors file, or holds something else.
+    """
+    found = KIND.find(model, given)
+    # A prompt's words have no case.
+    if len({name.casefold() for name in found}) < len(found):
+        raise SettingInvalid("embeddings: two names differ in case alone", param="embeddings")
+    return tuple(EmbeddingFile(path, _described(name, path)) for name, path in found.items())
+
+
+def _described(name: str, path: Path) -> ServedEmbedding:
+    # Here, for the page's own installation has the command line without it.
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = [file.get_slice(each).get_shape() for each in ENCODERS if each in file.keys()]  # noqa: SIM118
+        sha256 = files_hash(path)
+    except (SafetensorError, OSError):
+        raise ModelInvalid(
+            f"the embedding {path.name} is truncated, unreadable or no safetensors file"
+        ) from None
+    # As many of each, and some.
+    counts = {shape[0] if len(shape) == 2 else 0 for shape in shapes}
+    if len(shapes) != len(ENCODERS) or len(counts) != 1 or counts == {0}:
+        raise ModelInvalid(
+            f"{path.name} is no embedding for SDXL, which has as many vectors of {' as of '.join(ENCODERS)}"
+        )
+    return ServedEmbedding(name, sha256, vectors=int(shapes[0][0]))

@@ -1,0 +1,157 @@
+"""Textual inversions before any is loaded: where a text names them, what is found, what a receipt tells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from mezzotint.backends.fake import FakeBackend
+from mezzotint.backends.windows import read_windows
+from mezzotint.core import GenerationRequest, Receipt, ServedEmbedding
+from mezzotint.embeddings import names_in, parts_of
+from mezzotint.emphasis import Piece, parse_emphasis
+from mezzotint.errors import ModelInvalid, SettingInvalid
+from mezzotint.imaging.metadata import parameters_text
+from mezzotint.models.embeddings import find_embeddings
+from mezzotint.models.locations import find_model
+from mezzotint.resolving import resolve
+from tests.embeddings import vectors_of, write_embedding
+
+NAMES = ("ink", "ink-wash", "negativeXL_D", "v1.1")
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("a ink drawing", ["a ", ("ink",), " drawing"]),
+            ("Ink, INK.", [("ink",), ", ", ("ink",), "."]),
+            ("pink inks ink_ _ink", ["pink inks ink_ _ink"]),
+            ("ink-wash ink-washed ink", [("ink-wash",), " ink-washed ", ("ink",)]),
+            ("(negativexl_d:1.2)", ["(", ("negativeXL_D",), ":1.2)"]),
+            ("v1x1 v1.1", ["v1x1 ", ("v1.1",)]),
+            ("", []),
+        ],
+    )
+    def test_a_name_is_a_word_of_its_own_in_any_case(self, text: str, expected: list[object]) -> None:
+        told = [(part,) if is_name else part for part, is_name in parts_of(text, NAMES)]
+        assert told == expected
+
+    @given(st.text("ink-wash (:)._ I", max_size=60))
+    def test_no_text_is_lost(self, text: str) -> None:
+        parts = list(parts_of(text, ["ink", "ink-wash"]))
+        assert "".join(part for part, _ in parts).casefold() == text.casefold()
+        assert list(parts_of(text, [])) == [(text, False)]
+
+    def test_those_of_several_texts_are_told_once_and_in_order(self) -> None:
+        assert names_in(NAMES, "v1.1 ink", None, "ink") == ("ink", "v1.1")
+
+
+@pytest.fixture(scope="module")
+def words() -> transformers.CLIPTokenizer:
+    """The demo model's: a word is a token."""
+    return transformers.CLIPTokenizer.from_pretrained(find_model("demo") / "tokenizer")
+
+
+class TestTokens:
+    def test_its_vectors_stand_where_the_name_did(self, words: transformers.CLIPTokenizer) -> None:
+        vectors = torch.arange(6.0).view(3, 2)
+        pieces = parse_emphasis("a fox (ink:1.5) and a strawberry")
+        [windows] = read_windows([words], pieces, 4, {"ink": [vectors]})
+        [(at, places)] = [(0, [place for _, place, _ in windows.vectors])]
+        assert (at, places) == (0, [3, 4, 5])
+        assert torch.equal(torch.stack([vector for *_, vector in windows.vectors]), vectors)
+        assert windows.weights is not None
+        assert windows.weights[0, 2:7, 0].tolist() == [1.0, 1.5, 1.5, 1.5, 1.0]
+        [plain] = read_windows([words], [Piece("a fox"), Piece(" and a strawberry")], 4)
+        assert windows.ids[0, 1:3].tolist() == plain.ids[0, 1:3].tolist()
+        assert windows.ids[0, 6:9].tolist() == plain.ids[0, 3:6].tolist()
+        # The mark of the end is where an encoder looks for it.
+        assert windows.ids[0, 9] == words.eos_token_id
+
+    def test_it_is_not_parted_and_what_is_cut_names_it(self, words: transformers.CLIPTokenizer) -> None:
+        vectors = [torch.zeros(8, 2)]
+        text = " ".join(["fox"] * 27 + ["ink"] + ["fox"] * 3)
+        windows = read_windows([words], [Piece(text)], 2, {"ink": vectors})[0]
+        assert {window for window, *_ in windows.vectors} == {1}
+        [cut] = read_windows([words], [Piece(text)], 1, {"ink": vectors})
+        assert cut.cut.startswith("ink") or cut.cut.endswith("fox fox fox")
+        assert cut.cut.count("fox") == 3
+
+
+LIMITS = FakeBackend(embeddings=(ServedEmbedding("ink", "a" * 64, 1), ServedEmbedding("bad", "b" * 64, 2)))
+
+
+class TestRequests:
+    def asked(self, prompt: str, negative: str | None = None, guidance: float = 5.0) -> tuple[str, ...]:
+        request = GenerationRequest(prompt, negative, guidance_scale=guidance, seed=1)
+        return resolve(request, LIMITS.info.limits).embeddings
+
+    def test_those_that_are_read_are_told(self) -> None:
+        assert self.asked("a fox") == ()
+        assert self.asked("a fox in INK", "bad") == ("bad", "ink")
+        assert self.asked("a fox in ink", "bad", guidance=1.0) == ("ink",)
+
+    def test_the_receipt_has_their_hashes_and_a1111s_text_too(self) -> None:
+        request = resolve(GenerationRequest("ink", "bad", seed=1), LIMITS.info.limits)
+        receipt = LIMITS.info.receipt(request)
+        assert [(each.name, each.sha256) for each in receipt.embeddings] == [
+            ("bad", "b" * 64),
+            ("ink", "a" * 64),
+        ]
+        assert 'TI hashes: "bad: bbbbbbbbbbbb, ink: aaaaaaaaaaaa"' in parameters_text(receipt)
+        assert Receipt.from_dict(json.loads(json.dumps(receipt.to_dict()))) == receipt
+        told = {name: value for name, value in receipt.to_dict().items() if name != "embeddings"}
+        assert Receipt.from_dict(told) == replace(receipt, embeddings=())
+
+
+class TestFiles:
+    def test_the_models_own_and_those_that_are_named_are_found(self, tmp_path: Path) -> None:
+        own = write_embedding(tmp_path / "model/embeddings/own.safetensors", 2)
+        other = write_embedding(tmp_path / "made by hand.safetensors")
+        found = find_embeddings(tmp_path / "model", [f"hand={other}"])
+        assert [(each.served.name, each.served.vectors, each.path) for each in found] == [
+            ("own", 2, own),
+            ("hand", 1, other),
+        ]
+
+    def test_two_that_a_prompt_cannot_tell_apart_are_refused(self, tmp_path: Path) -> None:
+        one, two = (write_embedding(tmp_path / f"{name}.safetensors") for name in ("Ink", "ink"))
+        with pytest.raises(SettingInvalid, match="differ in case alone"):
+            find_embeddings(tmp_path, [str(one), str(two)])
+
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            {"emb_params": torch.zeros(1, 768)},
+            {"clip_l": torch.zeros(1, 768)},
+            {"clip_l": torch.zeros(1, 768), "clip_g": torch.zeros(2, 1280)},
+            {"clip_l": torch.zeros(0, 768), "clip_g": torch.zeros(0, 1280)},
+            {"clip_l": torch.zeros(768), "clip_g": torch.zeros(1280)},
+        ],
+        ids=lambda tensors: " ".join(f"{name} {tuple(each.shape)}" for name, each in tensors.items()),
+    )
+    def test_what_is_none_of_sdxl_is_refused(self, tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, tmp_path / "odd.safetensors")
+        with pytest.raises(ModelInvalid, match=r"odd.safetensors is no embedding for SDXL"):
+            find_embeddings(tmp_path, [str(tmp_path / "odd.safetensors")])
+
+    def test_a_file_that_is_cut_short_is_refused(self, tmp_path: Path) -> None:
+        path = write_embedding(tmp_path / "good.safetensors")
+        path.write_bytes(path.read_bytes()[:50])
+        with pytest.raises(ModelInvalid, match="truncated"):
+            find_embeddings(tmp_path, [str(path)])
+
+    def test_vectors_are_as_they_were_written(self) -> None:
+        assert {name: tuple(each.shape) for name, each in vectors_of(3).items()} == {
+            "clip_l": (3, 32),
+            "clip_g": (3, 64),
+        }
