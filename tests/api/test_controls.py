@@ -102,6 +102,12 @@ async def test_several_pictures_are_held_to_the_same(server: Gate) -> None:
     assert len({json.dumps(image["receipt"]["controls"]) for image in images}) == 1
 
 
+async def test_what_it_reads_counts_as_a_picture_that_is_read(server: Gate) -> None:
+    body = {**ASKED, "size": "128x128", "controls": [CONTROL, {**CONTROL, "name": "depth"}]}
+    usage = (await server.json("POST", "/v1/images/generations", json=body))["usage"]
+    assert usage["input_tokens_details"]["image_tokens"] == 2 * 8 * 8
+
+
 async def test_one_of_no_strength_is_as_if_it_were_not_there(server: Gate) -> None:
     image = await drawn(server, size="128x128", controls=[{**CONTROL, "scale": 0}])
     assert image["receipt"]["controls"] == []

@@ -173,10 +173,10 @@ class Gateway:
             raise ModelNotFound(f"no model {model!r} here; {info.model} is served", param="model")
         priority = request.priority or caller.usual_priority
         request = replace(request, tenant=caller.id, priority=priority)
-        if request.image is None:
+        if request.image is None and not request.controls:
             resolved = resolve(request, info.limits)
         else:
-            # The image is brought to size, which the loop need not wait for.
+            # Pictures are brought to size, which the loop need not wait for.
             resolved = await asyncio.to_thread(resolve, request, info.limits)
         current().note_seed(resolved.seed)
         caller.check(info.model, resolved.priority)

@@ -176,12 +176,7 @@ def usage_of(plates: Sequence[Plate]) -> Usage:
     """What the plates count as in tokens."""
     text = sum(_text_tokens(plate) for plate in plates)
     drawn = sum(_tiles(*plate.request.size) for plate in plates)
-    # A picture that is read is resized to the size that is drawn.
-    read = sum(
-        _tiles(plate.request.width, plate.request.height)
-        for plate in plates
-        if plate.request.image is not None
-    )
+    read = sum(_tiles_read(plate) for plate in plates)
     return Usage(
         input_tokens=text + read,
         output_tokens=drawn,
@@ -194,6 +189,13 @@ def usage_of(plates: Sequence[Plate]) -> Usage:
 def _text_tokens(plate: Plate) -> int:
     text = plate.request.prompt + (plate.request.negative_prompt or "")
     return -(-len(text.encode()) // TOKEN_BYTES)
+
+
+def _tiles_read(plate: Plate) -> int:
+    """Pictures that are read are resized to the size that is drawn; those of controls, in the end."""
+    request = plate.request
+    image = 0 if request.image is None else _tiles(request.width, request.height)
+    return image + len(request.controls) * _tiles(*request.size)
 
 
 def _tiles(width: int, height: int) -> int:
