@@ -51,6 +51,14 @@ class Config:
     style_rank: int = 3
     style_pictures: int = 3000
     lora_rate: float = 2e-3
+    # -- ControlNet
+    controlnet_budget: float = 1200.0
+    controlnet_rate: float = 3e-3
+    controlnet_optimiser: str = "muon"
+    controlnet_batch: int = 32
+    #: Channels of what reads the lines, from full size down to the latents'.
+    controlnet_channels: tuple[int, ...] = (16, 32, 64, 96)
+    controlnet_pictures: int = 12000
     checkpoint_every: float = 90.0
 
     @property
@@ -94,5 +102,9 @@ GPU = replace(
     style_rank=1,
     style_pictures=6000,
     lora_rate=1e-3,
+    controlnet_budget=180.0,
+    controlnet_rate=1e-3,
+    controlnet_batch=256,
+    controlnet_pictures=24000,
 )
 PRESETS = {"cpu": CPU, "grown": GROWN, "gpu": GPU}

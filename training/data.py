@@ -100,8 +100,13 @@ def render(text: str) -> Image.Image:
 @cache
 def scaled(text: str, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Premultiplied colour (side, side, 3) in 0..255 and alpha (side, side, 1) in 0..1."""
+    return premultiplied(render(text), side)
+
+
+def premultiplied(square: Image.Image, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The same of any square RGBA image."""
     # Resizing premultiplied colour keeps dark fringes off the edges.
-    pixels = np.asarray(render(text), dtype=np.float32)
+    pixels = np.asarray(square, dtype=np.float32)
     alpha = pixels[..., 3:] / 255.0
     stacked = np.concatenate([pixels[..., :3] * alpha, alpha], axis=-1)
     channels = [
@@ -116,7 +121,14 @@ def scaled(text: str, side: int) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 def paste(canvas: NDArray[np.float32], text: str, side: int, x: int, y: int) -> None:
     """Composite a glyph of ``side`` pixels with its top left corner at (x, y); what lies outside is cut."""
-    colour, alpha = scaled(text, side)
+    overlay(canvas, *scaled(text, side), x, y)
+
+
+def overlay(
+    canvas: NDArray[np.float32], colour: NDArray[np.float32], alpha: NDArray[np.float32], x: int, y: int
+) -> None:
+    """The same of premultiplied ``colour`` (side, side, 3) and ``alpha`` (side, side, 1)."""
+    side = len(colour)
     height, width = canvas.shape[:2]
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
     if x0 >= x1 or y0 >= y1:
@@ -168,6 +180,21 @@ def scenery(scene: str, size: tuple[int, int]) -> NDArray[np.float32]:
     return np.clip(canvas, 0, 255)
 
 
+def empty(ground: tuple[int, int, int] | str, size: tuple[int, int]) -> NDArray[np.float32]:
+    """A flat colour or, by its name, a scene; (height, width, 3) in 0..255."""
+    if isinstance(ground, str):
+        return scenery(ground, size)
+    width, height = size
+    canvas = np.empty((height, width, 3), dtype=np.float32)
+    canvas[:] = ground
+    return canvas
+
+
+def rounded(canvas: NDArray[np.float32]) -> Picture:
+    """What was composed, as a picture."""
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+
+
 def compose(
     texts: list[str],
     ground: tuple[int, int, int] | str,
@@ -179,16 +206,12 @@ def compose(
     ``size`` is (width, height), ``shift`` moves all glyphs; both in pixels.
     """
     width, height = size
-    if isinstance(ground, str):
-        canvas = scenery(ground, size)
-    else:
-        canvas = np.empty((height, width, 3), dtype=np.float32)
-        canvas[:] = ground
+    canvas = empty(ground, size)
     side = glyph_side(width, height, len(texts))
     for text, (cx, cy) in zip(texts, centres(width, height, len(texts)), strict=True):
         x, y = int(cx - side / 2) + shift[0], int(cy - side / 2) + shift[1]
         paste(canvas, text, side, x, y)
-    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    return rounded(canvas)
 
 
 def stylise(picture: Picture, style: str, seed: int = 0) -> Picture:

@@ -1,4 +1,4 @@
-"""Stage 6: judge the exported model. ``python -m training.evaluate [--model FOLDER]``.
+"""Stage 7: judge the exported model. ``python -m training.evaluate [--model FOLDER]``.
 
 Every picture shows a glyph on a background that training never showed it on; each prompt has one seed, fixed
 by its text. Euler, 20 steps, guidance 5, if a LoRA is not for fewer. The judge is

@@ -1,6 +1,6 @@
 """The whole recipe: ``python -m training.run --config cpu``.
 
-Stages: vae → latents → unet → export → loras → evaluate. Each leaves its result in
+Stages: vae → latents → unet → export → loras → controlnet → evaluate → lines. Each leaves its result in
 ``training/out/<preset>/`` and is skipped when that is complete; the trainings also resume in the middle.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from training import evaluate, export, lora, unet, vae
+from training import controlnet, evaluate, export, lines, lora, unet, vae
 from training.config import PRESETS, Config
 
 
@@ -25,7 +25,9 @@ def stages(config: Config, into: Path) -> dict[str, Callable[[], object]]:
         "unet": lambda: unet.train(config),
         "export": lambda: export.export(config, into),
         "loras": lambda: lora.train_all(config, into),
+        "controlnet": lambda: controlnet.train(config, into),
         "evaluate": lambda: evaluate.evaluate(into, config.out),
+        "lines": lambda: lines.evaluate(into, config.out),
     }
 
 

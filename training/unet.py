@@ -14,14 +14,14 @@ import copy
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from safetensors.torch import load_file
@@ -357,8 +357,14 @@ class Batch:
     zeros: Tensor
 
 
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+
+
 class Batches:
     """Draws batches of one shape, groups in their shares, with captions written anew each time."""
+
+    group_shares: Mapping[str, float] = GROUP_SHARES
+    filler_share = FILLER_SHARE
 
     def __init__(
         self,
@@ -381,7 +387,7 @@ class Batches:
         for entry in store.values():
             indices = entry["indices"].tolist()
             found = [self.every[i] for i in indices]
-            weights = np.array([GROUP_SHARES[each.group] / counts[each.group] for each in found])
+            weights = np.array([self.group_shares[each.group] / counts[each.group] for each in found])
             # What a model knows it only has to keep.
             weights *= [1.0 if known.issuperset(each.scene.names) else NEW_WEIGHT for each in found]
             shares.append(weights.sum())
@@ -401,17 +407,22 @@ class Batches:
 
     def draw(self, rng: np.random.Generator) -> Batch:
         """One batch: a shape by its share, then rows of that shape by the shares of their groups."""
+        return self.captioned(rng, *self.rows(rng))
+
+    def rows(self, rng: np.random.Generator) -> tuple[Tensor, list[Example]]:
+        """The latents of a batch, and what they are of."""
         latents, indices, cumulative = self.pools[rng.choice(len(self.pools), p=self.shares)]
         rows = np.minimum(np.searchsorted(cumulative, rng.random(self.config.unet_batch)), len(indices) - 1)
-        chosen = [self.every[indices[r]] for r in rows]
+        return latents[torch.from_numpy(rows)].float(), [self.every[indices[r]] for r in rows]
+
+    def captioned(self, rng: np.random.Generator, clean: Tensor, chosen: list[Example]) -> Batch:
         texts, zeros = [], []
         for example in chosen:
             roll = rng.random()
             zeros.append(roll < ZERO_SHARE)
-            filler = roll >= 1 - FILLER_SHARE
+            filler = roll >= 1 - self.filler_share
             texts.append(self.filler(rng) if filler else captions.caption(rng, example.scene, self.words))
         ids = torch.tensor([e.time_ids for e in chosen], dtype=torch.float32)
-        clean = latents[torch.from_numpy(rows)].float()
         return Batch(clean, ids, token_ids(self.tokens, texts), torch.tensor(zeros))
 
 
@@ -449,7 +460,20 @@ def conditioning(
 def denoising_losses(
     config: Config, stream: Iterator[Batch], first: Any, second: Any, unet: Any
 ) -> Iterator[Tensor]:
-    """For each batch the error of the predicted noise, weighted by min-SNR."""
+    """For each batch the error of the noise that the UNet predicts, weighted by min-SNR."""
+
+    def predict(drawn: Batch, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        hidden, added = conditioning(first, second, drawn, config.device)
+        predicted: Tensor = unet(noisy, timesteps, hidden, added_cond_kwargs=added).sample
+        return predicted
+
+    yield from noise_losses(config, stream, predict)
+
+
+def noise_losses(
+    config: Config, stream: Iterator[AnyBatch], predict: Callable[[AnyBatch, Tensor, Tensor], Tensor]
+) -> Iterator[Tensor]:
+    """The same for whatever predicts it, of a batch, the noisy latents and their timesteps (n,)."""
     alphas = build_scheduler().alphas_cumprod.to(config.device)
     snr = alphas / (1 - alphas)
     weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
@@ -462,14 +486,13 @@ def denoising_losses(
         alpha = alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         with torch.autocast(config.device, torch.bfloat16, enabled=config.bf16_unet):
-            hidden, added = conditioning(first, second, drawn, config.device)
-            predicted = unet(noisy, timesteps, hidden, added_cond_kwargs=added).sample
+            predicted = predict(drawn, noisy, timesteps)
         errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         yield (errors * weights[timesteps]).mean()
 
 
-def arrange(built: UNet2DConditionModel, device: str) -> None:
-    """Move the UNet to its device, in the form that is fastest to train there."""
+def arrange(built: UNet2DConditionModel | ControlNetModel, device: str) -> None:
+    """Move the UNet, or what is like one, to its device, in the form that is fastest to train there."""
     built.to(device)
     if device == "cpu":
         # On two cores together 0.50 s instead of 0.84 s a step: fused attention is slow backwards when
