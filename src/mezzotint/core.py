@@ -111,6 +111,10 @@ class Control:
     start: float = 0.0
     end: float = 1.0
 
+    def holds(self, done: int, total: int) -> bool:
+        """Whether it does in the evaluation after `done` of `total`. The rule is diffusers'."""
+        return done / total >= self.start and (done + 1) / total <= self.end
+
 
 @dataclass(frozen=True)
 class Hires:

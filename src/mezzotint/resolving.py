@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TypeVar
@@ -36,7 +37,7 @@ from mezzotint.emphasis import has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest
 from mezzotint.samplers import find_sampler
 
-__all__ = ["limits_with", "resolve"]
+__all__ = ["check_names", "limits_with", "resolve"]
 
 # The defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline.
 DEFAULT_STRENGTH = 0.3
@@ -52,6 +53,9 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         InvalidRequest: the first field that is not accepted, and what is.
         NotSupported: a prompt's emphasis is of a kind that is not served.
     """
+    _check_controls(request.controls, limits)
+    # What changes nothing is as if it were not asked for.
+    request = replace(request, controls=tuple(each for each in request.controls if each.scale != 0))
     # A picture can be followed without words.
     _check_text("prompt", request.prompt, required=request.image is None and not request.controls)
     if request.negative_prompt is not None:
@@ -60,7 +64,6 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
     loras = _loras(request.loras, limits)
     limits = limits_with(loras, limits)
     sampler = find_sampler(_default(request.scheduler, limits.default_scheduler, str, "scheduler"))
-    _check_controls(request.controls, limits)
     width, height = _size(request, limits)
     max_steps = min(limits.max_steps, sampler.max_steps)
     steps = _default(request.steps, min(limits.default_steps, max_steps), int, "steps")
@@ -84,7 +87,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         raise InvalidRequest(
             f"priority must be low, normal or high, not {_shown(priority)}", param="priority"
         )
-    return ResolvedRequest(
+    resolved = ResolvedRequest(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         width=width,
@@ -111,6 +114,8 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         tenant=request.tenant,
         priority=priority,
     )
+    _check_holds(resolved)
+    return resolved
 
 
 def _emphasis(request: GenerationRequest) -> bool:
@@ -161,18 +166,28 @@ def _check_controls(asked: tuple[Control, ...], limits: ModelLimits) -> None:
         isinstance(control, Control) and isinstance(control.name, str) for control in asked
     ):
         raise InvalidRequest("controls takes a tuple of mezzotint.core.Control", param="controls")
-    if len(asked) > MAX_CONTROLS:
-        raise InvalidRequest(f"controls takes at most {MAX_CONTROLS}, not {len(asked)}", param="controls")
+    check_names([control.name for control in asked], limits)
+    for control in asked:
+        _check_control(control)
+
+
+def check_names(names: Sequence[str], limits: ModelLimits) -> None:
+    """Refuse ControlNets that are not served, are too many, or the same twice.
+
+    Raises:
+        InvalidRequest: on `controls`.
+    """
+    if len(names) > MAX_CONTROLS:
+        raise InvalidRequest(f"controls takes at most {MAX_CONTROLS}, not {len(names)}", param="controls")
     served = [each.name for each in limits.controlnets]
-    for number, control in enumerate(asked):
-        if control.name not in served:
+    for number, name in enumerate(names):
+        if name not in served:
             there_is = f"served are {', '.join(served)}" if served else "this model is served without any"
             raise InvalidRequest(
-                f"controls: there is no ControlNet {_shown(control.name)}; {there_is}", param="controls"
+                f"controls: there is no ControlNet {_shown(name)}; {there_is}", param="controls"
             )
-        if control.name in (other.name for other in asked[:number]):
-            raise InvalidRequest(f"controls names {control.name} twice", param="controls")
-        _check_control(control)
+        if name in names[:number]:
+            raise InvalidRequest(f"controls names {name} twice", param="controls")
 
 
 def _check_control(control: Control) -> None:
@@ -185,17 +200,33 @@ def _check_control(control: Control) -> None:
             param="controls.preprocessor",
         )
     for name, most in (("scale", MAX_CONTROL_SCALE), ("start", 1.0), ("end", 1.0)):
-        field = f"controls.{name}"
-        _check_range(field, _default(getattr(control, name), 0.0, (int, float), field), 0.0, most)
+        value = getattr(control, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+            raise InvalidRequest(
+                f"controls.{name} of {control.name} must be 0…{most:g}, not {_shown(value)}",
+                param=f"controls.{name}",
+            )
     if control.start >= control.end:
         raise InvalidRequest(
-            f"controls.start must be below controls.end, {control.end:g}, not {control.start:g}",
+            f"controls.start of {control.name} must be below its end, {control.end:g}, not {control.start:g}",
             param="controls.start",
         )
 
 
+def _check_holds(request: ResolvedRequest) -> None:
+    for stage in request.stages:
+        for control in stage.controls:
+            total = stage.evaluations
+            if not any(control.holds(done, total) for done in range(total)):
+                raise InvalidRequest(
+                    f"controls.start of {control.name}: from {control.start:g} to {control.end:g} there is "
+                    f"no whole step of {total}",
+                    param="controls.start",
+                )
+
+
 def _controls(asked: tuple[Control, ...], width: int, height: int) -> tuple[Control, ...]:
-    """Those that change something, at the picture's size, in one order."""
+    """At the picture's size, in one order."""
     if not asked:
         return ()
     from mezzotint.imaging.inputs import resize_image
@@ -210,7 +241,6 @@ def _controls(asked: tuple[Control, ...], width: int, height: int) -> tuple[Cont
             float(each.end),
         )
         for each in sorted(asked, key=lambda control: control.name)
-        if each.scale != 0
     )
 
 

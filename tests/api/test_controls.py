@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,12 +13,11 @@ import numpy as np
 import pytest
 
 from mezzotint.backends.fake import FakeBackend
-from mezzotint.core import Control, GenerationRequest, Image, Pixels, Receipt, ServedControlNet
+from mezzotint.core import Control, Image, Pixels, Receipt, ServedControlNet
+from mezzotint.errors import StoreUnavailable
 from mezzotint.imaging.inputs import pixels_sha256, resize_image
 from mezzotint.imaging.metadata import read_receipt
-from mezzotint.resolving import resolve
-from mezzotint.serve.access.caller import ANYONE
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.wire import Order
 from tests.api.inprocess import Gate, gate, replica_of, settings_of
 from tests.controlnets import lines, photo
@@ -109,9 +109,41 @@ async def test_what_it_reads_counts_as_a_picture_that_is_read(server: Gate) -> N
 
 
 async def test_one_of_no_strength_is_as_if_it_were_not_there(server: Gate) -> None:
-    image = await drawn(server, size="128x128", controls=[{**CONTROL, "scale": 0}])
+    nothing = {**CONTROL, "scale": 0, "image": encoded(lines(0, 192, 96))}
+    image = await drawn(server, controls=[nothing])
     assert image["receipt"]["controls"] == []
-    assert image["b64_json"] == (await drawn(server, size="128x128"))["b64_json"]
+    assert image["b64_json"] == (await drawn(server))["b64_json"]
+    empty = {**ASKED, "prompt": "", "controls": [nothing]}
+    for path in ("/v1/images/generations", "/v1/images/jobs"):
+        error = (await server.client.post(path, json=empty)).json()["error"]
+        assert error["param"] == "prompt"
+
+
+async def test_a_name_that_is_not_served_is_refused_before_a_picture_is_decoded(server: Gate) -> None:
+    for controls in ([{**CONTROL, "name": "pose", "image": "!"}], [{**CONTROL, "image": "!"}] * 2):
+        response = await server.client.post("/v1/images/generations", json={**ASKED, "controls": controls})
+        assert response.json()["error"]["param"] == "controls"
+
+
+async def test_while_it_is_drawn_nobody_holds_what_was_sent(
+    server: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = encoded(lines(0, 512, 512))
+    sizes: list[set[int]] = []
+    draw = EngineReplica.generate
+
+    def looking(self: EngineReplica, order: Order) -> Any:
+        gc.collect()
+        arrays = (each for each in gc.get_objects() if type(each) is Control)
+        sizes.append({each.image.shape[0] for each in arrays})
+        return draw(self, order)
+
+    monkeypatch.setattr(EngineReplica, "generate", looking)
+    await drawn(server, size="128x128", controls=[{**CONTROL, "image": large}])
+    scripts = {"controlnet": {"args": [{"model": "canny", "image": large}]}}
+    body = {**ASKED, "width": 128, "height": 128, "alwayson_scripts": scripts}
+    await server.json("POST", "/sdapi/v1/txt2img", json=body)
+    assert sizes == [{128}, {128}]
 
 
 async def test_a_job_keeps_them_with_a_picture_and_forgets_them_with_it(server: Gate) -> None:
@@ -130,9 +162,31 @@ async def test_a_job_keeps_them_with_a_picture_and_forgets_them_with_it(server: 
     [drawn_image] = (await until(done, "the job is done"))["images"]
     first, second = drawn_image["receipt"]["controls"]
     assert (first, second["name"]) == (USED, "depth")
-    await server.client.delete(f"/v1/images/jobs/{job['id']}")
     for name in names:
-        assert (await server.client.get(f"/v1/images/{name}")).status_code == 404
+        assert (await server.client.get(f"/v1/images/files/{name}")).status_code == 200
+    assert await server.services.jobs.forget(0, server.services.images.delete) == 1
+    for name in names:
+        assert (await server.client.get(f"/v1/images/files/{name}")).status_code == 404
+
+
+async def test_of_a_job_whose_pictures_cannot_all_be_kept_none_is(
+    server: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, kept = server.services.images, []
+    put = images.put
+
+    async def full(data: bytes, format: str, ttl_s: float | None = None) -> str:
+        if len(kept) == 2:
+            raise StoreUnavailable("the picture store is full")
+        kept.append(await put(data, format, ttl_s))
+        return kept[-1]
+
+    monkeypatch.setattr(images, "put", full)
+    body = {**ASKED, "image": CONTROL["image"], "controls": [CONTROL, {**CONTROL, "name": "depth"}]}
+    assert (await server.client.post("/v1/images/jobs", json=body)).status_code == 503
+    assert len(kept) == 2
+    for name in kept:
+        assert (await server.client.get(f"/v1/images/files/{name}")).status_code == 404
 
 
 async def test_a_larger_picture_is_held_in_both_stages(server: Gate) -> None:
@@ -140,17 +194,6 @@ async def test_a_larger_picture_is_held_in_both_stages(server: Gate) -> None:
     assert receipt["hires"]["scale"] == 1.5
     [told] = receipt["controls"]
     assert told["image_sha256"] == pixels_sha256(resize_image(LINES, 192, 192))
-
-
-def test_what_is_drawn_is_named_by_the_picture_too() -> None:
-    info = FakeBackend(controlnets=(CANNY,)).info
-
-    def etag(image: Pixels, **fields: Any) -> str:
-        asked = GenerationRequest("a fox", seed=1, controls=(Control("canny", image, **fields),))
-        return Plate(Order(resolve(asked, info.limits)), ANYONE, info, 0.0).etag
-
-    assert etag(LINES) == etag(LINES.copy())
-    assert len({etag(LINES), etag(lines(1, 128, 128)), etag(LINES, scale=0.5)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -162,7 +205,8 @@ def test_what_is_drawn_is_named_by_the_picture_too() -> None:
         ({**CONTROL, "image": encoded(LINES)[:200]}, "controls[0].image", "no PNG, JPEG or WebP"),
         ({**CONTROL, "scale": 2.5}, "controls[0].scale", "less than or equal to 2"),
         ({**CONTROL, "scale": "1"}, "controls[0].scale", "valid number"),
-        ({**CONTROL, "start": 0.5, "end": 0.5}, "controls.start", "must be below controls.end"),
+        ({**CONTROL, "start": 0.5, "end": 0.5}, "controls.start", "must be below its end, 0.5"),
+        ({**CONTROL, "start": 0.5, "end": 0.51}, "controls.start", "no whole step of 20"),
         ({**CONTROL, "preprocessor": "depth"}, "controls[0].preprocessor", "'none' or 'canny'"),
         ({**CONTROL, "model": "canny"}, "controls[0].model", "unknown field"),
     ],
@@ -257,10 +301,13 @@ class TestA1111:
         self, server: Gate
     ) -> None:
         scripts = {"controlnet": {"args": [{**self.UNIT, "resize_mode": 2}]}}
-        body = {**ASKED, "alwayson_scripts": scripts, "width": 10**9, "height": 8}
-        response = await server.client.post("/sdapi/v1/txt2img", json=body)
-        assert response.status_code == 400
-        assert "width" in response.json()["detail"]
+        for mode in (1, 2):
+            scripts["controlnet"]["args"][0]["resize_mode"] = mode
+            for width in (0, -8, 10**9, 10**400):
+                body = {**ASKED, "alwayson_scripts": scripts, "width": width, "height": 64}
+                response = await server.client.post("/sdapi/v1/txt2img", json=body)
+                assert response.status_code == 400
+                assert "width" in response.json()["detail"]
 
     async def test_its_text_in_the_picture_is_the_extensions(self, server: Gate) -> None:
         body = {**ASKED, "alwayson_scripts": {"ControlNet": {"args": [{**self.UNIT, "module": "canny"}]}}}
@@ -298,6 +345,19 @@ class TestA1111:
         receipt = await self.drawn(server, unit, route="img2img", init_images=[encoded(image)])
         assert receipt.controls[0].image_sha256 == pixels_sha256(image) == receipt.image_sha256
 
+    @pytest.mark.parametrize("place", ["image", "input_image", "dict"])
+    async def test_its_picture_may_stand_in_three_places(self, server: Gate, place: str) -> None:
+        unit = {**self.UNIT, "image": None}
+        picture = CONTROL["image"]
+        unit |= {"image": {"image": picture}} if place == "dict" else {place: picture}
+        assert (await self.drawn(server, unit)).to_dict()["controls"] == [USED]
+
+    async def test_of_a_picture_that_is_drawn_from_the_size_is_its_own(self, server: Gate) -> None:
+        receipt = await self.drawn(
+            server, self.UNIT, route="img2img", init_images=[encoded(photo(0, 96, 192))]
+        )
+        assert (receipt.width, receipt.height) == (96, 192)
+
     async def test_what_is_not_used_says_nothing(self, server: Gate) -> None:
         idle = ({**self.UNIT, "enabled": False}, {"model": "None", "module": "openpose"}, {})
         assert (await self.drawn(server, *idle)).controls == ()
@@ -319,7 +379,9 @@ class TestA1111:
             ({"image": "!"}, "alwayson_scripts.controlnet[0].image"),
             ({"hr_option": "Low res only"}, "hr_option is not served here"),
             ({"advanced_weighting": [1.0]}, "advanced_weighting is not served here"),
-            ({"guidance_start": 0.95}, "must be below"),
+            ({"guidance_start": 0.95}, "must be below its end, 0.9, not 0.95"),
+            ({"image": {"image": 5}}, "must be base64"),
+            ({"image": {"image": CONTROL["image"], "mask": CONTROL["image"]}}, "a mask of a unit's image"),
         ],
         ids=str,
     )
@@ -336,6 +398,8 @@ class TestA1111:
             {"controlnet": {"args": "canny"}},
             {"controlnet": {"args": ["canny"]}},
             {"controlnet": {"args": [{"model": "canny"}] * 5}},
+            {"controlnet": {"args": [{"model": "canny"}]}, "ControlNet": {"args": [{"model": "depth"}]}},
+            {"controlnet": {"args": [{"model": "canny"}, {"model": "canny [aaaaaaaa]"}]}},
         ],
         ids=str,
     )
@@ -349,4 +413,8 @@ class TestA1111:
         assert models == {"model_list": ["canny [aaaaaaaa]", "depth [bbbbbbbb]"]}
         assert (await server.json("GET", "/controlnet/module_list"))["module_list"] == ["none", "canny"]
         assert await server.json("GET", "/controlnet/version") == {"version": 2}
+        assert await server.json("GET", "/controlnet/model_list?update=true") == models
+        assert (await server.json("GET", "/controlnet/module_list?alias_names=1"))["module_list"]
+        wrong = (await server.client.get("/controlnet/version?x=1")).json()
+        assert set(wrong) == {"error", "detail", "body", "errors"}
         assert await server.json("GET", "/controlnet/settings") == {"control_net_unit_count": 4}

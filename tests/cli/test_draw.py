@@ -167,6 +167,8 @@ class TestControls:
         assert "--controlnet needs --control-image" in capsys.readouterr().err
         assert run(["draw", "a", "--control-image", "lines.png", *QUICK]) != 0
         assert "--control-image needs --controlnet" in capsys.readouterr().err
+        assert run(["draw", "a", "--preprocessor", "canny", *QUICK]) != 0
+        assert "--preprocessor needs --controlnet" in capsys.readouterr().err
 
     def test_a_picture_that_cannot_be_read_is_named(
         self, here: Path, capsys: pytest.CaptureFixture[str]

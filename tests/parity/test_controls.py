@@ -90,8 +90,9 @@ def test_those_with_and_without_share_passes_and_change_nothing_in_each_other(
 
 def test_company_that_comes_and_goes_changes_nothing(controls_studio: Studio) -> None:
     """The rows that are held stay the same while others join and leave the pass."""
-    held = controls_studio.request(steps=6, controls=(A,), **SIZE)
-    guest = controls_studio.request(steps=2, seed=3, **SIZE)
+    # Without guidance the held row stays in its place, whoever comes.
+    held = controls_studio.request(steps=6, controls=(A,), guidance_scale=1.0, **SIZE)
+    guest = controls_studio.request(steps=2, seed=3, guidance_scale=1.0, **SIZE)
     alone = controls_studio.draw((0, held))[0]
     assert_same(controls_studio.draw((0, held), (1, guest), (4, guest))[0], alone)
 
@@ -167,6 +168,37 @@ class TestFiles:
         config.write_text(config.read_text().replace('"ControlNetModel"', '"ControlNetUnionModel"'))
         with pytest.raises(ModelInvalid, match="net is a ControlNetUnionModel"):
             load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=[str(net)])
+
+    def test_one_that_pools_over_the_picture_is_refused(self, tiny_sdxl: Path, tmp_path: Path) -> None:
+        net = write_controlnet(tmp_path / "net", tiny_sdxl)
+        config = net / "config.json"
+        config.write_text(
+            config.read_text().replace('"global_pool_conditions": false', '"global_pool_conditions": true')
+        )
+        with pytest.raises(ModelInvalid, match="net pools what it makes"):
+            load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=[str(net)])
+
+    @pytest.mark.parametrize("change", ["more", "fewer"])
+    def test_a_file_of_another_kinds_weights_is_refused_by_the_odd_one(
+        self, tiny_sdxl: Path, tmp_path: Path, change: str
+    ) -> None:
+        """Such as ControlNet-Union's, which holds all of a ControlNet's and more."""
+        folder = write_controlnet(tmp_path / "one", tiny_sdxl)
+        weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+        if change == "more":
+            weights["task_embedding"] = torch.ones(6, 32)
+        else:
+            del weights["time_embedding.linear_1.bias"]
+        save_file(weights, tmp_path / "odd.safetensors")
+        named = "task_embedding" if change == "more" else "time_embedding.linear_1.bias"
+        with pytest.raises(ModelInvalid, match=rf"odd.safetensors holds no weights .* {named}"):
+            load_backend(
+                str(tiny_sdxl), device="cpu", threads=1, controlnets=[str(tmp_path / "odd.safetensors")]
+            )
+
+    def test_graphs_take_none(self, tiny_graphs: Path, controlnets: list[str]) -> None:
+        with pytest.raises(SettingInvalid, match="controlnets are for modules"):
+            load_backend(str(tiny_graphs), device="neuron", stand_in=True, controlnets=controlnets)
 
     def test_a_file_of_something_else_is_refused(self, tiny_sdxl: Path, tmp_path: Path) -> None:
         file = tmp_path / "odd.safetensors"

@@ -18,6 +18,8 @@ from mezzotint.imaging.inputs import cropped_to, resize_image
 from mezzotint.models.controlnets import find_controlnets, read_choice
 from mezzotint.models.manifest import fingerprint
 from mezzotint.resolving import resolve
+from mezzotint.serve.fleet import _draws
+from mezzotint.serve.wire import Report
 from tests.controlnets import lines
 
 CANNY, DEPTH = ServedControlNet("canny", "a" * 64), ServedControlNet("depth", "b" * 64)
@@ -72,9 +74,16 @@ class TestRequests:
             ((replace(HELD, preprocessor="hed"),), "controls.preprocessor", "none or canny, not 'hed'"),
             ((replace(HELD, scale=2.1),), "controls.scale", "0…2"),
             ((replace(HELD, scale=float("nan")),), "controls.scale", "0…2"),
-            ((replace(HELD, scale=True),), "controls.scale", "must be int or float"),
+            ((replace(HELD, scale=True),), "controls.scale", "0…2, not True"),
+            ((replace(HELD, scale=None),), "controls.scale", "0…2, not None"),
+            ((replace(HELD, end=None),), "controls.end", "0…1, not None"),
             ((replace(HELD, end=1.5),), "controls.end", "0…1"),
-            ((replace(HELD, start=0.5, end=0.5),), "controls.start", "must be below controls.end"),
+            ((replace(HELD, start=0.2, end=0.21),), "controls.start", "no whole step of 20"),
+            (
+                (replace(HELD, start=0.5, end=0.5),),
+                "controls.start",
+                "must be below its end, 0.5, not 0.5",
+            ),
         ],
     )
     def test_what_is_not_accepted_is_named(self, controls: tuple[Any, ...], param: str, told: str) -> None:
@@ -82,7 +91,7 @@ class TestRequests:
             resolve(asked(*controls), INFO.limits)
         assert refused.value.param == param
 
-    @pytest.mark.parametrize("controls", [None, HELD, 5])
+    @pytest.mark.parametrize("controls", [None, HELD, 5, np.zeros((3, 3))], ids=repr)
     def test_what_is_no_tuple_of_them_is_refused(self, controls: Any) -> None:
         with pytest.raises(InvalidRequest, match="takes a tuple of"):
             resolve(replace(asked(), controls=controls), INFO.limits)
@@ -96,6 +105,21 @@ class TestRequests:
         assert Receipt.from_dict(json.loads(json.dumps(receipt.to_dict()))) == receipt
         told = {name: value for name, value in receipt.to_dict().items() if name != "controls"}
         assert Receipt.from_dict(told) == replace(receipt, controls=())
+
+
+class TestCosts:
+    def test_one_that_holds_for_a_part_counts_for_that_part(self) -> None:
+        late = resolve(asked(replace(HELD, start=0.75), Control("depth", lines())), INFO.limits)
+        assert batch_key(late).controls == pytest.approx(1.25)
+
+    def test_a_replica_without_it_is_not_asked(self) -> None:
+        request = resolve(asked(HELD), INFO.limits)
+
+        def report(backend: FakeBackend) -> Report:
+            return Report("r", backend.info, True, 0, 8, 60.0, {}, {}, 0.0)
+
+        assert _draws(report(FakeBackend(controlnets=(CANNY, DEPTH))), request)
+        assert not _draws(report(FakeBackend(controlnets=(DEPTH,))), request)
 
 
 class TestFiles:
@@ -115,6 +139,14 @@ class TestFiles:
             ("depth", file),
             ("hand", other),
         ]
+
+    def test_a_folder_that_was_pulled_whole_is_told_by_what_is_read_of_it(self, tmp_path: Path) -> None:
+        own = self.written(tmp_path / "controlnets/canny")
+        (before,) = find_controlnets(tmp_path)
+        (own / "README.md").write_text("changed")
+        assert find_controlnets(tmp_path) == (before,)
+        (own / "config.json").write_text('{"changed": true}')
+        assert find_controlnets(tmp_path) != (before,)
 
     def test_what_lies_beside_a_model_does_not_make_it_another(self, tmp_path: Path) -> None:
         (tmp_path / "model_index.json").write_text("{}")
@@ -144,6 +176,7 @@ class TestFiles:
             ("canny", "canny", None, 1.0),
             ("canny:0.5", "canny", None, 0.5),
             (str(folder), "scribble", str(folder), 1.0),
+            ("scribble", "scribble", None, 1.0),
             (f"mine={folder}:1.5", "mine", f"mine={folder}", 1.5),
             ("x/net.safetensors", "net", "x/net.safetensors", 1.0),
         ):

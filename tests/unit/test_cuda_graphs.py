@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from mezzotint.backends import cuda_graphs
 from mezzotint.backends.cuda_graphs import GraphedCalls
 
 
@@ -83,6 +84,25 @@ def test_what_gives_several_tensors_is_recorded_as_well() -> None:
             graphed(sample, controlnet_cond=picture), plain(sample, controlnet_cond=picture)
         )
     assert (graphed.recorded, graphed.replayed) == (1, 3)
+
+
+@pytest.mark.parametrize("large", ["inputs", "results"])
+def test_what_holds_too_much_is_launched_and_not_recorded(
+    large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = torch.zeros(1, 4, 8, 8)
+    monkeypatch.setattr(
+        cuda_graphs, "MAX_BYTES", sample.nbytes - 1 if large == "inputs" else 3 * sample.nbytes
+    )
+
+    def twice(given: torch.Tensor) -> tuple[torch.Tensor]:
+        return (given.repeat(3, 1, 1, 1),)
+
+    recorder = Recorder()
+    graphed = GraphedCalls(twice, recorder, calls_before=0)
+    for _ in range(3):
+        assert torch.equal(graphed(sample)[0], sample.repeat(3, 1, 1, 1))
+    assert (graphed.recorded, recorder.records) == (0, 0 if large == "inputs" else 1)
 
 
 def test_calls_with_and_without_residuals_are_of_two_kinds() -> None:

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mezzotint.core import PRIORITIES, Lora, Priority
 from mezzotint.engine.cost import StepCost
-from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, BatchKey, Stage, State, measured_as
+from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, BatchKey, Stage, State, measured_as, tells_of
 from mezzotint.engine.rules import TENANT_SHARE, Rules
 from mezzotint.engine.scheduler import IllegalMove, Scheduler
 from mezzotint.engine.simulate import Arrival, simulate
@@ -96,11 +96,23 @@ def test_a_pass_with_controlnets_costs_what_its_work_does() -> None:
     held = replace(GUIDED, controls=1)
     assert held.load == pytest.approx(1.45 * GUIDED.load)
     assert measured_as([held, held]) == (held, 2)
-    # 2 + 2.9 + 1 rows of work are a little above what two of the middle one are.
-    assert measured_as([GUIDED, held, UNGUIDED]) == (held, 3)
-    both = replace(UNGUIDED, controls=2)
-    assert measured_as([UNGUIDED, both]) == (both, 2)
+    # 2 + 2.9 + 1 rows of work.
+    key, width = measured_as([GUIDED, held, UNGUIDED])
+    assert (key, width) == (held, pytest.approx(5.9 / 2.9))
+    assert BATCHES.seconds(held, 2) < BATCHES.seconds(key, width) < BATCHES.seconds(held, 3)
     assert BATCHES.seconds(held, 1) > BATCHES.seconds(GUIDED, 1)
+
+
+def test_only_passes_of_one_kind_tell_what_controlnets_cost() -> None:
+    held, partly = replace(GUIDED, controls=1), replace(GUIDED, controls=0.5)
+    for keys, told in (
+        ([held, held], True),
+        ([held, GUIDED], False),
+        ([partly, partly], False),
+        ([GUIDED, GUIDED, UNGUIDED, UNGUIDED], True),
+        ([GUIDED, UNGUIDED], False),
+    ):
+        assert tells_of(*measured_as(keys), keys) is told
 
 
 def test_in_a_pass_with_controlnets_each_is_charged_for_its_own() -> None:

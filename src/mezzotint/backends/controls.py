@@ -32,10 +32,6 @@ class HeldTo:
     control: Control
     picture: Tensor
 
-    def holds(self, done: int, total: int) -> bool:
-        """Whether it does in the evaluation after `done` of `total`. The rule is diffusers'."""
-        return done / total >= self.control.start and (done + 1) / total <= self.control.end
-
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
@@ -74,7 +70,7 @@ class ControlNets:
         self, nets: Mapping[str, Callable[..., Any]], device: torch.device, dtype: torch.dtype
     ) -> None:
         self._nets, self._device, self._dtype = nets, device, dtype
-        # As long as the same rows share passes.
+        # Of the last pass, by ControlNet: as long as the same rows are in the same places of as many.
         self._parts: dict[str, _Part] = {}
 
     def read(self, request: ResolvedRequest) -> tuple[HeldTo, ...]:
@@ -93,7 +89,9 @@ class ControlNets:
         """
         whole: list[Tensor] = []
         for name, net in self._nets.items():
-            rows = tuple((row, each) for row, those in enumerate(held) for each in those if _is(each, name))
+            rows = tuple(
+                (row, each) for row, those in enumerate(held) for each in those if each.control.name == name
+            )
             if not rows:
                 self._parts.pop(name, None)
                 continue
@@ -140,7 +138,3 @@ class ControlNets:
                 to_device(scales, self._device).view(-1, 1, 1, 1),
             )
         return part
-
-
-def _is(held: HeldTo, name: str) -> bool:
-    return held.control.name == name

@@ -21,9 +21,12 @@ __all__ = ["CudaRecorder", "GraphedCalls", "Recorder"]
 
 logger = logging.getLogger(__name__)
 
-# Two sizes, each with 1 to 32 rows: 16 images, of which any number are guided. Longer prompts are shapes of
-# their own; the latest stay.
+# Two sizes, each with 1 to 32 rows: 16 images, of which any number are guided. Longer prompts, and rows that
+# ControlNets hold, are shapes of their own; the latest stay.
 MAX_GRAPHS = 64
+# What one graph may hold of inputs and results. A call with more of them, such as large pictures' residuals,
+# computes for longer than it takes to launch.
+MAX_BYTES = 64 * 2**20
 # Calls of one kind before it is recorded: the first compiles and chooses kernels, the second finds all ready.
 CALLS_BEFORE = 2
 MAX_COUNTED = 256
@@ -125,6 +128,8 @@ class GraphedCalls:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module; the result is the caller's own."""
         kind, inputs = _taken_apart((args, kwargs))
+        if _bytes(inputs) > MAX_BYTES:
+            return self._call(*args, **kwargs)
         graph = self._graphs.get(kind)
         if graph is None and self._is_due(kind):
             graph = self._record(kind, args, kwargs)
@@ -156,13 +161,23 @@ class GraphedCalls:
         except RuntimeError as error:
             # Passes of this kind are launched kernel by kernel, as without graphs.
             logger.warning("a pass cannot be recorded: %s", error)
-            if len(self._impossible) < MAX_COUNTED:
-                self._impossible.add(kind)
+            self._give_up(kind)
+            return None
+        _, held = _taken_apart((held_args, held_kwargs))
+        if _bytes(held) + _bytes(_taken_apart(result)[1]) > MAX_BYTES:
+            self._give_up(kind)
             return None
         self.recorded += 1
-        _, held = _taken_apart((held_args, held_kwargs))
         graph = self._graphs[kind] = _Recorded(held, replay, result)
         return graph
+
+    def _give_up(self, kind: Hashable) -> None:
+        if len(self._impossible) < MAX_COUNTED:
+            self._impossible.add(kind)
+
+
+def _bytes(tensors: tuple[torch.Tensor, ...]) -> int:
+    return sum(each.nbytes for each in tensors)
 
 
 def _taken_apart(value: Any) -> tuple[Hashable, tuple[torch.Tensor, ...]]:

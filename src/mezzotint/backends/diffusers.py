@@ -97,7 +97,7 @@ class _Row:
     @property
     def held_now(self) -> tuple[HeldTo, ...]:
         """In the next evaluation."""
-        return tuple(each for each in self.held if each.holds(*self.sampling.progress))
+        return tuple(each for each in self.held if each.control.holds(*self.sampling.progress))
 
     def advance(self, noise: torch.Tensor) -> None:
         """Move on by the evaluation that predicted `noise`."""
@@ -221,7 +221,7 @@ class DiffusersBackend:
             with self._lanes.steps():
                 failed = self._advance(request_ids, rows, scaled, noise, timesteps)
                 finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
-                kind = (scaled.shape, batch.conditioning.hidden.shape, sum(map(len, held)))
+                kind = (scaled.shape, batch.conditioning.hidden.shape, _rows_held(rows, held))
                 this = self._passes.end(kind, rows, finite)
         except Exception as error:
             # Rows have moved: the pass cannot be run again, and none of them can go on.
@@ -376,6 +376,11 @@ def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -decay)
     angles = torch.tensor([guidance_scale - 1]) * 1000.0 * frequencies
     return torch.cat([torch.sin(angles), torch.cos(angles)]).unsqueeze(0)
+
+
+def _rows_held(rows: Sequence[_Row], held: Sequence[tuple[HeldTo, ...]]) -> int:
+    """How many rows of the UNet's batch go through ControlNets, counted once for each of them."""
+    return sum(len(each) * (1 if row.negative is None else 2) for row, each in zip(rows, held, strict=True))
 
 
 def _join(parts: Sequence[_Conditioning]) -> _Conditioning:

@@ -152,6 +152,7 @@ def _controls(
         for given, flag, other in (
             (net, "--controlnet", "--control-image"),
             (image, "--control-image", "--controlnet"),
+            (None if preprocessor == "none" else preprocessor, "--preprocessor", "--controlnet"),
         ):
             if given is not None:
                 raise InvalidRequest(f"{flag} needs {other} beside it", param=other.lstrip("-"))

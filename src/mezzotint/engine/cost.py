@@ -27,6 +27,8 @@ SURPRISE = 2.0
 FADING = 0.001
 # Keys whose corrections are kept; the one that was run longest ago goes first.
 MAX_KEYS = 256
+# Expectations that are kept until the next observation.
+MAX_KNOWN = 16_384
 # Before anything is measured: half of a lone image's pass is overhead that company shares.
 ASSUMED = {1.0: 0.05, 8.0: 0.225}
 
@@ -41,7 +43,7 @@ class StepCost:
         # For each key and width, observed ÷ guessed seconds; None after the first pass, which is cold.
         self._factors: OrderedDict[BatchKey, dict[int, float | None]] = OrderedDict()
         # What follows from the factors, until the next observation: the scheduler asks for every request.
-        self._known: dict[tuple[BatchKey, int], float] = {}
+        self._known: dict[tuple[BatchKey, float], float] = {}
         self._knees: dict[BatchKey, int] = {}
         # Of decoding one image; 0 until one was.
         self.decode_seconds_a_pixel = 0.0
@@ -92,15 +94,17 @@ class StepCost:
         """The expected seconds of decoding one image; 0 until one was."""
         return self.decode_seconds_a_pixel * key.width * key.height
 
-    def seconds(self, key: BatchKey, width: int) -> float:
-        """The expected seconds of a pass of `width` images."""
+    def seconds(self, key: BatchKey, width: float) -> float:
+        """The expected seconds of a pass of `width` images; it may lie between two numbers of them."""
         key = key.cost_key
         seconds = self._known.get((key, width))
         if seconds is None:
+            if len(self._known) == MAX_KNOWN:
+                self._forget()
             seconds = self._known[key, width] = self._expect(key, width)
         return seconds
 
-    def _expect(self, key: BatchKey, width: int) -> float:
+    def _expect(self, key: BatchKey, width: float) -> float:
         known = {float(w): f for w, f in self._factors.get(key, {}).items() if f is not None}
         if not known:
             return self._guess(key, width)
@@ -139,7 +143,7 @@ class StepCost:
         self._known.clear()
         self._knees.clear()
 
-    def _guess(self, key: BatchKey, width: int) -> float:
+    def _guess(self, key: BatchKey, width: float) -> float:
         area = key.area if self._area is None else self._area
         return _interpolate(self._curve, width * key.area / area)
 

@@ -33,7 +33,7 @@ from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.rows import BatchKey, State, batch_key, evaluation_seconds, measured_as
+from mezzotint.engine.rows import BatchKey, State, batch_key, evaluation_seconds, measured_as, tells_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
@@ -407,9 +407,8 @@ class Engine:
         with self._changed:
             keys = self._requests.keys(plan)
             key, width = measured_as(keys)
-            # What was left over counted as one more: the pass did less than it would be held for.
-            if not failed and math.isclose(width * key.load, sum(each.load for each in keys)):
-                self.cost.observe(key, width, seconds)
+            if not failed and tells_of(key, width, keys):
+                self.cost.observe(key, round(width), seconds)
             tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
             self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1

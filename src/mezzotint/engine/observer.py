@@ -18,7 +18,8 @@ class Observer:
     """
 
     def passed(self, key: BatchKey, tenants: Sequence[str], seconds: float) -> None:
-        """A pass ran, with one image of each of `tenants`; `key` is guided if any of them is."""
+        """A pass ran, with one image of each of `tenants`; `key` is guided, and has
+        controls, if any of them is and has."""
 
     def ended(self, ticket: Ticket, event: Event) -> None:
         """The request has ended with `event`."""

@@ -25,6 +25,7 @@ __all__ = [
     "measured_as",
     "pass_seconds",
     "stages_of",
+    "tells_of",
     "within",
 ]
 
@@ -63,14 +64,14 @@ CONTROL_SHARE = 0.45
 class BatchKey:
     """What an image's passes depend on. Sizes in pixels. What they cost depends on all but `loras`.
 
-    controls: how many ControlNets its rows go through as well.
+    controls: how many ControlNets its rows go through as well, on average over its evaluations.
     """
 
     width: int
     height: int
     guided: bool
     loras: tuple[Lora, ...] = ()
-    controls: int = 0
+    controls: float = 0.0
 
     @property
     def rows(self) -> int:
@@ -100,7 +101,8 @@ class BatchKey:
 
 def batch_key(request: ResolvedRequest) -> BatchKey:
     """The key of a request's passes."""
-    return BatchKey(request.width, request.height, request.guided, request.loras, len(request.controls))
+    controls = sum(each.end - each.start for each in request.controls)
+    return BatchKey(request.width, request.height, request.guided, request.loras, controls)
 
 
 @dataclass(frozen=True)
@@ -116,25 +118,33 @@ def stages_of(request: ResolvedRequest) -> tuple[Stage, ...]:
     return tuple(Stage(batch_key(stage), stage.evaluations) for stage in request.stages)
 
 
-def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, int]:
+def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
     """The key and the width that a pass of images of these keys, all of one shape, costs as much as.
 
-    Guided and others together cost what as many rows of guided ones do, and those with and without
-    ControlNets what as much work with as many as any of them has; what is left over counts as one more.
+    Guided and others together cost what as many rows of guided ones do; an odd row counts as two. Those with
+    and without ControlNets cost what as much work of the costliest kind does: of a width between two.
     """
     if len({(key.guided, key.controls) for key in keys}) == 1:
         return keys[0], len(keys)
     most = replace(
         keys[0], guided=any(key.guided for key in keys), controls=max(key.controls for key in keys)
     )
-    # A sum of products such as 3 × 2.8 may lie a hair above the whole number it stands for.
-    return most, math.ceil(sum(key.load for key in keys) / most.load - 1e-6)
+    width = sum(key.load for key in keys) / most.load
+    return most, width if most.controls else math.ceil(width)
+
+
+def tells_of(key: BatchKey, width: float, keys: Sequence[BatchKey]) -> bool:
+    """Whether a pass of `keys` shows what one of so many images of `key` costs: it is one, row for row, and
+    what ControlNets are in it were in it to the full."""
+    if key.controls:
+        return all(each.cost_key == key.cost_key for each in keys) and key.controls == round(key.controls)
+    return width * key.rows == sum(each.rows for each in keys)
 
 
 class Cost(Protocol):
     """What the scheduler asks of `cost.StepCost`."""
 
-    def seconds(self, key: BatchKey, width: int) -> float: ...
+    def seconds(self, key: BatchKey, width: float) -> float: ...
 
     def knee(self, key: BatchKey) -> int: ...
 

@@ -6,9 +6,9 @@ The rules, in order:
    high priority and more for low, and the one that was charged least goes first (start-time fair queuing;
    Goyal, Vin and Cheng, 1996). The rules below order the requests of one tenant, and those of all while there
    is one. (`scheduler` keeps the charges.)
-1. Requests share a pass when their pictures have one shape, with guidance or without: a guided picture is two
-   rows of the UNet's batch, another one. Each shape has a *window*: the requests that may run, no more than
-   its knee (`cost.knee`), beyond which a wider pass buys no throughput.
+1. Requests share a pass when their pictures have one shape, with guidance or without, held by ControlNets or
+   not: a guided picture is two rows of the UNet's batch, another one. Each shape has a *window*: the requests
+   that may run, no more than its knee (`cost.knee`), beyond which a wider pass buys no throughput.
 2. The window takes *overdue* requests first, in order of arrival, up to `overdue_share` of its places; then
    those of higher priority; then those with the fewest evaluations left, ties in order of arrival. (One of a
    later, larger stage counts as many as take its time.) Overdue means: in the system for more than `stretch`

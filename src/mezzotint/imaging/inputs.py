@@ -99,7 +99,10 @@ def cropped_to(image: Pixels, width: int, height: int) -> Pixels:
     kept_width = max(1, min(own_width, round(own_height * width / height)))
     kept_height = max(1, min(own_height, round(own_width * height / width)))
     left, top = (own_width - kept_width) // 2, (own_height - kept_height) // 2
-    return image[top : top + kept_height, left : left + kept_width]
+    if (kept_width, kept_height) == (own_width, own_height):
+        return image
+    # A view would keep all of it.
+    return image[top : top + kept_height, left : left + kept_width].copy()
 
 
 def padded_to(image: Pixels, width: int, height: int) -> Pixels:

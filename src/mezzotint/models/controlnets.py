@@ -25,6 +25,10 @@ class ControlNetFiles:
     served: ServedControlNet
 
 
+# Of a folder that was pulled whole, what counts.
+READ = frozenset({".json", SUFFIX})
+
+
 def is_controlnet(path: Path) -> bool:
     """Whether a path looks like one."""
     return (path / "config.json").is_file() or is_file(path)
@@ -55,6 +59,6 @@ def find_controlnets(model: Path, given: Sequence[str] = ()) -> tuple[ControlNet
 
 def _described(name: str, path: Path) -> ServedControlNet:
     try:
-        return ServedControlNet(name, files_hash(path))
+        return ServedControlNet(name, files_hash(path, READ))
     except OSError:
         raise ModelInvalid(f"the ControlNet {path.name} is unreadable") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ def read_manifest(folder: Path) -> Files | None:
     raise ModelInvalid(f"{folder.name}/{MANIFEST_NAME} is not a manifest of files with sha256 and size")
 
 
-def files_hash(path: Path) -> str:
-    """One sha256 for a file, or for the names and contents of every file of a folder.
+def files_hash(path: Path, suffixes: Collection[str] | None = None) -> str:
+    """One sha256 for a file, or for names and contents of a folder's files: all, or those with `suffixes`.
 
     Raises:
         OSError: a file cannot be read.
@@ -88,7 +88,7 @@ def files_hash(path: Path) -> str:
     if path.is_file():
         return _sha256(path)
     digest = hashlib.sha256()
-    names = _list_files(path)
+    names = [name for name in _list_files(path) if suffixes is None or Path(name).suffix in suffixes]
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         for name, each in zip(names, pool.map(lambda name: _sha256(path / name), names), strict=True):
             digest.update(f"{name}\0{each}\n".encode())

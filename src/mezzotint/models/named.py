@@ -67,7 +67,7 @@ class Kind:
             ) from None
         if equals:
             return Choice(name, place, number)
-        is_path = place.endswith(SUFFIX) or "/" in place or self.is_one(Path(place))
+        is_path = place.endswith(SUFFIX) or "/" in place
         return Choice(name_of(Path(place)), place, number) if is_path else Choice(name, None, number)
 
     def _named(self, given: str) -> tuple[str, Path]:

@@ -6,8 +6,6 @@ nothing here uses the network. Whether the files are the right ones, the caller 
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,8 +93,8 @@ def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) 
 
 
 def read_controlnet(path: Path, unet: Any, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """diffusers' `ControlNetModel` for `unet`, from a folder in diffusers' layout; or from a file of weights
-    alone, in diffusers' or the original layout, which is taken to be made as the UNet is.
+    """diffusers' `ControlNetModel` for `unet`, from a folder in diffusers' layout, or from a file of its
+    weights alone, which is taken to be made as the UNet is.
 
     Raises:
         ModelInvalid: it cannot be read, is of another kind, or is for another model.
@@ -115,14 +113,19 @@ def read_controlnet(path: Path, unet: Any, *, dtype: torch.dtype, device: torch.
 
 def _read_controlnet_file(file: Path, unet: Any, dtype: torch.dtype) -> Any:
     _check_header(file)
-    kind = diffusers.ControlNetModel
-    with _reading(file.name), tempfile.TemporaryDirectory() as folder:
-        with torch.device("meta"):
-            alike = kind.from_unet(unet, load_weights_from_unet=False)
-        (Path(folder) / "config.json").write_text(json.dumps({**alike.config, "_class_name": kind.__name__}))
-        return kind.from_single_file(
-            str(file), config=folder, local_files_only=True, **_options_for(kind, dtype)
+    with torch.device("meta"):
+        net = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    with _reading(file.name):
+        weights = _read_tensors(file, dtype)
+    wanted, found = ({name: each.shape for name, each in of.items()} for of in (net.state_dict(), weights))
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        raise ModelInvalid(
+            f"{file.name} holds no weights of a ControlNet for this model as diffusers names them: "
+            f"{odd[0]} is missing, or too much, or of another shape"
         )
+    net.load_state_dict(weights, strict=True, assign=True)
+    return net
 
 
 # What makes a ControlNet's residuals those of the UNet's blocks, and its inputs the UNet's.
@@ -140,9 +143,8 @@ def _check_is_for(net: Any, unet: Any, name: str) -> None:
     factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
     if factor != PIXELS_PER_LATENT or net.config.conditioning_channels != 3:
         raise ModelInvalid(f"{name} reads no RGB pictures of the size that is drawn")
-    missing = next((each for each, weight in net.named_parameters() if weight.is_meta), None)
-    if missing is not None:
-        raise ModelInvalid(f"{name} holds no weight {missing}")
+    if net.config.global_pool_conditions:
+        raise ModelInvalid(f"{name} pools what it makes over the picture, which is not served")
 
 
 def _plain(value: Any) -> Any:

@@ -73,7 +73,6 @@ def _etag(order: Order, made_by: Mapping[str, Any], device: str) -> str:
         **{field.name: getattr(request, field.name) for field in fields(request)},
         **dict.fromkeys(("deadline_s", "preview_every", "tenant", "priority"), None),
         **{name: _digest(getattr(request, name)) for name in ("image", "mask")},
-        "controls": [repr(each) + str(_digest(each.image)) for each in request.controls],
     }
     told = json.dumps(
         [drawn, order.format, order.compression, made_by, device], sort_keys=True, default=asdict

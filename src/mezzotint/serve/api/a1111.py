@@ -17,13 +17,13 @@ from mezzotint.errors import ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask, read_upload
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.a1111_answers import A1111Error, Answer, echo_of, info_of, state_of
+from mezzotint.serve.api.a1111_answers import ERRORS, A1111Error, Answer, echo_of, info_of, state_of
 from mezzotint.serve.api.a1111_controls import with_controls
 from mezzotint.serve.api.a1111_fields import check_neutral
 from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
-from mezzotint.serve.api.documented import DRAWN, PLAIN, answers, headers
+from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.plate import Plate, with_pictures_of
@@ -33,7 +33,6 @@ from mezzotint.serve.services import Services
 __all__ = ["router"]
 
 
-ERRORS = answers(*PLAIN, model=A1111Error)
 DRAWING = {200: {"model": Answer, **headers(*DRAWN)}, **answers(404, 415, 504, model=A1111Error)}
 
 
@@ -69,8 +68,12 @@ def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequ
 async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services) -> Response:
     if fields.alwayson_scripts:
         limits = (await services.gateway.served()).limits
-        wanted = await asyncio.to_thread(with_controls, wanted, fields.alwayson_scripts, limits)
+        with named_as_sent(wanted, limits, SENT_AS):
+            wanted = await asyncio.to_thread(with_controls, wanted, fields.alwayson_scripts, limits)
+        fields.alwayson_scripts = None
     plates = await _prepare(fields, wanted, caller, services)
+    # As they were sent, nobody needs the pictures while they are drawn.
+    del wanted
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
     cost_s = services.gateway.cost_s(list(plates.values()))

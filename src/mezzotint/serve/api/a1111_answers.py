@@ -14,11 +14,12 @@ from mezzotint.core import Receipt
 from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.metadata import hires_settings, parameters_text
 from mezzotint.serve.api.a1111_schemas import Txt2Img
+from mezzotint.serve.api.documented import PLAIN, answers
 from mezzotint.serve.plate import Plate
 from mezzotint.serve.runs import Run
 from mezzotint.serve.wire import Drawn, RunStatus
 
-__all__ = ["A1111Error", "Answer", "echo_of", "info_of", "state_of"]
+__all__ = ["ERRORS", "A1111Error", "Answer", "echo_of", "info_of", "state_of"]
 
 
 class A1111Error(BaseModel):
@@ -28,6 +29,10 @@ class A1111Error(BaseModel):
     detail: str
     body: str = ""
     errors: str
+
+
+ERRORS = answers(*PLAIN, model=A1111Error)
+"""Of every route that A1111's clients know."""
 
 
 class Answer(BaseModel):
@@ -45,8 +50,6 @@ def echo_of(fields: Txt2Img) -> str:
         InvalidRequest: a field that nobody looked at holds a number that JSON does not know.
     """
     echo = fields.model_dump()
-    # Its units hold pictures, which the client has.
-    echo["alwayson_scripts"] = None
     if not echo.get("include_init_images"):
         echo.update({name: None for name in ("init_images", "mask") if name in echo})
     written = []

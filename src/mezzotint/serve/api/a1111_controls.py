@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field, ValidationError
 
 from mezzotint.core import (
@@ -26,6 +26,8 @@ from mezzotint.core import (
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.inputs import cropped_to, fitting_size, padded_to
 from mezzotint.imaging.uploads import decode_base64, read_upload
+from mezzotint.resolving import check_names
+from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
@@ -82,13 +84,20 @@ class Unit(Fields):
         return self.enabled and self.model.casefold() != "none"
 
     @property
+    def net(self) -> str:
+        """The ControlNet's name."""
+        return HASHED.sub("", self.model)
+
+    @property
     def picture(self) -> str | None:
         """As it was sent; None where the picture that is drawn from is meant."""
         if isinstance(self.image, dict):
             if self.image.get("mask"):
                 raise NotSupported(f"{PLACE}: a mask of a unit's image is not served", param=SCRIPTS)
             picture = self.image.get("image")
-            return picture if isinstance(picture, str) else None
+            if not isinstance(picture, str):
+                raise InvalidRequest(f"{PLACE}: image.image must be base64, a text", param=SCRIPTS)
+            return picture
         return self.image or self.input_image
 
     def check(self) -> None:
@@ -110,10 +119,17 @@ class Unit(Fields):
                 raise NotSupported(f"{PLACE}: {name} must be {usual[-1]}, not {value!r}", param=SCRIPTS)
         check_neutral(others, IN_FORCE)
 
-    def control(self, image: Pixels, size: tuple[int, int]) -> Control:
+    def control(self, place: str, drawn_from: Pixels | None, shape: tuple[int, int]) -> Control:
+        """place: of its picture. drawn_from: what it reads where it has none. shape: width and height."""
+        picture, image = self.picture, drawn_from
+        if picture is not None:
+            data = decode_base64(picture, place, MAX_UPLOAD_BYTES)
+            image = read_upload(data, param=place, max_pixels=MAX_UPLOAD_PIXELS)
+        if image is None:
+            raise InvalidRequest(f"{place} is required", param=SCRIPTS)
         return Control(
-            name=HASHED.sub("", self.model),
-            image=RESIZE_MODES[str(self.resize_mode).casefold()](image, *size),
+            name=self.net,
+            image=RESIZE_MODES[str(self.resize_mode).casefold()](image, *shape),
             preprocessor="canny" if self.module.casefold() == "canny" else "none",
             scale=self.weight,
             start=self.guidance_start,
@@ -129,27 +145,24 @@ def with_controls(
     Raises:
         MezzotintError: a unit or another script is not accepted, or not served.
     """
-    units = _units(scripts)
+    units = {number: unit for number, unit in enumerate(_units(scripts)) if unit.is_used}
     if not units:
         return request
+    for unit in units.values():
+        unit.check()
+    # Before any picture is decoded: a small file may hold a large one.
+    check_names([unit.net for unit in units.values()], limits)
     width, height = _size(request, limits)
     # What is not drawn is refused later on; until then nothing is made of such a size.
     shape = (_within(width, limits), _within(height, limits))
-    controls = []
-    for number, unit in enumerate(units):
-        unit.check()
-        image = request.image
-        if unit.picture is not None:
-            data = decode_base64(unit.picture, f"{PLACE}[{number}].image", MAX_UPLOAD_BYTES)
-            image = read_upload(data, param=f"{PLACE}[{number}].image", max_pixels=MAX_UPLOAD_PIXELS)
-        if image is None:
-            raise InvalidRequest(f"{PLACE}[{number}].image is required", param=SCRIPTS)
-        controls.append(unit.control(image, shape))
-    return replace(request, width=width, height=height, controls=tuple(controls))
+    controls = tuple(
+        unit.control(f"{PLACE}[{number}].image", request.image, shape) for number, unit in units.items()
+    )
+    return replace(request, width=width, height=height, controls=controls)
 
 
 def _units(scripts: Mapping[str, Any]) -> list[Unit]:
-    """Those that are used."""
+    """Of the one script that is served."""
     found: list[Unit] = []
     for name, script in scripts.items():
         args = script.get("args") if isinstance(script, Mapping) else script
@@ -157,18 +170,22 @@ def _units(scripts: Mapping[str, Any]) -> list[Unit]:
             continue
         if name.casefold() != NAME:
             raise NotSupported(f"{SCRIPTS}: of scripts only ControlNet is served, not {name}", param=SCRIPTS)
+        if found:
+            raise InvalidRequest(f"{SCRIPTS} has ControlNet twice, by names of different case", param=SCRIPTS)
         if not isinstance(args, list) or not all(isinstance(each, Mapping) for each in args):
             raise InvalidRequest(f"{PLACE}.args must be a list of units", param=SCRIPTS)
         if len(args) > MAX_CONTROLS:
             raise InvalidRequest(f"{PLACE} has at most {MAX_CONTROLS} units, not {len(args)}", param=SCRIPTS)
-        for number, told in enumerate(args):
-            try:
-                found.append(Unit.model_validate(told))
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                place = ("body", f"{PLACE}[{number}]", *first["loc"])
-                raise as_invalid_request({**first, "loc": place}) from None
-    return [unit for unit in found if unit.is_used]
+        found = [_unit(told, f"{PLACE}[{number}]") for number, told in enumerate(args)]
+    return found
+
+
+def _unit(told: Mapping[str, Any], place: str) -> Unit:
+    try:
+        return Unit.model_validate(told)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise as_invalid_request({**first, "loc": ("body", place, *first["loc"])}) from None
 
 
 def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
@@ -185,7 +202,9 @@ def _within(side: int, limits: ModelLimits) -> int:
     return min(max(side, limits.min_size), limits.max_size)
 
 
-router = APIRouter(prefix="/controlnet", tags=["A1111"], route_class=KeyedRoute)
+router = APIRouter(prefix="/controlnet", tags=["A1111"], route_class=KeyedRoute, responses=ERRORS)
+# The extension's own; what they ask for is so here anyway.
+Flag = Annotated[bool, Query(description="accepted, and not used")]
 
 
 @router.get("/version", summary="The extension's version, as its clients ask for it")
@@ -194,13 +213,13 @@ async def version(_: CallerOf) -> dict[str, int]:
 
 
 @router.get("/model_list", summary="The ControlNets that a unit may name")
-async def model_list(_: CallerOf, services: ServicesOf) -> dict[str, list[str]]:
+async def model_list(_: CallerOf, services: ServicesOf, update: Flag = True) -> dict[str, list[str]]:
     served = (await services.gateway.served()).limits.controlnets
     return {"model_list": [f"{each.name} [{each.sha256[:8]}]" for each in served]}
 
 
 @router.get("/module_list", summary="The preprocessors")
-async def module_list(_: CallerOf) -> dict[str, Any]:
+async def module_list(_: CallerOf, alias_names: Flag = False) -> dict[str, Any]:
     nothing_to_set = {"model_free": False, "sliders": []}
     return {
         "module_list": list(PREPROCESSORS),

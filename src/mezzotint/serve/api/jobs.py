@@ -30,7 +30,7 @@ from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.openai import prepare_all
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
-from mezzotint.serve.jobs.work import Work, keep_control, keep_upload
+from mezzotint.serve.jobs.work import Work
 from mezzotint.serve.services import Services
 from mezzotint.serve.stores.job import FINAL, Job, JobEvent, JobState, NewJob
 from mezzotint.serve.stores.jobs import MAX_IDEMPOTENCY_KEY
@@ -97,23 +97,20 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
         MezzotintError: a field is not accepted, or the key may not.
     """
     image, mask = await asyncio.to_thread(fields.read_pictures)
-    controls = await asyncio.to_thread(fields.read_controls)
-    plates = await prepare_all(fields, services, caller, image=image, mask=mask, controls=controls)
+    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
     cost_s = services.gateway.cost_s(plates)
     check_possible(caller, len(plates), cost_s)
     # Asking counts now, drawing when it is drawn.
     async with services.access.admit(caller, images=0, compute_s=0.0):
-        first, ttl_s = plates[0].request, services.settings.job_ttl_s
-        return Work.of(
+        first = plates[0].request
+        work = Work.of(
             first,
             model=(await services.gateway.served()).model,
             format=fields.format,
             compression=fields.output_compression,
             cost_s=cost_s,
-            image=None if first.image is None else await keep_upload(services.images, first.image, ttl_s),
-            mask=None if first.mask is None else await keep_upload(services.images, first.mask, ttl_s),
-            controls=tuple([await keep_control(services.images, each, ttl_s) for each in first.controls]),
         )
+        return await work.with_pictures_of(first, services.images, services.settings.job_ttl_s)
 
 
 @router.get(

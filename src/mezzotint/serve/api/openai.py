@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
-from mezzotint.core import Control, Mask, Pixels
+from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
@@ -60,8 +60,7 @@ WITH_FILES = {**DRAWING, **answers(415)}
 async def generations(
     fields: GenerationFields, request: Request, services: ServicesOf, caller: CallerOf
 ) -> Response:
-    controls = await asyncio.to_thread(fields.read_controls)
-    return await _answer("image_generation", fields, request, services, caller, controls=controls)
+    return await _answer("image_generation", fields, request, services, caller)
 
 
 router.add_api_route(
@@ -126,9 +125,11 @@ async def _answer(
     caller: Caller,
     image: Pixels | None = None,
     mask: Mask | None = None,
-    controls: tuple[Control, ...] = (),
 ) -> Response:
-    plates = await prepare_all(fields, services, caller, image=image, mask=mask, controls=controls)
+    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
+    # As it was sent, nobody needs it while it is drawn.
+    image = mask = None
+    fields.forget_pictures()
     answer = Answer(kind, fields, plates, services, caller)
     if fields.stream:
         return await answer.streamed()
@@ -142,7 +143,6 @@ async def prepare_all(
     *,
     image: Pixels | None = None,
     mask: Mask | None = None,
-    controls: tuple[Control, ...] = (),
 ) -> list[Plate]:
     """A plate for each picture, checked against the served model.
 
@@ -153,6 +153,7 @@ async def prepare_all(
         check_mask_size(mask, image)
     gateway = services.gateway
     limits = (await gateway.served()).limits
+    controls = await asyncio.to_thread(fields.read_controls, limits)
     plates: list[Plate] = []
     for each in fields.to_requests(limits):
         asked = replace(each, image=image, mask=mask, controls=controls)

@@ -13,6 +13,7 @@ from math import ceil
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from mezzotint.core import (
     MAX_CONTROL_SCALE,
@@ -33,7 +34,7 @@ from mezzotint.core import (
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
 from mezzotint.imaging.uploads import decode_base64, read_upload
-from mezzotint.resolving import limits_with
+from mezzotint.resolving import check_names, limits_with
 from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.styles import PRESETS, STYLES
@@ -245,6 +246,17 @@ class ImageFields(Fields):
     def _prompt(self) -> str:
         return ""
 
+    def read_controls(self, limits: ModelLimits) -> tuple[Control, ...]:
+        """With their pictures decoded. Computes: not on an event loop.
+
+        Raises:
+            MezzotintError: one of them is not accepted; if it is not served, before any is decoded.
+        """
+        return ()
+
+    def forget_pictures(self) -> None:
+        """Let go of those that are in its text."""
+
     def _steps(self, limits: ModelLimits) -> int | None:
         share = QUALITIES[self.quality or "auto"]
         if self.num_inference_steps is not None:
@@ -308,20 +320,23 @@ class GenerationFields(ImageFields):
     def _prompt(self) -> str:
         return self.prompt
 
-    def read_controls(self) -> tuple[Control, ...]:
-        """With their pictures decoded. Computes: not on an event loop.
-
-        Raises:
-            MezzotintError: one of them is not accepted.
-        """
+    def read_controls(self, limits: ModelLimits) -> tuple[Control, ...]:
         asked = self.controls or ()
+        check_names([each.name for each in asked], limits)
         return tuple(each.read(f"controls[{number}].image") for number, each in enumerate(asked))
+
+    def forget_pictures(self) -> None:
+        self.controls = None
 
 
 class EditFields(GenerationFields):
     """The text fields of `POST /v1/images/edits`, whose files are `image` and `mask`."""
 
-    controls: Any = Field(None, description="not supported in a form")
+    # Not told of: it is there to say where they are taken.
+    controls: SkipJsonSchema[Any] = None
+
+    def read_controls(self, limits: ModelLimits) -> tuple[Control, ...]:
+        return ()
 
     def _refuse_what_is_not_served(self) -> None:
         super()._refuse_what_is_not_served()

@@ -15,8 +15,9 @@ from PIL import Image as PilImage
 
 from mezzotint.core import Control, GenerationRequest, Hires, Lora, Pixels, ResolvedRequest, size_of
 from mezzotint.serve.stores.images import ImageStore
+from mezzotint.serve.stores.job import UPLOADS
 
-__all__ = ["WAITING_SECONDS", "Work", "keep_control", "keep_upload"]
+__all__ = ["WAITING_SECONDS", "Work"]
 
 # A job's pictures are deleted with it, which is `job_ttl_s` after its end. Nobody knows that end before; they
 # are kept for so much longer, if it does not come.
@@ -65,7 +66,34 @@ class Work:
         request = {field.name: getattr(self.request, field.name) for field in fields(self.request)}
         request["loras"] = [asdict(lora) for lora in self.request.loras]
         request["hires"] = None if self.request.hires is None else asdict(self.request.hires)
-        return {**told, "request": {name: request[name] for name in request if name not in NOT_KEPT}}
+        request = {name: request[name] for name in request if name not in NOT_KEPT}
+        # For the store, which need not know what they are for.
+        return {**told, "request": request, UPLOADS: self.uploads}
+
+    async def with_pictures_of(self, drawn: ResolvedRequest, images: ImageStore, ttl_s: float) -> Work:
+        """With what `drawn` starts from and is held to, kept without loss until the job is forgotten.
+
+        ttl_s: for how long a finished job is kept.
+
+        Raises:
+            StoreUnavailable: they cannot be kept, and none of them is.
+        """
+        kept: list[str] = []
+
+        async def keep(pixels: Pixels | None) -> str | None:
+            if pixels is None:
+                return None
+            data = await asyncio.to_thread(_encode, pixels)
+            kept.append(await images.put(data, "png", ttl_s + WAITING_SECONDS))
+            return kept[-1]
+
+        try:
+            image, mask = await keep(drawn.image), await keep(drawn.mask)
+            controls = [{**_told(each), "image": await keep(each.image)} for each in drawn.controls]
+        except BaseException:
+            await images.delete(kept)
+            raise
+        return replace(self, image=image, mask=mask, controls=tuple(controls))
 
     @property
     def uploads(self) -> list[str]:
@@ -104,18 +132,9 @@ def _known(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: told[field.name] for field in fields(kind) if field.name in told}
 
 
-async def keep_upload(images: ImageStore, pixels: Pixels, ttl_s: float) -> str:
-    """Keep a picture that a job starts from until the job is forgotten, without loss; its name.
-
-    ttl_s: for how long a finished job is kept.
-    """
-    return await images.put(await asyncio.to_thread(_encode, pixels), "png", ttl_s + WAITING_SECONDS)
-
-
-async def keep_control(images: ImageStore, control: Control, ttl_s: float) -> dict[str, Any]:
-    """The same of a control: as `Work` has it."""
-    told = {field.name: getattr(control, field.name) for field in fields(control)}
-    return {**told, "image": await keep_upload(images, control.image, ttl_s)}
+def _told(control: Control) -> dict[str, Any]:
+    """All of it but its picture."""
+    return {each.name: getattr(control, each.name) for each in fields(control) if each.name != "image"}
 
 
 async def _fetch(images: ImageStore, name: str | None) -> Pixels | None:

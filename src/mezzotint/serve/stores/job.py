@@ -37,8 +37,8 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
         "cancelled": frozenset(),
     }
 )
-# Of a request, what names pictures in the image store.
-UPLOADS = ("image", "mask")
+# Of a request, the list of the pictures in the image store that it starts from.
+UPLOADS = "uploads"
 FINAL: frozenset[JobState] = frozenset(state for state, following in TRANSITIONS.items() if not following)
 # An index finds those of a state; those that are of none of several it finds only by reading all.
 UNFINISHED: tuple[JobState, ...] = tuple(state for state in STATES if state not in FINAL)
@@ -49,7 +49,7 @@ class NewJob:
     """What is asked for.
 
     caller: the key's id.
-    request: whatever the runner needs to draw it, as JSON; `UPLOADS` by their names in the image store.
+    request: whatever the runner needs to draw it, as JSON; below `UPLOADS` the names of its pictures.
     n: how many pictures.
     deadline_s: seconds from now; a job that is not finished by then fails. `None` for no limit.
     idempotency_key: the client's own name for this job; empty for none.

@@ -396,7 +396,7 @@ class JobStore:
             old = (await connection.execute(ended)).all()
             ids = [row.id for row in old]
             drawn = await connection.scalars(select(job_images.c.name).where(job_images.c.job_id.in_(ids)))
-            uploads = [name for row in old for key in UPLOADS if (name := row.request.get(key))]
+            uploads = [name for row in old for name in _uploads(row.request)]
             return ids, [*uploads, *drawn]
 
         forgotten = 0
@@ -428,6 +428,13 @@ class JobStore:
         answer = await self._database.write(locked)
         self.ended.update(ended)
         return answer
+
+
+def _uploads(request: Mapping[str, Any]) -> list[str]:
+    if UPLOADS in request:
+        return list(request[UPLOADS])
+    # A version before this one did not list them.
+    return [name for key in ("image", "mask") if (name := request.get(key))]
 
 
 async def _same_job(connection: AsyncConnection, job: NewJob) -> Job | None:
