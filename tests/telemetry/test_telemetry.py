@@ -356,6 +356,7 @@ def test_labels_stay_few_whatever_is_sent() -> None:
     label = BoundedLabel(2)
     assert [label(each) for each in ("a", "b", "c", "a", "d")] == ["a", "b", "other", "a", "other"]
     assert surface_of(f"/{SECRET}") == "none"
+    assert surface_of("/controlnet/model_list") == surface_of("/sdapi/v1/loras") == "a1111"
 
 
 def test_families_of_several_processes_are_kept_together() -> None:

@@ -1,6 +1,6 @@
 """Settings: parsed once, from flags before variables, and refused by name."""
 
-from __future__ import annotations
+from __future__ import inspect
 
 import json
 import pickle
@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from mezzotint import config
 from mezzotint.cli.main import run
 from mezzotint.config import OTHER_VARIABLES, Settings, find_settings, load_settings, shown
+from mezzotint.engine.engine import Engine
 from mezzotint.errors import SettingInvalid
+from mezzotint.serve import replica
 
 
 @pytest.fixture(autouse=True)
@@ -303,3 +305,21 @@ def test_the_schema_describes_every_setting(capsys: pytest.CaptureFixture[str]) 
 def test_the_pages_key_is_never_shown() -> None:
     assert shown("ui_key", "mz-s3cret") == "'***'"
     assert shown("ui_key", "") == "''"
+
+
+def test_a_replicas_engine_is_told_every_setting_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    taken = inspect.signature(Engine.load).parameters.keys() & Settings.model_fields.keys()
+    monkeypatch.setattr(Engine, "load", lambda model, **options: given.update(options, model=model))
+    settings = Settings(
+        model="sdxl",
+        loras=("a.safetensors",),
+        controlnets=("b",),
+        embeddings=("c.safetensors",),
+        max_width=3,
+        threads=2,
+        warm_up_sizes=((64, 64),),
+    )
+    replica._load(settings)
+    assert {"loras", "controlnets", "embeddings", "max_width"} <= taken
+    assert {name: given[name] for name in taken} == {name: getattr(settings, name) for name in taken}
