@@ -1,11 +1,13 @@
 """Settings: parsed once, from flags before variables, and refused by name."""
 
-from __future__ import inspect
+from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
