@@ -19,7 +19,15 @@ from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
 from mezzotint.ui.editing import prepare_edit, size_of_file
 from mezzotint.ui.form import TABS, Wish, filled, read_seed, read_whole
-from mezzotint.ui.guides import NO_PICTURE, Guide, nearest_shape, prepare_guide, usual_reading
+from mezzotint.ui.guides import (
+    EDGES,
+    NO_PICTURE,
+    Guide,
+    nearest_shape,
+    prepare_guide,
+    reading_for,
+    upright_size,
+)
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import Notice, notice_of
@@ -96,18 +104,27 @@ class Answers:
             for widget, own, new, known in zip(widgets, now, theirs, zip(*usual, strict=True), strict=True)
         }
 
-    def follow(self, file: str | None, guide: str | None, size: str | None) -> Updates:
+    def follow(self, picture: object, guide: str | None, reading: str | None, size: str | None) -> Updates:
         """A guiding picture was given or taken away. Reads a file: in a thread."""
+        file = _place(picture)
         offer, guiding, form = self._desk.monitor.offer, self._parts.guiding, self._parts.form
         if file is None:
             return {guiding.guide: OFF}
+        try:
+            own = upright_size(file)
+        except ValueError as error:
+            return self._notice(Notice(str(error)))
         # What is on already came with a picture's settings, which say the shape too.
         if guide or offer is None or not offer.controlnets:
-            return gr.skip()  # type: ignore[no-any-return]
-        shape = nearest_shape(file, [*([size] if size else ()), *(size for _, size in offer.sizes)])
+            return self._notice(None)
+        shapes = [*([size] if size else []), *(shape for _, shape in offer.sizes)]
         name = offer.controlnets[0]
-        chosen = {guiding.guide: name, guiding.guide_reads: usual_reading(name)}
-        return chosen if shape in (None, size) else {**chosen, form.size: shape}
+        return {
+            **self._notice(None),
+            form.size: nearest_shape(own, shapes),
+            guiding.guide: name,
+            guiding.guide_reads: reading_for(name, reading or EDGES),
+        }
 
     async def act(
         self, request: gr.Request, event: gr.EventData, which: dict[str, Any] | None, kept: object

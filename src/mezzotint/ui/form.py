@@ -61,7 +61,7 @@ KEPT: Mapping[str, type | tuple[type, ...]] = {
     "guide_end": NUMBER,
 }
 AGAIN = (
-    "It followed a guiding picture, which is not part of its settings: give it under Guiding picture again."
+    "It followed a guiding picture, which is not part of its settings: give it again under Guiding picture."
 )
 STILL = "It followed a guiding picture: see that the one under Guiding picture is the same."
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,16 @@ __all__ = [
     "guides_of",
     "nearest_shape",
     "prepare_guide",
-    "usual_reading",
+    "reading_for",
+    "upright_size",
 ]
 
 # The service's names for what is read from the picture.
 EDGES, AS_IT_IS = "canny", "none"
 NO_PICTURE = "That file cannot be read as a picture. Choose a PNG, JPEG or WebP."
 MISSING = "Choose the picture to follow under Guiding picture, or turn its ControlNet off there."
+# In EXIF; from LYING on the picture lies on its side.
+ORIENTATION, LYING = 0x0112, 5
 GONE = "The guiding picture is not kept any more. Choose it again under Guiding picture."
 
 
@@ -50,59 +54,69 @@ def guides_of(controls: Iterable[UsedControl]) -> tuple[Guide, ...]:
 def guide_in_words(control: Mapping[str, Any]) -> str:
     """One of a receipt's `controls`."""
     read = {EDGES: "its edges", AS_IT_IS: "the picture as it is"}.get(control["preprocessor"], "")
-    words = [read or str(control["preprocessor"]), f"strength {control['scale']}"]
+    words = [read or str(control["preprocessor"]), f"strength {control['scale']:g}"]
     if (control["start"], control["end"]) != (0, 1):
-        words.append(f"from {control['start']} until {control['end']}")
+        words.append(f"from {control['start']:g} until {control['end']:g}")
     return ", ".join(words)
 
 
-def usual_reading(name: str) -> str:
-    """What a ControlNet of that name was most likely made to read."""
-    return EDGES if EDGES in name.casefold() else AS_IT_IS
+def reading_for(name: str, reading: str) -> str:
+    """What one of that name reads where `reading` is chosen: edges are for one that was made for edges."""
+    return reading if not name or EDGES in name.casefold() else AS_IT_IS
 
 
-def nearest_shape(file: str, sizes: Iterable[str]) -> str | None:
-    """Which of these sizes has the picture's proportions, or nearly. None of a file that is no picture."""
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
-            width, height = picture.size
-            # Of a photograph that was taken upright.
-            if picture.getexif().get(0x0112, 1) > 4:
-                width, height = height, width
-    except Exception:
-        return None
-    return min(sizes, key=lambda size: abs(math.log(width / height / _ratio(size))), default=None)
+def nearest_shape(size: str, shapes: Iterable[str]) -> str:
+    """Which of the shapes has the proportions of `size`, or nearly; the first of several."""
+    return min(shapes, key=lambda shape: abs(math.log(_ratio(size) / _ratio(shape))))
+
+
+def upright_size(file: str) -> str:
+    """`WIDTHxHEIGHT` of the picture, by its header.
+
+    Raises:
+        ValueError: a sentence that says why it cannot be followed.
+    """
+    with _told():
+        is_large = is_too_large(file)
+    if is_large:
+        raise ValueError(too_large())
+    with _told(), Image.open(file, formats=FORMATS) as picture:
+        width, height = picture.size
+        is_lying = picture.getexif().get(ORIENTATION, 1) >= LYING
+    return f"{height}x{width}" if is_lying else f"{width}x{height}"
 
 
 def prepare_guide(file: str | None, shape: str) -> bytes:
     """The picture as a PNG file, upright, cropped round its middle to the proportions of `shape`.
 
-    shape: `WIDTHxHEIGHT`, or empty, which crops nothing. Stretched, as the service does it, what is drawn
-    would be stretched too.
+    The service stretches it to what it draws, which would be stretched too.
+
+    shape: `WIDTHxHEIGHT`, or empty, which crops nothing.
 
     Raises:
         ValueError: a sentence that says what to do.
     """
     if file is None:
         raise ValueError(MISSING)
-    try:
-        whole = None if is_too_large(file) else _read(file)
-    except FileNotFoundError:
-        raise ValueError(GONE) from None
-    except Exception as error:
-        # Pillow has no one error for a file that is not what it seems.
-        raise ValueError(NO_PICTURE) from error
-    if whole is None:
-        raise ValueError(too_large())
+    upright_size(file)
+    with _told(), Image.open(file, formats=FORMATS) as picture:
+        whole = on_white(ImageOps.exif_transpose(picture))
     if SIZE.fullmatch(shape):
         whole = whole.crop(_middle(whole.size, _ratio(shape)))
     whole.thumbnail((MAX_SIDE, MAX_SIDE))
     return png_of(whole)
 
 
-def _read(file: str) -> Image.Image:
-    with Image.open(file, formats=FORMATS) as picture:
-        return on_white(ImageOps.exif_transpose(picture))
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong with a file, as a sentence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError(GONE) from None
+    except Exception as error:
+        # Pillow has no one error for a file that is not what it seems.
+        raise ValueError(NO_PICTURE) from error
 
 
 def _ratio(size: str) -> float:

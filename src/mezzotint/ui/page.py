@@ -12,6 +12,7 @@ import gradio as gr
 
 from mezzotint.ui.answers import Answers
 from mezzotint.ui.desk import Desk
+from mezzotint.ui.guides import reading_for
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.watching import ASK_AGAIN_SECONDS, Watching
 
@@ -64,7 +65,10 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     gr.on(chosen, answers.choose_loras, [settings.loras, *drawn], drawn, **QUIET)
     following = [guiding.guide, guiding.guide_reads, form.size]
     given = [guiding.picture.upload, guiding.picture.clear]
-    gr.on(given, answers.follow, [guiding.picture, guiding.guide, form.size], following, **QUIET)
+    told = [parts.notice, *following]
+    gr.on(given, answers.follow, [guiding.picture, *following], told, **as_sent)
+    chosen = [guiding.guide, guiding.guide_reads]
+    guiding.guide.input(reading_for, chosen, [guiding.guide_reads], **as_sent)
     seeded = [settings.seed, parts.notice]
     settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
 
@@ -73,7 +77,7 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
     opened, editor = parts.opened, parts.editor
     form, settings, guiding = parts.form, parts.settings, parts.guiding
     filling = [parts.notice, parts.tabs, form.prompt, form.size, settings.hires, *settings.inputs]
-    filling += [guiding.fold, *guiding.inputs]
+    filling += [guiding.fold, *guiding.settings]
     shown = [parts.notice, parts.stored, *opened.outputs]
     parts.drawings.act(answers.act, [opened.which, parts.stored], shown, **QUIET)
     parts.file.upload(answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET)

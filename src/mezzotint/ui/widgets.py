@@ -142,33 +142,39 @@ class Guiding:
             picture.preprocess = _place
             guide = gr.Radio(
                 [("Off", OFF)], value=OFF, label="ControlNet", **_typed("guide"),
-                info="Draws what the prompt says where the lines of this picture are; off, it is not used",
+                info="Keeps to the lines of the picture above, and fills them with what the prompt says",
             )  # fmt: skip
             reads = gr.Radio(
                 [("Its edges", EDGES), ("The picture as it is", AS_IT_IS)], value=EDGES,
                 label="Read from it", **_typed("guide-reads"),
-                info="Its edges are found in any photo or drawing; as it is, for white lines on black",
+                info="Edges are found in a photo or a drawing; white lines on black are taken as they are",
             )  # fmt: skip
             scale = gr.Slider(
                 0, MAX_CONTROL_SCALE, value=1, step=0.05, label="Guide strength", buttons=[],
-                **_typed("guide-scale"),
+                info="Less leaves more to the prompt", **_typed("guide-scale"),
             )  # fmt: skip
             with gr.Row(elem_id="guide-part"):
                 start, end = (
                     gr.Slider(
-                        0, 1, value=value, step=0.05, label=label, min_width=150, buttons=[], **_typed(field)
+                        0, 1, value=value, step=0.05, label=label, info=info, min_width=150, buttons=[],
+                        **_typed(field),
                     )
-                    for label, value, field in (
-                        ("Guide from", 0, "guide-start"),
-                        ("Guide until", 1, "guide-end"),
+                    for value, label, info, field in (
+                        (0, "Guide from", "0 is the first step", "guide-start"),
+                        (1, "Guide until", "1 is the last step", "guide-end"),
                     )
-                )
+                )  # fmt: skip
         return cls(fold, picture, guide, reads, scale, start, end)
 
     @property
     def inputs(self) -> list[Any]:
         """In the order that `Answers` reads them in."""
-        return [getattr(self, each.name) for each in fields(self) if each.name != "fold"]
+        return [self.picture, *self.settings]
+
+    @property
+    def settings(self) -> list[Any]:
+        """What is filled in. Never the picture: Gradio makes anew what may be filled, without `_place`."""
+        return [getattr(self, each.name) for each in fields(self) if each.name not in ("fold", "picture")]
 
 
 def _place(payload: ImageData | None) -> str | None:
