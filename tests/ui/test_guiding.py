@@ -14,7 +14,7 @@ from playwright.sync_api import Locator, Page, expect
 from mezzotint.backends.fake import FakeBackend
 from tests.api.live import live
 from tests.controlnets import lines, photo
-from tests.ui.acts import card, change_picture, draw, number, open_picture, open_settings
+from tests.ui.acts import FRAMES, card, change_picture, draw, number, open_picture, open_settings
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server
 
@@ -27,11 +27,12 @@ def wide(tmp_path: Path) -> Path:
 
 
 def open_guiding(page: Page) -> None:
-    # Once the first news has come, with the ControlNets that are served.
-    expect(page.get_by_role("radio", name="canny")).to_be_attached()
     if not page.locator("#followed").is_visible():
-        page.get_by_role("button", name="Guiding picture").first.click()
-    expect(page.locator("#followed")).to_be_visible()
+        # It is there once the first news has come.
+        page.get_by_role("button", name=re.compile("^Guiding picture")).click()
+    expect(net(page, "canny")).to_be_visible()
+    # As with the settings.
+    page.evaluate(FRAMES)
 
 
 def net(page: Page, name: str) -> Locator:
