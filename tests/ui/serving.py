@@ -47,7 +47,7 @@ def page_server(api: str, key: str = "", port: int = 0) -> Iterator[str]:
         started.append(_Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2), ready))
         await started[0].serve([listener])
 
-    # Each page has a folder of its own for uploads, and Gradio one for the process.
+    # Building a page sets it for the process; another's uploads are elsewhere.
     uploads = os.environ.get("GRADIO_TEMP_DIR")
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()

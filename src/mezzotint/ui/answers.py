@@ -164,14 +164,18 @@ class Answers:
         return {**self._notice(notice), self._parts.search: ""}
 
     async def change(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
-        """The opened picture goes to the editor."""
+        """The opened picture goes to the editor, which is emptied where there is none.
+
+        Gradio makes anew what it is not told the value of, without what holds the editor to its bounds.
+        """
         browser, _ = self._desk.visit(kept, request.session_hash)
+        nothing = {self._parts.editor.canvas: None}
         if not which:
-            return self._notice(None)
+            return {**self._notice(None), **nothing}
         try:
             picture = await self._desk.picture(browser, which["id"], which["n"])
         except ServiceError as error:
-            return self._notice(notice_of(error))
+            return {**self._notice(notice_of(error)), **nothing}
         prompt, emphasis = str(which["receipt"].get("prompt", "")), self._parts.settings.emphasis
         # Brackets in it mean what they meant.
         meant = {emphasis: bool(which["receipt"].get("emphasis"))} if has_marks(prompt) else {}
