@@ -17,6 +17,7 @@ from mezzotint.emphasis import has_marks
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
+from mezzotint.ui.drawing import SIZE
 from mezzotint.ui.editing import prepare_edit, size_of_file
 from mezzotint.ui.form import TABS, Wish, filled, read_seed, read_whole
 from mezzotint.ui.guides import (
@@ -117,7 +118,7 @@ class Answers:
         # What is on already came with a picture's settings, which say the shape too.
         if guide or offer is None or not offer.controlnets:
             return self._notice(None)
-        shapes = [*([size] if size else []), *(shape for _, shape in offer.sizes)]
+        shapes = [*([size] if size and SIZE.fullmatch(size) else []), *(shape for _, shape in offer.sizes)]
         name = offer.controlnets[0]
         return {
             **self._notice(None),
