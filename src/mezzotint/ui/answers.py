@@ -119,13 +119,16 @@ class Answers:
         if guide or offer is None or not offer.controlnets:
             return self._notice(None)
         shapes = [*([size] if size and SIZE.fullmatch(size) else []), *(shape for _, shape in offer.sizes)]
-        name = offer.controlnets[0]
-        return {
-            **self._notice(None),
-            form.size: nearest_shape(own, shapes),
-            guiding.guide: name,
-            guiding.guide_reads: reading_for(name, reading or EDGES),
-        }
+        name, shape = offer.controlnets[0], nearest_shape(own, shapes)
+        nearest = {} if shape == size else {form.size: shape}
+        return {**self._notice(None), **self.choose_guide(name, reading), **nearest, guiding.guide: name}
+
+    def choose_guide(self, name: str | None, reading: str | None) -> Updates:
+        """Edges are for a ControlNet that was made for them."""
+        fitting = reading_for(name or "", reading or EDGES)
+        # What stays is not answered: something else may have been chosen by now.
+        reads = self._parts.guiding.guide_reads
+        return {reads: gr.skip() if fitting == reading else fitting}
 
     async def act(
         self, request: gr.Request, event: gr.EventData, which: dict[str, Any] | None, kept: object

@@ -12,7 +12,6 @@ import gradio as gr
 
 from mezzotint.ui.answers import Answers
 from mezzotint.ui.desk import Desk
-from mezzotint.ui.guides import reading_for
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.watching import ASK_AGAIN_SECONDS, Watching
 
@@ -68,7 +67,7 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     told = [parts.notice, *following]
     gr.on(given, answers.follow, [guiding.picture, *following], told, **as_sent)
     chosen = [guiding.guide, guiding.guide_reads]
-    guiding.guide.input(reading_for, chosen, [guiding.guide_reads], **as_sent)
+    guiding.guide.input(answers.choose_guide, chosen, [guiding.guide_reads], **as_sent)
     seeded = [settings.seed, parts.notice]
     settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
 
