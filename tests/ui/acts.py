@@ -9,6 +9,7 @@ from typing import Any
 from playwright.sync_api import Error, Locator, Page, expect
 
 __all__ = [
+    "FRAMES",
     "begin",
     "card",
     "change_picture",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def page_server(api: str, key: str = "", port: int = 0) -> Iterator[str]:
         started.append(_Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2), ready))
         await started[0].serve([listener])
 
+    # Building a page sets it for the process; another's uploads are elsewhere.
+    uploads = os.environ.get("GRADIO_TEMP_DIR")
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
     try:
@@ -56,4 +59,6 @@ def page_server(api: str, key: str = "", port: int = 0) -> Iterator[str]:
             server.should_exit = True
         thread.join(START_SECONDS)
         listener.close()
+        if uploads is not None:
+            os.environ["GRADIO_TEMP_DIR"] = uploads
         assert not thread.is_alive(), "the page's server did not stop"

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Page, Request, expect
 
 from tests.ui.acts import begin, card, draw, number, open_picture, open_settings
@@ -47,11 +48,17 @@ def faults(page: Page) -> list[str]:
     [{}, {"color_scheme": "dark"}, PHONE],
     ids=["light", "dark", "phone"],
 )
-def test_axe_finds_no_serious_fault_in_any_of_its_states(visit: Visit, options: dict[str, Any]) -> None:
+def test_axe_finds_no_serious_fault_in_any_of_its_states(
+    visit: Visit, options: dict[str, Any], tmp_path: Path
+) -> None:
     page = visit(**options)
     expect(page.get_by_text("Nothing yet.")).to_be_visible()
     assert faults(page) == []
     open_settings(page)
+    page.get_by_role("button", name="Guiding picture").first.click()
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    page.locator("#followed input[type=file]").set_input_files(tmp_path / "black.png")
+    expect(page.get_by_alt_text("The picture to follow")).to_be_visible()
     draw(page, "a heron")
     number(page, "Steps").fill("60")
     begin(page, "an owl that takes its time")
@@ -226,10 +233,29 @@ def test_the_pages_server_is_shut_to_all_but_the_page(address: str, tmp_path: Pa
             answer = client.get(path)
             assert answer.status_code >= 400, path
             assert answer.text != "secret"
+        _forge_uploads(client, secret)
         assert not client.get("/gradio_api/info").json()["named_endpoints"]
         large = {"files": ("large.png", b"\x00" * 53_000_000, "image/png")}
         assert client.post("/gradio_api/upload", files=large).status_code == 413
         assert client.post("/gradio_api/queue/join", content=b" " * 57_000_000).status_code == 413
+
+
+def _forge_uploads(client: httpx.Client, file: Path) -> None:
+    """Ask each button that takes a file to take one of this machine for it."""
+    config = client.get("/config").json()
+    kinds = {each["id"]: each["type"] for each in config["components"]}
+    forged = {"path": str(file), "meta": {"_type": "gradio.FileData"}}
+    values = {"file": forged, "image": forged}
+    values["imageeditor"] = {"background": forged, "layers": [], "composite": forged}
+    asked = 0
+    for button in config["dependencies"]:
+        data = [values.get(kinds[id]) for id in button["inputs"]]
+        if any(data):
+            body = {"fn_index": button["id"], "session_hash": "forger", "data": data, "trigger_id": 1}
+            answer = client.post("/gradio_api/run/predict", json=body)
+            assert (answer.status_code, answer.json()) == (500, {"error": None})
+            asked += 1
+    assert asked >= 4
 
 
 def test_the_key_stays_on_the_server(visit: Visit, tmp_path: Path) -> None:

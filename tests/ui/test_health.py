@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 
 from mezzotint.ui.app import build_app, end_pages
 from mezzotint.ui.settings import UiSettings
 
 
-async def test_a_page_whose_buttons_do_nothing_any_more_is_not_healthy() -> None:
+async def test_a_page_whose_buttons_do_nothing_any_more_is_not_healthy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Building a page sets it for the process; another's uploads are elsewhere.
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     app = build_app(UiSettings(api="http://127.0.0.1:9"))
     transport = httpx.ASGITransport(app)
     async with (

@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from playwright.sync_api import Locator, Page, expect
 
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.ui.service import Unreachable
 from tests.ui.acts import (
     begin,
     card,
@@ -187,6 +188,28 @@ def test_a_picture_of_too_many_pixels_is_not_drawn_from(page: Page, monkeypatch:
     # One that really has too many takes a browser long.
     monkeypatch.setattr("mezzotint.ui.editing.MAX_PIXELS", 10_000)
     page.get_by_label("Prompt of the changed picture").fill("a large tern")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(page.get_by_role("alert")).to_contain_text("That picture has more than 10,000 pixels.")
+
+
+def test_nor_is_it_after_one_that_did_not_come(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*_: object) -> None:
+        raise Unreachable
+
+    draw(page, "a noddy")
+    panel = open_picture(page, "a noddy")
+    with monkeypatch.context() as patched:
+        patched.setattr("mezzotint.ui.desk.Desk.picture", silent)
+        panel.get_by_role("button", name="Change it").click()
+        expect(page.get_by_role("alert")).to_contain_text("The drawing service does not answer just now.")
+    page.get_by_role("tab", name="Change a picture").click()
+    Image.new("RGB", (128, 128)).save(tmp_path / "noddy.png")
+    page.locator("#canvas input[type=file]").set_input_files(tmp_path / "noddy.png")
+    expect(page.locator("#canvas").get_by_role("button", name="Undo")).to_be_enabled()
+    monkeypatch.setattr("mezzotint.ui.editing.MAX_PIXELS", 10_000)
+    page.get_by_label("Prompt of the changed picture").fill("a large noddy")
     page.get_by_role("button", name="Draw from it").click()
     expect(page.get_by_role("alert")).to_contain_text("That picture has more than 10,000 pixels.")
 

@@ -7,8 +7,10 @@ import re
 import struct
 import time
 import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,16 @@ from PIL import Image, PngImagePlugin
 
 from mezzotint import errors
 from mezzotint.backends.fake import FAKE_LIMITS
-from mezzotint.core import GenerationRequest, Hires, Lora
+from mezzotint.core import Control, GenerationRequest, Hires, Lora, ServedControlNet, UsedControl
 from mezzotint.errors import InvalidRequest, MezzotintError, SettingInvalid
+from mezzotint.imaging.metadata import control_settings
 from mezzotint.resolving import resolve
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
 from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed, read_whole
+from mezzotint.ui.guides import Guide, guide_in_words, nearest_shape, prepare_guide, reading_for, upright_size
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import Recipe, read_recipe, recipe_of_told
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
@@ -46,6 +50,7 @@ RECEIPT = {
     "guidance_scale": 5.0, "width": 128, "height": 96, "model": "sdxl", "revision": "r", "backend": "b",
     "dtype": "float32",
 }  # fmt: skip
+LINES = np.zeros((8, 8, 3), np.uint8)
 HOSTILE = '<img src=x onerror="alert(1)">'
 
 
@@ -438,10 +443,220 @@ class TestSecondStage:
         assert "hires" not in sentence
 
 
+CONTROL = {
+    "name": "canny", "preprocessor": "canny", "scale": 0.8, "start": 0.1, "end": 0.9,
+    "image_sha256": "i" * 64, "sha256": "c" * 64,
+}  # fmt: skip
+GUIDE = Guide("canny", "canny", 0.8, 0.1, 0.9)
+NOT_GUIDED = {
+    "guide": "", "guide_reads": "canny", "guide_scale": 1.0, "guide_start": 0.0, "guide_end": 1.0,
+}  # fmt: skip
+
+
+def with_controlnets(*names: str) -> Offer:
+    nets = [{"name": name, "sha256": "c" * 64} for name in names]
+    return read_offer(
+        told(
+            controlnets=nets, preprocessors=["none", "canny"], sizes={**told()["sizes"], "min": 64},
+        )
+    )  # fmt: skip
+
+
+def guide_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name.startswith("guide_") or name == "guide"}
+
+
+class TestGuide:
+    def test_it_is_offered_by_a_service_that_has_controlnets_and_by_no_other(self, offer: Offer) -> None:
+        assert with_controlnets("canny", "depth").controlnets == ("canny", "depth")
+        assert offer.controlnets == ()
+        assert offer.usual["guide"] == ""
+        assert not offer.follows(GUIDE)
+
+    def test_it_is_asked_for_with_its_picture(self) -> None:
+        wish = Wish("an owl", guide=GUIDE, guiding=b"lines")
+        asked = {"name": "canny", "preprocessor": "canny", "scale": 0.8, "start": 0.1, "end": 0.9}
+        assert wish.body()["controls"] == [{**asked, "image": "bGluZXM="}]
+        changed = replace(wish, image=b"picture", mask=b"mask", loras=[Lora("ink")]).body()
+        assert {"controls", "image", "mask", "loras"} <= changed.keys()
+        larger = replace(wish, size="128x96", hires=Hires(1.5)).body()
+        assert {"controls", "size", "hires"} <= larger.keys()
+        assert "controls" not in replace(wish, guide=None).body()
+        # The service wants to hear that there are no words.
+        assert replace(wish, prompt="").body()["prompt"] == ""
+
+    def test_a_picture_of_ours_brings_its_own_along_without_the_picture(self) -> None:
+        recipe = recipe_of_told({**RECEIPT, "controls": [CONTROL]})
+        assert recipe is not None
+        assert recipe.guides == (GUIDE,)
+        values, said = filled(recipe, with_controlnets("canny"))
+        assert guide_of(values) == {
+            "guide": "canny", "guide_reads": "canny", "guide_scale": 0.8,
+            "guide_start": 0.1, "guide_end": 0.9,
+        }  # fmt: skip
+        assert "which is not part of its settings: give it again under Guiding picture." in said
+        assert (
+            "see that the one under Guiding picture is the same."
+            in filled(recipe, with_controlnets("canny"), is_guided=True)[1]
+        )
+
+    def test_a_picture_that_followed_none_turns_it_off(self) -> None:
+        recipe = recipe_of_told(RECEIPT)
+        assert recipe is not None
+        values, said = filled(recipe, with_controlnets("canny"), is_guided=True)
+        assert guide_of(values) == NOT_GUIDED
+        assert "uiding picture" not in said
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"name": "pose"},
+            {"name": ["canny"]},
+            {"preprocessor": "depth"},
+            {"scale": 2.5},
+            {"scale": "1"},
+            {"scale": float("nan")},
+            {"start": 0.5, "end": 0.5},
+            {"end": None},
+        ],
+    )
+    def test_what_the_service_does_not_follow_is_said_and_left_out(self, changes: dict[str, Any]) -> None:
+        recipe = recipe_of_told({**RECEIPT, "controls": [{**CONTROL, **changes}]})
+        assert recipe is not None
+        for offer in (with_controlnets("canny"), None):
+            values, said = filled(recipe, offer)
+            assert guide_of(values) == NOT_GUIDED
+            assert "does not draw with ControlNet " in said
+            assert "give it again" not in said
+
+    def test_of_several_the_form_takes_the_first_and_says_so(self) -> None:
+        recipe = recipe_of_told({**RECEIPT, "controls": [CONTROL, {**CONTROL, "name": "depth"}]})
+        assert recipe is not None
+        values, said = filled(recipe, with_controlnets("canny", "depth"))
+        assert values["guide"] == "canny"
+        assert "The form has one ControlNet at a time: it is without depth." in said
+
+    def test_what_our_pictures_say_to_a1111_is_read_again(self) -> None:
+        text = control_settings(UsedControl(**{**CONTROL, "sha256": "0123abcd" * 8}))  # type: ignore[arg-type]
+        recipe = read_recipe(with_parameters(f'\nSteps: 22, Seed: 1, ControlNet 0: "{text}", Version: v1.10'))
+        assert recipe is not None
+        assert (recipe.prompt, recipe.steps, recipe.seed) == ("", 22, 1)
+        assert recipe.guides == (GUIDE,)
+
+    def test_a_picture_of_a1111_brings_what_is_served_along(self) -> None:
+        foreign = "Module: depth_midas, Model: control_v11f1p_sd15_depth [cfd03158], Weight: 0.5"
+        recipe = read_recipe(
+            with_parameters(
+                f'a castle\nSteps: 22, ControlNet 0: "{foreign}", '
+                'ControlNet 1: "Module: none, Model: canny [0123abcd], Weight: 0.5", Seed: 1'
+            )
+        )
+        assert recipe is not None
+        assert recipe.guides[1] == Guide("canny", "none", 0.5)
+        values, said = filled(recipe, with_controlnets("canny"))
+        assert (values["guide"], values["guide_reads"], values["guide_scale"]) == ("canny", "none", 0.5)
+        assert "does not draw with ControlNet control_v11f1p_sd15_depth:" in said
+
+    def test_the_opened_picture_says_what_it_followed(self) -> None:
+        whole = {**CONTROL, "name": "depth", "preprocessor": "none", "scale": 1.0, "start": 0.0, "end": 1.0}
+        assert guide_in_words(whole) == "the picture as it is, strength 1"
+        html = cards.opened_picture("job_1", 0, {**RECEIPT, "prompt": "", "controls": [CONTROL, whole]})
+        row = "<dt>ControlNet canny</dt><dd>its edges, strength 0.8, from 0.1 until 0.9</dd>"
+        assert row in html
+        assert 'alt="From a guiding picture alone"' in html
+
+    @pytest.mark.parametrize(
+        ("control", "said"),
+        [
+            (Control("pose", LINES), "ControlNet: there is no ControlNet 'pose'; served are canny."),
+            (Control("canny", LINES, scale=3), "Guide strength must be 0…2.0, not 3."),
+            (
+                Control("canny", LINES, start=0.5, end=0.5),
+                "Guide from must be below Guide until, 0.5, not 0.5.",
+            ),
+        ],
+    )
+    def test_what_the_service_refuses_of_it_is_said_in_the_forms_words(
+        self, control: Control, said: str
+    ) -> None:
+        limits = replace(FAKE_LIMITS, controlnets=(ServedControlNet("canny", ""),))
+        with pytest.raises(InvalidRequest) as refused:
+            resolve(GenerationRequest("an owl", controls=(control,)), limits)
+        assert sentence_of(refused.value.code, refused.value.message) == f"{said} Change it and draw again."
+        assert sentence_of("invalid_value", "controls[0].image is required").startswith(
+            "Picture to follow is"
+        )
+
+    def test_its_picture_is_cropped_to_the_shape_and_not_stretched(self, tmp_path: Path) -> None:
+        picture = Image.new("RGB", (64, 32), "red")
+        picture.paste("blue", (16, 0, 48, 32))
+        picture.save(tmp_path / "wide.png")
+        for shape, size, corner in (("96x96", (32, 32), (0, 0, 255)), ("", (64, 32), (255, 0, 0))):
+            prepared = Image.open(io.BytesIO(prepare_guide(str(tmp_path / "wide.png"), shape)))
+            assert (prepared.size, prepared.getpixel((0, 0))) == (size, corner)
+        assert Image.open(io.BytesIO(prepare_guide(str(tmp_path / "wide.png"), "1x9999"))).size == (1, 32)
+
+    def test_a_photograph_that_lies_on_its_side_is_followed_upright(self, tmp_path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (64, 32)).save(tmp_path / "lying.jpeg", exif=exif)
+        assert upright_size(str(tmp_path / "lying.jpeg")) == "32x64"
+        assert Image.open(io.BytesIO(prepare_guide(str(tmp_path / "lying.jpeg"), ""))).size == (32, 64)
+
+    def test_what_is_transparent_of_it_is_white_and_what_is_large_is_made_smaller(
+        self, tmp_path: Path
+    ) -> None:
+        Image.new("RGBA", (4096, 64)).save(tmp_path / "clear.png")
+        prepared = Image.open(io.BytesIO(prepare_guide(str(tmp_path / "clear.png"), "")))
+        assert (prepared.size, prepared.getpixel((0, 0))) == ((2048, 32), (255, 255, 255))
+
+    @pytest.mark.parametrize("cut", [0, 60, 200])
+    def test_a_file_that_cannot_be_read_gets_a_sentence(self, tmp_path: Path, cut: int) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        file = tmp_path / "broken.png"
+        file.write_bytes(png(Image.fromarray(noise))[:cut])
+        with pytest.raises(ValueError, match="That file cannot be read as a picture"):
+            prepare_guide(str(file), "64x64")
+
+    @pytest.mark.parametrize("format", ["GIF", "BMP"])
+    def test_a_file_of_another_kind_gets_the_same_sentence(self, tmp_path: Path, format: str) -> None:
+        Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", format)
+        for read in (upright_size, lambda file: prepare_guide(file, "")):
+            with pytest.raises(ValueError, match="That file cannot be read as a picture"):
+                read(str(tmp_path / "picture.png"))
+
+    def test_what_is_not_there_or_too_large_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(ValueError, match="Choose the picture to follow"):
+            prepare_guide(None, "")
+        with pytest.raises(ValueError, match="not kept any more"):
+            prepare_guide(str(tmp_path / "gone.png"), "")
+        monkeypatch.setattr("mezzotint.ui.editing.MAX_PIXELS", 10)
+        Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
+        for read in (upright_size, lambda file: prepare_guide(file, "")):
+            with pytest.raises(ValueError, match="more than 10 pixels"):
+                read(str(tmp_path / "large.png"))
+
+    def test_the_shape_is_the_one_that_crops_least(self, offer: Offer) -> None:
+        shapes = [size for _, size in offer.sizes]
+        assert nearest_shape("3000x2000", shapes) == "1216x832"
+        assert nearest_shape("500x500", shapes) == "1024x1024"
+        assert nearest_shape("400x3000", shapes) == "768x1344"
+        # What is chosen comes first.
+        assert nearest_shape("500x500", ["768x768", *shapes]) == "768x768"
+
+    def test_edges_are_for_what_was_made_for_edges(self) -> None:
+        assert reading_for("xinsir-Canny", "canny") == "canny"
+        assert reading_for("canny", "none") == "none"
+        assert reading_for("depth", "canny") == "none"
+        assert reading_for("", "canny") == "canny"
+
+
 class TestKept:
     def test_what_a_browser_kept_of_the_form_comes_back(self) -> None:
         kept = {"prompt": "an owl", "n": 3, "seed": "7", "loras": ["ink"], "style": "anime", "emphasis": True}
-        kept["hires"] = "1.5/0.3"
+        kept |= {"hires": "1.5/0.3", "guide": "canny", "guide_reads": "none", "guide_scale": 0.5}
         assert read_kept(kept) == kept
 
     @pytest.mark.parametrize(
@@ -469,12 +684,16 @@ class TestKept:
             ("hires", "2", "twice"),
             ("model", "sdxl", "other"),
             ("loras", ["ink"], ["oil"]),
+            ("guide", "canny", "pose"),
+            ("guide", "", "depth"),
         ],
     )
     def test_what_the_service_would_not_draw_with_is_told_apart(
         self, field: str, good: object, bad: object
     ) -> None:
-        offer = with_hires(loras=[{"name": "ink"}], sizes={**told()["sizes"], "min": 64})
+        nets = [{"name": "canny"}]
+        sizes = {**told()["sizes"], "min": 64}
+        offer = with_hires(loras=[{"name": "ink"}], controlnets=nets, sizes=sizes)
         assert offer.takes(field, good)
         assert not offer.takes(field, bad)
 

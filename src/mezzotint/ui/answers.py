@@ -17,13 +17,23 @@ from mezzotint.emphasis import has_marks
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.desk import Desk
-from mezzotint.ui.editing import prepare_edit
+from mezzotint.ui.drawing import SIZE
+from mezzotint.ui.editing import prepare_edit, size_of_file
 from mezzotint.ui.form import TABS, Wish, filled, read_seed, read_whole
+from mezzotint.ui.guides import (
+    EDGES,
+    NO_PICTURE,
+    Guide,
+    nearest_shape,
+    prepare_guide,
+    reading_for,
+    upright_size,
+)
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import Notice, notice_of
 from mezzotint.ui.service import ServiceError
-from mezzotint.ui.stages import read_choice
+from mezzotint.ui.stages import OFF, larger, read_choice
 from mezzotint.ui.widgets import filled_in
 
 __all__ = ["Answers"]
@@ -33,7 +43,6 @@ NO_SEED = Notice("There is no drawing yet whose seed could be reused.")
 NO_RECIPE = Notice(
     "That file does not say how it was drawn. Drop a PNG, JPEG or WebP that this page or A1111 has made."
 )
-NO_PICTURE = Notice("That file cannot be read as a picture. Choose a PNG, JPEG or WebP.")
 IN_EDITOR = "The picture is in the editor. Say what it should become, and press Enter."
 Updates = dict[Any, Any]
 
@@ -48,8 +57,9 @@ class Answers:
         self, request: gr.Request, prompt: str, size: str, hires: str, n: float, *rest: Any
     ) -> Updates:
         *settings, kept = rest
-        drawn = {"size": size or "", "hires": read_choice(hires), "n": n}
-        return await self._begin(kept, request, settings, prompt=prompt, **drawn)
+        size, stage = size or "", read_choice(hires)
+        drawn = {"prompt": prompt, "size": size, "hires": stage, "n": n}
+        return await self._begin(kept, request, settings, larger(size, stage), **drawn)
 
     async def edit(
         self,
@@ -69,7 +79,7 @@ class Answers:
         if edit.missing:
             return self._notice(Notice(edit.missing))
         changes = {"image": edit.image, "mask": edit.mask, "strength": strength, "n": n}
-        return await self._begin(kept, request, settings, prompt=prompt, **changes)
+        return await self._begin(kept, request, settings, size_of_file(edit.image), prompt=prompt, **changes)
 
     async def reuse_seed(self, request: gr.Request, kept: object) -> Updates:
         browser, _ = self._desk.visit(kept, request.session_hash)
@@ -95,6 +105,31 @@ class Answers:
             for widget, own, new, known in zip(widgets, now, theirs, zip(*usual, strict=True), strict=True)
         }
 
+    def follow(self, picture: object, guide: str | None, reading: str | None, size: str | None) -> Updates:
+        """A guiding picture was given or taken away. Reads a file: in a thread."""
+        file = _place(picture)
+        offer, guiding, form = self._desk.monitor.offer, self._parts.guiding, self._parts.form
+        if file is None:
+            return {guiding.guide: OFF}
+        try:
+            own = upright_size(file)
+        except ValueError as error:
+            return self._notice(Notice(str(error)))
+        # What is on already came with a picture's settings, which say the shape too.
+        if guide or offer is None or not offer.controlnets:
+            return self._notice(None)
+        shapes = [*([size] if size and SIZE.fullmatch(size) else []), *(shape for _, shape in offer.sizes)]
+        name, shape = offer.controlnets[0], nearest_shape(own, shapes)
+        nearest = {} if shape == size else {form.size: shape}
+        return {**self._notice(None), **self.choose_guide(name, reading), **nearest, guiding.guide: name}
+
+    def choose_guide(self, name: str | None, reading: str | None) -> Updates:
+        """Edges are for a ControlNet that was made for them."""
+        fitting = reading_for(name or "", reading or EDGES)
+        # What stays is not answered: something else may have been chosen by now.
+        reads = self._parts.guiding.guide_reads
+        return {reads: gr.skip() if fitting == reading else fitting}
+
     async def act(
         self, request: gr.Request, event: gr.EventData, which: dict[str, Any] | None, kept: object
     ) -> Updates:
@@ -108,7 +143,7 @@ class Answers:
                 with suppress(ServiceError):
                     await self._desk.receipt(browser, id, int(getattr(event, "n", 0)))
             case "unreadable":
-                return self._notice(NO_PICTURE)
+                return self._notice(Notice(NO_PICTURE))
             case "cancel":
                 return self._notice(await self._desk.cancel(browser, id))
             case "remove":
@@ -120,9 +155,9 @@ class Answers:
                 browser.changes.tell()
         return {self._parts.stored: browser.kept()}
 
-    async def use(self, which: dict[str, Any] | None) -> Updates:
+    async def use(self, which: dict[str, Any] | None, guiding: str | None) -> Updates:
         recipe = self._parts.opened.recipe(which)
-        return self._notice(None) if recipe is None else self._fill(recipe)
+        return self._notice(None) if recipe is None else self._fill(recipe, guiding)
 
     async def vary(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
         browser, view = self._desk.visit(kept, request.session_hash)
@@ -133,14 +168,18 @@ class Answers:
         return {**self._notice(notice), self._parts.search: ""}
 
     async def change(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
-        """The opened picture goes to the editor."""
+        """The opened picture goes to the editor, which is emptied where there is none.
+
+        Gradio makes anew what it is not told the value of, without what holds the editor to its bounds.
+        """
         browser, _ = self._desk.visit(kept, request.session_hash)
+        nothing = {self._parts.editor.canvas: None}
         if not which:
-            return self._notice(None)
+            return {**self._notice(None), **nothing}
         try:
             picture = await self._desk.picture(browser, which["id"], which["n"])
         except ServiceError as error:
-            return self._notice(notice_of(error))
+            return {**self._notice(notice_of(error)), **nothing}
         prompt, emphasis = str(which["receipt"].get("prompt", "")), self._parts.settings.emphasis
         # Brackets in it mean what they meant.
         meant = {emphasis: bool(which["receipt"].get("emphasis"))} if has_marks(prompt) else {}
@@ -152,21 +191,30 @@ class Answers:
             **meant,
         }
 
-    def read_file(self, path: str | None) -> Updates:
+    def read_file(self, path: str | None, guiding: str | None) -> Updates:
         """A picture was dropped: its own record fills the form. Reads a file: in a thread."""
         recipe = None
         if path is not None and Path(path).stat().st_size <= MAX_FILE_BYTES:
             recipe = read_recipe(Path(path).read_bytes())
-        answer = self._notice(NO_RECIPE) if recipe is None else self._fill(recipe)
+        answer = self._notice(NO_RECIPE) if recipe is None else self._fill(recipe, guiding)
         return {self._parts.file: None, **answer}
 
-    async def _begin(self, kept: object, request: gr.Request, settings: list[Any], **asked: Any) -> Updates:
+    async def _begin(
+        self, kept: object, request: gr.Request, settings: list[Any], shape: str, **asked: Any
+    ) -> Updates:
+        """shape: of the picture that comes, empty where nobody knows it yet."""
         browser, view = self._desk.visit(kept, request.session_hash)
         # A field that was never touched is None.
-        negative, emphasis, style, steps, guidance, scheduler, seed, model, loras, lora_scale = settings
+        negative, emphasis, style, steps, guidance, scheduler, seed, model, loras, lora_scale, *rest = (
+            settings
+        )
+        picture, name, *how = rest
         try:
             seed, steps = read_seed(seed or ""), read_whole("Steps", steps)
             asked["n"] = read_whole("Pictures", asked["n"])
+            if name:
+                asked["guide"] = Guide(name, *how)
+                asked["guiding"] = await asyncio.to_thread(prepare_guide, _place(picture), shape)
         except ValueError as error:
             return self._notice(Notice(str(error)))
         wish = Wish(
@@ -192,11 +240,17 @@ class Answers:
             return self._notice(notice_of(error))
         return {**self._notice(None), **self._parts.opened.showing(id, n, receipt)}
 
-    def _fill(self, recipe: Recipe) -> Updates:
+    def _fill(self, recipe: Recipe, guiding: str | None) -> Updates:
         offer, parts = self._desk.monitor.offer, self._parts
-        values, said = filled(recipe, offer)
-        updates = filled_in(parts.form, parts.settings, values, offer)
+        values, said = filled(recipe, offer, is_guided=guiding is not None)
+        updates = filled_in(parts.form, parts.settings, parts.guiding, values, offer)
         return {parts.notice: cards.word(said, "#prompt"), parts.tabs: gr.Tabs(selected=TABS[0]), **updates}
 
     def _notice(self, notice: Notice | None) -> Updates:
         return {self._parts.notice: cards.notice_box(notice)}
+
+
+def _place(picture: Any) -> str | None:
+    """Where Gradio keeps it: it hands on a path, or a record of one where it is told not to read values."""
+    place: str | None = picture["path"] if isinstance(picture, dict) else picture
+    return place

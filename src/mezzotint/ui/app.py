@@ -68,6 +68,8 @@ def build_app(settings: UiSettings) -> FastAPI:
     app.add_middleware(PageHeaders)
     app.include_router(pictures_of(desk.service))
     page = build_page(desk)
+    # A page that Gradio has not launched itself takes any path for an upload's, whichever file lies there.
+    page.has_launched = True
 
     @app.get("/healthz")
     async def health() -> PlainTextResponse:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, tzinfo
 from html import escape
 from typing import Any
 
-from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.drawing import WORDLESS, Drawing
+from mezzotint.ui.guides import guide_in_words
 from mezzotint.ui.sentences import Notice, as_sentence, sentence_of
 from mezzotint.ui.stages import larger, read_stage, stage_in_words
 
@@ -113,7 +114,7 @@ def said_aloud(drawings: Iterable[Drawing]) -> str:
 def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     """The picture at its size, its files, and its receipt to read."""
     source = f"pictures/{escape(drawing_id)}/{n}"
-    prompt, seed = str(receipt.get("prompt", "")), escape(str(receipt.get("seed", n)))
+    prompt, seed = str(receipt.get("prompt") or WORDLESS), escape(str(receipt.get("seed", n)))
     hires, first = read_stage(receipt), f"{int(receipt['width'])}x{int(receipt['height'])}"
     width, height = larger(first, hires).split("x")
     size = f'width="{width}" height="{height}"'
@@ -129,6 +130,7 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
     if hires is not None:
         told["Second stage"] = f"{stage_in_words(hires)}, from {first.replace('x', '×')}"
     told |= {f"LoRA {lora['name']}": lora["scale"] for lora in receipt.get("loras") or ()}
+    told |= {f"ControlNet {each['name']}": guide_in_words(each) for each in receipt.get("controls") or ()}
     if receipt.get("emphasis"):
         told["Prompt read"] = "as in A1111"
     if receipt.get("warnings"):

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from mezzotint.ui.browsers import Browser, Browsers
-from mezzotint.ui.drawing import Drawing
+from mezzotint.ui.drawing import WORDLESS, Drawing
 from mezzotint.ui.form import Wish
 from mezzotint.ui.monitor import Monitor
 from mezzotint.ui.receipts import recipe_of_told
@@ -51,16 +51,10 @@ class Desk:
 
     async def draw(self, browser: Browser, wish: Wish) -> Notice | None:
         """Begin a drawing; what was wrong, if anything."""
-        prompt = wish.prompt.strip()
-        if not prompt:
+        # A picture can be followed without words.
+        if not wish.prompt.strip() and wish.guide is None:
             return NO_PROMPT
-        with browser.asking(Drawing.asked_for(prompt, wish.n, wish.drawn_size)):
-            try:
-                job = await self.service.create_job(wish.body())
-            except ServiceError as error:
-                return notice_of(error)
-            browser.add(Drawing.of_job(job, prompt))
-        return None
+        return await self._ask(browser, wish)
 
     async def cancel(self, browser: Browser, id: str) -> Notice | None:
         try:
@@ -109,7 +103,17 @@ class Desk:
             strength=VARY_STRENGTH,
             image=data,
         )
-        return await self.draw(browser, wish)
+        return await self._ask(browser, wish)
+
+    async def _ask(self, browser: Browser, wish: Wish) -> Notice | None:
+        prompt = wish.prompt.strip() or WORDLESS
+        with browser.asking(Drawing.asked_for(prompt, wish.n, wish.drawn_size)):
+            try:
+                job = await self.service.create_job(wish.body())
+            except ServiceError as error:
+                return notice_of(error)
+            browser.add(Drawing.of_job(job, prompt))
+        return None
 
 
 @contextmanager

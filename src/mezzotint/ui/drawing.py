@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from mezzotint.ui.names import FILE_NAME, JOB_ID
 
-__all__ = ["FINAL", "Drawing", "Shape", "State"]
+__all__ = ["FINAL", "WORDLESS", "Drawing", "Shape", "State"]
 
 State = Literal["asked", "queued", "running", "done", "failed", "cancelled", "lost"]
 """The job's own; before them `asked`, until the service has answered; after them `lost`, when it knows the
@@ -23,6 +23,8 @@ job no longer.
 FINAL = frozenset({"done", "failed", "cancelled", "lost"})
 SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 MAX_PROMPT = 300
+# What stands for a prompt where there is none.
+WORDLESS = "From a guiding picture alone"
 MAX_PICTURES = 10
 MAX_SAID = 500
 # Beyond this a float is not exact to the second.

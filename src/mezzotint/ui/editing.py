@@ -14,7 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["BEYOND", "PAINTED", "TOO_LARGE", "WHOLE", "Edit", "is_too_large", "prepare_edit"]
+__all__ = [
+    "BEYOND",
+    "FORMATS",
+    "MAX_SIDE",
+    "PAINTED",
+    "TOO_LARGE",
+    "WHOLE",
+    "Edit",
+    "is_too_large",
+    "on_white",
+    "png_of",
+    "prepare_edit",
+    "size_of_file",
+    "too_large",
+]
 
 WHOLE, PAINTED, BEYOND = "whole", "painted", "beyond"
 # As cameras make them. What is decoded on the way takes three times four bytes for each.
@@ -51,13 +65,22 @@ def is_too_large(file: str | BinaryIO) -> bool:
         return True
 
 
+def too_large() -> str:
+    """What is said of such a picture."""
+    return f"That picture has more than {MAX_PIXELS:,} pixels. Make it smaller and choose it again."
+
+
+def size_of_file(file: bytes) -> str:
+    """`WIDTHxHEIGHT` of a picture that `prepare_edit` has made."""
+    with Image.open(io.BytesIO(file)) as picture:
+        return f"{picture.width}x{picture.height}"
+
+
 def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
     """value: the editor's, with Pillow images, or `TOO_LARGE`. margins: left, top, right, bottom, as shares
     of its side."""
     if value == TOO_LARGE:
-        return Edit(
-            missing=f"That picture has more than {MAX_PIXELS:,} pixels. Make it smaller and choose it again."
-        )
+        return Edit(missing=too_large())
     picture, layers = _read(value)
     if picture is None:
         return Edit(missing="Choose a picture to start from first.")
@@ -65,13 +88,13 @@ def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
         painted = _painted(layers, picture.size)
         if not painted.any():
             return Edit(missing="Paint over what should change first.")
-        return Edit(_png(picture), _mask(painted))
+        return Edit(png_of(picture), _mask(painted))
     if mode == BEYOND:
         if not any(margin > 0 for margin in margins):
             return Edit(missing="Say on which side the picture should grow first.")
         grown, new = _grown(picture, margins)
-        return Edit(_png(grown), _mask(new))
-    return Edit(_png(picture))
+        return Edit(png_of(grown), _mask(new))
+    return Edit(png_of(picture))
 
 
 def _read(value: object) -> tuple[Image.Image | None, list[Image.Image] | None]:
@@ -85,7 +108,7 @@ def _read(value: object) -> tuple[Image.Image | None, list[Image.Image] | None]:
         picture, layers = value.get("composite"), None
     if not isinstance(picture, Image.Image):
         return None, []
-    picture = _on_white(picture)
+    picture = on_white(picture)
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     return picture, layers
 
@@ -94,7 +117,7 @@ def _has_strokes(layers: Sequence[Image.Image]) -> bool:
     return any(layer.convert("RGBA").getchannel("A").getbbox() for layer in layers)
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def on_white(picture: Image.Image) -> Image.Image:
     whole = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
 
@@ -126,10 +149,10 @@ def _mask(redrawn: NDArray[np.bool_]) -> bytes:
     kept = np.where(redrawn, 0, 255).astype(np.uint8)
     opaque = np.zeros((*kept.shape, 4), np.uint8)
     opaque[..., 3] = kept
-    return _png(Image.fromarray(opaque))
+    return png_of(Image.fromarray(opaque))
 
 
-def _png(picture: Image.Image) -> bytes:
+def png_of(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mezzotint.core import MAX_SEED, Hires, Lora
+from mezzotint.ui.guides import Guide
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 from mezzotint.ui.stages import OFF, choice_of, larger, read_choice, stage_in_words
@@ -53,14 +54,23 @@ KEPT: Mapping[str, type | tuple[type, ...]] = {
     "model": str,
     "loras": list,
     "lora_scale": NUMBER,
+    "guide": str,
+    "guide_reads": str,
+    "guide_scale": NUMBER,
+    "guide_start": NUMBER,
+    "guide_end": NUMBER,
 }
+AGAIN = (
+    "It followed a guiding picture, which is not part of its settings: give it again under Guiding picture."
+)
+STILL = "It followed a guiding picture: see that the one under Guiding picture is the same."
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What somebody asks for. None and empty: as the service thinks best. image, mask: files.
+    """What somebody asks for. None and empty: as the service thinks best. image, mask, guiding: files.
 
-    seed: None draws one at random.
+    seed: None draws one at random. guide: how `guiding` is followed.
     """
 
     prompt: str
@@ -79,6 +89,8 @@ class Wish:
     strength: float | None = None
     image: bytes | None = None
     mask: bytes | None = None
+    guide: Guide | None = None
+    guiding: bytes | None = None
 
     @property
     def drawn_size(self) -> str:
@@ -88,7 +100,6 @@ class Wish:
     def body(self) -> dict[str, Any]:
         """The body of `POST /v1/images/jobs`, without what was left open."""
         fields: dict[str, Any] = {
-            "prompt": self.prompt,
             "negative_prompt": self.negative_prompt.strip(),
             "emphasis": self.emphasis or None,
             "style_preset": self.style,
@@ -102,12 +113,17 @@ class Wish:
             "seed": self.seed,
             "model": self.model,
             "loras": [asdict(lora) for lora in self.loras],
+            "controls": []
+            if self.guide is None
+            else [{**asdict(self.guide), "image": _encoded(self.guiding)}],
             "strength": self.strength if self.image is not None else None,
             "image": _encoded(self.image),
             "mask": _encoded(self.mask),
         }
         given = {name: value for name, value in fields.items() if value not in (None, "", [])}
-        return {"n": self.n, "partial_images": PREVIEWS, "output_format": "png", **given}
+        # The service wants to be told of no words too.
+        always = {"prompt": self.prompt, "n": self.n, "partial_images": PREVIEWS, "output_format": "png"}
+        return {**always, **given}
 
 
 def read_kept(kept: object) -> dict[str, Any]:
@@ -147,8 +163,10 @@ def read_whole(label: str, value: float | None) -> int | None:
     return int(value)
 
 
-def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]:
+def filled(recipe: Recipe, offer: Offer | None, *, is_guided: bool = False) -> tuple[Mapping[str, Any], str]:
     """The form's values for a picture like that, by field; what is to be said of them.
+
+    is_guided: a guiding picture lies in the form, which stays there.
 
     What the picture does not tell, or the service does not draw with, is as the service has it: nothing of
     what stood in the form before is mixed in, but for whether brackets weigh words where it has none.
@@ -187,13 +205,33 @@ def filled(recipe: Recipe, offer: Offer | None) -> tuple[Mapping[str, Any], str]
             values["hires"] = choice
         else:
             left_out.append(f"a second stage of {stage_in_words(recipe.hires)}")
+    guides = [guide for guide in recipe.guides if offer is not None and offer.follows(guide)]
+    left_out += [f"ControlNet {guide.name}" for guide in recipe.guides if guide not in guides]
+    values |= _of_guide(guides[0] if guides else None)
     left_out += recipe.unserved
     said = ["The settings of the picture are in the form."]
     if left_out:
         said.append(f"The service does not draw with {' or '.join(left_out)}: it has its own values there.")
     if recipe.strength is not None:
         said.append("It was drawn from another picture: its settings alone draw something else.")
+    if guides[1:]:
+        others = " and ".join(guide.name for guide in guides[1:])
+        said.append(f"The form has one ControlNet at a time: it is without {others}.")
+    if guides:
+        said.append(STILL if is_guided else AGAIN)
     return values, " ".join(said)
+
+
+def _of_guide(guide: Guide | None) -> dict[str, Any]:
+    """The form's values for it, by field."""
+    name, followed = (OFF, Guide("")) if guide is None else (guide.name, guide)
+    return {
+        "guide": name,
+        "guide_reads": followed.preprocessor,
+        "guide_scale": followed.scale,
+        "guide_start": followed.start,
+        "guide_end": followed.end,
+    }
 
 
 def _told(hires: Hires | None) -> dict[str, Any] | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from mezzotint.core import Hires
+from mezzotint.core import MAX_CONTROL_SCALE, Hires
 from mezzotint.ui.drawing import SIZE, Shape
+from mezzotint.ui.guides import Guide
 from mezzotint.ui.stages import OFF, SCALES, larger, read_choice
 
 __all__ = ["Offer", "OfferedLora", "read_offer"]
@@ -34,7 +35,10 @@ class OfferedLora:
 
 @dataclass(frozen=True)
 class Offer:
-    """sizes: label and `WIDTHxHEIGHT`, the model's own first. max_hires_scale: 0 without second stages."""
+    """sizes: label and `WIDTHxHEIGHT`, the model's own first. max_hires_scale: 0 without second stages.
+
+    controlnets: their names. readings: what may be read from a guiding picture.
+    """
 
     models: tuple[str, ...]
     loras: tuple[OfferedLora, ...]
@@ -53,6 +57,8 @@ class Offer:
     min_size: int
     served: tuple[str, ...]
     max_hires_scale: float
+    controlnets: tuple[str, ...]
+    readings: tuple[str, ...]
 
     def defaults_with(self, chosen: Collection[str]) -> tuple[int, float, str]:
         """Steps, guidance and scheduler that go with these LoRAs."""
@@ -75,6 +81,7 @@ class Offer:
             "hires": OFF,
             "model": self.models[0],
             "loras": [],
+            "guide": OFF,
         }
 
     def takes(self, field: str, value: Any) -> bool:
@@ -94,12 +101,25 @@ class Offer:
             case "loras":
                 served = {lora.name for lora in self.loras}
                 return isinstance(value, list) and all(name in served for name in value)
+            case "guide":
+                return value == OFF or value in self.controlnets
             case _:
                 return True
 
     def _bounds(self, field: str) -> tuple[float, float]:
         most = {"steps": self.max_steps, "guidance": self.max_guidance, "n": self.max_images}
         return (0 if field == "guidance" else 1), most[field]
+
+    def follows(self, guide: Guide) -> bool:
+        """Whether a picture would be drawn so; of what a file says, whatever that is."""
+        numbers = (guide.scale, guide.start, guide.end)
+        return (
+            guide.name in self.controlnets
+            and guide.preprocessor in self.readings
+            and all(isinstance(number, int | float) for number in numbers)
+            and 0 <= guide.scale <= MAX_CONTROL_SCALE
+            and 0 <= guide.start < guide.end <= 1
+        )
 
     @property
     def hires_scales(self) -> tuple[float, ...]:
@@ -161,6 +181,8 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
         min_size=int(sizes["min"]),
         served=served,
         max_hires_scale=float(limits.get("hires_scale", 0)) if features.get("hires") else 0.0,
+        controlnets=tuple(str(each["name"]) for each in told.get("controlnets") or ()),
+        readings=tuple(str(name) for name in told.get("preprocessors") or ()),
     )
 
 

@@ -88,10 +88,11 @@ const mezzotint = (() => {
     if (editor.querySelector('[aria-label=Undo]').disabled) sketch = true;
     if (!sketch) document.querySelector('#mode input[value=painted]')?.click();
   }, true);
-  // Gradio's editor says nothing of a file that it cannot read.
+  // Gradio's widgets say nothing of a file that they cannot read.
   const given = event => {
-    if (!event.target.closest?.('#canvas')) return;
-    sketch = false;
+    const widget = event.target.closest?.('#canvas, #followed');
+    if (!widget) return;
+    if (widget.id === 'canvas') sketch = false;
     for (const file of (event.dataTransfer || event.clipboardData || event.target).files || [])
       createImageBitmap(file).catch(() => answer({do: 'unreadable'}));
   };

@@ -47,8 +47,8 @@ def build_page(desk: Desk) -> gr.Blocks:
 
 
 def _wire_wishes(parts: Parts, answers: Answers) -> None:
-    form, settings, editor = parts.form, parts.settings, parts.editor
-    rest = [*settings.inputs, parts.stored]
+    form, settings, guiding, editor = parts.form, parts.settings, parts.guiding, parts.editor
+    rest = [*settings.inputs, *guiding.inputs, parts.stored]
     asked = [form.prompt, form.size, settings.hires, form.n, *rest]
     begun = [parts.notice, parts.search]
     # As they come: whether a shape is one is the service's to say, not what this page was told before.
@@ -62,18 +62,25 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     # Gradio tells of one that is taken off with Backspace (6.x) only when the field is left.
     chosen = [settings.loras.input, settings.loras.blur]
     gr.on(chosen, answers.choose_loras, [settings.loras, *drawn], drawn, **QUIET)
+    following = [guiding.guide, guiding.guide_reads, form.size]
+    given = [guiding.picture.upload, guiding.picture.clear]
+    told = [parts.notice, *following]
+    gr.on(given, answers.follow, [guiding.picture, *following], told, **as_sent)
+    chosen = [guiding.guide, guiding.guide_reads]
+    guiding.guide.input(answers.choose_guide, chosen, [guiding.guide_reads], **as_sent)
     seeded = [settings.seed, parts.notice]
     settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
 
 
 def _wire_pictures(parts: Parts, answers: Answers) -> None:
     opened, editor = parts.opened, parts.editor
-    form, settings = parts.form, parts.settings
+    form, settings, guiding = parts.form, parts.settings, parts.guiding
     filling = [parts.notice, parts.tabs, form.prompt, form.size, settings.hires, *settings.inputs]
+    filling += [guiding.fold, *guiding.settings]
     shown = [parts.notice, parts.stored, *opened.outputs]
     parts.drawings.act(answers.act, [opened.which, parts.stored], shown, **QUIET)
-    parts.file.upload(answers.read_file, [parts.file], [parts.file, *filling], **QUIET)
-    opened.use.click(answers.use, [opened.which], filling, **QUIET)
+    parts.file.upload(answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET)
+    opened.use.click(answers.use, [opened.which, guiding.picture], filling, **QUIET)
     begun = [parts.notice, parts.search]
     opened.vary.click(answers.vary, [opened.which, parts.stored], begun, **QUIET)
     # In one piece: an editor that is still being set up takes no picture.

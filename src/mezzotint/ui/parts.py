@@ -9,7 +9,7 @@ import gradio as gr
 
 from mezzotint.ui.form import KEPT, TABS
 from mezzotint.ui.opened import Opened
-from mezzotint.ui.widgets import Editor, Form, Settings
+from mezzotint.ui.widgets import Editor, Form, Guiding, Settings
 
 __all__ = ["Parts"]
 
@@ -31,6 +31,7 @@ class Parts:
     form: Form
     editor: Editor
     notice: gr.HTML
+    guiding: Guiding
     settings: Settings
     file: gr.File
     opened: Opened
@@ -60,6 +61,7 @@ class Parts:
                 # Of both.
                 form.n.render()
                 notice = gr.HTML(elem_id="notice")
+                guiding = Guiding.build()
                 with gr.Accordion("Settings", open=False):
                     settings = Settings.build()
                 # Of any type: one that Gradio refuses leaves its own "Error" where the next is to be dropped.
@@ -74,7 +76,19 @@ class Parts:
                 drawings = gr.HTML(elem_id="drawings", js_on_load=LISTEN)
                 aloud = gr.HTML(elem_id="aloud", elem_classes="mz-aloud")
         return cls(
-            stored, banner, tabs, form, editor, notice, settings, file, opened, search, drawings, aloud
+            stored,
+            banner,
+            tabs,
+            form,
+            editor,
+            notice,
+            guiding,
+            settings,
+            file,
+            opened,
+            search,
+            drawings,
+            aloud,
         )
 
     @property
@@ -82,7 +96,7 @@ class Parts:
         """The widgets whose values a browser keeps for a reload, by field."""
         held = {
             each.name: getattr(part, each.name)
-            for part in (self.form, self.settings)
+            for part in (self.form, self.settings, self.guiding)
             for each in fields(part)
         }
         return {name: held[name] for name in KEPT if name in held} | {"edit_prompt": self.editor.prompt}

@@ -13,6 +13,7 @@ from mezzotint.emphasis import has_marks
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.samplers import find_sampler
+from mezzotint.ui.guides import AS_IT_IS, Guide, guides_of
 
 __all__ = ["Recipe", "read_recipe", "recipe_of", "recipe_of_told"]
 
@@ -22,6 +23,10 @@ EXIF_IFD = 0x8769
 LORA = re.compile(r" ?<lora:([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
 # From comma to comma: a search that may begin anywhere takes time that grows with the square of the text.
 SETTING = re.compile(r'(?:^|,)\s*([A-Za-z][\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?=,|$)')
+
+CONTROLNET = re.compile(r"controlnet \d")
+# A model's name ends with its file's.
+HASH = re.compile(r" \[[0-9a-f]+\]$")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Recipe:
     loras: tuple[Lora, ...] = ()
     # Without steps, where they are the first stage's.
     hires: Hires | None = None
+    # Without the pictures, which are not part of what a picture says.
+    guides: tuple[Guide, ...] = ()
     # What A1111 says of its second stage and no form of ours can.
     unserved: tuple[str, ...] = ()
 
@@ -59,6 +66,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
         strength=receipt.strength,
         loras=tuple(Lora(lora.name, lora.scale) for lora in receipt.loras),
         hires=_of_steps(receipt.hires, receipt.steps),
+        guides=guides_of(receipt.controls),
     )
 
 
@@ -101,7 +109,7 @@ def _parse(text: str) -> Recipe | None:
     lines = text.replace("\r\n", "\n").strip().split("\n")
     settings: dict[str, str] = {}
     if re.match(r"\s*Steps:\s*\d", lines[-1]):
-        settings = {name.strip().casefold(): value.strip() for name, value in SETTING.findall(lines.pop())}
+        settings = _settings(lines.pop())
     prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
     if not prompt.strip() and not settings:
         return None
@@ -121,7 +129,29 @@ def _parse(text: str) -> Recipe | None:
         # Of a picture of two stages it is the second's.
         strength=strength if hires is None and not unserved else None,
         hires=_of_steps(hires, steps),
+        guides=tuple(
+            _guide(_settings(told[1:-1])) for name, told in settings.items() if CONTROLNET.fullmatch(name)
+        ),
         unserved=unserved,
+    )
+
+
+def _settings(line: str) -> dict[str, str]:
+    return {name.strip().casefold(): value.strip() for name, value in SETTING.findall(line)}
+
+
+def _guide(settings: Mapping[str, str]) -> Guide:
+    """Of what A1111's extension for ControlNets writes in quotes, with its own defaults."""
+    numbers = (_number(settings.get(name)) for name in ("weight", "guidance start", "guidance end"))
+    scale, start, end = (
+        usual if told is None else told for told, usual in zip(numbers, (1.0, 0.0, 1.0), strict=True)
+    )
+    return Guide(
+        HASH.sub("", settings.get("model", "")),
+        settings.get("module", AS_IT_IS).casefold(),
+        scale,
+        start,
+        end,
     )
 
 

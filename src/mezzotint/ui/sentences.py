@@ -48,6 +48,19 @@ LABELS = {
     "hires.steps": "Second stage's steps",
     "hires": "Second stage",
     "loras": "LoRAs",
+    **{
+        f"{control}.{field}": label
+        for control in ("controls[0]", "controls")
+        for field, label in {
+            "name": "ControlNet",
+            "image": "Picture to follow",
+            "preprocessor": "Read from it",
+            "scale": "Guide strength",
+            "start": "Guide from",
+            "end": "Guide until",
+        }.items()
+    },
+    "controls": "ControlNet",
 }
 INTERNAL = "Something went wrong inside the service. Draw again; if it stays, tell whoever runs it."
 

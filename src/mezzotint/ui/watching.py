@@ -36,7 +36,7 @@ class Watching:
     def outputs(self) -> list[Any]:
         parts = self._parts
         told = [parts.banner, parts.drawings, parts.aloud, parts.stored]
-        return [*told, *parts.kept.values()]
+        return [*told, parts.guiding.fold, *parts.kept.values()]
 
     async def watch(self, kept: object, request: gr.Request) -> AsyncGenerator[Updates]:
         browser, view = self._desk.visit(kept, request.session_hash)
@@ -92,4 +92,5 @@ class Watching:
         # What was never touched follows the service.
         usual = {} if before is None else before.usual
         touched = {name: value for name, value in read_kept(kept).items() if usual.get(name) != value}
-        return offered(self._parts.form, self._parts.settings, offer, touched)
+        parts = self._parts
+        return offered(parts.form, parts.settings, parts.guiding, offer, touched)

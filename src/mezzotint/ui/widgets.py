@@ -9,14 +9,16 @@ from typing import Any
 
 import gradio as gr
 from gradio.components.image_editor import EditorData, EditorValue
+from gradio.data_classes import ImageData
 
-from mezzotint.core import Hires
+from mezzotint.core import MAX_CONTROL_SCALE, Hires
 from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large
 from mezzotint.ui.form import STYLES
+from mezzotint.ui.guides import AS_IT_IS, EDGES
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.stages import OFF, choice_of, read_choice, stage_in_words
 
-__all__ = ["Editor", "Form", "Settings"]
+__all__ = ["Editor", "Form", "Guiding", "Settings"]
 
 BRUSH = gr.Brush(colors=["#e11d48"], default_color="#e11d48", color_mode="fixed", default_size=24)
 MODES = [
@@ -118,6 +120,68 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Guiding:
+    """A picture that the drawing follows, folded away. Used for new drawings and for changed ones."""
+
+    fold: gr.Accordion
+    picture: gr.Image
+    guide: gr.Radio
+    guide_reads: gr.Radio
+    guide_scale: gr.Slider
+    guide_start: gr.Slider
+    guide_end: gr.Slider
+
+    @classmethod
+    def build(cls) -> Guiding:
+        with gr.Accordion("Guiding picture", open=False, visible=False, elem_id="guiding") as fold:
+            picture = gr.Image(
+                label="Picture to follow", type="filepath", sources=["upload", "clipboard"], height=220,
+                buttons=[], alt_text="The picture to follow", elem_id="followed",
+            )  # fmt: skip
+            # Gradio's own opens the file, and says "Error" of one that is no picture.
+            picture.preprocess = _place
+            guide = gr.Radio(
+                [("Off", OFF)], value=OFF, label="ControlNet", **_typed("guide"),
+                info="Keeps to the lines of the picture above, and fills them with what the prompt says",
+            )  # fmt: skip
+            reads = gr.Radio(
+                [("Its edges", EDGES), ("The picture as it is", AS_IT_IS)], value=EDGES,
+                label="Read from it", **_typed("guide-reads"),
+                info="Edges are found in a photo or a drawing; white lines on black are taken as they are",
+            )  # fmt: skip
+            scale = gr.Slider(
+                0, MAX_CONTROL_SCALE, value=1, step=0.05, label="Guide strength", buttons=[],
+                info="Less leaves more to the prompt", **_typed("guide-scale"),
+            )  # fmt: skip
+            with gr.Row(elem_id="guide-part"):
+                start, end = (
+                    gr.Slider(
+                        0, 1, value=value, step=0.05, label=label, info=info, min_width=150, buttons=[],
+                        **_typed(field),
+                    )
+                    for value, label, info, field in (
+                        (0, "Guide from", "0 is the first step", "guide-start"),
+                        (1, "Guide until", "1 is the last step", "guide-end"),
+                    )
+                )  # fmt: skip
+        return cls(fold, picture, guide, reads, scale, start, end)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """In the order that `Answers` reads them in."""
+        return [self.picture, *self.settings]
+
+    @property
+    def settings(self) -> list[Any]:
+        """What is filled in. Never the picture: Gradio makes anew what may be filled, without `_place`."""
+        return [getattr(self, each.name) for each in fields(self) if each.name not in ("fold", "picture")]
+
+
+def _place(payload: ImageData | None) -> str | None:
+    return None if payload is None else payload.path
+
+
+@dataclass(frozen=True)
 class Editor:
     """What changes a picture."""
 
@@ -180,7 +244,9 @@ def _files(canvas: gr.ImageEditor, payload: EditorData) -> list[str | io.BytesIO
     return [io.BytesIO(file) if isinstance(file, bytes) else file.path for file in files]
 
 
-def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, Any]) -> dict[Any, Any]:
+def offered(
+    form: Form, settings: Settings, guiding: Guiding, offer: Offer, values: Mapping[str, Any]
+) -> dict[Any, Any]:
     """The widgets' choices and bounds, and the model's own values of those that hold none that it takes.
 
     values: what they hold, by field. It is not answered: something else may stand there by now.
@@ -205,25 +271,35 @@ def offered(form: Form, settings: Settings, offer: Offer, values: Mapping[str, A
             choices=[(each.title, each.name) for each in offer.loras], visible=lora, **own.get("loras", {})
         ),
         settings.lora_scale: gr.update(visible=lora),
+        guiding.fold: gr.update(visible=bool(offer.controlnets)),
+        guiding.guide: gr.update(choices=_nets(offer), **own.get("guide", {})),
     }
 
 
 def filled_in(
-    form: Form, settings: Settings, values: Mapping[str, Any], offer: Offer | None
+    form: Form, settings: Settings, guiding: Guiding, values: Mapping[str, Any], offer: Offer | None
 ) -> dict[Any, Any]:
     """The widgets' values, by the field's name.
 
-    A size or a second stage that is not among the choices joins them.
+    A size or a second stage that is not among the choices joins them. A guide that is on is unfolded.
     """
-    updates = {}
-    for name, value in values.items():
-        widget = getattr(form, name, None) or getattr(settings, name)
-        updates[widget] = value
+    parts = (form, settings, guiding)
+    updates: dict[Any, Any] = {
+        next(getattr(part, name) for part in parts if hasattr(part, name)): value
+        for name, value in values.items()
+    }
     if offer is not None and values.get("size") is not None:
         updates[form.size] = gr.update(choices=_sizes(offer, values["size"]), value=values["size"])
     if offer is not None and "hires" in values:
         updates[settings.hires] = gr.update(choices=_stages(offer, values["hires"]), value=values["hires"])
+    if offer is not None and values.get("guide"):
+        updates[guiding.guide] = gr.update(choices=_nets(offer), value=values["guide"])
+        updates[guiding.fold] = gr.update(open=True)
     return updates
+
+
+def _nets(offer: Offer) -> list[tuple[str, str]]:
+    return [("Off", OFF), *((name, name) for name in offer.controlnets)]
 
 
 def _sizes(offer: Offer, chosen: str | None) -> list[tuple[str, str]]:

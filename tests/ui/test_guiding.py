@@ -1,0 +1,166 @@
+"""A picture that the drawing follows: given, drawn with, brought back, taken away."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+from mezzotint.backends.fake import FakeBackend
+from tests.api.live import live
+from tests.controlnets import lines, photo
+from tests.ui.acts import FRAMES, card, change_picture, draw, number, open_picture, open_settings
+from tests.ui.conftest import Visit
+from tests.ui.serving import page_server
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    file = tmp_path / "wide.png"
+    Image.fromarray(photo(0, 320, 192)).save(file)
+    return file
+
+
+def open_guiding(page: Page) -> None:
+    if not page.locator("#followed").is_visible():
+        # It is there once the first news has come.
+        page.get_by_role("button", name=re.compile("^Guiding picture")).click()
+    expect(net(page, "canny")).to_be_visible()
+    # As with the settings.
+    page.evaluate(FRAMES)
+
+
+def net(page: Page, name: str) -> Locator:
+    return page.locator("#guide").get_by_role("radio", name=name)
+
+
+def follow(page: Page, file: Path) -> None:
+    open_guiding(page)
+    page.locator("#followed input[type=file]").set_input_files(file)
+    expect(page.get_by_alt_text("The picture to follow")).to_be_visible()
+
+
+def remove(page: Page) -> None:
+    page.get_by_role("button", name="Remove Image").click()
+    expect(net(page, "Off")).to_be_checked()
+
+
+def controls(page: Page, prompt: str) -> list[dict[str, Any]]:
+    """Of the receipt of the drawing's first picture."""
+    panel = open_picture(page, prompt)
+    if not page.locator("#receipt").is_visible():
+        panel.get_by_role("button", name="The whole receipt").click()
+    receipt = page.locator("#receipt textarea")
+    expect(receipt).to_have_value(re.compile(re.escape(json.dumps(prompt))))
+    told: list[dict[str, Any]] = json.loads(receipt.input_value())["controls"]
+    return told
+
+
+def test_a_picture_is_followed_in_its_shape_and_its_settings_ask_for_it_again(page: Page, wide: Path) -> None:
+    follow(page, wide)
+    expect(net(page, "canny")).to_be_checked()
+    expect(page.get_by_role("radio", name="Wide 160×96")).to_be_checked()
+    number(page, "Guide strength").fill("0.8")
+    number(page, "Guide until").fill("0.6")
+    draw(page, "a lapwing")
+    [told] = controls(page, "a lapwing")
+    of_lapwing = {"name": "canny", "preprocessor": "canny", "scale": 0.8, "start": 0.0, "end": 0.6}
+    assert told.items() >= of_lapwing.items()
+    panel = page.locator("#opened")
+    expect(panel).to_contain_text("its edges, strength 0.8, from 0 until 0.6")
+    remove(page)
+    draw(page, "a free lapwing")
+    assert controls(page, "a free lapwing") == []
+    number(page, "Guide strength").fill("2")
+    open_picture(page, "a lapwing").get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#notice")).to_contain_text("give it again under Guiding picture")
+    expect(net(page, "canny")).to_be_checked()
+    expect(number(page, "Guide strength")).to_have_value("0.8")
+    # Not without it, now or after a reload, which keeps no picture.
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Choose the picture to follow under Guiding picture")
+    page.reload()
+    open_guiding(page)
+    expect(net(page, "canny")).to_be_checked()
+    page.get_by_role("radio", name="Square 128×128").check()
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Choose the picture to follow under Guiding picture")
+    follow(page, wide)
+    # The settings said which shape.
+    expect(page.get_by_role("radio", name="Square 128×128")).to_be_checked()
+    draw(page, "a square lapwing")
+    [told] = controls(page, "a square lapwing")
+    assert told.items() >= of_lapwing.items()
+
+
+def test_lines_are_drawn_from_without_a_word_and_in_two_stages(page: Page, tmp_path: Path) -> None:
+    Image.fromarray(lines(0, 128, 128)).save(tmp_path / "lines.png")
+    follow(page, tmp_path / "lines.png")
+    page.get_by_role("radio", name="The picture as it is").check()
+    open_settings(page)
+    page.get_by_role("radio", name="1.5×", exact=True).check()
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    drawing = card(page, "From a guiding picture alone")
+    expect(drawing).to_have_attribute("data-state", "done")
+    drawing.get_by_role("button", name="Open picture 1").click()
+    panel = page.locator("#opened")
+    expect(panel).to_contain_text("192×192")
+    expect(panel).to_contain_text("the picture as it is, strength 1")
+    panel.get_by_role("button", name="Vary").click()
+    expect(page.locator("li.mz-drawing")).to_have_count(2)
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_a_picture_is_changed_along_another(page: Page, wide: Path) -> None:
+    draw(page, "a godwit")
+    follow(page, wide)
+    net(page, "depth").check()
+    # What reads depths has no use for edges.
+    expect(page.get_by_role("radio", name="The picture as it is")).to_be_checked()
+    change_picture(page, "a godwit")
+    page.get_by_label("Prompt of the changed picture").fill("a changed godwit")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(card(page, "a changed godwit")).to_have_attribute("data-state", "done")
+    [told] = controls(page, "a changed godwit")
+    assert (told["name"], told["preprocessor"]) == ("depth", "none")
+    expect(page.locator("#opened").get_by_text("How far from it", exact=True)).to_be_visible()
+
+
+@pytest.mark.parametrize("name", ["broken.png", "notes.txt"])
+def test_a_file_that_is_no_picture_is_refused_and_not_followed(page: Page, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no picture")
+    open_guiding(page)
+    page.locator("#followed input[type=file]").set_input_files(tmp_path / name)
+    expect(page.get_by_role("alert")).to_contain_text("That file cannot be read as a picture.")
+    expect(net(page, "Off")).to_be_checked()
+
+
+def test_a_picture_that_is_too_large_or_not_kept_any_more_is_not_drawn_with(
+    page: Page, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("mezzotint.ui.editing.MAX_PIXELS", 10_000)
+        follow(page, wide)
+        expect(page.get_by_role("alert")).to_contain_text("That picture has more than 10,000 pixels.")
+        expect(net(page, "Off")).to_be_checked()
+    remove(page)
+    follow(page, wide)
+    expect(net(page, "canny")).to_be_checked()
+    source = page.get_by_alt_text("The picture to follow").get_attribute("src") or ""
+    Path(source.partition("file=")[2]).unlink()
+    page.get_by_label("Prompt", exact=True).fill("a dotterel")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The guiding picture is not kept any more.")
+
+
+def test_where_the_service_has_no_controlnets_nothing_is_said_of_them(visit: Visit, tmp_path: Path) -> None:
+    with live(tmp_path, FakeBackend()) as service, page_server(service.url) as address:
+        page = visit(address)
+        open_settings(page)
+        expect(page.locator("#guiding")).to_be_hidden()
+        draw(page, "a free knot")
