@@ -203,12 +203,12 @@ def _check_control(control: Control) -> None:
         value = getattr(control, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
             raise InvalidRequest(
-                f"controls.{name} of {control.name} must be 0…{most:g}, not {_shown(value)}",
+                f"controls.{name} must be 0…{most:g} for {control.name}, not {_shown(value)}",
                 param=f"controls.{name}",
             )
     if control.start >= control.end:
         raise InvalidRequest(
-            f"controls.start of {control.name} must be below its end, {control.end:g}, not {control.start:g}",
+            f"controls.start must be below the end of {control.name}, {control.end:g}, not {control.start:g}",
             param="controls.start",
         )
 
@@ -219,8 +219,8 @@ def _check_holds(request: ResolvedRequest) -> None:
             total = stage.evaluations
             if not any(control.holds(done, total) for done in range(total)):
                 raise InvalidRequest(
-                    f"controls.start of {control.name}: from {control.start:g} to {control.end:g} there is "
-                    f"no whole step of {total}",
+                    f"controls.start of {control.start:g} and end of {control.end:g} leave {control.name} no "
+                    f"whole step of {total}",
                     param="controls.start",
                 )
 

@@ -466,6 +466,20 @@ def guide_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name.startswith("guide_") or name == "guide"}
 
 
+class TestEmbeddings:
+    def test_the_page_names_those_that_there_are(self) -> None:
+        words = [{"name": f"word{number}", "vectors": 1} for number in range(25)]
+        said = read_offer(told(embeddings=words)).words
+        assert said is not None
+        assert said.endswith("word18, word19 and 5 more")
+        assert read_offer(told()).words is None
+
+    def test_the_opened_picture_says_which_were_read(self) -> None:
+        read = {**RECEIPT, "embeddings": [{"name": "<b>ink", "sha256": "a" * 64}]}
+        assert "<dt>Embeddings</dt><dd>&lt;b&gt;ink</dd>" in cards.opened_picture("job_1", 0, read)
+        assert "Embeddings" not in cards.opened_picture("job_1", 0, RECEIPT)
+
+
 class TestGuide:
     def test_it_is_offered_by_a_service_that_has_controlnets_and_by_no_other(self, offer: Offer) -> None:
         assert with_controlnets("canny", "depth").controlnets == ("canny", "depth")
@@ -569,10 +583,10 @@ class TestGuide:
         ("control", "said"),
         [
             (Control("pose", LINES), "ControlNet: there is no ControlNet 'pose'; served are canny."),
-            (Control("canny", LINES, scale=3), "Guide strength must be 0…2.0, not 3."),
+            (Control("canny", LINES, scale=3), "Guide strength must be 0…2 for canny, not 3."),
             (
                 Control("canny", LINES, start=0.5, end=0.5),
-                "Guide from must be below Guide until, 0.5, not 0.5.",
+                "Guide from must be below the end of canny, 0.5, not 0.5.",
             ),
         ],
     )

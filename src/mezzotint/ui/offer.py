@@ -14,6 +14,8 @@ from mezzotint.ui.stages import OFF, SCALES, larger, read_choice
 
 __all__ = ["Offer", "OfferedLora", "read_offer"]
 
+# Embeddings that are named; a service may have hundreds.
+MAX_WORDS = 20
 # Width by height, of pictures with as many pixels as the model's own.
 RATIOS = (1.0, 4 / 3, 3 / 2, 16 / 9)
 # From here on a shape is called wide or tall.
@@ -37,7 +39,8 @@ class OfferedLora:
 class Offer:
     """sizes: label and `WIDTHxHEIGHT`, the model's own first. max_hires_scale: 0 without second stages.
 
-    controlnets: their names. readings: what may be read from a guiding picture.
+    controlnets: their names. readings: what may be read from a guiding picture. embeddings: words that
+        prompts may name.
     """
 
     models: tuple[str, ...]
@@ -59,6 +62,7 @@ class Offer:
     max_hires_scale: float
     controlnets: tuple[str, ...]
     readings: tuple[str, ...]
+    embeddings: tuple[str, ...]
 
     def defaults_with(self, chosen: Collection[str]) -> tuple[int, float, str]:
         """Steps, guidance and scheduler that go with these LoRAs."""
@@ -122,6 +126,15 @@ class Offer:
         )
 
     @property
+    def words(self) -> str | None:
+        """Which embeddings there are, to be read; None where there are none."""
+        if not self.embeddings:
+            return None
+        more = len(self.embeddings) - MAX_WORDS
+        named = ", ".join(self.embeddings[:MAX_WORDS]) + (f" and {more} more" if more > 0 else "")
+        return f"This service knows as words of their own, here and in the prompt: {named}"
+
+    @property
     def hires_scales(self) -> tuple[float, ...]:
         """How many times larger a second stage is offered: what it draws of none of its sizes is left out."""
         return tuple(
@@ -183,6 +196,7 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
         max_hires_scale=float(limits.get("hires_scale", 0)) if features.get("hires") else 0.0,
         controlnets=tuple(str(each["name"]) for each in told.get("controlnets") or ()),
         readings=tuple(str(name) for name in told.get("preprocessors") or ()),
+        embeddings=tuple(str(each["name"]) for each in told.get("embeddings") or ()),
     )
 
 

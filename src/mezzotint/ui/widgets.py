@@ -258,6 +258,7 @@ def offered(
     return {
         form.size: gr.update(choices=_sizes(offer, size), **own.get("size", {})),
         form.n: gr.update(maximum=offer.max_images),
+        settings.negative_prompt: gr.update(info=offer.words),
         settings.steps: gr.update(maximum=offer.max_steps, **own.get("steps", {})),
         settings.guidance: gr.update(maximum=offer.max_guidance, **own.get("guidance", {})),
         settings.scheduler: gr.update(choices=list(offer.schedulers), **own.get("scheduler", {})),
