@@ -214,15 +214,15 @@ def _check_control(control: Control) -> None:
 
 
 def _check_holds(request: ResolvedRequest) -> None:
-    for stage in request.stages:
-        for control in stage.controls:
-            total = stage.evaluations
-            if not any(control.holds(done, total) for done in range(total)):
-                raise InvalidRequest(
-                    f"controls.start of {control.start:g} and end of {control.end:g} leave {control.name} no "
-                    f"whole step of {total}",
-                    param="controls.start",
-                )
+    """Refuse a control that would be in no evaluation of any stage."""
+    totals = [stage.evaluations for stage in request.stages]
+    for control in request.controls:
+        if not any(control.holds(done, total) for total in totals for done in range(total)):
+            raise InvalidRequest(
+                f"controls.start of {control.start:g} and end of {control.end:g} leave {control.name} no "
+                f"whole step of {max(totals)}",
+                param="controls.start",
+            )
 
 
 def _controls(asked: tuple[Control, ...], width: int, height: int) -> tuple[Control, ...]:

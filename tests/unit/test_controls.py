@@ -43,6 +43,16 @@ class TestRequests:
         assert drawn.controls[0].image.shape == (256, 256, 3)
         assert [batch_key(stage).controls for stage in drawn.stages] == [1, 1]
 
+    def test_one_that_is_of_the_first_stage_alone_is_accepted(self) -> None:
+        early = replace(HELD, end=0.1)
+        drawn = resolve(asked(early, width=128, height=128, hires=Hires(2.0)), INFO.limits)
+        assert [
+            any(early.holds(i, stage.evaluations) for i in range(stage.evaluations)) for stage in drawn.stages
+        ] == [
+            True,
+            False,
+        ]
+
     def test_without_a_size_the_picture_has_the_first_ones_unless_there_is_an_image(self) -> None:
         wide = Control("canny", lines(0, 192, 96))
         assert (lambda drawn: (drawn.width, drawn.height))(resolve(asked(wide), INFO.limits)) == (192, 96)

@@ -70,9 +70,10 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
         limits = (await services.gateway.served()).limits
         with named_as_sent(wanted, limits, SENT_AS):
             wanted = await asyncio.to_thread(with_controls, wanted, fields.alwayson_scripts, limits)
+        # The answer's echo has no use for its pictures.
         fields.alwayson_scripts = None
     plates = await _prepare(fields, wanted, caller, services)
-    # As they were sent, nobody needs the pictures while they are drawn.
+    # Decoded as they were sent, nobody needs the pictures while they are drawn.
     del wanted
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)

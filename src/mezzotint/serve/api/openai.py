@@ -127,9 +127,6 @@ async def _answer(
     mask: Mask | None = None,
 ) -> Response:
     plates = await prepare_all(fields, services, caller, image=image, mask=mask)
-    # As it was sent, nobody needs it while it is drawn.
-    image = mask = None
-    fields.forget_pictures()
     answer = Answer(kind, fields, plates, services, caller)
     if fields.stream:
         return await answer.streamed()
