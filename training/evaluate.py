@@ -203,7 +203,7 @@ def evaluate(model: Path = MODEL, out: Path = OUT, quick: bool = False) -> dict[
     (out / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     shown = alone[:: max(len(alone) // 69, 1)][:69]
     sheet = [*show, *shown, *styled, *paired[: 84 - len(show) - len(shown) - len(styled)]]
-    contact_sheet(sheet, 12).save(model / "contact_sheet.png", optimize=True)
+    save_small(contact_sheet(sheet, 12), model / "contact_sheet.png", limit=1_000_000)
     for name, pictures, columns in (("loras", with_loras, ROW), ("prompts", listed, 10)):
         if pictures:
             save_small(contact_sheet(pictures, columns), model / f"{name}.png")

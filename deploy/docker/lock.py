@@ -127,9 +127,15 @@ def resolve(order: Order) -> str:
         name = name_of(each["metadata"]["name"])
         if name in order.left_out or (order.left_out and _belongs_to_torch(name)):
             continue
-        sha256 = each["download_info"]["archive_info"]["hashes"]["sha256"]
+        sha256 = _sha256_of(each["download_info"]["archive_info"])
         lines.append(f"{name}=={each['metadata']['version']} --hash=sha256:{sha256}\n")
     return HEADER.format(source=order.source, note=order.note) + "".join(sorted(lines))
+
+
+def _sha256_of(archive: dict[str, Any]) -> str:
+    """As pip reports it: before 23.1 in one text, `sha256=…`."""
+    hashes: dict[str, str] = archive.get("hashes") or dict([archive["hash"].split("=", 1)])
+    return hashes["sha256"]
 
 
 def pins(lock: Path) -> dict[str, str]:

@@ -101,7 +101,7 @@ def test_a_second_stage_is_image_to_image_at_its_own_size() -> None:
     heun = resolve(GenerationRequest("a fox", steps=5, scheduler="Heun", hires=Hires(2, 0.4)), FAKE_LIMITS)
     assert (heun.steps_taken, heun.evaluations) == (7, 9 + 3)
     # What is resolved once more is the same.
-    again = GenerationRequest(**{field.name: getattr(request, field.name) for field in fields(request)})
+    again = GenerationRequest(**{field.name: getattr(request, field.name) for field in fields(asked)})
     assert resolve(again, FAKE_LIMITS) == request
     assert resolve(GenerationRequest("a fox", steps=2, hires=Hires()), FAKE_LIMITS).hires == Hires(
         1.5, 0.5, 2

@@ -161,7 +161,7 @@ def test_painting_in_the_callers_array_later_changes_nothing() -> None:
 def test_resolving_again_changes_nothing() -> None:
     once = resolved(image=np.full((70, 90, 3), 9, np.uint8), mask=np.full((70, 90), 200, np.uint8))
     again = resolve(
-        GenerationRequest(**{name: getattr(once, name) for name in ResolvedRequest.__dataclass_fields__}),
+        GenerationRequest(**{name: getattr(once, name) for name in GenerationRequest.__dataclass_fields__}),
         FAKE_LIMITS,
     )
     assert again == once
