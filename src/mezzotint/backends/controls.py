@@ -27,10 +27,11 @@ PREPROCESS: Mapping[str, Callable[[Pixels], Pixels]] = {"none": lambda image: im
 
 @dataclass(frozen=True, eq=False)
 class HeldTo:
-    """What one ControlNet holds a row to. picture: 1 × 3 × height × width, 0…1."""
+    """What one ControlNet holds a row to. read: what it reads of the picture, 1 × channels × latent height ×
+    latent width."""
 
     control: Control
-    picture: Tensor
+    read: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class _Part:
     # In the whole pass.
     rows: int
     index: Tensor | None
-    pictures: Tensor
+    read: Tensor
     scales: Tensor
 
 
@@ -67,8 +68,12 @@ class ControlNets:
     """Those of one model, by the names that requests know them by."""
 
     def __init__(
-        self, nets: Mapping[str, Callable[..., Any]], device: torch.device, dtype: torch.dtype
+        self,
+        nets: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
+        """nets: as `tuned.tune_controlnet` parts each."""
         self._nets, self._device, self._dtype = nets, device, dtype
         # Of the last pass, by ControlNet: as long as the same rows are in the same places of as many.
         self._parts: dict[str, _Part] = {}
@@ -80,7 +85,8 @@ class ControlNets:
     def _held(self, control: Control, width: int, height: int) -> HeldTo:
         pixels = PREPROCESS[control.preprocessor](resize_image(control.image, width, height))
         picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-        return HeldTo(control, to_device(picture.to(self._dtype), self._device))
+        read, _ = self._nets[control.name]
+        return HeldTo(control, read(to_device(picture.to(self._dtype), self._device)))
 
     def residuals(self, held: Sequence[Sequence[HeldTo]], inputs: Inputs) -> dict[str, Any]:
         """What the UNet is given beside its inputs; nothing where no row is held to anything.
@@ -88,7 +94,7 @@ class ControlNets:
         held: for each row of the pass, by what it is in this evaluation.
         """
         whole: list[Tensor] = []
-        for name, net in self._nets.items():
+        for name, (_, net) in self._nets.items():
             rows = tuple(
                 (row, each) for row, those in enumerate(held) for each in those if each.control.name == name
             )
@@ -101,7 +107,7 @@ class ControlNets:
                 own.sample,
                 own.timesteps,
                 encoder_hidden_states=own.hidden,
-                controlnet_cond=part.pictures,
+                controlnet_cond=part.read,
                 added_cond_kwargs={"text_embeds": own.pooled, "time_ids": own.time_ids},
                 return_dict=False,
             )
@@ -134,7 +140,7 @@ class ControlNets:
                 held,
                 rows,
                 index,
-                torch.cat([each.picture for _, each in held]),
+                torch.cat([each.read for _, each in held]),
                 to_device(scales, self._device).view(-1, 1, 1, 1),
             )
         return part
