@@ -20,8 +20,8 @@ def parts_of(text: str, names: Collection[str]) -> Iterator[tuple[str, bool]]:
     if not names:
         yield text, False
         return
-    as_served = {name.casefold(): name for name in names}
-    for number, part in enumerate(_pattern(tuple(sorted(names))).split(text)):
+    pattern, as_served = _pattern(tuple(names))
+    for number, part in enumerate(pattern.split(text)):
         if number % 2:
             yield as_served[part.casefold()], True
         elif part:
@@ -29,7 +29,9 @@ def parts_of(text: str, names: Collection[str]) -> Iterator[tuple[str, bool]]:
 
 
 @lru_cache(maxsize=64)
-def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+def _pattern(names: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, str]]:
     # Of two that begin alike the longer goes first.
     choices = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    return re.compile(rf"(?<![\w-])({choices})(?![\w-])", re.IGNORECASE)
+    # Names are of ASCII's letters, which in the rest of Unicode have other capitals: ı and İ of an i.
+    pattern = re.compile(rf"(?<![\w-])(?a:({choices}))(?![\w-])", re.IGNORECASE)
+    return pattern, {name.casefold(): name for name in names}

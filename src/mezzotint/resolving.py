@@ -105,9 +105,9 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         controls=_controls(request.controls, *size_of(width, height, hires)),
         embeddings=names_in(
             [each.name for each in limits.embeddings],
-            request.prompt,
+            *_texts(request.prompt, emphasis, "prompt"),
             # Without guidance nobody reads it.
-            request.negative_prompt if guidance > 1 else None,
+            *(_texts(request.negative_prompt or "", emphasis, "negative_prompt") if guidance > 1 else ()),
         ),
         emphasis=emphasis,
         hires=hires,
@@ -124,15 +124,20 @@ def _emphasis(request: GenerationRequest) -> bool:
         raise InvalidRequest(f"emphasis must be bool, not {_shown(request.emphasis)}", param="emphasis")
     if not request.emphasis or not has_marks(request.prompt, request.negative_prompt):
         return False
-    _check_emphasis(request.prompt, "prompt")
-    _check_emphasis(request.negative_prompt or "", "negative_prompt")
+    _pieces(request.prompt, "prompt")
+    _pieces(request.negative_prompt or "", "negative_prompt")
     return True
 
 
 # The pictures of one request say the same, and an intricate text takes a while.
 @lru_cache(maxsize=64)
-def _check_emphasis(text: str, field: str) -> None:
-    parse_emphasis(text, field)
+def _pieces(text: str, field: str) -> tuple[str, ...]:
+    return tuple(piece.text for piece in parse_emphasis(text, field))
+
+
+def _texts(text: str, emphasis: bool, field: str) -> tuple[str, ...]:
+    """As they are tokenized."""
+    return _pieces(text, field) if emphasis else (text,)
 
 
 def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:

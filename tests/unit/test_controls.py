@@ -41,7 +41,7 @@ class TestRequests:
     def test_of_a_larger_picture_they_have_its_size_in_the_end(self) -> None:
         drawn = resolve(asked(HELD, width=128, height=128, hires=Hires(2.0)), INFO.limits)
         assert drawn.controls[0].image.shape == (256, 256, 3)
-        assert [batch_key(stage).controls for stage in drawn.stages] == [1, 1]
+        assert [batch_key(stage).controls for stage in drawn.stages] == [(1.0,), (1.0,)]
 
     def test_one_that_is_of_the_first_stage_alone_is_accepted(self) -> None:
         early = replace(HELD, end=0.1)
@@ -120,7 +120,7 @@ class TestRequests:
 class TestCosts:
     def test_one_that_holds_for_a_part_counts_for_that_part(self) -> None:
         late = resolve(asked(replace(HELD, start=0.75), Control("depth", lines())), INFO.limits)
-        assert batch_key(late).controls == pytest.approx(1.25)
+        assert batch_key(late).controls == pytest.approx((0.25, 1.0))
 
     def test_a_replica_without_it_is_not_asked(self) -> None:
         request = resolve(asked(HELD), INFO.limits)

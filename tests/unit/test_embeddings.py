@@ -23,6 +23,9 @@ from mezzotint.imaging.metadata import parameters_text
 from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.locations import find_model
 from mezzotint.resolving import resolve
+from mezzotint.serve.access.caller import ANYONE
+from mezzotint.serve.plate import Plate, draw_the_same
+from mezzotint.serve.wire import Order
 from tests.embeddings import vectors_of, write_embedding
 
 NAMES = ("ink", "ink-wash", "negativeXL_D", "v1.1")
@@ -39,6 +42,8 @@ class TestWords:
             ("(negativexl_d:1.2)", ["(", ("negativeXL_D",), ":1.2)"]),
             ("v1x1 v1.1", ["v1x1 ", ("v1.1",)]),
             ("", []),
+            # What another alphabet's capitals would make of a name.
+            ("ınk İnk ink", ["ınk İnk ", ("ink",)]),
         ],
     )
     def test_a_name_is_a_word_of_its_own_in_any_case(self, text: str, expected: list[object]) -> None:
@@ -77,14 +82,21 @@ class TestTokens:
         # The mark of the end is where an encoder looks for it.
         assert windows.ids[0, 9] == words.eos_token_id
 
-    def test_it_is_not_parted_and_what_is_cut_names_it(self, words: transformers.CLIPTokenizer) -> None:
-        vectors = [torch.zeros(8, 2)]
-        text = " ".join(["fox"] * 27 + ["ink"] + ["fox"] * 3)
-        windows = read_windows([words], [Piece(text)], 2, {"ink": vectors})[0]
-        assert {window for window, *_ in windows.vectors} == {1}
-        [cut] = read_windows([words], [Piece(text)], 1, {"ink": vectors})
-        assert cut.cut.startswith("ink") or cut.cut.endswith("fox fox fox")
-        assert cut.cut.count("fox") == 3
+    @pytest.mark.parametrize("before", [18, 21, 29, 30])
+    def test_it_is_not_parted(self, words: transformers.CLIPTokenizer, before: int) -> None:
+        text = " ".join(["fox"] * before + ["ink"] + ["fox"] * 3)
+        [windows] = read_windows([words], [Piece(text)], 4, {"ink": [torch.zeros(15, 2)]})
+        assert [(window, place) for window, place, _ in windows.vectors] == [(1, 1 + i) for i in range(15)]
+        assert windows.cut == ""
+
+    def test_one_that_has_no_room_is_cut_whole_and_named(self, words: transformers.CLIPTokenizer) -> None:
+        text = " ".join(["fox"] * 28 + ["ink"])
+        [windows] = read_windows([words], [Piece(text)], 1, {"ink": [torch.zeros(8, 2)]})
+        assert (windows.cut, windows.read, list(windows.vectors)) == ("ink", 28, [])
+
+    def test_one_longer_than_a_window_goes_on_in_the_next(self, words: transformers.CLIPTokenizer) -> None:
+        [windows] = read_windows([words], [Piece("ink")], 4, {"ink": [torch.zeros(40, 2)]})
+        assert [window for window, *_ in windows.vectors] == [0] * 30 + [1] * 10
 
 
 LIMITS = FakeBackend(embeddings=(ServedEmbedding("ink", "a" * 64, 1), ServedEmbedding("bad", "b" * 64, 2)))
@@ -99,6 +111,22 @@ class TestRequests:
         assert self.asked("a fox") == ()
         assert self.asked("a fox in INK", "bad") == ("bad", "ink")
         assert self.asked("a fox in ink", "bad", guidance=1.0) == ("ink",)
+
+    def test_with_brackets_the_words_between_them_count(self) -> None:
+        def named(prompt: str) -> tuple[str, ...]:
+            request = GenerationRequest(prompt, seed=1, emphasis=True)
+            return resolve(request, LIMITS.info.limits).embeddings
+
+        assert named("(ink:1.3) fox") == ("ink",)
+        assert named("(in:1.3)k") == ()
+        assert named("(in:1)k (b:1)ad") == ("bad", "ink")
+
+    def test_another_file_of_the_same_name_is_another_picture(self) -> None:
+        other = FakeBackend(embeddings=(ServedEmbedding("ink", "c" * 64, 1),))
+        request = resolve(GenerationRequest("ink", seed=1), other.info.limits)
+        etags = {Plate(Order(request), ANYONE, info, 0.0).etag for info in (LIMITS.info, other.info)}
+        assert len(etags) == 2
+        assert not draw_the_same(LIMITS.info, other.info)
 
     def test_the_receipt_has_their_hashes_and_a1111s_text_too(self) -> None:
         request = resolve(GenerationRequest("ink", "bad", seed=1), LIMITS.info.limits)
@@ -143,6 +171,11 @@ class TestFiles:
         save_file(tensors, tmp_path / "odd.safetensors")
         with pytest.raises(ModelInvalid, match=r"odd.safetensors is no embedding for SDXL"):
             find_embeddings(tmp_path, [str(tmp_path / "odd.safetensors")])
+
+    def test_one_that_no_window_has_room_for_is_refused(self, tmp_path: Path) -> None:
+        path = write_embedding(tmp_path / "long.safetensors", 76)
+        with pytest.raises(ModelInvalid, match="has 76 vectors"):
+            find_embeddings(tmp_path, [str(path)])
 
     def test_a_file_that_is_cut_short_is_refused(self, tmp_path: Path) -> None:
         path = write_embedding(tmp_path / "good.safetensors")

@@ -131,10 +131,10 @@ def test_a_text_without_marks_is_itself(text: str) -> None:
 
 def test_the_pictures_of_a_request_have_their_texts_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[str] = []
-    monkeypatch.setattr(resolving, "parse_emphasis", lambda text, _: checked.append(text))
-    resolving._check_emphasis.cache_clear()
+    monkeypatch.setattr(resolving, "parse_emphasis", lambda text, _: checked.append(text) or [])
+    resolving._pieces.cache_clear()
     for seed in range(10):
         request = GenerationRequest("a (b)", negative_prompt="[c]", emphasis=True, seed=seed)
         assert resolving.resolve(request, FAKE_LIMITS).emphasis
-    resolving._check_emphasis.cache_clear()
+    resolving._pieces.cache_clear()
     assert checked == ["a (b)", "[c]"]

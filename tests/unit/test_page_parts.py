@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 import re
 import struct
 import time
@@ -28,7 +30,16 @@ from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
 from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed, read_whole
-from mezzotint.ui.guides import Guide, guide_in_words, nearest_shape, prepare_guide, reading_for, upright_size
+from mezzotint.ui.guides import (
+    Guide,
+    guide_as_sent,
+    guide_in_words,
+    nearest_shape,
+    prepare_guide,
+    reading_for,
+    upload_of,
+    upright_size,
+)
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import Recipe, read_recipe, recipe_of_told
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
@@ -570,6 +581,50 @@ class TestGuide:
         values, said = filled(recipe, with_controlnets("canny"))
         assert (values["guide"], values["guide_reads"], values["guide_scale"]) == ("canny", "none", 0.5)
         assert "does not draw with ControlNet control_v11f1p_sd15_depth:" in said
+
+    def test_of_a_strangers_file_no_more_are_read_than_a_request_has(self) -> None:
+        many = [{**CONTROL, "scale": number / 10_000} for number in range(10_000)]
+        recipe = recipe_of_told({**RECEIPT, "controls": many})
+        assert recipe is not None
+        assert len(recipe.guides) == 4
+
+    @pytest.mark.parametrize("number", [math.nan, math.inf, "1", None, [1]])
+    def test_what_a_browser_sends_for_a_number_is_one(self, number: object) -> None:
+        with pytest.raises(ValueError, match="must be numbers"):
+            guide_as_sent("canny", "canny", number, 0, 1)
+        assert guide_as_sent("canny", "canny", 1, 0, 1) == Guide("canny", "canny", 1.0, 0.0, 1.0)
+
+    def test_a_picture_that_is_no_upload_is_refused_whatever_a_browser_says(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        uploads, secret = tmp_path / "uploads", tmp_path / "secret.png"
+        uploads.mkdir()
+        for path in (secret, uploads / "own.png"):
+            Image.new("RGB", (64, 64)).save(path)
+        (uploads / "link.png").symlink_to(secret)
+        os.mkfifo(uploads / "fifo")
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        assert upload_of({"path": str(uploads / "own.png")}) == str(uploads / "own.png")
+        assert upload_of(None) is None
+        for forged in (
+            secret,
+            uploads / "../secret.png",
+            uploads / "link.png",
+            uploads / "fifo",
+            5,
+            "\0",
+            [1],
+        ):
+            place = str(forged) if isinstance(forged, Path) else forged
+            for picture in (place, {"path": place}):
+                with pytest.raises(ValueError, match="not kept any more"):
+                    upload_of(picture)
+
+    def test_greys_of_sixteen_bits_are_greys(self, tmp_path: Path) -> None:
+        """As depths are mostly kept."""
+        Image.fromarray(np.full((64, 64), 30_000, np.uint16)).save(tmp_path / "depth.png")
+        made = Image.open(io.BytesIO(prepare_guide(str(tmp_path / "depth.png"), "64x64")))
+        assert made.convert("RGB").getpixel((5, 5)) == (116, 116, 116)
 
     def test_the_opened_picture_says_what_it_followed(self) -> None:
         whole = {**CONTROL, "name": "depth", "preprocessor": "none", "scale": 1.0, "start": 0.0, "end": 1.0}

@@ -85,7 +85,7 @@ def test_in_a_pass_of_both_each_is_charged_for_its_rows() -> None:
 
 
 def test_those_with_controlnets_share_passes_with_those_without() -> None:
-    held = replace(GUIDED, controls=1)
+    held = replace(GUIDED, controls=(1.0,))
     scheduler = Scheduler(BATCHES)
     for id, key in (("a", GUIDED), ("b", held), ("c", UNGUIDED)):
         scheduler.submit(id, [Stage(key, 10)], 0.0)
@@ -93,7 +93,7 @@ def test_those_with_controlnets_share_passes_with_those_without() -> None:
 
 
 def test_a_pass_with_controlnets_costs_what_its_work_does() -> None:
-    held = replace(GUIDED, controls=1)
+    held = replace(GUIDED, controls=(1.0,))
     assert held.load == pytest.approx(1.45 * GUIDED.load)
     assert measured_as([held, held]) == (held, 2)
     # 2 + 2.9 + 1 rows of work.
@@ -104,11 +104,12 @@ def test_a_pass_with_controlnets_costs_what_its_work_does() -> None:
 
 
 def test_only_passes_of_one_kind_tell_what_controlnets_cost() -> None:
-    held, partly = replace(GUIDED, controls=1), replace(GUIDED, controls=0.5)
+    held, partly = replace(GUIDED, controls=(1.0,)), replace(GUIDED, controls=(0.5,))
     for keys, told in (
         ([held, held], True),
         ([held, GUIDED], False),
         ([partly, partly], False),
+        ([replace(GUIDED, controls=(0.5, 0.5))], False),
         ([GUIDED, GUIDED, UNGUIDED, UNGUIDED], True),
         ([GUIDED, UNGUIDED], False),
     ):
@@ -117,7 +118,7 @@ def test_only_passes_of_one_kind_tell_what_controlnets_cost() -> None:
 
 def test_in_a_pass_with_controlnets_each_is_charged_for_its_own() -> None:
     scheduler = Scheduler(BATCHES)
-    scheduler.submit("h", [Stage(replace(GUIDED, controls=1), 10)], 0.0, tenant="h")
+    scheduler.submit("h", [Stage(replace(GUIDED, controls=(1.0,)), 10)], 0.0, tenant="h")
     scheduler.submit("g", [Stage(GUIDED, 10)], 0.0, tenant="g")
     assert set(run_pass(scheduler)) == {"g", "h"}
     assert scheduler._charged["h"] == pytest.approx(1.45 * scheduler._charged["g"])

@@ -122,19 +122,21 @@ class GraphedCalls:
         self._max_graphs, self._calls_before = max_graphs, calls_before
         self._graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._counts: OrderedDict[Hashable, int] = OrderedDict()
-        self._impossible: set[Hashable] = set()
+        # Kinds that are not recorded: they cannot be, or hold too much.
+        self._impossible: OrderedDict[Hashable, None] = OrderedDict()
         self.recorded = self.replayed = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the module; the result is the caller's own."""
         kind, inputs = _taken_apart((args, kwargs))
-        if _bytes(inputs) > MAX_BYTES:
-            return self._call(*args, **kwargs)
         graph = self._graphs.get(kind)
         if graph is None and self._is_due(kind):
             graph = self._record(kind, args, kwargs)
         if graph is None:
-            return self._call(*args, **kwargs)
+            result = self._call(*args, **kwargs)
+            if _bytes(inputs) + _bytes(_taken_apart(result)[1]) > MAX_BYTES:
+                self._give_up(kind)
+            return result
         self._graphs.move_to_end(kind)
         for held, given in zip(graph.inputs, inputs, strict=True):
             held.copy_(given)
@@ -144,9 +146,12 @@ class GraphedCalls:
         return _copied(graph.result)
 
     def _is_due(self, kind: Hashable) -> bool:
+        if kind in self._impossible:
+            self._impossible.move_to_end(kind)
+            return False
         seen = self._counts.pop(kind, 0)
         if seen >= self._calls_before:
-            return kind not in self._impossible
+            return True
         self._counts[kind] = seen + 1
         if len(self._counts) > MAX_COUNTED:
             self._counts.popitem(last=False)
@@ -163,17 +168,16 @@ class GraphedCalls:
             logger.warning("a pass cannot be recorded: %s", error)
             self._give_up(kind)
             return None
-        _, held = _taken_apart((held_args, held_kwargs))
-        if _bytes(held) + _bytes(_taken_apart(result)[1]) > MAX_BYTES:
-            self._give_up(kind)
-            return None
         self.recorded += 1
+        _, held = _taken_apart((held_args, held_kwargs))
         graph = self._graphs[kind] = _Recorded(held, replay, result)
         return graph
 
     def _give_up(self, kind: Hashable) -> None:
-        if len(self._impossible) < MAX_COUNTED:
-            self._impossible.add(kind)
+        self._impossible[kind] = None
+        self._impossible.move_to_end(kind)
+        if len(self._impossible) > MAX_COUNTED:
+            self._impossible.popitem(last=False)
 
 
 def _bytes(tensors: tuple[torch.Tensor, ...]) -> int:

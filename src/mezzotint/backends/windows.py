@@ -59,8 +59,9 @@ class _Token(NamedTuple):
     weight: float
     part: int
     text: str
-    # Of an embedding.
+    # Of an embedding; whether it is one of its later ones.
     vector: torch.Tensor | None = None
+    goes_on: bool = False
 
 
 def read_windows(
@@ -115,12 +116,11 @@ def _tokenize(
 
 def _of_embedding(name: str, vectors: torch.Tensor, piece: Piece) -> list[_Token]:
     """Its tokens, which are one word."""
-    last = len(vectors) - 1
+    texts = [name, *[""] * (len(vectors) - 1)]
+    texts[-1] += END_OF_WORD
     return [
-        _Token(
-            PLACEHOLDER, piece.weight, piece.part, (name if not i else "") + END_OF_WORD * (i == last), vector
-        )
-        for i, vector in enumerate(vectors)
+        _Token(PLACEHOLDER, piece.weight, piece.part, text, vector, goes_on=number > 0)
+        for number, (text, vector) in enumerate(zip(texts, vectors, strict=True))
     ]
 
 
@@ -130,12 +130,20 @@ def _divide(tokens: Sequence[_Token], room: int, most: int) -> list[Sequence[_To
     start = 0
     while len(windows) < most - 1 and start < len(tokens):
         spare = (most - len(windows)) * room - (len(tokens) - start)
-        end = _end(tokens, start, room, spare)
+        end = _whole(tokens, start, _end(tokens, start, room, spare))
         windows.append(tokens[start:end])
         start = end
     if start < len(tokens) or not windows:
-        windows.append(tokens[start : start + room])
+        windows.append(tokens[start : _whole(tokens, start, min(start + room, len(tokens)))])
     return windows
+
+
+def _whole(tokens: Sequence[_Token], start: int, end: int) -> int:
+    """The end, or that before an embedding that it would part. One longer than a window cannot be whole."""
+    before = end
+    while start < before < len(tokens) and tokens[before].goes_on:
+        before -= 1
+    return end if before == start else before
 
 
 def _end(tokens: Sequence[_Token], start: int, room: int, spare: int) -> int:

@@ -64,14 +64,14 @@ CONTROL_SHARE = 0.45
 class BatchKey:
     """What an image's passes depend on. Sizes in pixels. What they cost depends on all but `loras`.
 
-    controls: how many ControlNets its rows go through as well, on average over its evaluations.
+    controls: of each ControlNet that its rows go through as well, in which share of the evaluations.
     """
 
     width: int
     height: int
     guided: bool
     loras: tuple[Lora, ...] = ()
-    controls: float = 0.0
+    controls: tuple[float, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -81,7 +81,7 @@ class BatchKey:
     @property
     def load(self) -> float:
         """The work of one image, in rows of the UNet."""
-        return self.rows * (1 + CONTROL_SHARE * self.controls)
+        return self.rows * (1 + CONTROL_SHARE * sum(self.controls))
 
     @property
     def area(self) -> float:
@@ -96,12 +96,12 @@ class BatchKey:
     @property
     def shape(self) -> BatchKey:
         """What requests must have in common to share a pass: that without guidance and controls."""
-        return replace(self, guided=False, controls=0)
+        return replace(self, guided=False, controls=())
 
 
 def batch_key(request: ResolvedRequest) -> BatchKey:
     """The key of a request's passes."""
-    controls = sum(each.end - each.start for each in request.controls)
+    controls = tuple(sorted(each.end - each.start for each in request.controls))
     return BatchKey(request.width, request.height, request.guided, request.loras, controls)
 
 
@@ -127,7 +127,7 @@ def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
     if len({(key.guided, key.controls) for key in keys}) == 1:
         return keys[0], len(keys)
     most = replace(
-        keys[0], guided=any(key.guided for key in keys), controls=max(key.controls for key in keys)
+        keys[0], guided=any(key.guided for key in keys), controls=max((key.controls for key in keys), key=sum)
     )
     width = sum(key.load for key in keys) / most.load
     return most, width if most.controls else math.ceil(width)
@@ -137,7 +137,7 @@ def tells_of(key: BatchKey, width: float, keys: Sequence[BatchKey]) -> bool:
     """Whether a pass of `keys` shows what one of so many images of `key` costs: it is one, row for row, and
     what ControlNets are in it were in it to the full."""
     if key.controls:
-        return all(each.cost_key == key.cost_key for each in keys) and key.controls == round(key.controls)
+        return all(each.cost_key == key.cost_key for each in keys) and min(key.controls) == 1
     return width * key.rows == sum(each.rows for each in keys)
 
 

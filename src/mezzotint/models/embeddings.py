@@ -19,6 +19,8 @@ __all__ = ["ENCODERS", "EmbeddingFile", "find_embeddings"]
 
 # What a file calls the vectors of SDXL's two text encoders, in their order.
 ENCODERS = ("clip_l", "clip_g")
+# A window of SDXL's text encoders, without the marks of beginning and end.
+MAX_VECTORS = 75
 KIND = Kind("embeddings", f"{SUFFIX} files", is_file)
 
 
@@ -60,4 +62,7 @@ def _described(name: str, path: Path) -> ServedEmbedding:
         raise ModelInvalid(
             f"{path.name} is no embedding for SDXL, which has as many vectors of {' as of '.join(ENCODERS)}"
         )
-    return ServedEmbedding(name, sha256, vectors=int(shapes[0][0]))
+    vectors = int(shapes[0][0])
+    if vectors > MAX_VECTORS:
+        raise ModelInvalid(f"{path.name} has {vectors} vectors; a text encoder reads {MAX_VECTORS} at a time")
+    return ServedEmbedding(name, sha256, vectors)

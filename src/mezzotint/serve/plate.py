@@ -21,7 +21,8 @@ MADE_BY = ("model", "revision", "backend", "dtype", "versions")
 
 def draw_the_same(one: BackendInfo, other: BackendInfo) -> bool:
     """Whether the same request is the same picture on both."""
-    return _made_by(one) == _made_by(other) and one.device == other.device
+    named = [(each.limits.loras, each.limits.controlnets, each.limits.embeddings) for each in (one, other)]
+    return _made_by(one) == _made_by(other) and one.device == other.device and named[0] == named[1]
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class Plate:
     def etag(self) -> str:
         """Names the picture that would follow from it, weakly (RFC 9110, 8.8.1): drawn in a batch, a channel
         may differ by 1/255 from the same picture drawn alone. Of a plate with images, reads them all."""
-        return _etag(self.order, _made_by(self.info), self.info.device)
+        hashes = {each.name: each.sha256 for each in self.info.limits.embeddings}
+        read = [{"name": name, "sha256": hashes[name]} for name in self.request.embeddings]
+        return _etag(self.order, {**_made_by(self.info), "embeddings": read}, self.info.device)
 
     def etag_of(self, drawn: Drawn) -> str:
         """Names the picture that did follow: by whatever replica drew it, which its receipt tells."""
+        # A replica of a version without embeddings tells of none.
         made_by = {name: drawn.receipt[name] for name in MADE_BY}
+        made_by["embeddings"] = drawn.receipt.get("embeddings", [])
         return _etag(self.order, made_by, self.info.device)
 
 

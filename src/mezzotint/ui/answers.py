@@ -23,10 +23,11 @@ from mezzotint.ui.form import TABS, Wish, filled, read_seed, read_whole
 from mezzotint.ui.guides import (
     EDGES,
     NO_PICTURE,
-    Guide,
+    guide_as_sent,
     nearest_shape,
     prepare_guide,
     reading_for,
+    upload_of,
     upright_size,
 )
 from mezzotint.ui.parts import Parts
@@ -107,18 +108,21 @@ class Answers:
 
     def follow(self, picture: object, guide: str | None, reading: str | None, size: str | None) -> Updates:
         """A guiding picture was given or taken away. Reads a file: in a thread."""
-        file = _place(picture)
         offer, guiding, form = self._desk.monitor.offer, self._parts.guiding, self._parts.form
-        if file is None:
-            return {guiding.guide: OFF}
         try:
+            file = upload_of(picture)
+            if file is None:
+                return {guiding.guide: OFF}
             own = upright_size(file)
         except ValueError as error:
             return self._notice(Notice(str(error)))
         # What is on already came with a picture's settings, which say the shape too.
         if guide or offer is None or not offer.controlnets:
             return self._notice(None)
-        shapes = [*([size] if size and SIZE.fullmatch(size) else []), *(shape for _, shape in offer.sizes)]
+        shapes = [
+            *([size] if isinstance(size, str) and SIZE.fullmatch(size) else []),
+            *(shape for _, shape in offer.sizes),
+        ]
         name, shape = offer.controlnets[0], nearest_shape(own, shapes)
         nearest = {} if shape == size else {form.size: shape}
         return {**self._notice(None), **self.choose_guide(name, reading), **nearest, guiding.guide: name}
@@ -213,8 +217,8 @@ class Answers:
             seed, steps = read_seed(seed or ""), read_whole("Steps", steps)
             asked["n"] = read_whole("Pictures", asked["n"])
             if name:
-                asked["guide"] = Guide(name, *how)
-                asked["guiding"] = await asyncio.to_thread(prepare_guide, _place(picture), shape)
+                asked["guide"] = guide_as_sent(name, *how)
+                asked["guiding"] = await asyncio.to_thread(prepare_guide, upload_of(picture), shape)
         except ValueError as error:
             return self._notice(Notice(str(error)))
         wish = Wish(
@@ -248,9 +252,3 @@ class Answers:
 
     def _notice(self, notice: Notice | None) -> Updates:
         return {self._parts.notice: cards.notice_box(notice)}
-
-
-def _place(picture: Any) -> str | None:
-    """Where Gradio keeps it: it hands on a path, or a record of one where it is told not to read values."""
-    place: str | None = picture["path"] if isinstance(picture, dict) else picture
-    return place

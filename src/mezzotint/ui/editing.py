@@ -118,6 +118,11 @@ def _has_strokes(layers: Sequence[Image.Image]) -> bool:
 
 
 def on_white(picture: Image.Image) -> Image.Image:
+    """Without anything to see through, in eight bits a channel."""
+    if picture.mode.startswith("I"):
+        # Pillow cuts greys of 16 bits off at 255, which leaves white.
+        greys = np.asarray(picture).astype(np.uint32) // 257
+        picture = Image.fromarray(greys.clip(0, 255).astype(np.uint8))
     whole = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mezzotint.core import MAX_SEED, Hires, Lora
+from mezzotint.core import MAX_LORAS, MAX_SEED, Hires, Lora
 from mezzotint.ui.guides import Guide
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
@@ -182,8 +182,10 @@ def filled(recipe: Recipe, offer: Offer | None, *, is_guided: bool = False) -> t
     if recipe.emphasis is not None:
         values["emphasis"] = recipe.emphasis
     served = [lora.name for lora in offer.loras] if offer else []
-    loras = [lora for lora in recipe.loras if lora.name in served]
-    left_out = [f"LoRA {lora.name}" for lora in recipe.loras if lora not in loras]
+    # As many as a request has: a stranger's file may list any number.
+    asked = recipe.loras[:MAX_LORAS]
+    loras = [lora for lora in asked if lora.name in served]
+    left_out = [f"LoRA {lora.name}" for lora in asked if lora.name not in served]
     values["loras"] = [lora.name for lora in loras]
     # The form has one strength for all.
     values["lora_scale"] = loras[0].scale if loras else 1.0

@@ -1,16 +1,18 @@
-"""A picture that a drawing follows by a ControlNet, as the form has it. Pure but for Pillow."""
+"""A picture that a drawing follows by a ControlNet, as the form has it: which file, and how it is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-from mezzotint.core import UsedControl
+from mezzotint.core import MAX_CONTROLS, UsedControl
 from mezzotint.ui.drawing import SIZE
 from mezzotint.ui.editing import FORMATS, MAX_SIDE, is_too_large, on_white, png_of, too_large
 
@@ -19,11 +21,13 @@ __all__ = [
     "EDGES",
     "NO_PICTURE",
     "Guide",
+    "guide_as_sent",
     "guide_in_words",
     "guides_of",
     "nearest_shape",
     "prepare_guide",
     "reading_for",
+    "upload_of",
     "upright_size",
 ]
 
@@ -47,8 +51,24 @@ class Guide:
     end: float = 1.0
 
 
-def guides_of(controls: Iterable[UsedControl]) -> tuple[Guide, ...]:
-    return tuple(Guide(each.name, each.preprocessor, each.scale, each.start, each.end) for each in controls)
+def guides_of(controls: Sequence[UsedControl]) -> tuple[Guide, ...]:
+    """Of as many as a request has: a stranger's file may list any number."""
+    return tuple(
+        Guide(each.name, each.preprocessor, each.scale, each.start, each.end)
+        for each in controls[:MAX_CONTROLS]
+    )
+
+
+def guide_as_sent(name: object, preprocessor: object, *numbers: object) -> Guide:
+    """What a browser sends.
+
+    Raises:
+        ValueError: a sentence, where a number is none.
+    """
+    if not all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
+        raise ValueError("Guide strength, Guide from and Guide until must be numbers.")
+    scale, start, end = (float(str(each)) for each in numbers)
+    return Guide(str(name), str(preprocessor), scale, start, end)
 
 
 def guide_in_words(control: Mapping[str, Any]) -> str:
@@ -68,6 +88,25 @@ def reading_for(name: str, reading: str) -> str:
 def nearest_shape(size: str, shapes: Iterable[str]) -> str:
     """Which of the shapes has the proportions of `size`, or nearly; the first of several."""
     return min(shapes, key=lambda shape: abs(math.log(_ratio(size) / _ratio(shape))))
+
+
+def upload_of(picture: Any) -> str | None:
+    """Where Gradio keeps it: it hands on a path, or a record of one where it is told not to read values.
+
+    Raises:
+        ValueError: a sentence, of what is no upload: Gradio takes a browser's word for where a picture lies.
+    """
+    place = picture.get("path") if isinstance(picture, dict) else picture
+    if place is None:
+        return None
+    home = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    try:
+        path = Path(place).resolve()
+        if path.is_relative_to(home) and path.is_file():
+            return str(path)
+    except (TypeError, ValueError, OSError):
+        pass
+    raise ValueError(GONE)
 
 
 def upright_size(file: str) -> str:
