@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -81,7 +80,7 @@ class BatchKey:
     @property
     def load(self) -> float:
         """The work of one image, in rows of the UNet."""
-        return self.rows * (1 + CONTROL_SHARE * sum(self.controls))
+        return self.rows * (1 + CONTROL_SHARE * sum(self.controls)) if self.controls else self.rows
 
     @property
     def area(self) -> float:
@@ -124,13 +123,15 @@ def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
     Guided and others together cost what as many rows of guided ones do; an odd row counts as two. Those with
     and without ControlNets cost what as much work of the costliest kind does: of a width between two.
     """
-    if len({(key.guided, key.controls) for key in keys}) == 1:
-        return keys[0], len(keys)
-    most = replace(
-        keys[0], guided=any(key.guided for key in keys), controls=max((key.controls for key in keys), key=sum)
-    )
-    width = sum(key.load for key in keys) / most.load
-    return most, width if most.controls else math.ceil(width)
+    first = keys[0]
+    if not any(key.controls for key in keys):
+        rows = sum(key.rows for key in keys)
+        return (first, rows) if rows == len(keys) else (replace(first, guided=True), (rows + 1) // 2)
+    if all(key.cost_key == first.cost_key for key in keys):
+        return first, len(keys)
+    costliest = max((key.controls for key in keys), key=sum)
+    most = replace(first, guided=any(key.guided for key in keys), controls=costliest)
+    return most, sum(key.load for key in keys) / most.load
 
 
 def tells_of(key: BatchKey, width: float, keys: Sequence[BatchKey]) -> bool:
