@@ -24,8 +24,9 @@ from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.locations import find_model
 from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE
+from mezzotint.serve.fleet import _draws
 from mezzotint.serve.plate import Plate, draw_the_same
-from mezzotint.serve.wire import Order
+from mezzotint.serve.wire import Order, Report
 from tests.embeddings import vectors_of, write_embedding
 
 NAMES = ("ink", "ink-wash", "negativeXL_D", "v1.1")
@@ -120,6 +121,14 @@ class TestRequests:
         assert named("(ink:1.3) fox") == ("ink",)
         assert named("(in:1.3)k") == ()
         assert named("(in:1)k (b:1)ad") == ("bad", "ink")
+
+    def test_a_replica_without_it_is_not_asked(self) -> None:
+        request = resolve(GenerationRequest("ink", seed=1), LIMITS.info.limits)
+        served, plain = (
+            Report("r", backend.info, True, 0, 8, 60.0, {}, {}) for backend in (LIMITS, FakeBackend())
+        )
+        assert _draws(served, request)
+        assert not _draws(plain, request)
 
     def test_another_file_of_the_same_name_is_another_picture(self) -> None:
         other = FakeBackend(embeddings=(ServedEmbedding("ink", "c" * 64, 1),))
