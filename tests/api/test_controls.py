@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,8 @@ from mezzotint.core import Control, Image, Pixels, Receipt, ServedControlNet
 from mezzotint.errors import StoreUnavailable
 from mezzotint.imaging.inputs import pixels_sha256, resize_image
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.resolving import resolve
+from mezzotint.serve import gateway
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.wire import Order
 from tests.api.inprocess import Gate, gate, replica_of, settings_of
@@ -89,6 +92,22 @@ async def test_the_pictures_size_is_the_controls_unless_it_is_said(server: Gate)
     assert (receipt["width"], receipt["height"]) == (128, 64)
     [told] = receipt["controls"]
     assert told["image_sha256"] == pixels_sha256(resize_image(lines(0, 192, 96), 128, 64))
+
+
+async def test_pictures_are_brought_to_size_off_the_event_loop(
+    server: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def watched(*asked: Any) -> Any:
+        threads.append(threading.get_ident())
+        return resolve(*asked)
+
+    monkeypatch.setattr(gateway, "resolve", watched)
+    await drawn(server, controls=[CONTROL])
+    await drawn(server)
+    held, free = threads
+    assert free == threading.get_ident() != held
 
 
 async def test_a_picture_can_be_drawn_from_lines_alone(server: Gate) -> None:
