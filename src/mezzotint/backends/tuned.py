@@ -7,7 +7,7 @@ CUDA graphs record what all of that left.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,10 +22,11 @@ from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
 __all__ = [
+    "BLOCKS",
+    "compile_blocks",
     "compute_with",
     "is_on",
     "keeps_plain_weights",
-    "raise_recompile_limit",
     "tune_controlnet",
     "tune_unet",
     "tune_vae",
@@ -37,6 +38,12 @@ CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
 # Dynamo keeps what it has compiled of one function, for all models of the process, up to so many shapes and
 # kinds; past its own limit of eight a pass would fail.
 RECOMPILE_LIMIT = 64
+# What `Tuning.compile` compiles of a UNet one by one, by diffusers' names: most of the work, in few kinds. On
+# a GPU torch's own group norm knows no channels_last: in a ResNet that is not compiled each copies its
+# input to another order, and the convolution behind it copies it back.
+BLOCKS = {"transformers": ("BasicTransformerBlock",), "blocks": ("BasicTransformerBlock", "ResnetBlock2D")}
+# Of the VAE's decoder, which has no transformers.
+DECODER_BLOCKS = ("ResnetBlock2D",)
 # Both kernels take sides of this many numbers and their multiples.
 QUANTISED_MULTIPLE = 16
 
@@ -75,9 +82,11 @@ def with_plain_weights(tuning: Tuning) -> Tuning:
 
 
 def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
-    """Lay the VAE's weights out."""
+    """Lay the VAE's weights out; compile its decoder's blocks, in place."""
     if is_on(tuning.channels_last, device):
         vae.to(memory_format=torch.channels_last)
+    if tuning.compile in ("blocks", "unet"):
+        compile_blocks(vae.decoder, DECODER_BLOCKS)
 
 
 def tune_controlnet(
@@ -113,9 +122,13 @@ def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., 
     if tuning.quantisation != "none":
         _quantise(unet, tuning, device)
     compute = compute_with(unet, tuning, device)
-    if tuning.compile != "none":
-        _compile(unet, tuning.compile, tuning.compile_cache)
+    if tuning.compile != "none" and tuning.compile_cache:
+        _keep_in(Path(tuning.compile_cache))
+    if tuning.compile == "unet":
+        unet.compile()
         compute = _without_limit(compute)
+    elif tuning.compile != "none":
+        compile_blocks(unet, BLOCKS[tuning.compile])
     return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
 
 
@@ -178,7 +191,9 @@ def _quantise(unet: Any, tuning: Tuning, device: torch.device) -> None:
             )
         if kind == "int8" and tuning.compile == "none":
             # torchao prints each input to see whether it is compiling, and the printing waits for the GPU.
-            raise SettingInvalid("quantisation int8 needs compile blocks or unet on a GPU", param="compile")
+            raise SettingInvalid(
+                "quantisation int8 needs compile transformers, blocks or unet on a GPU", param="compile"
+            )
     elif kind == "fp8":
         raise SettingInvalid("quantisation fp8 needs a GPU; a CPU takes none or int8", param="quantisation")
     if kind == "fp8" and unet.dtype != torch.bfloat16:
@@ -209,27 +224,28 @@ def _is_quantised(module: Any, name: str) -> bool:
     )
 
 
-def _compile(unet: Any, scope: str, cache: str) -> None:
-    if cache:
-        _keep_in(Path(cache))
-    # The repeated transformer blocks are most of the work; compiling one serves them all. For any size from
-    # the first on: the first one's own would be compiled for nothing.
-    if scope == "blocks" and getattr(unet, "_repeated_blocks", None):
-        unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
-    else:
-        unet.compile()
+def compile_blocks(module: Any, kinds: Collection[str]) -> None:
+    """Compile each block of `module` whose class is so named, in place; what is compiled of one serves all
+    that are alike. For any size from the first on: the first one's own would be compiled for nothing.
+
+    Is diffusers' `compile_repeated_blocks`, which knows the transformers alone.
+    """
+    for block in module.modules():
+        if type(block).__name__ in kinds:
+            block.compile(fullgraph=True, dynamic=True)
+    module.register_forward_pre_hook(lambda *_: _raise_recompile_limit())
 
 
-def raise_recompile_limit() -> None:
-    """For this thread's compiling: each has settings of its own (since torch 2.12)."""
+def _raise_recompile_limit() -> None:
+    """For this thread's compiling: each has settings of its own (since torch 2.12). What is compiled is
+    compiled as it is called, in the thread that runs passes or decodes."""
     if torch._dynamo.config.recompile_limit < RECOMPILE_LIMIT:
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
 
 
 def _without_limit(call: Callable[..., Any]) -> Callable[..., Any]:
     def compute(*args: Any, **kwargs: Any) -> Any:
-        # What is compiled is compiled as a pass wants it, in the thread that runs passes.
-        raise_recompile_limit()
+        _raise_recompile_limit()
         return call(*args, **kwargs)
 
     return compute

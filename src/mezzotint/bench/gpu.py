@@ -19,7 +19,7 @@ import torch
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
-from mezzotint.backends.tuned import raise_recompile_limit
+from mezzotint.backends.tuned import BLOCKS, DECODER_BLOCKS, compile_blocks
 from mezzotint.bench.engine import Result
 from mezzotint.bench.fullsize import FULL_SIZE, TINY, Architecture, build, tflop_of_decode, tflop_of_row
 from mezzotint.bench.load import Mix
@@ -196,14 +196,14 @@ class GpuBench:
     def compiled(self) -> Reference:
         """diffusers laid out, fused and compiled as ours is; it offers no recording of passes."""
         reference = Reference(self.build())
-        unet = reference.pipeline.unet
+        unet, vae = reference.pipeline.unet, reference.pipeline.vae
         unet.to(memory_format=torch.channels_last)
-        reference.pipeline.vae.to(memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)
         with torch.no_grad():
             unet.fuse_qkv_projections()
         if self.preset.tuning.compile == "blocks":
-            unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
-            unet.register_forward_pre_hook(lambda *_: raise_recompile_limit())
+            compile_blocks(unet, BLOCKS["blocks"])
+            compile_blocks(vae.decoder, DECODER_BLOCKS)
         return reference
 
     def forget_references(self) -> None:
