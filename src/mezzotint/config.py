@@ -96,9 +96,7 @@ class Settings(BaseSettings):
     attention: Attention = Field(
         "auto", description="auto (torch chooses), flash, cudnn, efficient or math; a CPU has auto and math"
     )
-    compile: Compile = Field(
-        "none", description="none, transformers (the UNet's), blocks (its ResNets and the VAE's too) or unet"
-    )
+    compile: Compile = Field("none", description="none, blocks (the UNet's repeated ones) or unet")
     compile_cache: str = Field("", description="a folder for what was compiled; empty is torch's own")
     cuda_graphs: Switch = Field("auto", description="auto (on for CUDA), on or off; a CPU has none")
     quantisation: Quantisation = Field(

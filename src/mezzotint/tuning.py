@@ -14,7 +14,7 @@ from mezzotint.errors import SettingInvalid
 __all__ = ["Attention", "Compile", "Quantisation", "Switch", "Tuning"]
 
 Switch = Literal["auto", "on", "off"]
-Compile = Literal["none", "transformers", "blocks", "unet"]
+Compile = Literal["none", "blocks", "unet"]
 Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
 Quantisation = Literal["none", "int8", "fp8"]
 
@@ -35,8 +35,7 @@ class Tuning:
     channels_last: weights of UNet and VAE in the order that tensor cores read convolutions in.
     fused_projections: query, key and value of an attention as one matrix product.
     attention: the kernel of scaled dot products that is tried first; "auto" leaves it to torch.
-    compile: nothing; the UNet's transformer blocks; these and the ResNets, the VAE decoder's too; or the
-        whole UNet and the decoder's ResNets.
+    compile: nothing, the UNet's repeated blocks, or the whole UNet.
     compile_cache: a folder for what was compiled, so that the next start finds it; empty is torch's own,
         which a container forgets.
     cuda_graphs: replay a pass as one launch, for each shape, width and length of prompts that comes often.

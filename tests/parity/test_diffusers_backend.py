@@ -333,7 +333,8 @@ def test_bf16_draws_a_picture(fresh_modules: Make) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, of many kinds
 def test_compiled_blocks_draw_the_same_picture(fresh_modules: Make) -> None:
-    plain, compiled = fresh_modules(), fresh_modules(tuning=Tuning(compile="blocks"))
+    plain = fresh_modules()
+    compiled = fresh_modules(tuning=Tuning(compile="blocks", channels_last="on"))
     request = request_for(plain, steps=2)
     drawn = [np.frombuffer(finish(each, "a", request), np.uint8).astype(int) for each in (plain, compiled)]
     assert np.abs(drawn[0] - drawn[1]).max() <= 2

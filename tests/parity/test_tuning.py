@@ -17,12 +17,11 @@ from torch import nn
 from mezzotint.backends import tuned
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.tuned import compute_with, is_on
-from mezzotint.bench.fullsize import TINY, build
 from mezzotint.core import GenerationRequest, Pixels
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.loading import load_backend
 from mezzotint.resolving import resolve
-from mezzotint.tuning import Compile, Tuning
+from mezzotint.tuning import Tuning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 Make = Callable[..., DiffusersBackend]
@@ -159,31 +158,6 @@ def test_what_is_compiled_is_kept_where_it_is_told(
     )
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "kept")
     assert (tmp_path / "kept").is_dir()
-
-
-@pytest.mark.parametrize(
-    ("scope", "in_unet", "in_vae"),
-    [
-        ("none", set(), set()),
-        ("transformers", {"BasicTransformerBlock"}, set()),
-        ("blocks", {"BasicTransformerBlock", "ResnetBlock2D"}, {"ResnetBlock2D"}),
-        ("unet", {"UNet2DConditionModel"}, {"ResnetBlock2D"}),
-    ],
-)
-def test_what_is_compiled(scope: Compile, in_unet: set[str], in_vae: set[str]) -> None:
-    parts = build(TINY, device=CPU, dtype=torch.float32)
-    tuning = Tuning(compile=scope)
-    tuned.tune_unet(parts.unet, tuning, CPU)
-    tuned.tune_vae(parts.vae, tuning, CPU)
-    assert _compiled(parts.unet) == in_unet
-    assert _compiled(parts.vae.decoder) == in_vae
-    assert _compiled(parts.vae.encoder) == set()
-    every = [module for module in parts.unet.modules() if type(module).__name__ in in_unet]
-    assert all(module._compiled_call_impl is not None for module in every)
-
-
-def _compiled(module: nn.Module) -> set[str]:
-    return {type(each).__name__ for each in module.modules() if each._compiled_call_impl is not None}
 
 
 def test_passes_are_compiled_without_a_limit_in_whichever_thread() -> None:

@@ -7,7 +7,7 @@ CUDA graphs record what all of that left.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,16 +17,16 @@ import torch
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mezzotint.backends.channels_last import keep_channels_last
 from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
 __all__ = [
-    "BLOCKS",
-    "compile_blocks",
     "compute_with",
     "is_on",
     "keeps_plain_weights",
+    "prepare_compiling",
     "tune_controlnet",
     "tune_unet",
     "tune_vae",
@@ -37,15 +37,11 @@ __all__ = [
 CAPABILITY = {"fp8": (8, 9), "int8": (8, 0)}
 # Dynamo keeps what it has compiled of one function, for all models of the process, up to so many shapes and
 # kinds; past its own limit of eight a pass would fail.
-RECOMPILE_LIMIT = 64
-# What `Tuning.compile` compiles of a UNet one by one, by diffusers' names: most of the work, in few kinds. On
-# a GPU torch's own group norm knows no channels_last: in a ResNet that is not compiled each copies its
-# input to another order, and the convolution behind it copies it back.
-BLOCKS = {"transformers": ("BasicTransformerBlock",), "blocks": ("BasicTransformerBlock", "ResnetBlock2D")}
-# Of the VAE's decoder, which has no transformers.
-DECODER_BLOCKS = ("ResnetBlock2D",)
+RECOMPILE_LIMIT = 256
 # Both kernels take sides of this many numbers and their multiples.
 QUANTISED_MULTIPLE = 16
+# A row of zeros, such as a negative prompt that is not there, would be divided by its largest number.
+LEAST_SCALED = 1e-6
 
 _KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -82,11 +78,13 @@ def with_plain_weights(tuning: Tuning) -> Tuning:
 
 
 def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
-    """Lay the VAE's weights out; compile its decoder's blocks, in place."""
+    """Lay the VAE's weights out, and where things are compiled what its pictures cost in that order."""
     if is_on(tuning.channels_last, device):
         vae.to(memory_format=torch.channels_last)
-    if tuning.compile in ("blocks", "unet"):
-        compile_blocks(vae.decoder, DECODER_BLOCKS)
+        if tuning.compile != "none":
+            keep_channels_last(vae)
+            for half in (vae.encoder, vae.decoder):
+                half.register_forward_pre_hook(lambda *_: prepare_compiling())
 
 
 def tune_controlnet(
@@ -122,13 +120,11 @@ def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., 
     if tuning.quantisation != "none":
         _quantise(unet, tuning, device)
     compute = compute_with(unet, tuning, device)
-    if tuning.compile != "none" and tuning.compile_cache:
-        _keep_in(Path(tuning.compile_cache))
-    if tuning.compile == "unet":
-        unet.compile()
-        compute = _without_limit(compute)
-    elif tuning.compile != "none":
-        compile_blocks(unet, BLOCKS[tuning.compile])
+    if tuning.compile != "none":
+        if is_on(tuning.channels_last, device):
+            keep_channels_last(unet)
+        _compile(unet, tuning.compile, tuning.compile_cache)
+        compute = _prepared(compute)
     return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
 
 
@@ -191,9 +187,7 @@ def _quantise(unet: Any, tuning: Tuning, device: torch.device) -> None:
             )
         if kind == "int8" and tuning.compile == "none":
             # torchao prints each input to see whether it is compiling, and the printing waits for the GPU.
-            raise SettingInvalid(
-                "quantisation int8 needs compile transformers, blocks or unet on a GPU", param="compile"
-            )
+            raise SettingInvalid("quantisation int8 needs compile blocks or unet on a GPU", param="compile")
     elif kind == "fp8":
         raise SettingInvalid("quantisation fp8 needs a GPU; a CPU takes none or int8", param="quantisation")
     if kind == "fp8" and unet.dtype != torch.bfloat16:
@@ -207,7 +201,9 @@ def _quantise(unet: Any, tuning: Tuning, device: torch.device) -> None:
 
     # Left alone, torchao changes inductor's settings for the whole process.
     config: Any = (
-        Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+        Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), activation_value_lb=LEAST_SCALED, set_inductor_config=False
+        )
         if kind == "fp8"
         else Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     )
@@ -224,28 +220,31 @@ def _is_quantised(module: Any, name: str) -> bool:
     )
 
 
-def compile_blocks(module: Any, kinds: Collection[str]) -> None:
-    """Compile each block of `module` whose class is so named, in place; what is compiled of one serves all
-    that are alike. For any size from the first on: the first one's own would be compiled for nothing.
-
-    Is diffusers' `compile_repeated_blocks`, which knows the transformers alone.
-    """
-    for block in module.modules():
-        if type(block).__name__ in kinds:
-            block.compile(fullgraph=True, dynamic=True)
-    module.register_forward_pre_hook(lambda *_: _raise_recompile_limit())
-
-
-def _raise_recompile_limit() -> None:
-    """For this thread's compiling: each has settings of its own (since torch 2.12). What is compiled is
-    compiled as it is called, in the thread that runs passes or decodes."""
-    if torch._dynamo.config.recompile_limit < RECOMPILE_LIMIT:
-        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+def _compile(unet: Any, scope: str, cache: str) -> None:
+    if cache:
+        _keep_in(Path(cache))
+    # The repeated transformer blocks are most of the work; compiling one serves them all. For any size from
+    # the first on: the first one's own would be compiled for nothing.
+    if scope == "blocks" and getattr(unet, "_repeated_blocks", None):
+        unet.compile_repeated_blocks(fullgraph=True, dynamic=True)
+    else:
+        unet.compile()
 
 
-def _without_limit(call: Callable[..., Any]) -> Callable[..., Any]:
+def prepare_compiling() -> None:
+    """For this thread, which compiles as it calls: each has settings of its own (since torch 2.12)."""
+    dynamo = torch._dynamo.config
+    if dynamo.recompile_limit < RECOMPILE_LIMIT:
+        dynamo.recompile_limit = RECOMPILE_LIMIT
+    # A module's own numbers are constants, not inputs.
+    dynamo.specialize_float = True
+    # What is compiled for a square is for other shapes too.
+    torch.fx.experimental._config.use_duck_shape = False
+
+
+def _prepared(call: Callable[..., Any]) -> Callable[..., Any]:
     def compute(*args: Any, **kwargs: Any) -> Any:
-        _raise_recompile_limit()
+        prepare_compiling()
         return call(*args, **kwargs)
 
     return compute

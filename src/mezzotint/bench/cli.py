@@ -186,7 +186,7 @@ def quality(
     stand_in: Annotated[bool, typer.Option("--stand-in", help="As in `mezzotint draw`.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     compile: Annotated[
-        str, typer.Option(metavar="WHAT", help="Compile first: none, transformers, blocks or unet.")
+        str, typer.Option(metavar="WHAT", help="Compile first: none, blocks or unet.")
     ] = "none",
     quantisation: Annotated[str, typer.Option(metavar="KIND", help="none, int8 or fp8.")] = "none",
     output: Annotated[Path, typer.Option(help="Folder for quality.json and quality.png.")] = Path(

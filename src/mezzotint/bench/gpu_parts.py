@@ -37,7 +37,7 @@ from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, r
 from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import MezzotintError
 from mezzotint.resolving import resolve
-from mezzotint.tuning import Compile, Quantisation, Tuning
+from mezzotint.tuning import Quantisation, Tuning
 
 __all__ = ["PARTS"]
 
@@ -277,8 +277,7 @@ def switches(bench: GpuBench) -> list[Result]:
         ("attention efficient", replace(base, attention="efficient"), True),
     ]
     if bench.preset.tuning.compile != "none":
-        scopes: tuple[Compile, ...] = ("transformers", bench.preset.tuning.compile)
-        changes += [(f"compile {scope}", replace(base, compile=scope), True) for scope in scopes]
+        changes.append(("compile", replace(base, compile=bench.preset.tuning.compile), True))
     results: list[Result] = []
     with _tuned(bench, base) as (parts, compute):
         for name, tuning, puts_on in changes:

@@ -109,7 +109,7 @@ def draw(
     device: Device = "auto",
     dtype: Dtype = "auto",
     compile: Annotated[
-        str, typer.Option(metavar="WHAT", help="Compile first: none, transformers, blocks or unet.")
+        str, typer.Option(metavar="WHAT", help="Compile first: none, blocks or unet.")
     ] = "none",
     stand_in: StandIn = False,
 ) -> None:
