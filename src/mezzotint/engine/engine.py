@@ -348,10 +348,10 @@ class Engine:
 
     def _step(self, plan: Plan) -> None:
         plan = self._start(plan)
-        if not plan.rows:
+        if not plan.request_ids:
             return
         began = time.perf_counter()
-        failed = self._run(plan.rows)
+        failed = self._run(plan.request_ids)
         self._settle(plan, failed, time.perf_counter() - began)
 
     def _next_plan(self) -> Plan | None:
@@ -363,7 +363,7 @@ class Engine:
                 if self._closing:
                     return None
                 plan = self._requests.plan(time.monotonic())
-                if plan.rows:
+                if plan.request_ids:
                     return plan
                 if not self._jobs and not self._requests.has_ended:
                     # Those who wait although nothing can run (the decoder holds every slot) have deadlines,
@@ -386,7 +386,7 @@ class Engine:
             else:
                 with self._changed:
                     self._requests.start(request_id, warnings)
-        return replace(plan, rows=tuple(each for each in plan.rows if each not in refused))
+        return replace(plan, request_ids=tuple(each for each in plan.request_ids if each not in refused))
 
     def _run(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         """One evaluation for each; those that failed. A pass that fails as a whole is run again in halves, so
@@ -409,7 +409,7 @@ class Engine:
             key, width = measured_as(keys)
             if not failed and tells_of(key, width, keys):
                 self.cost.observe(key, round(width), seconds)
-            tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
+            tenants = [self._requests.tickets[each].request.tenant for each in plan.request_ids]
             self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1
             self._pass_s += seconds
@@ -420,7 +420,7 @@ class Engine:
     def _previews(self, plan: Plan, failed: Mapping[str, MezzotintError]) -> dict[str, Pixels]:
         """Looks that can be shown now. A device that works behind the host has them a pass later."""
         previews = {}
-        for request_id in plan.rows:
+        for request_id in plan.request_ids:
             every = self._requests.tickets[request_id].request.preview_every
             left = self._requests.scheduler.evaluations_left(request_id) - 1
             looks = [self._looks.pop(request_id, None)]

@@ -132,7 +132,7 @@ class RequestTable:
 
     def keys(self, plan: Plan) -> list[BatchKey]:
         """Of each image in the pass."""
-        return [batch_key(self.tickets[request_id].stages[0]) for request_id in plan.rows]
+        return [batch_key(self.tickets[request_id].stages[0]) for request_id in plan.request_ids]
 
     def settle(
         self, plan: Plan, failed: Mapping[str, MezzotintError], previews: Mapping[str, Pixels]
@@ -142,7 +142,7 @@ class RequestTable:
         for request_id, error in failed.items():
             self.fail(request_id, error)
         now = time.monotonic()
-        for request_id in plan.rows:
+        for request_id in plan.request_ids:
             if request_id not in failed:
                 ticket = self.tickets[request_id]
                 ticket.evaluated += 1

@@ -73,14 +73,14 @@ class BatchKey:
     controls: tuple[float, ...] = ()
 
     @property
-    def rows(self) -> int:
-        """Of the UNet's batch that one image takes."""
+    def unet_rows(self) -> int:
+        """Rows of the UNet's batch that one image takes."""
         return 2 if self.guided else 1
 
     @property
     def load(self) -> float:
         """The work of one image, in rows of the UNet."""
-        return self.rows * (1 + CONTROL_SHARE * sum(self.controls)) if self.controls else self.rows
+        return self.unet_rows * (1 + CONTROL_SHARE * sum(self.controls)) if self.controls else self.unet_rows
 
     @property
     def area(self) -> float:
@@ -125,7 +125,7 @@ def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
     """
     first = keys[0]
     if not any(key.controls for key in keys):
-        rows = sum(key.rows for key in keys)
+        rows = sum(key.unet_rows for key in keys)
         return (first, rows) if rows == len(keys) else (replace(first, guided=True), (rows + 1) // 2)
     if all(key.cost_key == first.cost_key for key in keys):
         return first, len(keys)
@@ -139,7 +139,7 @@ def tells_of(key: BatchKey, width: float, keys: Sequence[BatchKey]) -> bool:
     what ControlNets are in it were in it to the full."""
     if key.controls:
         return all(each.cost_key == key.cost_key for each in keys) and min(key.controls) == 1
-    return width * key.rows == sum(each.rows for each in keys)
+    return width * key.unet_rows == sum(each.unet_rows for each in keys)
 
 
 class Cost(Protocol):
@@ -216,5 +216,5 @@ def evaluation_seconds(cost: Cost, key: BatchKey) -> float:
 
 def within(room: int, rows: list[Row]) -> list[Row]:
     """As many of the first as there is room for, in rows of the UNet's batch."""
-    ends = accumulate(row.key.rows for row in rows)
+    ends = accumulate(row.key.unet_rows for row in rows)
     return [row for row, end in zip(rows, ends, strict=True) if end <= room]

@@ -64,7 +64,7 @@ class Scheduler:
 
     def stepped(self, plan: Plan, failed: Collection[str] = ()) -> tuple[str, ...]:
         """The pass ran. Returns the requests whose latents are final; `failed` ones must be failed next."""
-        moved = [self._row(id) for id in plan.rows if id not in failed]
+        moved = [self._row(id) for id in plan.request_ids if id not in failed]
         for row in moved:
             if row.state is not State.RUNNING or row.remaining < 1:
                 raise IllegalMove(f"{row.id} is {row.state.value} and cannot step")
@@ -117,7 +117,7 @@ class Scheduler:
 
     def _level(self, plan: Plan, credit: float) -> None:
         """Whoever had places for all it has is owed `credit` seconds at most: it could not use its share."""
-        rode = set(plan.rows)
+        rode = set(plan.request_ids)
         waiting = {row.tenant for row in self._active() if row.id not in rode}
         charges = [self._charged[tenant] for tenant in waiting]
         level = min(charges) if charges else max(self._charged.values(), default=0.0)
