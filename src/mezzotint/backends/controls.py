@@ -1,4 +1,4 @@
-"""What a picture is held to by ControlNets: residuals for the UNet's blocks, of some rows of a pass.
+"""ControlNets: residuals for the UNet's blocks, for the rows whose requests ask for them.
 
 A ControlNet (Zhang et al., 2023, arXiv:2302.05543) is a copy of the UNet's first half that has learnt to read
 a picture beside the latents; what it makes is added to what the UNet's own first half makes. The arithmetic

@@ -65,9 +65,9 @@ class EngineStatus:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the engine has before it, for whoever chooses among engines. Seconds of passes.
+    """What the engine has before it, for whoever chooses among engines.
 
-    backlogs: by tenant, those that have something here.
+    backlogs: seconds of work, decoding included, by tenant, of those that have something here.
     costs: what one evaluation of an image adds to the backlog, by batch key; those that were run, the
         latest last, the model's default first.
     decode_s_a_pixel: what decoding adds, once a picture.

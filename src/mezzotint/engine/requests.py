@@ -30,8 +30,8 @@ QUEUE_NEWS_SECONDS = 0.5
 
 
 class RequestTable:
-    """`max_queue` bounds the requests that wait for their first pass, `max_backlog_s` the seconds of passes
-    until all that are here are done."""
+    """`max_queue` bounds the requests that wait for their first pass, `max_backlog_s` the seconds of
+    work, decoding included, until all that are here are done."""
 
     def __init__(self, cost: StepCost, max_queue: int, max_backlog_s: float = math.inf) -> None:
         self._cost = cost
@@ -200,8 +200,8 @@ class RequestTable:
         return bool(self._ended or self._over)
 
     def take_ended(self) -> tuple[list[str], list[str]]:
-        """The requests that have ended, and those of which a stage has: what the backend may forget now. Each
-        is told once; a stage that is begun before it is told has taken the place of the one before."""
+        """Request ids that ended, and ids of which only a stage ended; the backend may drop their state. Each
+        is returned once; one whose next stage has started is not returned."""
         told = list(self._ended), list(self._over)
         self._ended.clear()
         self._over.clear()

@@ -135,8 +135,9 @@ def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
 
 
 def tells_of(key: BatchKey, width: float, keys: Sequence[BatchKey]) -> bool:
-    """Whether a pass of `keys` shows what one of so many images of `key` costs: it is one, row for row, and
-    what ControlNets are in it were in it to the full."""
+    """Whether a pass of `keys` may update the cost of (`key`, `width`): it has exactly as many rows as
+    that many images of that kind. With ControlNets all its images are of that kind, and every ControlNet is
+    active in all evaluations."""
     if key.controls:
         return all(each.cost_key == key.cost_key for each in keys) and min(key.controls) == 1
     return width * key.unet_rows == sum(each.unet_rows for each in keys)

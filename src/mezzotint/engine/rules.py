@@ -2,10 +2,10 @@
 
 The rules, in order:
 
-0. The passes are shared fairly among *tenants*: each is charged the seconds of its rows in a pass, less for
-   high priority and more for low, and the one that was charged least goes first (start-time fair queuing;
-   Goyal, Vin and Cheng, 1996). The rules below order the requests of one tenant, and those of all while there
-   is one. (`scheduler` keeps the charges.)
+0. The passes are shared fairly among *tenants*: each is charged the seconds of its rows in a pass and of
+   their decoding, less for high priority and more for low, and the one that was charged least goes first
+   (start-time fair queuing; Goyal, Vin and Cheng, 1996). The rules below order the requests of one tenant,
+   and those of all while there is one. (`scheduler` keeps the charges.)
 1. Requests share a pass when their pictures have one shape, with guidance or without, held by ControlNets or
    not: a guided picture is two rows of the UNet's batch, another one. Each shape has a *window*: the requests
    that may run, no more than its knee (`cost.knee`), beyond which a wider pass buys no throughput.

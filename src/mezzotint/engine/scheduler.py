@@ -4,9 +4,9 @@ The engine tells it what happened (`submit`, `start`, `stepped`, `go_on`, `finis
 what to do (`plan`); which requests share a pass is for the `rules` to say. Time is an argument. A move the
 table forbids raises `IllegalMove` and changes nothing; a request that has ended is forgotten.
 
-It keeps what each tenant was charged for its rows in passes, in seconds, divided by the weight of their
-priority. One that comes, or comes back, starts level with the least charged; one that wants less than its
-share saves up no more than `patience` passes.
+It keeps what each tenant was charged for its rows in passes and for their decoding, in seconds, divided by
+the weight of their priority. One that comes, or comes back, starts level with the least charged; one that
+wants less than its share saves up no more than `patience` passes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Scheduler:
         self._rules = rules or Rules()
         self._rows: dict[str, Row] = {}
         self._submitted = 0
-        # Seconds of passes by tenant, for those that have requests here.
+        # Seconds of work by tenant, for those that have requests here.
         self._charged: dict[str, float] = {}
 
     # What happened
