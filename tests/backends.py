@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mezzotint.backends.base import Backend, BackendInfo, Look
+from mezzotint.backends.base import Backend, BackendInfo, PendingPreview
 from mezzotint.backends.fake import Fault
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.errors import MezzotintError
@@ -60,7 +60,7 @@ class Instrumented:
                 failed[request_id] = error
         return failed
 
-    def preview(self, request_id: str) -> Look:
+    def preview(self, request_id: str) -> PendingPreview:
         return self._backend.preview(request_id)
 
     def decode(self, request_id: str) -> Pixels:

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mezzotint.backends.base import Look
+from mezzotint.backends.base import PendingPreview
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.core import (
     Cancelled,
@@ -418,7 +418,7 @@ def test_warm_up_stops_at_the_width_that_the_device_has_room_for() -> None:
 
 def test_a_failing_preview_costs_the_preview_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     class Blind(FakeBackend):
-        def preview(self, request_id: str) -> Look:
+        def preview(self, request_id: str) -> PendingPreview:
             raise RuntimeError("no preview")
 
     with Engine(Blind()) as engine:

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from mezzotint.backends.base import BackendInfo, Look
-from mezzotint.backends.controls import ControlNets, HeldTo, Inputs
-from mezzotint.backends.lanes import lanes_of
+from mezzotint.backends.base import BackendInfo, PendingPreview
+from mezzotint.backends.controls import ControlNets, EncodedControl, Inputs
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
-from mezzotint.backends.painting import Kept, begin
+from mezzotint.backends.painting import Inpainting, initial_latents
 from mezzotint.backends.passes import Pass, PassQueue
 from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
+from mezzotint.backends.streams import streams_of
 from mezzotint.backends.transfers import to_device
 from mezzotint.backends.tuned import tune_controlnet, tune_unet, tune_vae, with_plain_weights
 from mezzotint.backends.windows import MAX_WINDOWS
@@ -84,10 +84,8 @@ class _Row:
     latents: torch.Tensor
     positive: _Conditioning
     negative: _Conditioning | None
-    # What inpainting leaves alone.
-    kept: Kept | None = None
-    # By what its ControlNets hold it.
-    held: tuple[HeldTo, ...] = ()
+    inpainting: Inpainting | None = None
+    controls: tuple[EncodedControl, ...] = ()
     # What the last evaluation saw and predicted, and where; kept only for previews.
     last: tuple[torch.Tensor, torch.Tensor, float] | None = None
     # The latest pass it was in, and what is known so far of all of them.
@@ -95,14 +93,14 @@ class _Row:
     finite: bool = True
 
     @property
-    def held_now(self) -> tuple[HeldTo, ...]:
+    def active_controls(self) -> tuple[EncodedControl, ...]:
         """In the next evaluation."""
-        return tuple(each for each in self.held if each.control.holds(*self.sampling.progress))
+        return tuple(each for each in self.controls if each.control.holds(*self.sampling.progress))
 
     def advance(self, noise: torch.Tensor) -> None:
         """Move on by the evaluation that predicted `noise`."""
         latents = self.sampling.advance(noise, self.latents)
-        self.latents = latents if self.kept is None else self.kept.blend(latents, self.sampling)
+        self.latents = latents if self.inpainting is None else self.inpainting.blend(latents, self.sampling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +135,7 @@ class DiffusersBackend:
         if parts.loras:
             tuning = with_plain_weights(tuning)
         device = self._device = parts.unet.device
-        self._lanes = lanes_of(device)
+        self._streams = streams_of(device)
         self._unet = tune_unet(parts.unet, tuning, device)
         self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
@@ -158,13 +156,13 @@ class DiffusersBackend:
         )
         self._info = replace(info, limits=replace(info.limits, prompt_tokens=self.prompts.max_tokens))
         self._pictures = PictureCodec(
-            parts.vae, parts.sizes, preview_vae=parts.preview_vae, lanes=self._lanes
+            parts.vae, parts.sizes, preview_vae=parts.preview_vae, streams=self._streams
         )
         self._scale_factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._samplings = SamplingFactory(parts.scheduler_config, device)
         self._rows: dict[str, _Row] = {}
         self._batch: _Batch | None = None
-        self._passes = PassQueue(self._lanes)
+        self._passes = PassQueue(self._streams)
         if device.type == "cuda":
             # What lays weights out and copies them is in another queue than the steps that will change them.
             torch.cuda.synchronize(device)
@@ -175,7 +173,7 @@ class DiffusersBackend:
 
     def compute(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
         """A bare pass of the UNet as tuned, in the steps' queue and without waiting for it. For measuring."""
-        with self._lanes.steps():
+        with self._streams.steps():
             result: tuple[torch.Tensor] = self._unet(*args, **kwargs)
             return result
 
@@ -189,7 +187,7 @@ class DiffusersBackend:
     @torch.inference_mode()
     def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
         """Encode prompts and image and draw the noise, from the request's own generator."""
-        with _failures_of("starting the request"), self._lanes.steps():
+        with _failures_of("starting the request"), self._streams.steps():
             generator = torch.Generator("cpu").manual_seed(request.seed)
             sampling = self._samplings.make(
                 request.scheduler,
@@ -201,27 +199,29 @@ class DiffusersBackend:
             warnings, positive, negative = self._condition(request)
             height, width = (side // self._scale_factor for side in (request.height, request.width))
             empty = positive.hidden.new_empty((1, self._channels, height, width))
-            latents, kept = begin(request, sampling, self._pictures, empty, generator)
-            held = self._controlnets.read(request)
-            self._rows[request_id] = _Row(request, sampling, latents, positive, negative, kept, held)
-            return warnings if kept is None else (*warnings, *kept.warnings)
+            latents, inpainting = initial_latents(request, sampling, self._pictures, empty, generator)
+            controls = self._controlnets.encode(request)
+            self._rows[request_id] = _Row(
+                request, sampling, latents, positive, negative, inpainting, controls
+            )
+            return warnings if inpainting is None else (*warnings, *inpainting.warnings)
 
     @torch.inference_mode()
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         rows = [self._rows[request_id] for request_id in request_ids]
-        with _failures_of("a pass of the UNet"), self._lanes.steps():
+        with _failures_of("a pass of the UNet"), self._streams.steps():
             self._passes.begin()
             self._adapted.activate(rows[0].request.loras)
             batch = self._batch_of(tuple(request_ids), rows)
             timesteps = [row.sampling.timestep for row in rows]
             scaled = torch.cat([row.sampling.scale(row.latents) for row in rows])
-            held = [row.held_now for row in rows]
-            noise = self._predict(batch, scaled, timesteps, held)
+            controls = [row.active_controls for row in rows]
+            noise = self._predict(batch, scaled, timesteps, controls)
         try:
-            with self._lanes.steps():
+            with self._streams.steps():
                 failed = self._advance(request_ids, rows, scaled, noise, timesteps)
                 finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
-                kind = (scaled.shape, batch.conditioning.hidden.shape, _rows_held(rows, held))
+                kind = (scaled.shape, batch.conditioning.hidden.shape, _control_rows(rows, controls))
                 this = self._passes.end(kind, rows, finite)
         except Exception as error:
             # Rows have moved: the pass cannot be run again, and none of them can go on.
@@ -253,9 +253,9 @@ class DiffusersBackend:
         return failed
 
     @torch.inference_mode()
-    def preview(self, request_id: str) -> Look:
+    def preview(self, request_id: str) -> PendingPreview:
         row = self._rows[request_id]
-        with _failures_of("the preview"), self._lanes.steps():
+        with _failures_of("the preview"), self._streams.steps():
             if row.last is None:
                 return self._pictures.preview(row.latents / row.sampling.initial_sigma)
             return self._pictures.preview(row.sampling.predict_clean(*row.last))
@@ -263,9 +263,9 @@ class DiffusersBackend:
     @torch.inference_mode()
     def decode(self, request_id: str) -> Pixels:
         row = self._rows[request_id]
-        with _failures_of("decoding the picture"), self._lanes.decodes():
+        with _failures_of("decoding the picture"), self._streams.decodes():
             if row.in_pass is not None:
-                # Until then the latents are still being made, in the other lane.
+                # Until then the latents are still being made, in the other stream.
                 row.in_pass.look()
             if not row.finite:
                 raise _not_finite()
@@ -333,14 +333,14 @@ class DiffusersBackend:
         batch: _Batch,
         scaled: torch.Tensor,
         timesteps: list[float],
-        held: list[tuple[HeldTo, ...]],
+        controls: list[tuple[EncodedControl, ...]],
     ) -> torch.Tensor:
         """The UNet's prediction for each row, guidance applied; as many rows as `scaled` has."""
         if batch.guidance is not None:
             twice = scaled if batch.index is None else scaled[batch.index]
             scaled = torch.cat([twice, scaled])
             timesteps = [*(timesteps[place] for place in batch.places), *timesteps]
-            held = [*(held[place] for place in batch.places), *held]
+            controls = [*(controls[place] for place in batch.places), *controls]
         conditioning = batch.conditioning
         inputs = Inputs(
             scaled,
@@ -355,7 +355,7 @@ class DiffusersBackend:
             encoder_hidden_states=inputs.hidden,
             timestep_cond=conditioning.guidance_embedding,
             added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
-            **self._controlnets.residuals(held, inputs),
+            **self._controlnets.residuals(controls, inputs),
             return_dict=False,
         )[0]
         if batch.guidance is None:
@@ -378,9 +378,11 @@ def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:
     return torch.cat([torch.sin(angles), torch.cos(angles)]).unsqueeze(0)
 
 
-def _rows_held(rows: Sequence[_Row], held: Sequence[tuple[HeldTo, ...]]) -> int:
+def _control_rows(rows: Sequence[_Row], controls: Sequence[tuple[EncodedControl, ...]]) -> int:
     """How many rows of the UNet's batch go through ControlNets, counted once for each of them."""
-    return sum(len(each) * (1 if row.negative is None else 2) for row, each in zip(rows, held, strict=True))
+    return sum(
+        len(each) * (1 if row.negative is None else 2) for row, each in zip(rows, controls, strict=True)
+    )
 
 
 def _join(parts: Sequence[_Conditioning]) -> _Conditioning:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mezzotint.backends.base import BackendInfo, Look
+from mezzotint.backends.base import BackendInfo, PendingPreview
 from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedControlNet, ServedEmbedding, ServedLora
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
@@ -137,7 +137,7 @@ class FakeBackend:
                 failed[request_id] = error
         return failed
 
-    def preview(self, request_id: str) -> Look:
+    def preview(self, request_id: str) -> PendingPreview:
         request, done = self._rows[request_id]
         pixels = _noise(request, request.height // 8, request.width // 8, salt=done)
         return lambda: pixels

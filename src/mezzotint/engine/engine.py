@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from mezzotint.backends.base import Backend, BackendInfo, Look
+from mezzotint.backends.base import Backend, BackendInfo, PendingPreview
 from mezzotint.core import Event, GenerationRequest, Image, Pixels, ResolvedRequest
 from mezzotint.engine.calibration import PASSES, measure_passes
 from mezzotint.engine.cost import StepCost
@@ -107,7 +107,7 @@ class Engine:
         self.cost = StepCost(max_width)
         self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
         # Previews that the device is still at, the loop's alone.
-        self._looks: dict[str, Look] = {}
+        self._looks: dict[str, PendingPreview] = {}
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
