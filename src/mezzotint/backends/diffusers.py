@@ -8,19 +8,19 @@ dimension: that is why a picture never depends on its neighbours.
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from mezzotint.backends.base import BackendInfo, PendingPreview
+from mezzotint.backends.conditioning import Conditioning, guidance_embedding
 from mezzotint.backends.controls import ControlNets, EncodedControl, Inputs
-from mezzotint.backends.loras import AdaptedModule, LoraWeights
+from mezzotint.backends.failures import failure, failures_of, not_finite
+from mezzotint.backends.loras import AdaptedModule
 from mezzotint.backends.painting import Inpainting, initial_latents
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.backends.passes import Pass, PassQueue
 from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
@@ -28,51 +28,11 @@ from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.streams import streams_of
 from mezzotint.backends.transfers import to_device
 from mezzotint.backends.tuned import tune_controlnet, tune_unet, tune_vae, with_plain_weights
-from mezzotint.backends.windows import MAX_WINDOWS
 from mezzotint.core import Pixels, ResolvedRequest
-from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.errors import MezzotintError
 from mezzotint.tuning import Tuning
 
-__all__ = ["DiffusersBackend", "PipelineParts"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class PipelineParts:
-    """The modules of one SDXL model, in evaluation mode on one device, and what configures them.
-
-    A module is diffusers' or transformers' own, or one that is called alike (`mezzotint.backends.neuron`).
-    """
-
-    unet: Any
-    vae: Any
-    tokenizers: tuple[Any, Any]
-    text_encoders: tuple[Any, Any]
-    scheduler_config: Mapping[str, Any]
-    force_zeros_for_empty_prompt: bool
-    # The only sizes, width and height in pixels, that VAE and UNet take; `None` where they take any.
-    sizes: tuple[tuple[int, int], ...] | None = None
-    # What a prompt has beyond so many windows of the text encoders is cut.
-    max_windows: int = MAX_WINDOWS
-    # A small decoder for previews, diffusers' `AutoencoderTiny`.
-    preview_vae: Any = None
-    # By the names that requests know them by.
-    loras: Mapping[str, LoraWeights] = field(default_factory=dict)
-    # By theirs, diffusers' `ControlNetModel`s.
-    controlnets: Mapping[str, Any] = field(default_factory=dict)
-    # The vectors of textual inversions for each text encoder, by the words that prompts name them by.
-    embeddings: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class _Conditioning:
-    """What the UNet reads beside latents and timestep; one entry an evaluated row along dimension 0."""
-
-    hidden: torch.Tensor
-    pooled: torch.Tensor
-    time_ids: torch.Tensor
-    guidance_embedding: torch.Tensor | None
+__all__ = ["DiffusersBackend"]
 
 
 @dataclass(eq=False)
@@ -82,8 +42,8 @@ class _Row:
     request: ResolvedRequest
     sampling: Sampling
     latents: torch.Tensor
-    positive: _Conditioning
-    negative: _Conditioning | None
+    positive: Conditioning
+    negative: Conditioning | None
     inpainting: Inpainting | None = None
     controls: tuple[EncodedControl, ...] = ()
     # What the last evaluation saw and predicted, and where; kept only for previews.
@@ -113,7 +73,7 @@ class _Batch:
     """
 
     request_ids: tuple[str, ...]
-    conditioning: _Conditioning
+    conditioning: Conditioning
     guidance: torch.Tensor | None
     places: tuple[int, ...]
     index: torch.Tensor | None
@@ -187,7 +147,7 @@ class DiffusersBackend:
     @torch.inference_mode()
     def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
         """Encode prompts and image and draw the noise, from the request's own generator."""
-        with _failures_of("starting the request"), self._streams.steps():
+        with failures_of("starting the request"), self._streams.steps():
             generator = torch.Generator("cpu").manual_seed(request.seed)
             sampling = self._samplings.make(
                 request.scheduler,
@@ -209,7 +169,7 @@ class DiffusersBackend:
     @torch.inference_mode()
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         rows = [self._rows[request_id] for request_id in request_ids]
-        with _failures_of("a pass of the UNet"), self._streams.steps():
+        with failures_of("a pass of the UNet"), self._streams.steps():
             self._passes.begin()
             self._adapted.activate(rows[0].request.loras)
             batch = self._batch_of(tuple(request_ids), rows)
@@ -225,11 +185,11 @@ class DiffusersBackend:
                 this = self._passes.end(kind, rows, finite)
         except Exception as error:
             # Rows have moved: the pass cannot be run again, and none of them can go on.
-            return dict.fromkeys(request_ids, _failure("the end of a pass", error))
+            return dict.fromkeys(request_ids, failure("the end of a pass", error))
         for request_id, row in zip(request_ids, rows, strict=True):
             row.in_pass = this
             if not row.finite and request_id not in failed:
-                failed[request_id] = _not_finite()
+                failed[request_id] = not_finite()
         return failed
 
     def _advance(
@@ -249,13 +209,13 @@ class DiffusersBackend:
             try:
                 row.advance(row_noise)
             except Exception as error:
-                failed[request_id] = _failure("the sampler's step", error)
+                failed[request_id] = failure("the sampler's step", error)
         return failed
 
     @torch.inference_mode()
     def preview(self, request_id: str) -> PendingPreview:
         row = self._rows[request_id]
-        with _failures_of("the preview"), self._streams.steps():
+        with failures_of("the preview"), self._streams.steps():
             if row.last is None:
                 return self._pictures.preview(row.latents / row.sampling.initial_sigma)
             return self._pictures.preview(row.sampling.predict_clean(*row.last))
@@ -263,12 +223,12 @@ class DiffusersBackend:
     @torch.inference_mode()
     def decode(self, request_id: str) -> Pixels:
         row = self._rows[request_id]
-        with _failures_of("decoding the picture"), self._streams.decodes():
+        with failures_of("decoding the picture"), self._streams.decodes():
             if row.in_pass is not None:
                 # Until then the latents are still being made, in the other stream.
                 row.in_pass.look()
             if not row.finite:
-                raise _not_finite()
+                raise not_finite()
             return self._pictures.decode(row.latents)
 
     def release(self, request_id: str) -> None:
@@ -292,7 +252,7 @@ class DiffusersBackend:
 
     def _condition(
         self, request: ResolvedRequest
-    ) -> tuple[tuple[str, ...], _Conditioning, _Conditioning | None]:
+    ) -> tuple[tuple[str, ...], Conditioning, Conditioning | None]:
         """The receipt's warnings, what the positive evaluation reads, and what the negative one does."""
         prompt = self.prompts.encode(request.prompt, request.loras, emphasis=request.emphasis)
         # The size the picture should look cropped from, the crop's corner, and its size: SDXL's section 2.2.
@@ -302,7 +262,7 @@ class DiffusersBackend:
         if self._guidance_width is not None:
             embedding = guidance_embedding(request.guidance_scale, self._guidance_width)
             embedding = to_device(embedding.to(prompt.hidden.dtype), self._device)
-        positive = _Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding)
+        positive = Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding)
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
             return prompt.warning("prompt"), positive, None
@@ -310,7 +270,7 @@ class DiffusersBackend:
             request.negative_prompt, request.loras, emphasis=request.emphasis
         )
         warnings = (*prompt.warning("prompt"), *negative.warning("negative_prompt"))
-        return warnings, positive, _Conditioning(negative.hidden, negative.pooled, time_ids, None)
+        return warnings, positive, Conditioning(negative.hidden, negative.pooled, time_ids, None)
 
     def _batch_of(self, request_ids: tuple[str, ...], rows: Sequence[_Row]) -> _Batch:
         """The rows' conditioning side by side, kept until another set of rows comes."""
@@ -325,7 +285,8 @@ class DiffusersBackend:
             guidance = to_device(torch.tensor(scales, dtype=torch.float32), self._device).view(-1, 1, 1, 1)
             if len(places) < len(rows):
                 index = to_device(torch.tensor(places), self._device)
-        self._batch = _Batch(request_ids, _join([*negatives, *positives]), guidance, places, index)
+        conditioning = Conditioning.join([*negatives, *positives])
+        self._batch = _Batch(request_ids, conditioning, guidance, places, index)
         return self._batch
 
     def _predict(
@@ -366,65 +327,8 @@ class DiffusersBackend:
         return guided if batch.index is None else positive.index_copy(0, batch.index, guided)
 
 
-def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:
-    """The guidance scale as a distilled model reads it, 1 × `width` (an even number).
-
-    Sines and cosines of (scale - 1) · 1000, as in `StableDiffusionXLPipeline.get_guidance_scale_embedding`.
-    """
-    half = width // 2
-    decay = torch.log(torch.tensor(10000.0)) / (half - 1)
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -decay)
-    angles = torch.tensor([guidance_scale - 1]) * 1000.0 * frequencies
-    return torch.cat([torch.sin(angles), torch.cos(angles)]).unsqueeze(0)
-
-
 def _control_rows(rows: Sequence[_Row], controls: Sequence[tuple[EncodedControl, ...]]) -> int:
     """How many rows of the UNet's batch go through ControlNets, counted once for each of them."""
     return sum(
         len(each) * (1 if row.negative is None else 2) for row, each in zip(rows, controls, strict=True)
     )
-
-
-def _join(parts: Sequence[_Conditioning]) -> _Conditioning:
-    """Side by side, texts of different length too: those that end sooner are repeated.
-
-    Attention is a mean of values weighed by softmax. Of tokens that are all there k times, each has a k-th of
-    the weight, k times: to the UNet a text repeated is the text. So no row needs a mask or a pass of its own.
-    """
-    embeddings = [part.guidance_embedding for part in parts if part.guidance_embedding is not None]
-    tokens = math.lcm(*(part.hidden.shape[1] for part in parts))
-    return _Conditioning(
-        torch.cat([part.hidden.repeat(1, tokens // part.hidden.shape[1], 1) for part in parts]),
-        torch.cat([part.pooled for part in parts]),
-        torch.cat([part.time_ids for part in parts]),
-        torch.cat(embeddings) if embeddings else None,
-    )
-
-
-@contextmanager
-def _failures_of(what: str) -> Iterator[None]:
-    """Turn whatever torch raises into this project's error, and tell the log the whole of it."""
-    try:
-        yield
-    except MezzotintError:
-        raise
-    except Exception as error:
-        raise _failure(what, error) from error
-
-
-def _failure(what: str, error: Exception) -> GenerationFailed:
-    logger.error("%s failed", what, exc_info=error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _tells_of_memory(str(error)):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return GenerationFailed(f"{what} ran out of memory; try a smaller size")
-    return GenerationFailed(f"{what} failed ({type(error).__name__})")
-
-
-def _not_finite() -> GenerationFailed:
-    return GenerationFailed("the model's prediction for this picture was not a finite number")
-
-
-def _tells_of_memory(message: str) -> bool:
-    # torch's CPU allocator and Neuron's runtime report by message alone.
-    return any(words in message for words in ("not enough memory", "Allocation Failure", "NRT_RESOURCE"))

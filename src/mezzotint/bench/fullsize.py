@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mezzotint.backends.diffusers import PipelineParts
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.bench.reference import unet_inputs
 from mezzotint.models.reading import quiet
 

@@ -18,7 +18,8 @@ from functools import cached_property
 import torch
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.backends.tuned import BLOCKS, DECODER_BLOCKS, compile_blocks
 from mezzotint.bench.engine import Result
 from mezzotint.bench.fullsize import FULL_SIZE, TINY, Architecture, build, tflop_of_decode, tflop_of_row

@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 import torch
 
-from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.bench.engine import (
     Result,
     at_least,

@@ -9,7 +9,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.diffusers import PipelineParts
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.core import GenerationRequest
 from mezzotint.models.catalogue import CATALOGUE
 from mezzotint.models.loading import DTYPES

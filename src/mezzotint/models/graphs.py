@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.neuron.graphs import GraphTextEncoder, GraphUNet, GraphVae, Placed
 from mezzotint.backends.neuron.runtime import NeuronRuntime, Runtime
 from mezzotint.backends.neuron.standin import StandIn
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.cores import prepare_cores
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.artefact import GRAPH_NAME, Artefact, Bucket, read_artefact, verify_artefact

@@ -22,8 +22,8 @@ from diffusers.utils.state_dict_utils import (
 )
 from safetensors import SafetensorError, safe_open
 
-from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.loras import LoraWeights, LowRank
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry
 from mezzotint.models.embeddings import ENCODERS

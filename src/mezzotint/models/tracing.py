@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.neuron.shapes import Input, inputs_of
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.catalogue import PIXELS_PER_LATENT
 
