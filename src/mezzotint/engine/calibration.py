@@ -5,19 +5,53 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
 
 from mezzotint.backends.base import Backend
-from mezzotint.core import ResolvedRequest
+from mezzotint.core import GenerationRequest, ResolvedRequest
+from mezzotint.engine.cost import StepCost
+from mezzotint.engine.rows import batch_key
 from mezzotint.errors import MezzotintError
+from mezzotint.resolving import resolve
 
-__all__ = ["PASSES", "measure_passes"]
+__all__ = ["PASSES", "WARM_UP_PROMPT", "calibrate", "measure_passes"]
 
 logger = logging.getLogger(__name__)
 
 # Measuring may take about this long; a slow device measures only the narrow widths.
 CALIBRATION_SECONDS = 10.0
 PASSES = 5
+WARM_UP_PROMPT = "a mezzotint"
+
+
+def calibrate(
+    backend: Backend,
+    cost: StepCost,
+    sizes: Sequence[tuple[int, int]],
+    lock: AbstractContextManager[Any],
+) -> None:
+    """Tell `cost` what passes of the default size cost, and of each of `sizes` (width, height).
+
+    Must run on the loop's thread. lock: guards `cost`; it is not held while the backend computes.
+
+    Raises:
+        MezzotintError: the model cannot take a step even for one image.
+    """
+    limits = backend.info.limits
+    asked = GenerationRequest(WARM_UP_PROMPT, seed=0, steps=min(PASSES, limits.max_steps))
+    default = resolve(asked, limits)
+    seconds = dict(measure_passes(backend, default, cost.max_width))
+    with lock:
+        cost.calibrate(batch_key(default), seconds)
+    for width, height in sizes:
+        request = resolve(replace(asked, width=width, height=height), limits)
+        if batch_key(request) != batch_key(default):
+            seconds = dict(measure_passes(backend, request, cost.max_width))
+            with lock:
+                cost.learn(batch_key(request), seconds)
 
 
 def measure_passes(backend: Backend, request: ResolvedRequest, max_width: int) -> Iterator[tuple[int, float]]:

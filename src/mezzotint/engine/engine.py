@@ -23,64 +23,32 @@ import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mezzotint.backends.base import Backend, BackendInfo, PendingPreview
-from mezzotint.core import Event, GenerationRequest, Image, Pixels, ResolvedRequest
-from mezzotint.engine.calibration import PASSES, measure_passes
+from mezzotint.backends.base import Backend, BackendInfo
+from mezzotint.core import Event, GenerationRequest, Image, ResolvedRequest
+from mezzotint.engine.calibration import WARM_UP_PROMPT, calibrate
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
+from mezzotint.engine.outlook import EngineStatus, Outlook
+from mezzotint.engine.previews import Previews
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.rows import BatchKey, State, batch_key, evaluation_seconds, measured_as, tells_of
+from mezzotint.engine.rows import State, batch_key, evaluation_seconds, measured_as, tells_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 
-__all__ = ["Engine", "EngineStatus", "Outlook", "Ticket"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_QUEUE = 256
-WARM_UP_PROMPT = "a mezzotint"
 # Shapes whose cost an outlook tells.
 MAX_OUTLOOK_KEYS = 64
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """A look at the engine. Seconds are summed over its life, apart from `backlog_s`."""
-
-    queued: int
-    running: int
-    decoding: int
-    backlog_s: float
-    passes: int
-    pass_s: float
-    busy_s: float
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What the engine has before it, for whoever chooses among engines.
-
-    backlogs: seconds of work, decoding included, by tenant, of those that have something here.
-    costs: what one evaluation of an image adds to the backlog, by batch key; those that were run, the
-        latest last, the model's default first.
-    decode_s_a_pixel: what decoding adds, once a picture.
-    pass_age_s: how long the loop's turn has lasted so far; 0 when it waits for work.
-    """
-
-    queued: int
-    max_queue: int
-    max_backlog_s: float
-    backlogs: Mapping[str, float]
-    costs: Mapping[BatchKey, float]
-    decode_s_a_pixel: float
-    pass_age_s: float
 
 
 class Engine:
@@ -106,8 +74,8 @@ class Engine:
         self._backend = backend
         self.cost = StepCost(max_width)
         self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
-        # Previews that the device is still at, the loop's alone.
-        self._looks: dict[str, PendingPreview] = {}
+        # The loop's alone.
+        self._previews = Previews(backend)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -269,7 +237,7 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise ShuttingDown("the engine is shutting down")
-            self._jobs.append((partial(self._calibrate, sizes), done))
+            self._jobs.append((partial(calibrate, self._backend, self.cost, sizes, self._changed), done))
             self._changed.notify_all()
         done.result()
         for width, height in sizes or self.info.limits.served or ():
@@ -403,7 +371,8 @@ class Engine:
         return {**self._run(request_ids[:half]), **self._run(request_ids[half:])}
 
     def _settle(self, plan: Plan, failed: Mapping[str, MezzotintError], seconds: float) -> None:
-        previews = self._previews(plan, failed)
+        due = [each for each in plan.request_ids if each not in failed and self._requests.wants_preview(each)]
+        previews = self._previews.collect(plan.request_ids, due)
         with self._changed:
             keys = self._requests.keys(plan)
             key, width = measured_as(keys)
@@ -417,32 +386,11 @@ class Engine:
         for request_id in finished:
             self._decoder.submit(self._decode, request_id)
 
-    def _previews(self, plan: Plan, failed: Mapping[str, MezzotintError]) -> dict[str, Pixels]:
-        """Looks that can be shown now. A device that works behind the host has them a pass later."""
-        previews = {}
-        for request_id in plan.request_ids:
-            every = self._requests.tickets[request_id].request.preview_every
-            left = self._requests.scheduler.evaluations_left(request_id) - 1
-            looks = [self._looks.pop(request_id, None)]
-            try:
-                if every and request_id not in failed and left and left % every == 0:
-                    looks.append(self._backend.preview(request_id))
-                for look in filter(None, looks):
-                    pixels = look()
-                    if pixels is not None:
-                        previews[request_id] = pixels
-                    else:
-                        self._looks[request_id] = look
-            except Exception:
-                # A look on the way is a courtesy; the picture does not hang on it.
-                logger.exception("no preview for a request")
-        return previews
-
     def _forget_ended(self) -> None:
         with self._changed:
             ended, over = self._requests.take_ended()
         for request_id in ended:
-            self._looks.pop(request_id, None)
+            self._previews.forget(request_id)
         for request_id in (*ended, *over):
             self._backend.release(request_id)
 
@@ -461,20 +409,6 @@ class Engine:
             jobs, self._jobs = self._jobs, deque()
         for _, future in jobs:
             future.set_exception(error)
-
-    def _calibrate(self, sizes: Sequence[tuple[int, int]]) -> None:
-        limits = self.info.limits
-        asked = GenerationRequest(WARM_UP_PROMPT, seed=0, steps=min(PASSES, limits.max_steps))
-        default = resolve(asked, limits)
-        seconds = dict(measure_passes(self._backend, default, self.cost.max_width))
-        with self._changed:
-            self.cost.calibrate(batch_key(default), seconds)
-        for width, height in sizes:
-            request = resolve(replace(asked, width=width, height=height), limits)
-            if batch_key(request) != batch_key(default):
-                seconds = dict(measure_passes(self._backend, request, self.cost.max_width))
-                with self._changed:
-                    self.cost.learn(batch_key(request), seconds)
 
     # The decoder's thread
 

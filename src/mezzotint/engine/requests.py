@@ -134,6 +134,12 @@ class RequestTable:
         """Of each image in the pass."""
         return [batch_key(self.tickets[request_id].stages[0]) for request_id in plan.request_ids]
 
+    def wants_preview(self, request_id: str) -> bool:
+        """Whether one is due after the evaluation that has just run and is not settled yet."""
+        every = self.tickets[request_id].request.preview_every
+        left = self.scheduler.evaluations_left(request_id) - 1
+        return every > 0 and left > 0 and left % every == 0
+
     def settle(
         self, plan: Plan, failed: Mapping[str, MezzotintError], previews: Mapping[str, Pixels]
     ) -> tuple[str, ...]:
