@@ -29,10 +29,10 @@ from mezzotint.core import (
 )
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.engine import Engine
-from mezzotint.engine.requests import MAX_RUNNING, QUEUE_NEWS_SECONDS, RequestTable
+from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.rules import TENANT_SHARE, Plan
-from mezzotint.engine.scheduler import Scheduler
+from mezzotint.engine.scheduler import MAX_RUNNING, Scheduler
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import (
     DeadlineExceeded,

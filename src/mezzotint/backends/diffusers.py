@@ -28,7 +28,7 @@ from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.streams import streams_of
 from mezzotint.backends.transfers import to_device
 from mezzotint.backends.tuned import tune_controlnet, tune_unet, tune_vae, with_plain_weights
-from mezzotint.core import Pixels, ResolvedRequest
+from mezzotint.core import PIXELS_PER_LATENT, Pixels, ResolvedRequest
 from mezzotint.errors import MezzotintError
 from mezzotint.tuning import Tuning
 
@@ -118,7 +118,6 @@ class DiffusersBackend:
         self._pictures = PictureCodec(
             parts.vae, parts.sizes, preview_vae=parts.preview_vae, streams=self._streams
         )
-        self._scale_factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._samplings = SamplingFactory(parts.scheduler_config, device)
         self._rows: dict[str, _Row] = {}
         self._batch: _Batch | None = None
@@ -157,7 +156,7 @@ class DiffusersBackend:
                 skipped=request.steps - request.steps_taken,
             )
             warnings, positive, negative = self._condition(request)
-            height, width = (side // self._scale_factor for side in (request.height, request.width))
+            height, width = (side // PIXELS_PER_LATENT for side in (request.height, request.width))
             empty = positive.hidden.new_empty((1, self._channels, height, width))
             latents, inpainting = initial_latents(request, sampling, self._pictures, empty, generator)
             controls = self._controlnets.encode(request)

@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mezzotint.backends.base import BackendInfo, PendingPreview
-from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedControlNet, ServedEmbedding, ServedLora
+from mezzotint.core import (
+    PIXELS_PER_LATENT,
+    ModelLimits,
+    Pixels,
+    ResolvedRequest,
+    ServedControlNet,
+    ServedEmbedding,
+    ServedLora,
+)
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -139,7 +147,8 @@ class FakeBackend:
 
     def preview(self, request_id: str) -> PendingPreview:
         request, done = self._rows[request_id]
-        pixels = _noise(request, request.height // 8, request.width // 8, salt=done)
+        height, width = (side // PIXELS_PER_LATENT for side in (request.height, request.width))
+        pixels = _noise(request, height, width, salt=done)
         return lambda: pixels
 
     def decode(self, request_id: str) -> Pixels:

@@ -400,17 +400,10 @@ def _pass(
     bench: GpuBench, compute: Callable[..., Any], parts: PipelineParts, rows: int, size: int
 ) -> Callable[[], object]:
     with torch.inference_mode():
-        args, kwargs = unet_inputs(_Named(parts), rows, size, size)
+        args, kwargs = unet_inputs(parts.unet, parts.text_encoders[1], rows, size, size)
     # They were made on another stream than the one that reads them.
     bench.synchronise()
     return lambda: compute(*args, **kwargs)
-
-
-class _Named:
-    """Parts by the names that a pipeline gives them."""
-
-    def __init__(self, parts: PipelineParts) -> None:
-        self.unet, self.vae, self.text_encoder_2 = parts.unet, parts.vae, parts.text_encoders[1]
 
 
 def _steps(backend: Any, ids: Sequence[str], count: int) -> list[float]:

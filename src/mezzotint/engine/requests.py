@@ -24,7 +24,6 @@ from mezzotint.errors import DeadlineExceeded, DeadlineUnreachable, MezzotintErr
 
 __all__ = ["RequestTable"]
 
-MAX_RUNNING = 32
 # How often those who wait are told where they stand.
 QUEUE_NEWS_SECONDS = 0.5
 
@@ -35,7 +34,7 @@ class RequestTable:
 
     def __init__(self, cost: StepCost, max_queue: int, max_backlog_s: float = math.inf) -> None:
         self._cost = cost
-        self.scheduler = Scheduler(cost, max_running=MAX_RUNNING)
+        self.scheduler = Scheduler(cost)
         self.tickets: dict[str, Ticket] = {}
         self.max_queue = max_queue
         self.max_backlog_s = max_backlog_s

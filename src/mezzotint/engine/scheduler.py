@@ -18,7 +18,9 @@ from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, Cost, Row, Stage, State,
 from mezzotint.engine.rules import Moment, Plan, Rules
 from mezzotint.engine.standing import Standing, seconds_of_work, standings
 
-__all__ = ["IllegalMove", "Scheduler"]
+__all__ = ["MAX_RUNNING", "IllegalMove", "Scheduler"]
+
+MAX_RUNNING = 32
 
 
 class IllegalMove(Exception):
@@ -28,7 +30,7 @@ class IllegalMove(Exception):
 class Scheduler:
     """The requests of one engine. `max_running` bounds those that hold latents at a time."""
 
-    def __init__(self, cost: Cost, *, max_running: int = 32, rules: Rules | None = None) -> None:
+    def __init__(self, cost: Cost, *, max_running: int = MAX_RUNNING, rules: Rules | None = None) -> None:
         self._cost = cost
         self._max_running = max_running
         self._rules = rules or Rules()

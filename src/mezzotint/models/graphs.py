@@ -16,10 +16,10 @@ from mezzotint.backends.neuron.graphs import GraphTextEncoder, GraphUNet, GraphV
 from mezzotint.backends.neuron.runtime import NeuronRuntime, Runtime
 from mezzotint.backends.neuron.standin import StandIn
 from mezzotint.backends.parts import PipelineParts
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.cores import prepare_cores
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.artefact import GRAPH_NAME, Artefact, Bucket, read_artefact, verify_artefact
-from mezzotint.models.catalogue import PIXELS_PER_LATENT
 from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import MANIFEST_NAME, read_manifest
 from mezzotint.models.reading import check_is_sdxl, quiet, read_tokenizer

@@ -19,8 +19,8 @@ from torch import nn
 
 from mezzotint.backends.neuron.shapes import Input, inputs_of
 from mezzotint.backends.parts import PipelineParts
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.errors import ModelInvalid, SettingInvalid
-from mezzotint.models.catalogue import PIXELS_PER_LATENT
 
 __all__ = [
     "TARGETS",
