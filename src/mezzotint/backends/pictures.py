@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from mezzotint.backends.base import PendingPreview
-from mezzotint.backends.streams import HostStreams, Streams
+from mezzotint.backends.streams import Streams
 from mezzotint.backends.transfers import WithoutWaiting, to_device
 from mezzotint.core import Pixels
 from mezzotint.errors import GenerationFailed
@@ -31,18 +31,18 @@ class PictureCodec:
     def __init__(
         self,
         vae: Any,
-        sizes: Sequence[tuple[int, int]] | None = None,
+        sizes: Sequence[tuple[int, int]] | None,
         *,
-        preview_vae: Any = None,
-        streams: Streams | None = None,
+        preview_vae: Any,
+        streams: Streams,
     ) -> None:
-        """`sizes`: the only ones (width, height) that the VAE takes, where it does not take any.
+        """`sizes`: the only ones (width, height) that the VAE takes; None where it takes any.
 
-        preview_vae: a small decoder in place of the linear map.
-        streams: where its work is queued; by default those of a CPU.
+        preview_vae: a small decoder in place of the linear map, or None.
+        streams: where its work is queued.
         """
         self._preview_vae = preview_vae
-        self._streams = streams or HostStreams()
+        self._streams = streams
         # fp16 overflows in SDXL's own VAE. diffusers casts it up for each picture; once is enough.
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)
