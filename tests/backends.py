@@ -23,7 +23,7 @@ class Instrumented:
         *,
         pass_seconds: float = 0.0,
         decode_seconds: float = 0.0,
-        max_width: int | None = None,
+        max_batch: int | None = None,
         fault: Fault | None = None,
     ) -> None:
         self._backend = backend
@@ -31,7 +31,7 @@ class Instrumented:
         self._fault = fault
         self._rows: dict[str, tuple[ResolvedRequest, int]] = {}
         self.passes = 0
-        self.info: BackendInfo = replace(backend.info, max_width=max_width or backend.info.max_width)
+        self.info: BackendInfo = replace(backend.info, max_batch=max_batch or backend.info.max_batch)
 
     @property
     def counters(self) -> Mapping[str, int]:

@@ -24,8 +24,8 @@ UNGUIDED = BatchKey(128, 128, False)
 WIDE = BatchKey(160, 96, True)
 
 
-def cost_of(curve: dict[int, float], max_width: int = 8) -> StepCost:
-    cost = StepCost(max_width)
+def cost_of(curve: dict[int, float], max_batch: int = 8) -> StepCost:
+    cost = StepCost(max_batch)
     cost.calibrate(GUIDED, curve)
     return cost
 
@@ -97,9 +97,9 @@ def test_a_pass_with_controlnets_costs_what_its_work_does() -> None:
     assert held.load == pytest.approx(1.45 * GUIDED.load)
     assert measured_as([held, held]) == (held, 2)
     # 2 + 2.9 + 1 rows of work.
-    key, width = measured_as([GUIDED, held, UNGUIDED])
-    assert (key, width) == (held, pytest.approx(5.9 / 2.9))
-    assert BATCHES.seconds(held, 2) < BATCHES.seconds(key, width) < BATCHES.seconds(held, 3)
+    key, batch = measured_as([GUIDED, held, UNGUIDED])
+    assert (key, batch) == (held, pytest.approx(5.9 / 2.9))
+    assert BATCHES.seconds(held, 2) < BATCHES.seconds(key, batch) < BATCHES.seconds(held, 3)
     assert BATCHES.seconds(held, 1) > BATCHES.seconds(GUIDED, 1)
 
 
@@ -456,8 +456,8 @@ def test_where_all_stand_is_what_adding_up_each_other_tenants_share_says(
             eta_s = sum(share * seconds(requests) for share, requests in zip(shares, others, strict=True))
             eta_s += seconds(own[:n])
             _, evaluations, key, _ = asked[i]
-            width = min(company[key], cost.knee(key))
-            alone = evaluations * cost.seconds(key, width) + cost.decode_seconds(key)
+            batch = min(company[key], cost.knee(key))
+            alone = evaluations * cost.seconds(key, batch) + cost.decode_seconds(key)
             assert told[str(i)].position == n - 1 + int(ahead + 1e-6)
             assert told[str(i)].eta_s == pytest.approx(max(alone, eta_s))
 
@@ -673,7 +673,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         keys = [self.keys[id] for id in plan.request_ids]
         assert len({key.shape for key in keys}) == 1
-        assert len(keys) <= self.cost.max_width
+        assert len(keys) <= self.cost.max_batch
         # Of rows no more than the widest pass that pays for any request of this shape.
         shape = keys[0].shape
         both = (shape, replace(shape, guided=True))

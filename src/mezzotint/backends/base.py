@@ -22,7 +22,7 @@ __all__ = ["Backend", "BackendInfo", "PendingPreview"]
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What is loaded, for receipts and capabilities. `max_width` bounds the images in one step."""
+    """What is loaded, for receipts and capabilities. `max_batch` bounds the images in one step."""
 
     model: str
     revision: str
@@ -30,7 +30,7 @@ class BackendInfo:
     device: str
     dtype: str
     limits: ModelLimits
-    max_width: int
+    max_batch: int
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def receipt(self, request: ResolvedRequest, warnings: tuple[str, ...] = ()) -> Receipt:

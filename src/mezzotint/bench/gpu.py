@@ -159,7 +159,7 @@ class GpuBench:
             device=self._described,
             dtype=name,
             limits=replace(limits, min_size=min(limits.min_size, *self.preset.sizes)),
-            max_width=self.preset.widths[-1],
+            max_batch=self.preset.widths[-1],
             versions={**versions(), "cuda": str(torch.version.cuda)},
         )
 

@@ -60,19 +60,19 @@ class Engine:
         *,
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_backlog_s: float = math.inf,
-        max_width: int | None = None,
+        max_batch: int | None = None,
     ) -> None:
-        widest = backend.info.max_width
-        max_width = widest if max_width is None else max_width
+        most = backend.info.max_batch
+        max_batch = most if max_batch is None else max_batch
         if max_queue < 1:
             raise SettingInvalid(f"max_queue must be at least 1, not {max_queue}", param="max_queue")
-        if not 1 <= max_width <= widest:
+        if not 1 <= max_batch <= most:
             raise SettingInvalid(
-                f"max_width must be 1…{widest}, the most that this backend takes, not {max_width}",
-                param="max_width",
+                f"max_batch must be 1…{most}, the most that this backend takes, not {max_batch}",
+                param="max_batch",
             )
         self._backend = backend
-        self.cost = StepCost(max_width)
+        self.cost = StepCost(max_batch)
         self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
         # The loop's alone.
         self._previews = Previews(backend)
@@ -98,7 +98,7 @@ class Engine:
         tuning: Tuning | None = None,
         threads: int | None = None,
         stand_in: bool = False,
-        max_width: int | None = None,
+        max_batch: int | None = None,
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_backlog_s: float = math.inf,
         warm_up: bool = True,
@@ -143,7 +143,7 @@ class Engine:
                 embeddings=embeddings,
             )
         loaded = time.monotonic()
-        engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
+        engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_batch=max_batch)
         if warm_up:
             try:
                 engine.warm_up(warm_up_sizes)
@@ -226,7 +226,7 @@ class Engine:
         return self._backend.counters
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
-        """Measure what a pass costs by width, of the default size and each of `sizes` (width, height); draw
+        """Measure what a pass costs by batch, of the default size and each of `sizes` (width, height); draw
         once at each of these with and without guidance, then one image as a request would. Where sizes are
         compiled ahead, those are drawn by default.
 
@@ -375,9 +375,9 @@ class Engine:
         previews = self._previews.collect(plan.request_ids, due)
         with self._changed:
             keys = self._requests.keys(plan)
-            key, width = measured_as(keys)
-            if not failed and tells_of(key, width, keys):
-                self.cost.observe(key, round(width), seconds)
+            key, batch = measured_as(keys)
+            if not failed and tells_of(key, batch, keys):
+                self.cost.observe(key, round(batch), seconds)
             tenants = [self._requests.tickets[each].request.tenant for each in plan.request_ids]
             self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1

@@ -118,10 +118,10 @@ def stages_of(request: ResolvedRequest) -> tuple[Stage, ...]:
 
 
 def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
-    """The key and the width that a pass of images of these keys, all of one shape, costs as much as.
+    """The key and the batch that a pass of images of these keys, all of one shape, costs as much as.
 
     Guided and others together cost what as many rows of guided ones do; an odd row counts as two. Those with
-    and without ControlNets cost what as much work of the costliest kind does: of a width between two.
+    and without ControlNets cost what as much work of the costliest kind does: of a batch between two.
     """
     first = keys[0]
     if not any(key.controls for key in keys):
@@ -134,19 +134,19 @@ def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
     return most, sum(key.load for key in keys) / most.load
 
 
-def tells_of(key: BatchKey, width: float, keys: Sequence[BatchKey]) -> bool:
-    """Whether a pass of `keys` may update the cost of (`key`, `width`): it has exactly as many rows as
+def tells_of(key: BatchKey, batch: float, keys: Sequence[BatchKey]) -> bool:
+    """Whether a pass of `keys` may update the cost of (`key`, `batch`): it has exactly as many rows as
     that many images of that kind. With ControlNets all its images are of that kind, and every ControlNet is
     active in all evaluations."""
     if key.controls:
         return all(each.cost_key == key.cost_key for each in keys) and min(key.controls) == 1
-    return width * key.unet_rows == sum(each.unet_rows for each in keys)
+    return batch * key.unet_rows == sum(each.unet_rows for each in keys)
 
 
 class Cost(Protocol):
     """What the scheduler asks of `cost.StepCost`."""
 
-    def seconds(self, key: BatchKey, width: float) -> float: ...
+    def seconds(self, key: BatchKey, batch: float) -> float: ...
 
     def knee(self, key: BatchKey) -> int: ...
 

@@ -56,7 +56,7 @@ def load_graphs(
         device=runtime.device,
         dtype=_dtype(artefact.buckets[0]),
         limits=artefact.limits,
-        max_width=_widest(artefact, cores),
+        max_batch=_max_batch(artefact, cores),
         versions={
             **artefact.toolchain,
             **(versions or {}),
@@ -66,7 +66,7 @@ def load_graphs(
     return DiffusersBackend(parts, info)
 
 
-def _widest(artefact: Artefact, cores: int) -> int:
+def _max_batch(artefact: Artefact, cores: int) -> int:
     """Images in a step: the batch, whose guided rows fill two cores.
 
     A model that is not guided by default has one row an image, so its images fill every core.
