@@ -371,7 +371,9 @@ class Engine:
         return {**self._run(request_ids[:half]), **self._run(request_ids[half:])}
 
     def _settle(self, plan: Plan, failed: Mapping[str, MezzotintError], seconds: float) -> None:
-        due = [each for each in plan.request_ids if each not in failed and self._requests.wants_preview(each)]
+        with self._changed:
+            moved = (each for each in plan.request_ids if each not in failed)
+            due = [each for each in moved if self._requests.wants_preview(each)]
         previews = self._previews.collect(plan.request_ids, due)
         with self._changed:
             keys = self._requests.keys(plan)
