@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mezzotint.backends.base import Backend, BackendInfo, Look
+from mezzotint.backends.base import Backend, BackendInfo, PendingPreview
 from mezzotint.backends.fake import Fault
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.errors import MezzotintError
@@ -23,7 +23,7 @@ class Instrumented:
         *,
         pass_seconds: float = 0.0,
         decode_seconds: float = 0.0,
-        max_width: int | None = None,
+        max_batch: int | None = None,
         fault: Fault | None = None,
     ) -> None:
         self._backend = backend
@@ -31,7 +31,7 @@ class Instrumented:
         self._fault = fault
         self._rows: dict[str, tuple[ResolvedRequest, int]] = {}
         self.passes = 0
-        self.info: BackendInfo = replace(backend.info, max_width=max_width or backend.info.max_width)
+        self.info: BackendInfo = replace(backend.info, max_batch=max_batch or backend.info.max_batch)
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -60,7 +60,7 @@ class Instrumented:
                 failed[request_id] = error
         return failed
 
-    def preview(self, request_id: str) -> Look:
+    def preview(self, request_id: str) -> PendingPreview:
         return self._backend.preview(request_id)
 
     def decode(self, request_id: str) -> Pixels:

@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     warm_up_sizes: Annotated[tuple[tuple[int, int], ...], NoDecode] = Field(
         (), description="sizes to draw before the first request, multiples of 8: 1024x1024,832x1216"
     )
-    max_width: int | None = Field(
+    max_batch: int | None = Field(
         None,
         ge=1,
         le=1024,

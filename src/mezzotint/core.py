@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 __all__ = [
+    "PIXELS_PER_LATENT",
     "PREPROCESSORS",
     "PRIORITIES",
     "Cancelled",
@@ -66,6 +67,8 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 Preprocessor = Literal["none", "canny"]
 PREPROCESSORS: tuple[Preprocessor, ...] = get_args(Preprocessor)
 
+# Of the VAE of any SDXL, along a side.
+PIXELS_PER_LATENT = 8
 MAX_PROMPT_CHARACTERS = 10_000
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_SECONDS = 86_400

@@ -539,7 +539,7 @@ async def test_a_job_without_a_deadline_takes_longer_than_a_request_may(
 
 async def test_a_full_engine_makes_jobs_wait_and_fails_none(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, max_queue=1)
-    replica = replica_of(settings, FakeBackend(pass_seconds=0.005, max_width=1))
+    replica = replica_of(settings, FakeBackend(pass_seconds=0.005, max_batch=1))
     try:
         async with gate(settings, replica) as server:
             jobs = [await create(server, n=3) for _ in range(3)]

@@ -320,7 +320,7 @@ def test_a_deadline_that_passes_is_told_and_not_sent_again(tmp_path: Path) -> No
 
 
 def test_a_full_server_says_when_to_come_back_and_the_client_does(tmp_path: Path) -> None:
-    with live(tmp_path, FakeBackend(pass_seconds=0.2, max_width=1), max_queue=2) as full:
+    with live(tmp_path, FakeBackend(pass_seconds=0.2, max_batch=1), max_queue=2) as full:
         others = [full.engine.submit(GenerationRequest("a", steps=150)) for _ in range(2)]
         wait_until(lambda: full.engine.status().running == 1)
         others.append(full.engine.submit(GenerationRequest("a", steps=150)))

@@ -43,7 +43,7 @@ class Distant(InProcessReplicas):
 async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]:
     monkeypatch.setattr("tests.api.inprocess.InProcessReplicas", Distant)
     settings = settings_of(tmp_path, max_backlog_s=BACKLOG_SECONDS)
-    engine = Engine(FakeBackend(row_seconds=0.01, max_width=2), max_backlog_s=BACKLOG_SECONDS)
+    engine = Engine(FakeBackend(row_seconds=0.01, max_batch=2), max_backlog_s=BACKLOG_SECONDS)
     await asyncio.to_thread(engine.warm_up, [(64, 64)])
     replica = EngineReplica(settings, engine)
     try:

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 REPLICAS, PASS_SECONDS, WIDTH = 2, 0.1, 4
-MODEL = f"fake:pass_seconds={PASS_SECONDS},max_width={WIDTH}"
+MODEL = f"fake:pass_seconds={PASS_SECONDS},max_batch={WIDTH}"
 ARGUMENTS = ("--model", MODEL, "--replicas", str(REPLICAS))
 BACKLOG_SECONDS = 16.0
 # One tenant alone may fill half of an engine's backlog.

@@ -72,7 +72,7 @@ async def test_three_hundred_listeners_do_not_wait_for_each_other(
     start_service: Callable[..., Server], figures: Figures
 ) -> None:
     server = start_service(
-        "--model", "fake:pass_seconds=0.2,max_width=8", "--replicas", "2", gateways=2, max_queue=400
+        "--model", "fake:pass_seconds=0.2,max_batch=8", "--replicas", "2", gateways=2, max_queue=400
     )
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     # A line is an event, and the last one holds the picture.

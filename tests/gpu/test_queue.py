@@ -48,7 +48,7 @@ def draw(backend: DiffusersBackend, request: ResolvedRequest, request_id: str = 
 
 def spoil(backend: DiffusersBackend, request_id: str) -> None:
     row = backend._rows[request_id]
-    with backend._lanes.steps():
+    with backend._streams.steps():
         row.latents = torch.full_like(row.latents, float("nan"))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from mezzotint.backends.diffusers import PipelineParts
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.cli.main import run
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
 from mezzotint.models import compiling, graphs

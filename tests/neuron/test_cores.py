@@ -87,7 +87,7 @@ def test_a_process_with_one_core_uses_that_one(tiny_graphs: Path, monkeypatch: p
     monkeypatch.setenv(VISIBLE_CORES, "3")
     stand_in = StandIn()
     backend = load_graphs(tiny_graphs, stand_in=stand_in)
-    assert backend.info.max_width == 4
+    assert backend.info.max_batch == 4
     backend.close()
 
 

@@ -214,8 +214,8 @@ def test_a_model_that_is_unguided_by_default_fills_both_cores_in_a_step(
     write_manifest(folder)
     stand_in = StandIn()
     backend = load_graphs(folder, stand_in=stand_in)
-    assert backend.info.max_width == 2 * GRAPH_BATCH
-    names = [str(index) for index in range(backend.info.max_width)]
+    assert backend.info.max_batch == 2 * GRAPH_BATCH
+    names = [str(index) for index in range(backend.info.max_batch)]
     for name in names:
         backend.start(name, resolve(ask(seed=int(name)), backend.info.limits))
     assert backend.step(names) == {}

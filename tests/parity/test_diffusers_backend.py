@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from mezzotint.backends.diffusers import DiffusersBackend, guidance_embedding
+from mezzotint.backends.conditioning import guidance_embedding
+from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, ResolvedRequest
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.resolving import resolve

@@ -146,7 +146,7 @@ async def test_warm_up_runs_each_size_and_the_cost_knows_them(tiny_graphs: Path)
     backend = load_graphs(tiny_graphs, stand_in=stand_in)
     with Engine(backend) as engine:
         await asyncio.to_thread(engine.warm_up)
-        assert engine.info.max_width == GRAPH_BATCH
+        assert engine.info.max_batch == GRAPH_BATCH
         seen = {(key.width, key.height, key.guided) for key in engine.cost.known()}
     assert {(*size, guided) for size in GRAPH_SIZES for guided in (True, False)} <= seen
     assert stand_in.refused == []

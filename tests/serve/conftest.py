@@ -28,5 +28,5 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose passes take 0.1 s and hold one image each."""
     folder = tmp_path_factory.mktemp("server")
-    with Server(folder, "--model", "fake:pass_seconds=0.1,max_width=1") as server:
+    with Server(folder, "--model", "fake:pass_seconds=0.1,max_batch=1") as server:
         yield server

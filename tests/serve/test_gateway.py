@@ -286,7 +286,7 @@ async def test_requests_spread_over_replicas_by_the_work_that_each_has() -> None
         if where == "step" and request.steps == 150:
             time.sleep(0.5)
 
-    async with gateway_over(two(pass_seconds=0.05, max_width=1, fault=slow)) as (gateway, several):
+    async with gateway_over(two(pass_seconds=0.05, max_batch=1, fault=slow)) as (gateway, several):
         long = asyncio.create_task(draw(gateway, steps=150))
         async with asyncio.timeout(LIMIT_SECONDS):
             while not several.asked:
@@ -302,7 +302,7 @@ async def test_requests_spread_over_replicas_by_the_work_that_each_has() -> None
 
 async def test_where_none_has_room_the_refusal_asks_no_replica() -> None:
     # Each has work for 15 s, and takes on 16 s.
-    backends = two(pass_seconds=0.1, max_width=1)
+    backends = two(pass_seconds=0.1, max_batch=1)
     async with gateway_over(backends, max_backlog_s=16.0) as (gateway, several):
         held = [asyncio.create_task(draw(gateway, steps=150, seed=seed)) for seed in range(2)]
         async with asyncio.timeout(LIMIT_SECONDS):
@@ -320,7 +320,7 @@ async def test_where_none_has_room_the_refusal_asks_no_replica() -> None:
 
 
 async def test_the_cost_of_plates_is_their_seconds_of_an_engine() -> None:
-    async with gateway_over({"a": FakeBackend(pass_seconds=0.05, max_width=1)}) as (gateway, _):
+    async with gateway_over({"a": FakeBackend(pass_seconds=0.05, max_batch=1)}) as (gateway, _):
         plates = [await gateway.prepare(GenerationRequest("a", steps=10))] * 2
         async with asyncio.timeout(LIMIT_SECONDS):
             # What a pass takes is learnt from each; on a busy machine one may take twice its time.

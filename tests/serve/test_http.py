@@ -479,7 +479,7 @@ def test_the_same_picture_in_another_file_has_another_etag(change: dict[str, Any
     assert replace(PLATE, order=replace(PLATE.order, **change)).etag != PLATE.etag
 
 
-@pytest.mark.parametrize("change", [{"limits": replace(FAKE_LIMITS, max_steps=9)}, {"max_width": 1}])
+@pytest.mark.parametrize("change", [{"limits": replace(FAKE_LIMITS, max_steps=9)}, {"max_batch": 1}])
 def test_what_makes_the_same_picture_makes_the_same_etag(change: dict[str, Any]) -> None:
     other = replace(PLATE, info=replace(PLATE.info, **change))
     assert other.etag == PLATE.etag

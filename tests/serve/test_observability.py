@@ -35,7 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two gateways before two engines, whose passes hold one image each."""
     folder = tmp_path_factory.mktemp("observed")
     environment = {"MEZZOTINT_GATEWAYS": "2", "MEZZOTINT_REPLICAS": "2", "MEZZOTINT_HOME": str(folder)}
-    with Server(folder, "--model", "fake:pass_seconds=0.04,max_width=1", environment=environment) as server:
+    with Server(folder, "--model", "fake:pass_seconds=0.04,max_batch=1", environment=environment) as server:
         yield server
 
 

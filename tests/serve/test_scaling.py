@@ -34,7 +34,7 @@ def test_a_backlog_adds_a_replica_and_its_end_takes_it_away(start_server: Callab
     scaling = {"MAX_REPLICAS": 2, "TARGET_BACKLOG_S": 5, "SCALE_UP_S": 0, "SCALE_DOWN_S": 1}
     server = start_server(
         "--model",
-        f"fake:pass_seconds={PASS_SECONDS},max_width=1",
+        f"fake:pass_seconds={PASS_SECONDS},max_batch=1",
         environment={f"MEZZOTINT_{name}": str(value) for name, value in scaling.items()},
     )
     address = server.wait_until_ready()

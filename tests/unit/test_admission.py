@@ -39,7 +39,7 @@ def gate() -> Iterator[Gate]:
 
 @pytest.fixture
 def engine(gate: Gate) -> Iterator[Engine]:
-    with Engine(FakeBackend(fault=gate, max_width=4), max_backlog_s=200.0) as engine:
+    with Engine(FakeBackend(fault=gate, max_batch=4), max_backlog_s=200.0) as engine:
         # As if measured, and not: a sleep takes longer on a busy machine. Nothing is gained by width, so a
         # request's work is its seconds alone.
         engine.cost.calibrate(BatchKey(128, 128, True), {1: 1.0, 2: 2.0, 4: 4.0})

@@ -83,6 +83,7 @@ MAY_IMPORT = {
         "engine",
         "backends.base",
         "backends.diffusers",
+        "backends.parts",
         "backends.tuned",
         "models",
         "imaging",

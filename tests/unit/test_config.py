@@ -318,10 +318,10 @@ def test_a_replicas_engine_is_told_every_setting_that_it_takes(monkeypatch: pyte
         loras=("a.safetensors",),
         controlnets=("b",),
         embeddings=("c.safetensors",),
-        max_width=3,
+        max_batch=3,
         threads=2,
         warm_up_sizes=((64, 64),),
     )
     replica._load(settings)
-    assert {"loras", "controlnets", "embeddings", "max_width"} <= taken
+    assert {"loras", "controlnets", "embeddings", "max_batch"} <= taken
     assert {name: given[name] for name in taken} == {name: getattr(settings, name) for name in taken}

@@ -102,7 +102,7 @@ def test_corrections_are_kept_for_a_bounded_number_of_shapes() -> None:
     for side in range(64, 64 + 8 * 1000, 8):
         assert cost.knee(BatchKey(side, 64, True)) >= 1
         assert len(cost._knees) <= MAX_KEYS
-        assert len(cost._known) <= MAX_KEYS * cost.max_width
+        assert len(cost._known) <= MAX_KEYS * cost.max_batch
 
 
 def test_with_nothing_measured_sharing_is_assumed_to_pay() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mezzotint.backends.base import Look
+from mezzotint.backends.base import PendingPreview
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.core import (
     Cancelled,
@@ -29,10 +29,10 @@ from mezzotint.core import (
 )
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.engine import Engine
-from mezzotint.engine.requests import MAX_RUNNING, QUEUE_NEWS_SECONDS, RequestTable
+from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.rules import TENANT_SHARE, Plan
-from mezzotint.engine.scheduler import Scheduler
+from mezzotint.engine.scheduler import MAX_RUNNING, Scheduler
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import (
     DeadlineExceeded,
@@ -418,7 +418,7 @@ def test_warm_up_stops_at_the_width_that_the_device_has_room_for() -> None:
 
 def test_a_failing_preview_costs_the_preview_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     class Blind(FakeBackend):
-        def preview(self, request_id: str) -> Look:
+        def preview(self, request_id: str) -> PendingPreview:
             raise RuntimeError("no preview")
 
     with Engine(Blind()) as engine:
@@ -475,19 +475,19 @@ def test_a_readers_event_loop_that_closes_early_harms_nobody() -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "told"),
     [
-        ("max_width", 0, "max_width must be 1…8"),
-        ("max_width", 9, "max_width must be 1…8"),
+        ("max_batch", 0, "max_batch must be 1…8"),
+        ("max_batch", 9, "max_batch must be 1…8"),
         ("max_queue", 0, "max_queue must be at least 1"),
     ],
 )
 def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str, value: int, told: str) -> None:
     with pytest.raises(SettingInvalid, match=told) as refused:
-        Engine(FakeBackend(max_width=8), **{setting: value})
+        Engine(FakeBackend(max_batch=8), **{setting: value})
     assert refused.value.param == setting
 
 
 def test_a_full_queue_refuses_with_the_seconds_to_wait(make_backend: MakeBackend) -> None:
-    with Engine(make_backend(pass_seconds=0.5, max_width=1), max_queue=3) as engine:
+    with Engine(make_backend(pass_seconds=0.5, max_batch=1), max_queue=3) as engine:
         first = engine.submit(ask(steps=50))
         wait_until(lambda: engine.status().running == 1)
         for _ in range(3):
@@ -590,7 +590,7 @@ def test_a_model_that_cannot_draw_fails_its_warm_up(make_backend: MakeBackend) -
 
 
 def test_waiting_requests_hear_where_they_stand() -> None:
-    with Engine(FakeBackend(pass_seconds=0.05, max_width=1)) as engine:
+    with Engine(FakeBackend(pass_seconds=0.05, max_batch=1)) as engine:
         first = engine.submit(ask(steps=100))
         second = engine.submit(ask(steps=150))
         events = second.events()

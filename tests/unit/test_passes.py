@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mezzotint.backends.lanes import HostLanes
 from mezzotint.backends.passes import PassQueue
+from mezzotint.backends.streams import HostStreams
 
 
 @dataclass(eq=False)
@@ -81,7 +81,7 @@ def run(queue: PassQueue, rows: list[Row], finite: list[bool] | None = None, kin
 
 def test_a_cpus_rows_are_told_in_the_same_pass() -> None:
     sound, broken = Row(), Row()
-    run(PassQueue(HostLanes()), [sound, broken], [True, False])
+    run(PassQueue(HostStreams()), [sound, broken], [True, False])
     assert (sound.finite, broken.finite) == (True, False)
 
 

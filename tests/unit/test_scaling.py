@@ -60,8 +60,8 @@ KEY = BatchKey(1024, 1024, guided=True)
 class Steady:
     """One picture at a time, 12 s each; in few passes, so that the simulation is quick."""
 
-    def seconds(self, key: BatchKey, width: int) -> float:
-        return PASS_SECONDS * width
+    def seconds(self, key: BatchKey, batch: int) -> float:
+        return PASS_SECONDS * batch
 
     def knee(self, key: BatchKey) -> int:
         return 1

@@ -24,8 +24,8 @@ UNGUIDED = BatchKey(128, 128, False)
 WIDE = BatchKey(160, 96, True)
 
 
-def cost_of(curve: dict[int, float], max_width: int = 8) -> StepCost:
-    cost = StepCost(max_width)
+def cost_of(curve: dict[int, float], max_batch: int = 8) -> StepCost:
+    cost = StepCost(max_batch)
     cost.calibrate(GUIDED, curve)
     return cost
 
@@ -41,14 +41,14 @@ def run_pass(scheduler: Scheduler, now: float = 0.0) -> tuple[str, ...]:
         scheduler.start(id)
     for id in scheduler.stepped(plan):
         scheduler.finish(id)
-    return plan.rows
+    return plan.request_ids
 
 
 def test_equal_requests_share_a_pass_up_to_the_knee() -> None:
     scheduler = Scheduler(BATCHES)
     for id in "abcdef":
         scheduler.submit(id, [Stage(GUIDED, 10)], 0.0)
-    assert scheduler.plan(0.0).rows == ("a", "b", "c", "d")
+    assert scheduler.plan(0.0).request_ids == ("a", "b", "c", "d")
 
 
 def test_different_shapes_never_share_a_pass() -> None:
@@ -65,7 +65,7 @@ def test_guided_requests_and_others_share_a_pass_of_as_many_rows_as_pay() -> Non
     for id, key in zip("aubvcwd", (GUIDED, UNGUIDED) * 3 + (GUIDED,), strict=True):
         scheduler.submit(id, [Stage(key, 10)], 0.0)
     # Eight rows of the UNet, which is what four guided images take.
-    assert scheduler.plan(0.0).rows == tuple("aubvc")
+    assert scheduler.plan(0.0).request_ids == tuple("aubvc")
 
 
 def test_a_pass_of_both_costs_what_its_rows_do() -> None:
@@ -89,7 +89,7 @@ def test_those_with_controlnets_share_passes_with_those_without() -> None:
     scheduler = Scheduler(BATCHES)
     for id, key in (("a", GUIDED), ("b", held), ("c", UNGUIDED)):
         scheduler.submit(id, [Stage(key, 10)], 0.0)
-    assert set(scheduler.plan(0.0).rows) == {"a", "b", "c"}
+    assert set(scheduler.plan(0.0).request_ids) == {"a", "b", "c"}
 
 
 def test_a_pass_with_controlnets_costs_what_its_work_does() -> None:
@@ -97,9 +97,9 @@ def test_a_pass_with_controlnets_costs_what_its_work_does() -> None:
     assert held.load == pytest.approx(1.45 * GUIDED.load)
     assert measured_as([held, held]) == (held, 2)
     # 2 + 2.9 + 1 rows of work.
-    key, width = measured_as([GUIDED, held, UNGUIDED])
-    assert (key, width) == (held, pytest.approx(5.9 / 2.9))
-    assert BATCHES.seconds(held, 2) < BATCHES.seconds(key, width) < BATCHES.seconds(held, 3)
+    key, batch = measured_as([GUIDED, held, UNGUIDED])
+    assert (key, batch) == (held, pytest.approx(5.9 / 2.9))
+    assert BATCHES.seconds(held, 2) < BATCHES.seconds(key, batch) < BATCHES.seconds(held, 3)
     assert BATCHES.seconds(held, 1) > BATCHES.seconds(GUIDED, 1)
 
 
@@ -129,7 +129,7 @@ def test_a_newcomer_joins_the_next_pass_when_there_is_room() -> None:
     scheduler.submit("a", [Stage(GUIDED, 50)], 0.0)
     run_pass(scheduler)
     scheduler.submit("b", [Stage(GUIDED, 50)], 0.1)
-    assert set(scheduler.plan(0.1).rows) == {"a", "b"}
+    assert set(scheduler.plan(0.1).request_ids) == {"a", "b"}
 
 
 def test_a_newcomer_is_passed_over_at_most_once() -> None:
@@ -165,7 +165,7 @@ def test_of_two_keys_the_one_whose_request_has_waited_longer_goes_first() -> Non
         scheduler = Scheduler(SATURATED)
         scheduler.submit("old", [Stage(GUIDED, 12)], 0.0)
         scheduler.submit("new", [Stage(UNGUIDED, 10)], now)
-        return scheduler.plan(now).rows
+        return scheduler.plan(now).request_ids
 
     assert chosen(0.0) == ("new",)
     assert chosen(5.0) == ("old",)
@@ -175,7 +175,7 @@ def test_an_overdue_request_goes_before_shorter_newcomers() -> None:
     scheduler = Scheduler(SATURATED)
     scheduler.submit("old", [Stage(GUIDED, 20)], 0.0)
     scheduler.submit("new", [Stage(GUIDED, 2)], 1000.0)
-    assert scheduler.plan(1000.0).rows == ("old",)
+    assert scheduler.plan(1000.0).request_ids == ("old",)
 
 
 def test_a_short_job_passes_a_backlog_that_is_overdue_and_the_backlog_keeps_its_order() -> None:
@@ -186,7 +186,7 @@ def test_a_short_job_passes_a_backlog_that_is_overdue_and_the_backlog_keeps_its_
         scheduler.submit(id, [Stage(GUIDED, 50)], 0.0)
     scheduler.submit("short", [Stage(GUIDED, 4)], 1000.0)
     plan = scheduler.plan(1000.0)
-    assert plan.rows == (*overdue[: places - 1], "short")
+    assert plan.request_ids == (*overdue[: places - 1], "short")
 
 
 def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one() -> None:
@@ -218,7 +218,7 @@ def test_waiting_newcomers_leave_the_running_their_pass() -> None:
     run_pass(scheduler)
     for id in "vwxyz":
         scheduler.submit(id, [Stage(GUIDED, 2)], 0.0)
-    assert set(scheduler.plan(0.0).rows) == set("abcd")
+    assert set(scheduler.plan(0.0).request_ids) == set("abcd")
 
 
 def test_with_many_keys_nobody_waits_more_than_a_pass_of_each() -> None:
@@ -240,7 +240,7 @@ def test_a_request_past_its_deadline_is_reported_and_not_run() -> None:
     scheduler.submit("fine", [Stage(GUIDED, 10)], 0.0, deadline=50.0)
     plan = scheduler.plan(5.0)
     assert plan.expired == ("late",)
-    assert plan.rows == ("fine",)
+    assert plan.request_ids == ("fine",)
 
 
 def test_plan_changes_nothing() -> None:
@@ -299,7 +299,7 @@ def test_a_larger_second_stage_does_not_wait_for_all_first_stages() -> None:
         plan = scheduler.plan(now)
         for id in plan.starting:
             scheduler.start(id)
-        now += 4.0 if plan.rows[0] in later else 1.0
+        now += 4.0 if plan.request_ids[0] in later else 1.0
         for id in scheduler.stepped(plan):
             if id in later:
                 first_done = first_done or now
@@ -456,8 +456,8 @@ def test_where_all_stand_is_what_adding_up_each_other_tenants_share_says(
             eta_s = sum(share * seconds(requests) for share, requests in zip(shares, others, strict=True))
             eta_s += seconds(own[:n])
             _, evaluations, key, _ = asked[i]
-            width = min(company[key], cost.knee(key))
-            alone = evaluations * cost.seconds(key, width) + cost.decode_seconds(key)
+            batch = min(company[key], cost.knee(key))
+            alone = evaluations * cost.seconds(key, batch) + cost.decode_seconds(key)
             assert told[str(i)].position == n - 1 + int(ahead + 1e-6)
             assert told[str(i)].eta_s == pytest.approx(max(alone, eta_s))
 
@@ -553,8 +553,8 @@ def test_within_a_tenant_priority_goes_first_until_another_is_overdue() -> None:
     scheduler = Scheduler(SATURATED)
     scheduler.submit("low", [Stage(GUIDED, 2)], 0.0, priority="low")
     scheduler.submit("high", [Stage(GUIDED, 20)], 0.0, priority="high")
-    assert scheduler.plan(0.0).rows == ("high",)
-    assert scheduler.plan(1000.0).rows == ("low",)
+    assert scheduler.plan(0.0).request_ids == ("high",)
+    assert scheduler.plan(1000.0).request_ids == ("low",)
 
 
 def test_a_tenant_that_comes_back_has_no_credit_from_when_it_was_away() -> None:
@@ -661,9 +661,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert deadline <= self.now
             self.scheduler.fail(id)
             self.end(id)
-        assert len(set(plan.rows)) == len(plan.rows), "a row is doubled"
-        assert not set(plan.rows) & self.decoding, "a row steps after its last step"
-        if not plan.rows:
+        assert len(set(plan.request_ids)) == len(plan.request_ids), "a row is doubled"
+        assert not set(plan.request_ids) & self.decoding, "a row steps after its last step"
+        if not plan.request_ids:
             # Nothing runs only when nothing may: all is decoding, the decoder holds every place or all that
             # the tenant may have, or one that has just expired held it until now.
             for id in self.left.keys() - self.decoding if not plan.expired else ():
@@ -671,23 +671,23 @@ class SchedulerMachine(RuleBasedStateMachine):
                 most = max(1, int(TENANT_SHARE * self.max_running))
                 assert len(held) >= self.max_running or held.count(self.tenants[id]) >= most
             return
-        keys = [self.keys[id] for id in plan.rows]
+        keys = [self.keys[id] for id in plan.request_ids]
         assert len({key.shape for key in keys}) == 1
-        assert len(keys) <= self.cost.max_width
+        assert len(keys) <= self.cost.max_batch
         # Of rows no more than the widest pass that pays for any request of this shape.
         shape = keys[0].shape
         both = (shape, replace(shape, guided=True))
-        assert sum(key.rows for key in keys) <= max(key.rows * self.cost.knee(key) for key in both)
+        assert sum(key.unet_rows for key in keys) <= max(key.unet_rows * self.cost.knee(key) for key in both)
         for id in plan.starting:
             self.scheduler.start(id)
-        failed = plan.rows[:fail] if fail < len(plan.rows) else ()
+        failed = plan.request_ids[:fail] if fail < len(plan.request_ids) else ()
         finished = self.scheduler.stepped(plan, failed)
         for id in failed:
             self.scheduler.fail(id)
             self.end(id)
-        for id in set(plan.rows) - set(failed):
+        for id in set(plan.request_ids) - set(failed):
             self.left[id] -= 1
-        assert set(finished) == {id for id in plan.rows if id in self.left and self.left[id] == 0}
+        assert set(finished) == {id for id in plan.request_ids if id in self.left and self.left[id] == 0}
         self.decoding.update(finished)
         self.now += 0.05
 

@@ -17,12 +17,12 @@ from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedCo
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
-__all__ = ["Backend", "BackendInfo", "Look"]
+__all__ = ["Backend", "BackendInfo", "PendingPreview"]
 
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What is loaded, for receipts and capabilities. `max_width` bounds the images in one step."""
+    """What is loaded, for receipts and capabilities. `max_batch` bounds the images in one step."""
 
     model: str
     revision: str
@@ -30,7 +30,7 @@ class BackendInfo:
     device: str
     dtype: str
     limits: ModelLimits
-    max_width: int
+    max_batch: int
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def receipt(self, request: ResolvedRequest, warnings: tuple[str, ...] = ()) -> Receipt:
@@ -75,8 +75,8 @@ class BackendInfo:
         )
 
 
-# The pixels, or None as long as the device is still at them.
-Look = Callable[[], Pixels | None]
+PendingPreview = Callable[[], Pixels | None]
+"""A preview to come: called, its pixels, or None as long as the device is still at them."""
 
 
 class Backend(Protocol):
@@ -110,8 +110,8 @@ class Backend(Protocol):
         """
         ...
 
-    def preview(self, request_id: str) -> Look:
-        """A cheap look at the running picture: latent height × latent width × 3, or the picture's size."""
+    def preview(self, request_id: str) -> PendingPreview:
+        """A cheap image of the running picture: latent height × latent width × 3, or the picture's size."""
         ...
 
     def decode(self, request_id: str) -> Pixels:

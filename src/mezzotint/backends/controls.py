@@ -1,4 +1,4 @@
-"""What a picture is held to by ControlNets: residuals for the UNet's blocks, of some rows of a pass.
+"""ControlNets: residuals for the UNet's blocks, for the rows whose requests ask for them.
 
 A ControlNet (Zhang et al., 2023, arXiv:2302.05543) is a copy of the UNet's first half that has learnt to read
 a picture beside the latents; what it makes is added to what the UNet's own first half makes. The arithmetic
@@ -20,18 +20,18 @@ from mezzotint.core import Control, Pixels, ResolvedRequest
 from mezzotint.imaging.edges import canny
 from mezzotint.imaging.inputs import resize_image
 
-__all__ = ["ControlNets", "HeldTo", "Inputs"]
+__all__ = ["ControlNets", "EncodedControl", "Inputs"]
 
 PREPROCESS: Mapping[str, Callable[[Pixels], Pixels]] = {"none": lambda image: image, "canny": canny}
 
 
 @dataclass(frozen=True, eq=False)
-class HeldTo:
-    """What one ControlNet holds a row to. read: what it reads of the picture, 1 × channels × latent height ×
-    latent width."""
+class EncodedControl:
+    """A row's ControlNet. encoded: its conditioning image after the ControlNet's first convolutions,
+    1 × channels × latent height × latent width."""
 
     control: Control
-    read: Tensor
+    encoded: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +53,14 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The rows of a pass that one ControlNet holds. `index` has their places on the device, unless it is
+    """The rows of a pass that go through one ControlNet. `index` has their places on the device, unless it is
     all of them; scales: n × 1 × 1 × 1."""
 
-    held: tuple[tuple[int, HeldTo], ...]
+    controls: tuple[tuple[int, EncodedControl], ...]
     # In the whole pass.
     rows: int
     index: Tensor | None
-    read: Tensor
+    encoded: Tensor
     scales: Tensor
 
 
@@ -78,36 +78,39 @@ class ControlNets:
         # Of the last pass, by ControlNet: as long as the same rows are in the same places of as many.
         self._parts: dict[str, _Part] = {}
 
-    def read(self, request: ResolvedRequest) -> tuple[HeldTo, ...]:
-        """The request's pictures as its ControlNets read them, at the size that is drawn."""
-        return tuple(self._held(each, request.width, request.height) for each in request.controls)
+    def encode(self, request: ResolvedRequest) -> tuple[EncodedControl, ...]:
+        """The request's controls, their images encoded at the size that is drawn."""
+        return tuple(self._encode(each, request.width, request.height) for each in request.controls)
 
-    def _held(self, control: Control, width: int, height: int) -> HeldTo:
+    def _encode(self, control: Control, width: int, height: int) -> EncodedControl:
         pixels = PREPROCESS[control.preprocessor](resize_image(control.image, width, height))
         picture = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
-        read, _ = self._nets[control.name]
-        return HeldTo(control, read(to_device(picture.to(self._dtype), self._device)))
+        encode, _ = self._nets[control.name]
+        return EncodedControl(control, encode(to_device(picture.to(self._dtype), self._device)))
 
-    def residuals(self, held: Sequence[Sequence[HeldTo]], inputs: Inputs) -> dict[str, Any]:
-        """What the UNet is given beside its inputs; nothing where no row is held to anything.
+    def residuals(self, controls: Sequence[Sequence[EncodedControl]], inputs: Inputs) -> dict[str, Any]:
+        """What the UNet is given beside its inputs; nothing where no row has an active ControlNet.
 
-        held: for each row of the pass, by what it is in this evaluation.
+        controls: for each row of the pass, those that are active in this evaluation.
         """
         whole: list[Tensor] = []
         for name, (_, net) in self._nets.items():
             rows = tuple(
-                (row, each) for row, those in enumerate(held) for each in those if each.control.name == name
+                (row, each)
+                for row, active in enumerate(controls)
+                for each in active
+                if each.control.name == name
             )
             if not rows:
                 self._parts.pop(name, None)
                 continue
-            part = self._part(name, rows, len(held))
+            part = self._part(name, rows, len(controls))
             own = inputs.of(part.index)
             down, mid = net(
                 own.sample,
                 own.timesteps,
                 encoder_hidden_states=own.hidden,
-                controlnet_cond=part.read,
+                controlnet_cond=part.encoded,
                 added_cond_kwargs={"text_embeds": own.pooled, "time_ids": own.time_ids},
                 return_dict=False,
             )
@@ -115,7 +118,7 @@ class ControlNets:
             if part.index is None and not whole:
                 whole = parts
                 continue
-            whole = whole or [each.new_zeros((len(held), *each.shape[1:])) for each in parts]
+            whole = whole or [each.new_zeros((len(controls), *each.shape[1:])) for each in parts]
             for total, each in zip(whole, parts, strict=True):
                 if part.index is None:
                     total.add_(each)
@@ -130,17 +133,17 @@ class ControlNets:
         """Let go of the rows of the last pass."""
         self._parts.clear()
 
-    def _part(self, name: str, held: tuple[tuple[int, HeldTo], ...], rows: int) -> _Part:
+    def _part(self, name: str, controls: tuple[tuple[int, EncodedControl], ...], rows: int) -> _Part:
         part = self._parts.get(name)
-        if part is None or (part.held, part.rows) != (held, rows):
-            places = [row for row, _ in held]
+        if part is None or (part.controls, part.rows) != (controls, rows):
+            places = [row for row, _ in controls]
             index = None if len(places) == rows else to_device(torch.tensor(places), self._device)
-            scales = torch.tensor([each.control.scale for _, each in held], dtype=torch.float32)
+            scales = torch.tensor([each.control.scale for _, each in controls], dtype=torch.float32)
             part = self._parts[name] = _Part(
-                held,
+                controls,
                 rows,
                 index,
-                torch.cat([each.read for _, each in held]),
+                torch.cat([each.encoded for _, each in controls]),
                 to_device(scales, self._device).view(-1, 1, 1, 1),
             )
         return part

@@ -8,71 +8,31 @@ dimension: that is why a picture never depends on its neighbours.
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from mezzotint.backends.base import BackendInfo, Look
-from mezzotint.backends.controls import ControlNets, HeldTo, Inputs
-from mezzotint.backends.lanes import lanes_of
-from mezzotint.backends.loras import AdaptedModule, LoraWeights
-from mezzotint.backends.painting import Kept, begin
+from mezzotint.backends.base import BackendInfo, PendingPreview
+from mezzotint.backends.conditioning import Conditioning, guidance_embedding
+from mezzotint.backends.controls import ControlNets, EncodedControl, Inputs
+from mezzotint.backends.failures import failure, failures_of, not_finite
+from mezzotint.backends.loras import AdaptedModule
+from mezzotint.backends.painting import Inpainting, initial_latents
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.backends.passes import Pass, PassQueue
 from mezzotint.backends.pictures import PictureCodec
 from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
+from mezzotint.backends.streams import streams_of
 from mezzotint.backends.transfers import to_device
 from mezzotint.backends.tuned import tune_controlnet, tune_unet, tune_vae, with_plain_weights
-from mezzotint.backends.windows import MAX_WINDOWS
-from mezzotint.core import Pixels, ResolvedRequest
-from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.core import PIXELS_PER_LATENT, Pixels, ResolvedRequest
+from mezzotint.errors import MezzotintError
 from mezzotint.tuning import Tuning
 
-__all__ = ["DiffusersBackend", "PipelineParts"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class PipelineParts:
-    """The modules of one SDXL model, in evaluation mode on one device, and what configures them.
-
-    A module is diffusers' or transformers' own, or one that is called alike (`mezzotint.backends.neuron`).
-    """
-
-    unet: Any
-    vae: Any
-    tokenizers: tuple[Any, Any]
-    text_encoders: tuple[Any, Any]
-    scheduler_config: Mapping[str, Any]
-    force_zeros_for_empty_prompt: bool
-    # The only sizes, width and height in pixels, that VAE and UNet take; `None` where they take any.
-    sizes: tuple[tuple[int, int], ...] | None = None
-    # What a prompt has beyond so many windows of the text encoders is cut.
-    max_windows: int = MAX_WINDOWS
-    # A small decoder for previews, diffusers' `AutoencoderTiny`.
-    preview_vae: Any = None
-    # By the names that requests know them by.
-    loras: Mapping[str, LoraWeights] = field(default_factory=dict)
-    # By theirs, diffusers' `ControlNetModel`s.
-    controlnets: Mapping[str, Any] = field(default_factory=dict)
-    # The vectors of textual inversions for each text encoder, by the words that prompts name them by.
-    embeddings: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class _Conditioning:
-    """What the UNet reads beside latents and timestep; one entry an evaluated row along dimension 0."""
-
-    hidden: torch.Tensor
-    pooled: torch.Tensor
-    time_ids: torch.Tensor
-    guidance_embedding: torch.Tensor | None
+__all__ = ["DiffusersBackend"]
 
 
 @dataclass(eq=False)
@@ -82,12 +42,10 @@ class _Row:
     request: ResolvedRequest
     sampling: Sampling
     latents: torch.Tensor
-    positive: _Conditioning
-    negative: _Conditioning | None
-    # What inpainting leaves alone.
-    kept: Kept | None = None
-    # By what its ControlNets hold it.
-    held: tuple[HeldTo, ...] = ()
+    positive: Conditioning
+    negative: Conditioning | None
+    inpainting: Inpainting | None = None
+    controls: tuple[EncodedControl, ...] = ()
     # What the last evaluation saw and predicted, and where; kept only for previews.
     last: tuple[torch.Tensor, torch.Tensor, float] | None = None
     # The latest pass it was in, and what is known so far of all of them.
@@ -95,14 +53,14 @@ class _Row:
     finite: bool = True
 
     @property
-    def held_now(self) -> tuple[HeldTo, ...]:
+    def active_controls(self) -> tuple[EncodedControl, ...]:
         """In the next evaluation."""
-        return tuple(each for each in self.held if each.control.holds(*self.sampling.progress))
+        return tuple(each for each in self.controls if each.control.holds(*self.sampling.progress))
 
     def advance(self, noise: torch.Tensor) -> None:
         """Move on by the evaluation that predicted `noise`."""
         latents = self.sampling.advance(noise, self.latents)
-        self.latents = latents if self.kept is None else self.kept.blend(latents, self.sampling)
+        self.latents = latents if self.inpainting is None else self.inpainting.blend(latents, self.sampling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +73,7 @@ class _Batch:
     """
 
     request_ids: tuple[str, ...]
-    conditioning: _Conditioning
+    conditioning: Conditioning
     guidance: torch.Tensor | None
     places: tuple[int, ...]
     index: torch.Tensor | None
@@ -137,7 +95,7 @@ class DiffusersBackend:
         if parts.loras:
             tuning = with_plain_weights(tuning)
         device = self._device = parts.unet.device
-        self._lanes = lanes_of(device)
+        self._streams = streams_of(device)
         self._unet = tune_unet(parts.unet, tuning, device)
         self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
@@ -158,13 +116,12 @@ class DiffusersBackend:
         )
         self._info = replace(info, limits=replace(info.limits, prompt_tokens=self.prompts.max_tokens))
         self._pictures = PictureCodec(
-            parts.vae, parts.sizes, preview_vae=parts.preview_vae, lanes=self._lanes
+            parts.vae, parts.sizes, preview_vae=parts.preview_vae, streams=self._streams
         )
-        self._scale_factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
         self._samplings = SamplingFactory(parts.scheduler_config, device)
         self._rows: dict[str, _Row] = {}
         self._batch: _Batch | None = None
-        self._passes = PassQueue(self._lanes)
+        self._passes = PassQueue(self._streams)
         if device.type == "cuda":
             # What lays weights out and copies them is in another queue than the steps that will change them.
             torch.cuda.synchronize(device)
@@ -175,7 +132,7 @@ class DiffusersBackend:
 
     def compute(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
         """A bare pass of the UNet as tuned, in the steps' queue and without waiting for it. For measuring."""
-        with self._lanes.steps():
+        with self._streams.steps():
             result: tuple[torch.Tensor] = self._unet(*args, **kwargs)
             return result
 
@@ -189,7 +146,7 @@ class DiffusersBackend:
     @torch.inference_mode()
     def start(self, request_id: str, request: ResolvedRequest) -> tuple[str, ...]:
         """Encode prompts and image and draw the noise, from the request's own generator."""
-        with _failures_of("starting the request"), self._lanes.steps():
+        with failures_of("starting the request"), self._streams.steps():
             generator = torch.Generator("cpu").manual_seed(request.seed)
             sampling = self._samplings.make(
                 request.scheduler,
@@ -199,37 +156,39 @@ class DiffusersBackend:
                 skipped=request.steps - request.steps_taken,
             )
             warnings, positive, negative = self._condition(request)
-            height, width = (side // self._scale_factor for side in (request.height, request.width))
+            height, width = (side // PIXELS_PER_LATENT for side in (request.height, request.width))
             empty = positive.hidden.new_empty((1, self._channels, height, width))
-            latents, kept = begin(request, sampling, self._pictures, empty, generator)
-            held = self._controlnets.read(request)
-            self._rows[request_id] = _Row(request, sampling, latents, positive, negative, kept, held)
-            return warnings if kept is None else (*warnings, *kept.warnings)
+            latents, inpainting = initial_latents(request, sampling, self._pictures, empty, generator)
+            controls = self._controlnets.encode(request)
+            self._rows[request_id] = _Row(
+                request, sampling, latents, positive, negative, inpainting, controls
+            )
+            return warnings if inpainting is None else (*warnings, *inpainting.warnings)
 
     @torch.inference_mode()
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         rows = [self._rows[request_id] for request_id in request_ids]
-        with _failures_of("a pass of the UNet"), self._lanes.steps():
+        with failures_of("a pass of the UNet"), self._streams.steps():
             self._passes.begin()
             self._adapted.activate(rows[0].request.loras)
             batch = self._batch_of(tuple(request_ids), rows)
             timesteps = [row.sampling.timestep for row in rows]
             scaled = torch.cat([row.sampling.scale(row.latents) for row in rows])
-            held = [row.held_now for row in rows]
-            noise = self._predict(batch, scaled, timesteps, held)
+            controls = [row.active_controls for row in rows]
+            noise = self._predict(batch, scaled, timesteps, controls)
         try:
-            with self._lanes.steps():
+            with self._streams.steps():
                 failed = self._advance(request_ids, rows, scaled, noise, timesteps)
                 finite = torch.isfinite(torch.cat([row.latents for row in rows])).flatten(1).all(1)
-                kind = (scaled.shape, batch.conditioning.hidden.shape, _rows_held(rows, held))
+                kind = (scaled.shape, batch.conditioning.hidden.shape, _control_rows(rows, controls))
                 this = self._passes.end(kind, rows, finite)
         except Exception as error:
             # Rows have moved: the pass cannot be run again, and none of them can go on.
-            return dict.fromkeys(request_ids, _failure("the end of a pass", error))
+            return dict.fromkeys(request_ids, failure("the end of a pass", error))
         for request_id, row in zip(request_ids, rows, strict=True):
             row.in_pass = this
             if not row.finite and request_id not in failed:
-                failed[request_id] = _not_finite()
+                failed[request_id] = not_finite()
         return failed
 
     def _advance(
@@ -249,13 +208,13 @@ class DiffusersBackend:
             try:
                 row.advance(row_noise)
             except Exception as error:
-                failed[request_id] = _failure("the sampler's step", error)
+                failed[request_id] = failure("the sampler's step", error)
         return failed
 
     @torch.inference_mode()
-    def preview(self, request_id: str) -> Look:
+    def preview(self, request_id: str) -> PendingPreview:
         row = self._rows[request_id]
-        with _failures_of("the preview"), self._lanes.steps():
+        with failures_of("the preview"), self._streams.steps():
             if row.last is None:
                 return self._pictures.preview(row.latents / row.sampling.initial_sigma)
             return self._pictures.preview(row.sampling.predict_clean(*row.last))
@@ -263,12 +222,12 @@ class DiffusersBackend:
     @torch.inference_mode()
     def decode(self, request_id: str) -> Pixels:
         row = self._rows[request_id]
-        with _failures_of("decoding the picture"), self._lanes.decodes():
+        with failures_of("decoding the picture"), self._streams.decodes():
             if row.in_pass is not None:
-                # Until then the latents are still being made, in the other lane.
+                # Until then the latents are still being made, in the other stream.
                 row.in_pass.look()
             if not row.finite:
-                raise _not_finite()
+                raise not_finite()
             return self._pictures.decode(row.latents)
 
     def release(self, request_id: str) -> None:
@@ -292,7 +251,7 @@ class DiffusersBackend:
 
     def _condition(
         self, request: ResolvedRequest
-    ) -> tuple[tuple[str, ...], _Conditioning, _Conditioning | None]:
+    ) -> tuple[tuple[str, ...], Conditioning, Conditioning | None]:
         """The receipt's warnings, what the positive evaluation reads, and what the negative one does."""
         prompt = self.prompts.encode(request.prompt, request.loras, emphasis=request.emphasis)
         # The size the picture should look cropped from, the crop's corner, and its size: SDXL's section 2.2.
@@ -302,7 +261,7 @@ class DiffusersBackend:
         if self._guidance_width is not None:
             embedding = guidance_embedding(request.guidance_scale, self._guidance_width)
             embedding = to_device(embedding.to(prompt.hidden.dtype), self._device)
-        positive = _Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding)
+        positive = Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding)
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
             return prompt.warning("prompt"), positive, None
@@ -310,7 +269,7 @@ class DiffusersBackend:
             request.negative_prompt, request.loras, emphasis=request.emphasis
         )
         warnings = (*prompt.warning("prompt"), *negative.warning("negative_prompt"))
-        return warnings, positive, _Conditioning(negative.hidden, negative.pooled, time_ids, None)
+        return warnings, positive, Conditioning(negative.hidden, negative.pooled, time_ids, None)
 
     def _batch_of(self, request_ids: tuple[str, ...], rows: Sequence[_Row]) -> _Batch:
         """The rows' conditioning side by side, kept until another set of rows comes."""
@@ -325,7 +284,8 @@ class DiffusersBackend:
             guidance = to_device(torch.tensor(scales, dtype=torch.float32), self._device).view(-1, 1, 1, 1)
             if len(places) < len(rows):
                 index = to_device(torch.tensor(places), self._device)
-        self._batch = _Batch(request_ids, _join([*negatives, *positives]), guidance, places, index)
+        conditioning = Conditioning.join([*negatives, *positives])
+        self._batch = _Batch(request_ids, conditioning, guidance, places, index)
         return self._batch
 
     def _predict(
@@ -333,14 +293,14 @@ class DiffusersBackend:
         batch: _Batch,
         scaled: torch.Tensor,
         timesteps: list[float],
-        held: list[tuple[HeldTo, ...]],
+        controls: list[tuple[EncodedControl, ...]],
     ) -> torch.Tensor:
         """The UNet's prediction for each row, guidance applied; as many rows as `scaled` has."""
         if batch.guidance is not None:
             twice = scaled if batch.index is None else scaled[batch.index]
             scaled = torch.cat([twice, scaled])
             timesteps = [*(timesteps[place] for place in batch.places), *timesteps]
-            held = [*(held[place] for place in batch.places), *held]
+            controls = [*(controls[place] for place in batch.places), *controls]
         conditioning = batch.conditioning
         inputs = Inputs(
             scaled,
@@ -355,7 +315,7 @@ class DiffusersBackend:
             encoder_hidden_states=inputs.hidden,
             timestep_cond=conditioning.guidance_embedding,
             added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
-            **self._controlnets.residuals(held, inputs),
+            **self._controlnets.residuals(controls, inputs),
             return_dict=False,
         )[0]
         if batch.guidance is None:
@@ -366,63 +326,8 @@ class DiffusersBackend:
         return guided if batch.index is None else positive.index_copy(0, batch.index, guided)
 
 
-def guidance_embedding(guidance_scale: float, width: int) -> torch.Tensor:
-    """The guidance scale as a distilled model reads it, 1 × `width` (an even number).
-
-    Sines and cosines of (scale - 1) · 1000, as in `StableDiffusionXLPipeline.get_guidance_scale_embedding`.
-    """
-    half = width // 2
-    decay = torch.log(torch.tensor(10000.0)) / (half - 1)
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -decay)
-    angles = torch.tensor([guidance_scale - 1]) * 1000.0 * frequencies
-    return torch.cat([torch.sin(angles), torch.cos(angles)]).unsqueeze(0)
-
-
-def _rows_held(rows: Sequence[_Row], held: Sequence[tuple[HeldTo, ...]]) -> int:
+def _control_rows(rows: Sequence[_Row], controls: Sequence[tuple[EncodedControl, ...]]) -> int:
     """How many rows of the UNet's batch go through ControlNets, counted once for each of them."""
-    return sum(len(each) * (1 if row.negative is None else 2) for row, each in zip(rows, held, strict=True))
-
-
-def _join(parts: Sequence[_Conditioning]) -> _Conditioning:
-    """Side by side, texts of different length too: those that end sooner are repeated.
-
-    Attention is a mean of values weighed by softmax. Of tokens that are all there k times, each has a k-th of
-    the weight, k times: to the UNet a text repeated is the text. So no row needs a mask or a pass of its own.
-    """
-    embeddings = [part.guidance_embedding for part in parts if part.guidance_embedding is not None]
-    tokens = math.lcm(*(part.hidden.shape[1] for part in parts))
-    return _Conditioning(
-        torch.cat([part.hidden.repeat(1, tokens // part.hidden.shape[1], 1) for part in parts]),
-        torch.cat([part.pooled for part in parts]),
-        torch.cat([part.time_ids for part in parts]),
-        torch.cat(embeddings) if embeddings else None,
+    return sum(
+        len(each) * (1 if row.negative is None else 2) for row, each in zip(rows, controls, strict=True)
     )
-
-
-@contextmanager
-def _failures_of(what: str) -> Iterator[None]:
-    """Turn whatever torch raises into this project's error, and tell the log the whole of it."""
-    try:
-        yield
-    except MezzotintError:
-        raise
-    except Exception as error:
-        raise _failure(what, error) from error
-
-
-def _failure(what: str, error: Exception) -> GenerationFailed:
-    logger.error("%s failed", what, exc_info=error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _tells_of_memory(str(error)):
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return GenerationFailed(f"{what} ran out of memory; try a smaller size")
-    return GenerationFailed(f"{what} failed ({type(error).__name__})")
-
-
-def _not_finite() -> GenerationFailed:
-    return GenerationFailed("the model's prediction for this picture was not a finite number")
-
-
-def _tells_of_memory(message: str) -> bool:
-    # torch's CPU allocator and Neuron's runtime report by message alone.
-    return any(words in message for words in ("not enough memory", "Allocation Failure", "NRT_RESOURCE"))

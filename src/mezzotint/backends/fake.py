@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mezzotint.backends.base import BackendInfo, Look
-from mezzotint.core import ModelLimits, Pixels, ResolvedRequest, ServedControlNet, ServedEmbedding, ServedLora
+from mezzotint.backends.base import BackendInfo, PendingPreview
+from mezzotint.core import (
+    PIXELS_PER_LATENT,
+    ModelLimits,
+    Pixels,
+    ResolvedRequest,
+    ServedControlNet,
+    ServedEmbedding,
+    ServedLora,
+)
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -39,7 +47,7 @@ Fault = Callable[[str, ResolvedRequest, int], MezzotintError | None]
 
 
 class FakeBackend:
-    """`pass_seconds` + `row_seconds` × width seconds a pass, `decode_seconds` a decode.
+    """`pass_seconds` + `row_seconds` × images seconds a pass, `decode_seconds` a decode.
 
     After `blank_after` pictures every further one is of one colour, after `nan_after` none is finite: what a
     device makes that has gone wrong.
@@ -51,7 +59,7 @@ class FakeBackend:
         pass_seconds: float = 0.0,
         row_seconds: float = 0.0,
         decode_seconds: float = 0.0,
-        max_width: int = 8,
+        max_batch: int = 8,
         fault: Fault | None = None,
         blank_after: float = math.inf,
         nan_after: float = math.inf,
@@ -79,7 +87,7 @@ class FakeBackend:
                 controlnets=tuple(controlnets),
                 embeddings=tuple(embeddings),
             ),
-            max_width=max_width,
+            max_batch=max_batch,
         )
 
     @classmethod
@@ -90,7 +98,7 @@ class FakeBackend:
             InvalidRequest: on `model`, when an option is unknown or not a number.
         """
         _, _, options = name.partition(":")
-        accepted = ("pass_seconds", "row_seconds", "decode_seconds", "max_width", "blank_after", "nan_after")
+        accepted = ("pass_seconds", "row_seconds", "decode_seconds", "max_batch", "blank_after", "nan_after")
         values: dict[str, Any] = {}
         for option in filter(None, options.split(",")):
             key, _, value = option.partition("=")
@@ -102,7 +110,7 @@ class FakeBackend:
                 raise InvalidRequest(
                     f"fake takes {', '.join(accepted)} as numbers from 0, not {option!r}", param="model"
                 )
-            values[key] = max(1, int(number)) if key == "max_width" else number
+            values[key] = max(1, int(number)) if key == "max_batch" else number
         return cls(**values)
 
     @property
@@ -124,8 +132,8 @@ class FakeBackend:
         return ()
 
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
-        if not 1 <= len(request_ids) <= self._info.max_width:
-            raise AssertionError(f"a pass of {len(request_ids)} images; at most {self._info.max_width}")
+        if not 1 <= len(request_ids) <= self._info.max_batch:
+            raise AssertionError(f"a pass of {len(request_ids)} images; at most {self._info.max_batch}")
         self.passes += 1
         _sleep(self._pass_seconds + self._row_seconds * len(request_ids))
         failed: dict[str, MezzotintError] = {}
@@ -137,9 +145,10 @@ class FakeBackend:
                 failed[request_id] = error
         return failed
 
-    def preview(self, request_id: str) -> Look:
+    def preview(self, request_id: str) -> PendingPreview:
         request, done = self._rows[request_id]
-        pixels = _noise(request, request.height // 8, request.width // 8, salt=done)
+        height, width = (side // PIXELS_PER_LATENT for side in (request.height, request.width))
+        pixels = _noise(request, height, width, salt=done)
         return lambda: pixels
 
     def decode(self, request_id: str) -> Pixels:

@@ -13,12 +13,12 @@ from mezzotint.backends.sampling import Sampling
 from mezzotint.backends.transfers import to_device
 from mezzotint.core import Mask, ResolvedRequest
 
-__all__ = ["Kept", "begin"]
+__all__ = ["Inpainting", "initial_latents"]
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """The part of an image that inpainting leaves alone. All tensors but `redraw` are 1 × 4 × h × w.
+class Inpainting:
+    """Which part of an image is redrawn, and the rest. All tensors but `redraw` are 1 × 4 × h × w.
 
     is_whole: whether nothing is redrawn.
     """
@@ -43,14 +43,14 @@ class Kept:
         return (1 - self.redraw) * original + self.redraw * latents
 
 
-def begin(
+def initial_latents(
     request: ResolvedRequest,
     sampling: Sampling,
     codec: PictureCodec,
     noise_like: torch.Tensor,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, Kept | None]:
-    """The latents before the first evaluation, and what inpainting keeps.
+) -> tuple[torch.Tensor, Inpainting | None]:
+    """The latents before the first evaluation, and with a mask what inpainting needs.
 
     noise_like: an empty tensor of the latents' shape, device and dtype.
 
@@ -67,12 +67,12 @@ def begin(
         return sampling.add_noise(clean, noise), None
     _noise(noise_like, generator)
     redraw = _at_latents(request.mask, noise_like)
-    kept = Kept(
+    inpainting = Inpainting(
         clean, noise, to_device(redraw.to(noise_like.dtype), noise_like.device), not bool(redraw.any())
     )
     if request.strength == 1.0:
-        return noise * sampling.initial_sigma, kept
-    return sampling.add_noise(clean, noise), kept
+        return noise * sampling.initial_sigma, inpainting
+    return sampling.add_noise(clean, noise), inpainting
 
 
 def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

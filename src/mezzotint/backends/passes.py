@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from mezzotint.backends.lanes import Fetched, Lanes
+from mezzotint.backends.streams import Fetched, Streams
 
 __all__ = ["Pass", "PassQueue"]
 
@@ -63,12 +63,12 @@ class PassQueue:
 
     def __init__(
         self,
-        lanes: Lanes,
+        streams: Streams,
         *,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._lanes, self._clock, self._sleep = lanes, clock, sleep
+        self._streams, self._clock, self._sleep = streams, clock, sleep
         self._began_at, self._begun = 0.0, None
         self._previous: tuple[Hashable, Pass] | None = None
         self._took: OrderedDict[Hashable, deque[float]] = OrderedDict()
@@ -76,7 +76,7 @@ class PassQueue:
 
     def begin(self) -> None:
         """What follows is handed to the device as one pass."""
-        self._began_at, self._begun = self._clock(), self._lanes.begin()
+        self._began_at, self._begun = self._clock(), self._streams.begin()
 
     def end(self, kind: Hashable, rows: Sequence[Watched], finite: torch.Tensor) -> Pass:
         """The pass is handed over. Returns when the next should be; the one before this is over by then.
@@ -84,8 +84,8 @@ class PassQueue:
         kind: passes of one kind take about as long as each other.
         finite: for each row, on the device.
         """
-        this = Pass(rows, self._lanes.fetch(finite, self._begun))
-        if not self._lanes.queues:
+        this = Pass(rows, self._streams.fetch(finite, self._begun))
+        if not self._streams.queues:
             this.look()
             return this
         self._handing.append(self._clock() - self._began_at)

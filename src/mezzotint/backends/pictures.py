@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mezzotint.backends.base import Look
-from mezzotint.backends.lanes import HostLanes, Lanes
+from mezzotint.backends.base import PendingPreview
+from mezzotint.backends.streams import Streams
 from mezzotint.backends.transfers import WithoutWaiting, to_device
 from mezzotint.core import Pixels
 from mezzotint.errors import GenerationFailed
@@ -31,18 +31,18 @@ class PictureCodec:
     def __init__(
         self,
         vae: Any,
-        sizes: Sequence[tuple[int, int]] | None = None,
+        sizes: Sequence[tuple[int, int]] | None,
         *,
-        preview_vae: Any = None,
-        lanes: Lanes | None = None,
+        preview_vae: Any,
+        streams: Streams,
     ) -> None:
-        """`sizes`: the only ones (width, height) that the VAE takes, where it does not take any.
+        """`sizes`: the only ones (width, height) that the VAE takes; None where it takes any.
 
-        preview_vae: a small decoder in place of the linear map.
-        lanes: where its work is queued; by default those of a CPU.
+        preview_vae: a small decoder in place of the linear map, or None.
+        streams: where its work is queued.
         """
         self._preview_vae = preview_vae
-        self._lanes = lanes or HostLanes()
+        self._streams = streams
         # fp16 overflows in SDXL's own VAE. diffusers casts it up for each picture; once is enough.
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)
@@ -68,7 +68,7 @@ class PictureCodec:
         image = self._vae.decode(latents, return_dict=False)[0]
         # Both in one copy: each would be a wait of its own.
         finite = torch.isfinite(image).all().byte()
-        fetched = self._lanes.fetch(torch.cat([_to_bytes(image).flatten(), finite[None]])).wait()
+        fetched = self._streams.fetch(torch.cat([_to_bytes(image).flatten(), finite[None]])).wait()
         if not fetched[-1]:
             raise GenerationFailed("the decoded picture holds values that are not finite numbers")
         height, width = image.shape[-2:]
@@ -84,28 +84,28 @@ class PictureCodec:
         image = (2.0 * unit - 1.0).permute(2, 0, 1).unsqueeze(0)
         image = to_device(image.to(self._vae.dtype), self._vae.device)
         # The generator is the CPU's, and what it draws has to be brought over.
-        with WithoutWaiting(self._vae.device) if self._lanes.queues else nullcontext():
+        with WithoutWaiting(self._vae.device) if self._streams.queues else nullcontext():
             return self._normalised(self._vae.encode(image).latent_dist.sample(generator))
 
-    def preview(self, latents: torch.Tensor) -> Look:
+    def preview(self, latents: torch.Tensor) -> PendingPreview:
         """Clean latents 1 × 4 × h × w to 8h × 8w × 3 by the small decoder; without one to h × w × 3, by one
         linear map for the colour of each cell."""
         if self._preview_vae is not None:
             vae = self._preview_vae
             image = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-            return self._look_at(image)
+            return self._fetch_preview(image)
         if self._rgb_map is None:
             self._rgb_map = self._fit_rgb_map()
         cells = latents[0].float().flatten(1).T
         colours = torch.cat([cells, cells.new_ones(len(cells), 1)], dim=1) @ self._rgb_map
         height, width = latents.shape[-2:]
         image = colours.T.reshape(1, 3, height, width)
-        return self._look_at(image)
+        return self._fetch_preview(image)
 
-    def _look_at(self, image: torch.Tensor) -> Look:
-        fetched = self._lanes.fetch(_to_bytes(torch.nan_to_num(image)))
+    def _fetch_preview(self, image: torch.Tensor) -> PendingPreview:
+        fetched = self._streams.fetch(_to_bytes(torch.nan_to_num(image)))
         # A copy: whoever gives pinned memory back while its stream is recorded disturbs the recording, and a
-        # look is given back by whoever was shown it.
+        # preview is given back by whoever was shown it.
         return lambda: fetched.wait().numpy().copy() if fetched.arrived() else None
 
     def _fit_rgb_map(self) -> torch.Tensor:

@@ -18,14 +18,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.transfers import to_device
-from mezzotint.backends.windows import MAX_WINDOWS, NONE, read_windows
+from mezzotint.backends.windows import read_windows
 from mezzotint.core import Lora
 from mezzotint.emphasis import Piece, parse_emphasis
 
@@ -33,7 +32,6 @@ __all__ = ["Embedding", "PromptEncoder"]
 
 MAX_CACHED_ENTRIES = 512
 MAX_CACHED_BYTES = 256 * 2**20
-EMPTY: Mapping[str, LoraWeights] = MappingProxyType({})
 
 # The text, whether it is read in A1111's grammar, and what each encoder wears for it.
 _Key = tuple[str, bool, tuple[tuple[Lora, ...], ...]]
@@ -72,9 +70,9 @@ class PromptEncoder:
         text_encoders: Sequence[Any],
         *,
         zeros_without_negative: bool,
-        max_windows: int = MAX_WINDOWS,
-        loras: Mapping[str, LoraWeights] = EMPTY,
-        embeddings: Mapping[str, Sequence[torch.Tensor]] = NONE,
+        max_windows: int,
+        loras: Mapping[str, LoraWeights],
+        embeddings: Mapping[str, Sequence[torch.Tensor]],
     ) -> None:
         """`max_windows`: what a text has beyond so many is cut. embeddings: as `read_windows` has them."""
         self._tokenizers = tokenizers

@@ -33,10 +33,10 @@ class Sampling:
         self,
         scheduler: Any,
         generator: torch.Generator,
-        first: int = 0,
-        device: torch.device | None = None,
+        first: int,
+        device: torch.device | None,
     ) -> None:
-        """`device`: where the latents are, when it is not the CPU that the scheduler's numbers are on."""
+        """`device`: where the latents are, None when it is the CPU that the scheduler's numbers are on."""
         self._scheduler = scheduler
         self._device = device
         self._timesteps = list(scheduler.timesteps)[first:]
@@ -135,15 +135,13 @@ class SamplingFactory:
     each request gets a copy of one kept for that.
     """
 
-    def __init__(self, config: Mapping[str, Any], device: torch.device | None = None) -> None:
+    def __init__(self, config: Mapping[str, Any], device: torch.device) -> None:
         """`device`: where the latents are."""
         self._config = dict(config)
-        self._device = None if device is None or device.type == "cpu" else device
+        self._device = None if device.type == "cpu" else device
         self._prototypes: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
-    def make(
-        self, name: str, steps: int, seed: int, generator: torch.Generator, *, skipped: int = 0
-    ) -> Sampling:
+    def make(self, name: str, steps: int, seed: int, generator: torch.Generator, *, skipped: int) -> Sampling:
         """A sampler at the step after the `skipped` ones (0…steps - 1) of `steps`.
 
         Raises:

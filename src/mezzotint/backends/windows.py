@@ -21,7 +21,7 @@ from mezzotint.emphasis import Piece
 
 __all__ = ["MAX_WINDOWS", "Windows", "read_windows"]
 
-# 300 tokens are a page's paragraph; rows of 3 and 4 windows meet in 12 (`backends.diffusers`).
+# 300 tokens are a page's paragraph; rows of 3 and 4 windows meet in 12 (`backends.conditioning`).
 MAX_WINDOWS = 4
 # How much of a window may be left empty for a better place to part the text: of 75 tokens the 20 that are
 # A1111's `comma_padding_backtrack`.

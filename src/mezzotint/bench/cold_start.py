@@ -35,7 +35,7 @@ def main(scope: str, cache: str, device: str, preset: str) -> None:
     backend = DiffusersBackend(bench.build(), bench.info, tuning)
     over("build")
     # Of a tiny model nobody wants the figures, and a CPU compiles each width for half a minute.
-    with Engine(backend, max_width=None if preset == "full" else 1) as engine:
+    with Engine(backend, max_batch=None if preset == "full" else 1) as engine:
         engine.warm_up()
         over("warm_up")
         mix = bench.mix(bench.size, steps=(bench.preset.steps,))

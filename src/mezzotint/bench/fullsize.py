@@ -18,8 +18,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from mezzotint.backends.diffusers import PipelineParts
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.bench.reference import unet_inputs
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.models.reading import quiet
 
 __all__ = ["FULL_SIZE", "TINY", "Architecture", "Modules", "build", "tflop_of_decode", "tflop_of_row"]
@@ -200,15 +201,14 @@ def _tokenizer(architecture: Architecture) -> Any:
 def tflop_of_row(architecture: Architecture, width: int, height: int) -> float:
     """TFLOP of one row of a pass at width × height pixels, counted by torch on modules without numbers."""
     modules = _without_numbers(architecture)
-    args, kwargs = unet_inputs(modules, 1, width, height)
+    args, kwargs = unet_inputs(modules.unet, modules.text_encoder_2, 1, width, height)
     return _count(lambda: modules.unet(*args, **kwargs))
 
 
 def tflop_of_decode(architecture: Architecture, width: int, height: int) -> float:
     """TFLOP of decoding one picture, counted likewise."""
     modules = _without_numbers(architecture)
-    factor = 2 ** (len(modules.vae.config.block_out_channels) - 1)
-    latents = torch.empty(1, 4, height // factor, width // factor, device="meta")
+    latents = torch.empty(1, 4, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT, device="meta")
     return _count(lambda: modules.vae.decode(latents, return_dict=False))
 
 

@@ -18,8 +18,9 @@ from functools import cached_property
 import torch
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
 from mezzotint.backends.channels_last import keep_channels_last
+from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.backends.tuned import prepare_compiling
 from mezzotint.bench.engine import Result
 from mezzotint.bench.fullsize import FULL_SIZE, TINY, Architecture, build, tflop_of_decode, tflop_of_row
@@ -159,7 +160,7 @@ class GpuBench:
             device=self._described,
             dtype=name,
             limits=replace(limits, min_size=min(limits.min_size, *self.preset.sizes)),
-            max_width=self.preset.widths[-1],
+            max_batch=self.preset.widths[-1],
             versions={**versions(), "cuda": str(torch.version.cuda)},
         )
 

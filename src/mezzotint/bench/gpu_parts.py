@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 import torch
 
-from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.bench.engine import (
     Result,
     at_least,
@@ -398,17 +399,10 @@ def _pass(
     bench: GpuBench, compute: Callable[..., Any], parts: PipelineParts, rows: int, size: int
 ) -> Callable[[], object]:
     with torch.inference_mode():
-        args, kwargs = unet_inputs(_Named(parts), rows, size, size)
+        args, kwargs = unet_inputs(parts.unet, parts.text_encoders[1], rows, size, size)
     # They were made on another stream than the one that reads them.
     bench.synchronise()
     return lambda: compute(*args, **kwargs)
-
-
-class _Named:
-    """Parts by the names that a pipeline gives them."""
-
-    def __init__(self, parts: PipelineParts) -> None:
-        self.unet, self.vae, self.text_encoder_2 = parts.unet, parts.vae, parts.text_encoders[1]
 
 
 def _steps(backend: Any, ids: Sequence[str], count: int) -> list[float]:

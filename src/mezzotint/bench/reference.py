@@ -9,8 +9,8 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.diffusers import PipelineParts
-from mezzotint.core import GenerationRequest
+from mezzotint.backends.parts import PipelineParts
+from mezzotint.core import PIXELS_PER_LATENT, GenerationRequest
 from mezzotint.models.catalogue import CATALOGUE
 from mezzotint.models.loading import DTYPES
 from mezzotint.models.locations import find_model
@@ -59,7 +59,8 @@ class Reference:
 
     def unet_pass(self, images: int, width: int, height: int, *, guided: bool) -> Callable[[], None]:
         """A bare pass of the UNet for `images` pictures of width × height pixels, and nothing else."""
-        args, kwargs = unet_inputs(self.pipeline, images * (2 if guided else 1), width, height)
+        pipeline, rows = self.pipeline, images * (2 if guided else 1)
+        args, kwargs = unet_inputs(pipeline.unet, pipeline.text_encoder_2, rows, width, height)
 
         def run() -> None:
             with torch.inference_mode():
@@ -70,16 +71,17 @@ class Reference:
         return run
 
 
-def unet_inputs(modules: Any, rows: int, width: int, height: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def unet_inputs(
+    unet: Any, encoder: Any, rows: int, width: int, height: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a pass of `rows` rows is called with, for pictures of width × height pixels; random numbers.
 
-    modules: has `unet`, `vae` and `text_encoder_2`.
+    encoder: the model's second text encoder.
     """
-    unet, encoder = modules.unet, modules.text_encoder_2
-    factor = 2 ** (len(modules.vae.config.block_out_channels) - 1)
     tokens = encoder.config.max_position_embeddings
     like: dict[str, Any] = {"device": unet.device, "dtype": unet.dtype}
-    latents = torch.randn(rows, unet.config.in_channels, height // factor, width // factor, **like)
+    shape = (rows, unet.config.in_channels, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    latents = torch.randn(shape, **like)
     sizes = torch.tensor([[height, width, 0, 0, height, width]], **like)
     return (latents, torch.full((rows,), 500.0, device=unet.device)), {
         "encoder_hidden_states": torch.randn(rows, tokens, unet.config.cross_attention_dim, **like),

@@ -96,7 +96,7 @@ def _simulate(rules: Rules, arrivals: Sequence[Arrival], curve: dict[int, float]
 
 
 def _cost(curve: dict[int, float]) -> StepCost:
-    cost = StepCost(max_width=8)
+    cost = StepCost(max_batch=8)
     cost.calibrate(GUIDED, curve)
     return cost
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mezzotint.backends.base import Backend, BackendInfo, Look
+from mezzotint.backends.base import Backend, BackendInfo, PendingPreview
 from mezzotint.bench.load import Server
 from mezzotint.core import Cancelled, Done, Failed, GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.engine.engine import Engine
@@ -168,7 +168,7 @@ class RecordingBackend:
         self.passes.append(Pass(began, ended, tuple(request_ids), time.perf_counter() - ended))
         return failed
 
-    def preview(self, request_id: str) -> Look:
+    def preview(self, request_id: str) -> PendingPreview:
         return self.inner.preview(request_id)
 
     def decode(self, request_id: str) -> Pixels:

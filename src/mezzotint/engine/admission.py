@@ -10,7 +10,7 @@ MIN_RETRY_AFTER_SECONDS = 1.0
 def seconds_until_room(
     work_s: float, *, own_s: float, backlog_s: float, queued: int, max_queue: int, max_backlog_s: float
 ) -> float | None:
-    """None when there is room for `work_s` seconds of passes, else the seconds until there will be, from 1.
+    """None when there is room for `work_s` seconds of work, else the seconds until there will be, from 1.
 
     A tenant's backlog (`own_s` of `backlog_s`) may be as long as the room that is left (the dynamic threshold
     of Choudhury and Hahne, 1998): one that floods gets half, n that flood an nth part each, and there is

@@ -1,8 +1,9 @@
-"""What a pass costs: seconds by batch key and width, and the knee where wider stops paying.
+"""What a pass costs: seconds by batch key and batch (the images in it), and the knee where
+larger ones stop paying.
 
-Warm-up measures one shape at a few widths, and those it is asked for. The first curve, read by the pixels in
+Warm-up measures one shape at a few batches, and those it is asked for. The first curve, read by the pixels in
 a pass, is the guess for every other: two images of 128×128 cost about what one of 128×256 does. Each pass
-that is served corrects the guess for its own key and width, and for the widths near it, so what is never run
+that is served corrects the guess for its own key and batch, and for the batches near it, so what is never run
 is never thought free or hopeless.
 """
 
@@ -16,13 +17,13 @@ from mezzotint.engine.rows import BatchKey
 
 __all__ = ["StepCost"]
 
-# A pass is as wide as nine tenths of the best throughput needs: the last tenth costs the most waiting.
+# A pass is as large as nine tenths of the best throughput needs: the last tenth costs the most waiting.
 KNEE_SHARE = 0.9
 # Weight of the newest observation: steady against one slow pass, moved by a dozen.
 SMOOTHING = 0.1
 # One pass counts for no more than this many times what was expected: it may have been the machine's fault.
 SURPRISE = 2.0
-# What was learnt of a width that is wider than those that run fades with each of their passes, so that it is
+# What was learnt of a batch that is larger than those that run fades with each of their passes, so that it is
 # tried again: what it once cost, it need not cost for ever.
 FADING = 0.001
 # Keys whose corrections are kept; the one that was run longest ago goes first.
@@ -34,13 +35,13 @@ ASSUMED = {1.0: 0.05, 8.0: 0.225}
 
 
 class StepCost:
-    """Seconds of one pass. `max_width` bounds the images in it. The engine guards it with its own lock."""
+    """Seconds of one pass. `max_batch` bounds the images in it. The engine guards it with its own lock."""
 
-    def __init__(self, max_width: int) -> None:
-        self.max_width = max_width
+    def __init__(self, max_batch: int) -> None:
+        self.max_batch = max_batch
         self._curve: dict[float, float] = dict(ASSUMED)
         self._area: float | None = None
-        # For each key and width, observed ÷ guessed seconds; None after the first pass, which is cold.
+        # For each key and batch, observed ÷ guessed seconds; None after the first pass, which is cold.
         self._factors: OrderedDict[BatchKey, dict[int, float | None]] = OrderedDict()
         # What follows from the factors, until the next observation: the scheduler asks for every request.
         self._known: dict[tuple[BatchKey, float], float] = {}
@@ -54,33 +55,33 @@ class StepCost:
         return self._area is not None
 
     def calibrate(self, key: BatchKey, seconds: Mapping[int, float]) -> None:
-        """The curve all guesses come from: median seconds of a pass of `key` by width."""
-        self._curve = {float(width): value for width, value in seconds.items()}
+        """The curve all guesses come from: median seconds of a pass of `key` by batch."""
+        self._curve = {float(batch): value for batch, value in seconds.items()}
         self._area = key.area
         self._factors.clear()
         self._forget()
 
     def learn(self, key: BatchKey, seconds: Mapping[int, float]) -> None:
-        """Median seconds of a pass of `key` by width, measured like the curve; this key's alone."""
+        """Median seconds of a pass of `key` by batch, measured like the curve; this key's alone."""
         factors: dict[int, float | None] = {
-            width: value / self._guess(key, width) for width, value in seconds.items()
+            batch: value / self._guess(key, batch) for batch, value in seconds.items()
         }
         self._remember(key).update(factors)
         self._forget()
 
-    def observe(self, key: BatchKey, width: int, seconds: float) -> None:
-        """A pass of `width` images took `seconds`."""
+    def observe(self, key: BatchKey, batch: int, seconds: float) -> None:
+        """A pass of `batch` images took `seconds`."""
         factors = self._remember(key)
-        if width not in factors:
-            factors[width] = None
+        if batch not in factors:
+            factors[batch] = None
             return
-        before = factors[width]
-        expected = self.seconds(key, width) / self._guess(key, width)
-        now = min(seconds / self._guess(key, width), SURPRISE * expected)
-        factors[width] = latest = now if before is None else before + SMOOTHING * (now - before)
-        for wider, factor in factors.items():
-            if wider > width and factor is not None and factor > latest:
-                factors[wider] = factor + FADING * (latest - factor)
+        before = factors[batch]
+        expected = self.seconds(key, batch) / self._guess(key, batch)
+        now = min(seconds / self._guess(key, batch), SURPRISE * expected)
+        factors[batch] = latest = now if before is None else before + SMOOTHING * (now - before)
+        for larger, factor in factors.items():
+            if larger > batch and factor is not None and factor > latest:
+                factors[larger] = factor + FADING * (latest - factor)
         self._forget()
 
     def observe_decode(self, key: BatchKey, seconds: float) -> None:
@@ -94,35 +95,35 @@ class StepCost:
         """The expected seconds of decoding one image; 0 until one was."""
         return self.decode_seconds_a_pixel * key.width * key.height
 
-    def seconds(self, key: BatchKey, width: float) -> float:
-        """The expected seconds of a pass of `width` images; it may lie between two numbers of them."""
+    def seconds(self, key: BatchKey, batch: float) -> float:
+        """The expected seconds of a pass of `batch` images; it may lie between two numbers of them."""
         key = key.cost_key
-        seconds = self._known.get((key, width))
+        seconds = self._known.get((key, batch))
         if seconds is None:
             if len(self._known) == MAX_KNOWN:
                 self._forget()
-            seconds = self._known[key, width] = self._expect(key, width)
+            seconds = self._known[key, batch] = self._expect(key, batch)
         return seconds
 
-    def _expect(self, key: BatchKey, width: float) -> float:
-        known = {float(w): f for w, f in self._factors.get(key, {}).items() if f is not None}
+    def _expect(self, key: BatchKey, batch: float) -> float:
+        known = {float(b): f for b, f in self._factors.get(key, {}).items() if f is not None}
         if not known:
-            return self._guess(key, width)
+            return self._guess(key, batch)
         # Beyond what was run, the last correction holds; between, they blend.
-        near = min(max(width, min(known)), max(known))
-        return self._guess(key, width) * _interpolate(known, near)
+        near = min(max(batch, min(known)), max(known))
+        return self._guess(key, batch) * _interpolate(known, near)
 
     def knee(self, key: BatchKey) -> int:
-        """The narrowest width within a tenth of the best throughput, 1…max_width."""
+        """The smallest batch within a tenth of the best throughput, 1…max_batch."""
         key = key.cost_key
         knee = self._knees.get(key)
         if knee is None:
             # Between two observations there may come requests of any number of shapes.
             if len(self._knees) == MAX_KEYS:
                 self._forget()
-            rate = {w: w / max(self.seconds(key, w), 1e-9) for w in range(1, self.max_width + 1)}
+            rate = {b: b / max(self.seconds(key, b), 1e-9) for b in range(1, self.max_batch + 1)}
             best = max(rate.values())
-            knee = min(w for w, r in rate.items() if r >= KNEE_SHARE * best)
+            knee = min(b for b, r in rate.items() if r >= KNEE_SHARE * best)
             self._knees[key] = knee
         return knee
 
@@ -143,23 +144,23 @@ class StepCost:
         self._known.clear()
         self._knees.clear()
 
-    def _guess(self, key: BatchKey, width: float) -> float:
+    def _guess(self, key: BatchKey, batch: float) -> float:
         area = key.area if self._area is None else self._area
-        return _interpolate(self._curve, width * key.area / area)
+        return _interpolate(self._curve, batch * key.area / area)
 
 
-def _interpolate(curve: Mapping[float, float], width: float) -> float:
-    """Linear between the measured widths, in proportion beyond the widest, flat below the narrowest.
+def _interpolate(curve: Mapping[float, float], batch: float) -> float:
+    """Linear between the measured batches, in proportion beyond the largest, flat below the smallest.
 
     Flat below, because half an image still pays the whole overhead of a pass; in proportion beyond, because
-    a device that is not known to gain from width is taken to be saturated.
+    a device that is not known to gain from company is taken to be saturated.
     """
-    widths = sorted(curve)
-    if width <= widths[0]:
-        return curve[widths[0]]
-    if width >= widths[-1]:
-        return curve[widths[-1]] * width / widths[-1]
-    right = bisect_left(widths, width)
-    low, high = widths[right - 1], widths[right]
-    share = (width - low) / (high - low)
+    batches = sorted(curve)
+    if batch <= batches[0]:
+        return curve[batches[0]]
+    if batch >= batches[-1]:
+        return curve[batches[-1]] * batch / batches[-1]
+    right = bisect_left(batches, batch)
+    low, high = batches[right - 1], batches[right]
+    share = (batch - low) / (high - low)
     return curve[low] + share * (curve[high] - curve[low])

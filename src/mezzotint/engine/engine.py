@@ -23,64 +23,32 @@ import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mezzotint.backends.base import Backend, BackendInfo, Look
-from mezzotint.core import Event, GenerationRequest, Image, Pixels, ResolvedRequest
-from mezzotint.engine.calibration import PASSES, measure_passes
+from mezzotint.backends.base import Backend, BackendInfo
+from mezzotint.core import Event, GenerationRequest, Image, ResolvedRequest
+from mezzotint.engine.calibration import WARM_UP_PROMPT, calibrate
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
+from mezzotint.engine.outlook import EngineStatus, Outlook
+from mezzotint.engine.previews import Previews
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
-from mezzotint.engine.rows import BatchKey, State, batch_key, evaluation_seconds, measured_as, tells_of
+from mezzotint.engine.rows import State, batch_key, evaluation_seconds, measured_as, tells_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 
-__all__ = ["Engine", "EngineStatus", "Outlook", "Ticket"]
+__all__ = ["Engine"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_QUEUE = 256
-WARM_UP_PROMPT = "a mezzotint"
 # Shapes whose cost an outlook tells.
 MAX_OUTLOOK_KEYS = 64
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """A look at the engine. Seconds are summed over its life, apart from `backlog_s`."""
-
-    queued: int
-    running: int
-    decoding: int
-    backlog_s: float
-    passes: int
-    pass_s: float
-    busy_s: float
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What the engine has before it, for whoever chooses among engines. Seconds of passes.
-
-    backlogs: by tenant, those that have something here.
-    costs: what one evaluation of an image adds to the backlog, by batch key; those that were run, the
-        latest last, the model's default first.
-    decode_s_a_pixel: what decoding adds, once a picture.
-    pass_age_s: how long the loop's turn has lasted so far; 0 when it waits for work.
-    """
-
-    queued: int
-    max_queue: int
-    max_backlog_s: float
-    backlogs: Mapping[str, float]
-    costs: Mapping[BatchKey, float]
-    decode_s_a_pixel: float
-    pass_age_s: float
 
 
 class Engine:
@@ -92,22 +60,22 @@ class Engine:
         *,
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_backlog_s: float = math.inf,
-        max_width: int | None = None,
+        max_batch: int | None = None,
     ) -> None:
-        widest = backend.info.max_width
-        max_width = widest if max_width is None else max_width
+        most = backend.info.max_batch
+        max_batch = most if max_batch is None else max_batch
         if max_queue < 1:
             raise SettingInvalid(f"max_queue must be at least 1, not {max_queue}", param="max_queue")
-        if not 1 <= max_width <= widest:
+        if not 1 <= max_batch <= most:
             raise SettingInvalid(
-                f"max_width must be 1…{widest}, the most that this backend takes, not {max_width}",
-                param="max_width",
+                f"max_batch must be 1…{most}, the most that this backend takes, not {max_batch}",
+                param="max_batch",
             )
         self._backend = backend
-        self.cost = StepCost(max_width)
+        self.cost = StepCost(max_batch)
         self._requests = RequestTable(self.cost, max_queue, max_backlog_s)
-        # Previews that the device is still at, the loop's alone.
-        self._looks: dict[str, Look] = {}
+        # The loop's alone.
+        self._previews = Previews(backend)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -130,7 +98,7 @@ class Engine:
         tuning: Tuning | None = None,
         threads: int | None = None,
         stand_in: bool = False,
-        max_width: int | None = None,
+        max_batch: int | None = None,
         max_queue: int = DEFAULT_MAX_QUEUE,
         max_backlog_s: float = math.inf,
         warm_up: bool = True,
@@ -175,7 +143,7 @@ class Engine:
                 embeddings=embeddings,
             )
         loaded = time.monotonic()
-        engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_width=max_width)
+        engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_batch=max_batch)
         if warm_up:
             try:
                 engine.warm_up(warm_up_sizes)
@@ -258,7 +226,7 @@ class Engine:
         return self._backend.counters
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
-        """Measure what a pass costs by width, of the default size and each of `sizes` (width, height); draw
+        """Measure what a pass costs by batch, of the default size and each of `sizes` (width, height); draw
         once at each of these with and without guidance, then one image as a request would. Where sizes are
         compiled ahead, those are drawn by default.
 
@@ -269,7 +237,7 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise ShuttingDown("the engine is shutting down")
-            self._jobs.append((partial(self._calibrate, sizes), done))
+            self._jobs.append((partial(calibrate, self._backend, self.cost, sizes, self._changed), done))
             self._changed.notify_all()
         done.result()
         for width, height in sizes or self.info.limits.served or ():
@@ -348,10 +316,10 @@ class Engine:
 
     def _step(self, plan: Plan) -> None:
         plan = self._start(plan)
-        if not plan.rows:
+        if not plan.request_ids:
             return
         began = time.perf_counter()
-        failed = self._run(plan.rows)
+        failed = self._run(plan.request_ids)
         self._settle(plan, failed, time.perf_counter() - began)
 
     def _next_plan(self) -> Plan | None:
@@ -363,7 +331,7 @@ class Engine:
                 if self._closing:
                     return None
                 plan = self._requests.plan(time.monotonic())
-                if plan.rows:
+                if plan.request_ids:
                     return plan
                 if not self._jobs and not self._requests.has_ended:
                     # Those who wait although nothing can run (the decoder holds every slot) have deadlines,
@@ -386,7 +354,7 @@ class Engine:
             else:
                 with self._changed:
                     self._requests.start(request_id, warnings)
-        return replace(plan, rows=tuple(each for each in plan.rows if each not in refused))
+        return replace(plan, request_ids=tuple(each for each in plan.request_ids if each not in refused))
 
     def _run(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
         """One evaluation for each; those that failed. A pass that fails as a whole is run again in halves, so
@@ -403,13 +371,16 @@ class Engine:
         return {**self._run(request_ids[:half]), **self._run(request_ids[half:])}
 
     def _settle(self, plan: Plan, failed: Mapping[str, MezzotintError], seconds: float) -> None:
-        previews = self._previews(plan, failed)
+        with self._changed:
+            moved = (each for each in plan.request_ids if each not in failed)
+            due = [each for each in moved if self._requests.wants_preview(each)]
+        previews = self._previews.collect(plan.request_ids, due)
         with self._changed:
             keys = self._requests.keys(plan)
-            key, width = measured_as(keys)
-            if not failed and tells_of(key, width, keys):
-                self.cost.observe(key, round(width), seconds)
-            tenants = [self._requests.tickets[each].request.tenant for each in plan.rows]
+            key, batch = measured_as(keys)
+            if not failed and tells_of(key, batch, keys):
+                self.cost.observe(key, round(batch), seconds)
+            tenants = [self._requests.tickets[each].request.tenant for each in plan.request_ids]
             self._requests.observer.passed(key, tenants, seconds)
             self._passes += 1
             self._pass_s += seconds
@@ -417,32 +388,11 @@ class Engine:
         for request_id in finished:
             self._decoder.submit(self._decode, request_id)
 
-    def _previews(self, plan: Plan, failed: Mapping[str, MezzotintError]) -> dict[str, Pixels]:
-        """Looks that can be shown now. A device that works behind the host has them a pass later."""
-        previews = {}
-        for request_id in plan.rows:
-            every = self._requests.tickets[request_id].request.preview_every
-            left = self._requests.scheduler.evaluations_left(request_id) - 1
-            looks = [self._looks.pop(request_id, None)]
-            try:
-                if every and request_id not in failed and left and left % every == 0:
-                    looks.append(self._backend.preview(request_id))
-                for look in filter(None, looks):
-                    pixels = look()
-                    if pixels is not None:
-                        previews[request_id] = pixels
-                    else:
-                        self._looks[request_id] = look
-            except Exception:
-                # A look on the way is a courtesy; the picture does not hang on it.
-                logger.exception("no preview for a request")
-        return previews
-
     def _forget_ended(self) -> None:
         with self._changed:
             ended, over = self._requests.take_ended()
         for request_id in ended:
-            self._looks.pop(request_id, None)
+            self._previews.forget(request_id)
         for request_id in (*ended, *over):
             self._backend.release(request_id)
 
@@ -461,20 +411,6 @@ class Engine:
             jobs, self._jobs = self._jobs, deque()
         for _, future in jobs:
             future.set_exception(error)
-
-    def _calibrate(self, sizes: Sequence[tuple[int, int]]) -> None:
-        limits = self.info.limits
-        asked = GenerationRequest(WARM_UP_PROMPT, seed=0, steps=min(PASSES, limits.max_steps))
-        default = resolve(asked, limits)
-        seconds = dict(measure_passes(self._backend, default, self.cost.max_width))
-        with self._changed:
-            self.cost.calibrate(batch_key(default), seconds)
-        for width, height in sizes:
-            request = resolve(replace(asked, width=width, height=height), limits)
-            if batch_key(request) != batch_key(default):
-                seconds = dict(measure_passes(self._backend, request, self.cost.max_width))
-                with self._changed:
-                    self.cost.learn(batch_key(request), seconds)
 
     # The decoder's thread
 

@@ -24,18 +24,17 @@ from mezzotint.errors import DeadlineExceeded, DeadlineUnreachable, MezzotintErr
 
 __all__ = ["RequestTable"]
 
-MAX_RUNNING = 32
 # How often those who wait are told where they stand.
 QUEUE_NEWS_SECONDS = 0.5
 
 
 class RequestTable:
-    """`max_queue` bounds the requests that wait for their first pass, `max_backlog_s` the seconds of passes
-    until all that are here are done."""
+    """`max_queue` bounds the requests that wait for their first pass, `max_backlog_s` the seconds of
+    work, decoding included, until all that are here are done."""
 
     def __init__(self, cost: StepCost, max_queue: int, max_backlog_s: float = math.inf) -> None:
         self._cost = cost
-        self.scheduler = Scheduler(cost, max_running=MAX_RUNNING)
+        self.scheduler = Scheduler(cost)
         self.tickets: dict[str, Ticket] = {}
         self.max_queue = max_queue
         self.max_backlog_s = max_backlog_s
@@ -132,7 +131,13 @@ class RequestTable:
 
     def keys(self, plan: Plan) -> list[BatchKey]:
         """Of each image in the pass."""
-        return [batch_key(self.tickets[request_id].stages[0]) for request_id in plan.rows]
+        return [batch_key(self.tickets[request_id].stages[0]) for request_id in plan.request_ids]
+
+    def wants_preview(self, request_id: str) -> bool:
+        """Whether one is due after the evaluation that has just run and is not settled yet."""
+        every = self.tickets[request_id].request.preview_every
+        left = self.scheduler.evaluations_left(request_id) - 1
+        return every > 0 and left > 0 and left % every == 0
 
     def settle(
         self, plan: Plan, failed: Mapping[str, MezzotintError], previews: Mapping[str, Pixels]
@@ -142,7 +147,7 @@ class RequestTable:
         for request_id, error in failed.items():
             self.fail(request_id, error)
         now = time.monotonic()
-        for request_id in plan.rows:
+        for request_id in plan.request_ids:
             if request_id not in failed:
                 ticket = self.tickets[request_id]
                 ticket.evaluated += 1
@@ -200,8 +205,8 @@ class RequestTable:
         return bool(self._ended or self._over)
 
     def take_ended(self) -> tuple[list[str], list[str]]:
-        """The requests that have ended, and those of which a stage has: what the backend may forget now. Each
-        is told once; a stage that is begun before it is told has taken the place of the one before."""
+        """Request ids that ended, and ids of which only a stage ended; the backend may drop their state. Each
+        is returned once; one whose next stage has started is not returned."""
         told = list(self._ended), list(self._over)
         self._ended.clear()
         self._over.clear()

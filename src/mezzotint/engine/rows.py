@@ -73,14 +73,14 @@ class BatchKey:
     controls: tuple[float, ...] = ()
 
     @property
-    def rows(self) -> int:
-        """Of the UNet's batch that one image takes."""
+    def unet_rows(self) -> int:
+        """Rows of the UNet's batch that one image takes."""
         return 2 if self.guided else 1
 
     @property
     def load(self) -> float:
         """The work of one image, in rows of the UNet."""
-        return self.rows * (1 + CONTROL_SHARE * sum(self.controls)) if self.controls else self.rows
+        return self.unet_rows * (1 + CONTROL_SHARE * sum(self.controls)) if self.controls else self.unet_rows
 
     @property
     def area(self) -> float:
@@ -118,14 +118,14 @@ def stages_of(request: ResolvedRequest) -> tuple[Stage, ...]:
 
 
 def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
-    """The key and the width that a pass of images of these keys, all of one shape, costs as much as.
+    """The key and the batch that a pass of images of these keys, all of one shape, costs as much as.
 
     Guided and others together cost what as many rows of guided ones do; an odd row counts as two. Those with
-    and without ControlNets cost what as much work of the costliest kind does: of a width between two.
+    and without ControlNets cost what as much work of the costliest kind does: of a batch between two.
     """
     first = keys[0]
     if not any(key.controls for key in keys):
-        rows = sum(key.rows for key in keys)
+        rows = sum(key.unet_rows for key in keys)
         return (first, rows) if rows == len(keys) else (replace(first, guided=True), (rows + 1) // 2)
     if all(key.cost_key == first.cost_key for key in keys):
         return first, len(keys)
@@ -134,18 +134,19 @@ def measured_as(keys: Sequence[BatchKey]) -> tuple[BatchKey, float]:
     return most, sum(key.load for key in keys) / most.load
 
 
-def tells_of(key: BatchKey, width: float, keys: Sequence[BatchKey]) -> bool:
-    """Whether a pass of `keys` shows what one of so many images of `key` costs: it is one, row for row, and
-    what ControlNets are in it were in it to the full."""
+def tells_of(key: BatchKey, batch: float, keys: Sequence[BatchKey]) -> bool:
+    """Whether a pass of `keys` may update the cost of (`key`, `batch`): it has exactly as many rows as
+    that many images of that kind. With ControlNets all its images are of that kind, and every ControlNet is
+    active in all evaluations."""
     if key.controls:
         return all(each.cost_key == key.cost_key for each in keys) and min(key.controls) == 1
-    return width * key.rows == sum(each.rows for each in keys)
+    return batch * key.unet_rows == sum(each.unet_rows for each in keys)
 
 
 class Cost(Protocol):
     """What the scheduler asks of `cost.StepCost`."""
 
-    def seconds(self, key: BatchKey, width: float) -> float: ...
+    def seconds(self, key: BatchKey, batch: float) -> float: ...
 
     def knee(self, key: BatchKey) -> int: ...
 
@@ -216,5 +217,5 @@ def evaluation_seconds(cost: Cost, key: BatchKey) -> float:
 
 def within(room: int, rows: list[Row]) -> list[Row]:
     """As many of the first as there is room for, in rows of the UNet's batch."""
-    ends = accumulate(row.key.rows for row in rows)
+    ends = accumulate(row.key.unet_rows for row in rows)
     return [row for row, end in zip(rows, ends, strict=True) if end <= room]

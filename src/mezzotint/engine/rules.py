@@ -2,10 +2,10 @@
 
 The rules, in order:
 
-0. The passes are shared fairly among *tenants*: each is charged the seconds of its rows in a pass, less for
-   high priority and more for low, and the one that was charged least goes first (start-time fair queuing;
-   Goyal, Vin and Cheng, 1996). The rules below order the requests of one tenant, and those of all while there
-   is one. (`scheduler` keeps the charges.)
+0. The passes are shared fairly among *tenants*: each is charged the seconds of its rows in a pass and of
+   their decoding, less for high priority and more for low, and the one that was charged least goes first
+   (start-time fair queuing; Goyal, Vin and Cheng, 1996). The rules below order the requests of one tenant,
+   and those of all while there is one. (`scheduler` keeps the charges.)
 1. Requests share a pass when their pictures have one shape, with guidance or without, held by ControlNets or
    not: a guided picture is two rows of the UNet's batch, another one. Each shape has a *window*: the requests
    that may run, no more than its knee (`cost.knee`), beyond which a wider pass buys no throughput.
@@ -58,9 +58,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Plan:
-    """`rows` make the next pass, `starting` among them their first; `expired` are past their deadline."""
+    """`request_ids` make the next pass, `starting` among them their first; `expired` are past their
+    deadline."""
 
-    rows: tuple[str, ...] = ()
+    request_ids: tuple[str, ...] = ()
     starting: tuple[str, ...] = ()
     expired: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ class Moment:
         chosen = self._pass(windows)
         going = set(chosen)
         return Plan(
-            rows=tuple(row.id for row in chosen),
+            request_ids=tuple(row.id for row in chosen),
             starting=tuple(row.id for row in chosen if row.state is State.QUEUED),
             expired=tuple(row.id for row in expired),
             passed_over=tuple(row.id for row in chain(*windows) if row not in going),
@@ -139,7 +140,7 @@ class Moment:
     def _window(self, rows: list[Row]) -> list[Row]:
         keys = {row.key for row in rows}
         most = max(self.cost.knee(key) for key in keys)
-        room = max(key.rows * self.cost.knee(key) for key in keys)
+        room = max(key.unet_rows * self.cost.knee(key) for key in keys)
         overdue = sorted((row for row in rows if self._overdue(row)), key=lambda row: row.order)
         # Those beyond their share rank as if they were not.
         first = set(within(int(self.rules.overdue_share * room), overdue) or overdue[:1])

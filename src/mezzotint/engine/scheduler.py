@@ -4,9 +4,9 @@ The engine tells it what happened (`submit`, `start`, `stepped`, `go_on`, `finis
 what to do (`plan`); which requests share a pass is for the `rules` to say. Time is an argument. A move the
 table forbids raises `IllegalMove` and changes nothing; a request that has ended is forgotten.
 
-It keeps what each tenant was charged for its rows in passes, in seconds, divided by the weight of their
-priority. One that comes, or comes back, starts level with the least charged; one that wants less than its
-share saves up no more than `patience` passes.
+It keeps what each tenant was charged for its rows in passes and for their decoding, in seconds, divided by
+the weight of their priority. One that comes, or comes back, starts level with the least charged; one that
+wants less than its share saves up no more than `patience` passes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, Cost, Row, Stage, State,
 from mezzotint.engine.rules import Moment, Plan, Rules
 from mezzotint.engine.standing import Standing, seconds_of_work, standings
 
-__all__ = ["IllegalMove", "Scheduler"]
+__all__ = ["MAX_RUNNING", "IllegalMove", "Scheduler"]
+
+MAX_RUNNING = 32
 
 
 class IllegalMove(Exception):
@@ -28,13 +30,13 @@ class IllegalMove(Exception):
 class Scheduler:
     """The requests of one engine. `max_running` bounds those that hold latents at a time."""
 
-    def __init__(self, cost: Cost, *, max_running: int = 32, rules: Rules | None = None) -> None:
+    def __init__(self, cost: Cost, *, max_running: int = MAX_RUNNING, rules: Rules | None = None) -> None:
         self._cost = cost
         self._max_running = max_running
         self._rules = rules or Rules()
         self._rows: dict[str, Row] = {}
         self._submitted = 0
-        # Seconds of passes by tenant, for those that have requests here.
+        # Seconds of work by tenant, for those that have requests here.
         self._charged: dict[str, float] = {}
 
     # What happened
@@ -64,7 +66,7 @@ class Scheduler:
 
     def stepped(self, plan: Plan, failed: Collection[str] = ()) -> tuple[str, ...]:
         """The pass ran. Returns the requests whose latents are final; `failed` ones must be failed next."""
-        moved = [self._row(id) for id in plan.rows if id not in failed]
+        moved = [self._row(id) for id in plan.request_ids if id not in failed]
         for row in moved:
             if row.state is not State.RUNNING or row.remaining < 1:
                 raise IllegalMove(f"{row.id} is {row.state.value} and cannot step")
@@ -117,7 +119,7 @@ class Scheduler:
 
     def _level(self, plan: Plan, credit: float) -> None:
         """Whoever had places for all it has is owed `credit` seconds at most: it could not use its share."""
-        rode = set(plan.rows)
+        rode = set(plan.request_ids)
         waiting = {row.tenant for row in self._active() if row.id not in rode}
         charges = [self._charged[tenant] for tenant in waiting]
         level = min(charges) if charges else max(self._charged.values(), default=0.0)

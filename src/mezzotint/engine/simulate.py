@@ -59,7 +59,7 @@ def simulate(
         plan = scheduler.plan(now)
         for request_id in plan.starting:
             scheduler.start(request_id)
-        now += cost.seconds(*measured_as([here[request_id].key for request_id in plan.rows]))
+        now += cost.seconds(*measured_as([here[request_id].key for request_id in plan.request_ids]))
         for request_id in scheduler.stepped(plan):
             assert scheduler.state(request_id) is State.DECODING
             scheduler.finish(request_id)

@@ -85,11 +85,11 @@ def seconds_alone(
 ) -> float:
     """What these stages take with nothing before them, in passes as wide as `company` says of a key."""
 
-    def width(key: BatchKey) -> int:
+    def batch(key: BatchKey) -> int:
         return min(company.get(key, 1), cost.knee(key))
 
     return sum(
-        stage.evaluations * cost.seconds(stage.key, width(stage.key)) + cost.decode_seconds(stage.key)
+        stage.evaluations * cost.seconds(stage.key, batch(stage.key)) + cost.decode_seconds(stage.key)
         for stage in stages
     )
 

@@ -20,7 +20,7 @@ class Ticket:
 
     Times are of `time.monotonic`: when it was submitted, started, had its first and its last evaluation, and
     when its decoding began; the latter two are of the stage it is at. `evaluated` counts its UNet
-    evaluations. Those of one `group` are let in as one. `stages` are those before it, the one it is at first.
+    evaluations. Those of one `group` are let in as one. `stages`: those still to draw, the current one first.
     """
 
     request_id: str

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.backends.neuron.shapes import COMPONENTS, Configuration, Input, inputs_of, whole
-from mezzotint.core import ModelLimits
+from mezzotint.core import PIXELS_PER_LATENT, ModelLimits
 from mezzotint.errors import ModelInvalid, ModelNotFound
-from mezzotint.models.catalogue import PIXELS_PER_LATENT, limits_of_size
+from mezzotint.models.catalogue import limits_of_size
 from mezzotint.models.json_files import read_json, sampler_of
 from mezzotint.models.manifest import (
     MANIFEST_NAME,

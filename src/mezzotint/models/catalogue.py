@@ -11,10 +11,7 @@ from types import MappingProxyType
 
 from mezzotint.core import ModelLimits
 
-__all__ = ["CATALOGUE", "PIXELS_PER_LATENT", "CatalogueEntry", "Source", "limits_of_size"]
-
-# Of the VAE of any SDXL, along a side.
-PIXELS_PER_LATENT = 8
+__all__ = ["CATALOGUE", "CatalogueEntry", "Source", "limits_of_size"]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 import mezzotint
-from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.neuron.shapes import COMPONENTS
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.core import GenerationRequest, ModelLimits
 from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid
 from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits, holds_graphs

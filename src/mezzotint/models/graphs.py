@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.backends.diffusers import DiffusersBackend, PipelineParts
+from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.neuron.graphs import GraphTextEncoder, GraphUNet, GraphVae, Placed
 from mezzotint.backends.neuron.runtime import NeuronRuntime, Runtime
 from mezzotint.backends.neuron.standin import StandIn
+from mezzotint.backends.parts import PipelineParts
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.cores import prepare_cores
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.artefact import GRAPH_NAME, Artefact, Bucket, read_artefact, verify_artefact
-from mezzotint.models.catalogue import PIXELS_PER_LATENT
 from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import MANIFEST_NAME, read_manifest
 from mezzotint.models.reading import check_is_sdxl, quiet, read_tokenizer
@@ -55,7 +56,7 @@ def load_graphs(
         device=runtime.device,
         dtype=_dtype(artefact.buckets[0]),
         limits=artefact.limits,
-        max_width=_widest(artefact, cores),
+        max_batch=_max_batch(artefact, cores),
         versions={
             **artefact.toolchain,
             **(versions or {}),
@@ -65,7 +66,7 @@ def load_graphs(
     return DiffusersBackend(parts, info)
 
 
-def _widest(artefact: Artefact, cores: int) -> int:
+def _max_batch(artefact: Artefact, cores: int) -> int:
     """Images in a step: the batch, whose guided rows fill two cores.
 
     A model that is not guided by default has one row an image, so its images fill every core.

@@ -40,7 +40,7 @@ from mezzotint.tuning import Tuning
 __all__ = ["DTYPES", "load_backend", "revision_of"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CPU_WIDTH, CUDA_WIDTH = 8, 16
+CPU_BATCH, CUDA_BATCH = 8, 16
 NEURON = "neuron"
 
 
@@ -122,7 +122,7 @@ def load_backend(
             controlnets=tuple(each.served for each in nets),
             embeddings=tuple(each.served for each in words),
         ),
-        max_width=CUDA_WIDTH if chosen_device.type == "cuda" else CPU_WIDTH,
+        max_batch=CUDA_BATCH if chosen_device.type == "cuda" else CPU_BATCH,
         versions={**versions(), **_approximations(tuning)},
     )
     return DiffusersBackend(parts, info, tuning)

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mezzotint.core import ModelLimits
+from mezzotint.core import PIXELS_PER_LATENT, ModelLimits
 from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.artefact import holds_graphs, read_artefact
-from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry, limits_of_size
+from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
 from mezzotint.models.controlnets import find_controlnets
 from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.json_files import read_json, sampler_of

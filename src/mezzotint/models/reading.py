@@ -22,10 +22,11 @@ from diffusers.utils.state_dict_utils import (
 )
 from safetensors import SafetensorError, safe_open
 
-from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.loras import LoraWeights, LowRank
+from mezzotint.backends.parts import PipelineParts
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.errors import MezzotintError, ModelInvalid, ModelNotFound, SettingInvalid
-from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry
+from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.embeddings import ENCODERS
 from mezzotint.models.json_files import read_json
 from mezzotint.models.locations import find_model, verify

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.backends.neuron.shapes import Input, inputs_of
+from mezzotint.backends.parts import PipelineParts
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.errors import ModelInvalid, SettingInvalid
-from mezzotint.models.catalogue import PIXELS_PER_LATENT
 
 __all__ = [
     "TARGETS",

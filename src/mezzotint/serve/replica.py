@@ -193,7 +193,7 @@ def _load(settings: Settings) -> Engine:
         loras=settings.loras,
         controlnets=settings.controlnets,
         embeddings=settings.embeddings,
-        max_width=settings.max_width,
+        max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         max_backlog_s=settings.max_backlog_s,
         warm_up_sizes=settings.warm_up_sizes,

@@ -87,11 +87,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class Report:
-    """How a replica stands, for the gateways that choose among them. Seconds are of its engine's passes.
+    """How a replica stands, for the gateways that choose among them.
 
     replica: its name, unique among the replicas that ever were.
     healthy: whether it wants work.
-    backlogs: seconds of work by tenant, of those that have something there.
+    backlogs: seconds of work, decoding included, by tenant, of those that have something there.
     costs: seconds that one evaluation of an image adds, by batch key, of those that it has run.
     decode_s_a_pixel: seconds that decoding adds, once a picture.
     """

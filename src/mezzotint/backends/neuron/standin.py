@@ -20,6 +20,7 @@ import torch
 
 from mezzotint.backends.neuron.runtime import Graph, read_graph
 from mezzotint.backends.neuron.shapes import Input
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.cores import VISIBLE_CORES, check_cores, read_cores
 from mezzotint.errors import SettingInvalid
 
@@ -86,7 +87,7 @@ class StandIn:
     def _seconds_of(self, component: str, inputs: Sequence[Input]) -> float:
         size = ""
         if len(inputs[0].shape) == 4:
-            scale = 1 if component == "vae_encoder" else 8
+            scale = 1 if component == "vae_encoder" else PIXELS_PER_LATENT
             height, width = (side * scale for side in inputs[0].shape[-2:])
             size = f"@{width}x{height}"
         return self._seconds.get(component + size, self._seconds.get(component, 0.0))

@@ -190,7 +190,7 @@ class JobRunner:
             info = await self._gateway.served()
         except MezzotintError:
             return 0.0
-        places = info.max_width * max(1, len(self._gateway.reports))
+        places = info.max_batch * max(1, len(self._gateway.reports))
         return max(1.0, CLAIMED_PER_PLACE * places / self._gateways)
 
     def _ended(self, held: _Held, task: asyncio.Task[None]) -> None:

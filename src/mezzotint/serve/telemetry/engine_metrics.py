@@ -140,7 +140,11 @@ class _State(Collector):
         for state in ("queued", "running", "decoding"):
             images.add_metric([state], getattr(status, state))
         yield images
-        yield GaugeMetricFamily("mezzotint_backlog_seconds", "Passes until all is done", status.backlog_s)
+        yield GaugeMetricFamily(
+            "mezzotint_backlog_seconds",
+            "Seconds of work until all is done, decoding included",
+            status.backlog_s,
+        )
         yield CounterMetricFamily("mezzotint_passes", "Passes of the UNet", status.passes)
         yield CounterMetricFamily("mezzotint_pass_seconds", "Seconds in passes", status.pass_s)
         yield CounterMetricFamily(

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-__all__ = ["CudaLanes", "Fetched", "HostLanes", "Lanes", "lanes_of"]
+__all__ = ["CudaStreams", "Fetched", "HostStreams", "Streams", "streams_of"]
 
 
 class Fetched(Protocol):
@@ -26,11 +26,11 @@ class Fetched(Protocol):
         ...
 
     def device_seconds(self) -> float:
-        """How long the device took from the `Lanes.begin` it was fetched with, once it has arrived."""
+        """How long the device took from the `Streams.begin` it was fetched with, once it has arrived."""
         ...
 
 
-class Lanes(Protocol):
+class Streams(Protocol):
     """`queues`: whether work goes on behind the caller's back."""
 
     queues: bool
@@ -52,7 +52,7 @@ class Lanes(Protocol):
         ...
 
 
-class HostLanes:
+class HostStreams:
     """A CPU does what it is told before it returns."""
 
     queues = False
@@ -84,8 +84,8 @@ class _OnHost:
         raise NotImplementedError("a CPU's passes are timed by whoever calls them")
 
 
-class CudaLanes:
-    """Two streams of one GPU."""
+class CudaStreams:
+    """Two CUDA streams of one GPU."""
 
     queues = True
 
@@ -132,5 +132,5 @@ class _FromCuda:
         return float(self._begun.elapsed_time(self._event)) / 1000
 
 
-def lanes_of(device: torch.device) -> Lanes:
-    return CudaLanes(device) if device.type == "cuda" else HostLanes()
+def streams_of(device: torch.device) -> Streams:
+    return CudaStreams(device) if device.type == "cuda" else HostStreams()
