@@ -6,7 +6,7 @@ from which the picture follows to the byte. The engine answers with `Event`s, th
 `Failed` or `Cancelled`; `Done` holds an `Image`, whose `Receipt` says how to draw it again.
 
 Every noun is frozen. This module needs nothing of Mezzotint but the errors and the table of samplers;
-`Image.encode` and `save` reach for `imaging` when they are called.
+`Image.encode`, `Image.save` and `ResolvedRequest.begun_from` reach for `imaging` when they are called.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Control:
-    """A picture that a ControlNet holds what is drawn to: its lines, its depths, a pose.
+    """A conditioning image and the ControlNet that reads it.
 
     name: the ControlNet's, as it is served.
     image: what it reads, height × width × 3, 0…255; resized to the picture's size.
@@ -462,7 +462,10 @@ class Queued:
 
 @dataclass(frozen=True)
 class Progress:
-    """`step` of `total` denoising steps are done. `preview` is H/8 × W/8 × 3, when asked for."""
+    """`step` of `total` denoising steps are done.
+
+    preview: when asked for, H/8 × W/8 × 3; of a backend with a `preview_vae`, H × W × 3.
+    """
 
     request_id: str
     step: int

@@ -1,4 +1,7 @@
-"""What lies beside a model and requests name: LoRAs, ControlNets. By which name, and where. No torch here."""
+"""What lies beside a model and requests name: LoRAs, ControlNets, embeddings. By which name, and where.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Kind:
-    """setting: names them, with PATH or NAME=PATH, and is the folder of a model's own; is_one: whether a path
-    leads to one, which is `one`."""
+    """LoRAs, ControlNets or embeddings.
+
+    setting: the setting's name and the folder inside a model.
+    one: what a path must be, for messages.
+    is_one: the test of that.
+    """
 
     setting: str
     one: str
