@@ -35,6 +35,7 @@ from mezzotint.core import (
 from mezzotint.embeddings import names_in
 from mezzotint.emphasis import has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest
+from mezzotint.imaging.inputs import check_image, check_mask, fitting_size, resize_image, resize_mask
 from mezzotint.samplers import find_sampler
 
 __all__ = ["check_names", "limits_with", "resolve"]
@@ -196,8 +197,6 @@ def check_names(names: Sequence[str], limits: ModelLimits) -> None:
 
 
 def _check_control(control: Control) -> None:
-    from mezzotint.imaging.inputs import check_image
-
     check_image(control.image, "controls.image")
     if control.preprocessor not in PREPROCESSORS:
         raise InvalidRequest(
@@ -232,10 +231,6 @@ def _check_holds(request: ResolvedRequest) -> None:
 
 def _controls(asked: tuple[Control, ...], width: int, height: int) -> tuple[Control, ...]:
     """At the picture's size, in one order."""
-    if not asked:
-        return ()
-    from mezzotint.imaging.inputs import resize_image
-
     return tuple(
         Control(
             each.name,
@@ -269,12 +264,8 @@ def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
     width, height = limits.default_width, limits.default_height
     image = request.controls[0].image if request.controls else None
     if request.image is not None:
-        from mezzotint.imaging.inputs import check_image
-
         image = check_image(request.image)
     if image is not None and request.width is None and request.height is None:
-        from mezzotint.imaging.inputs import fitting_size
-
         width, height = fitting_size(image, limits)
     width = _default(request.width, width, int, "width")
     height = _default(request.height, height, int, "height")
@@ -288,8 +279,6 @@ def _inputs(request: GenerationRequest, width: int, height: int) -> tuple[Pixels
         if request.mask is not None:
             raise InvalidRequest("mask needs an image to redraw a part of", param="mask")
         return None, None
-    from mezzotint.imaging.inputs import check_mask, resize_image, resize_mask
-
     image = resize_image(request.image, width, height)
     if request.mask is None:
         return image, None

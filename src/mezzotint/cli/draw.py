@@ -27,9 +27,11 @@ from mezzotint.core import (
     Progress,
     Queued,
 )
+from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
+from mezzotint.imaging.uploads import read_upload
 from mezzotint.models.controlnets import read_choice
 from mezzotint.models.loras import read_choices
 from mezzotint.resolving import resolve
@@ -37,7 +39,6 @@ from mezzotint.tuning import Compile, Tuning
 
 if TYPE_CHECKING:
     from mezzotint.cli.progress import Bars
-    from mezzotint.engine.engine import Engine
 
 __all__ = ["draw"]
 
@@ -157,8 +158,6 @@ def _controls(
             if given is not None:
                 raise InvalidRequest(f"{flag} needs {other} beside it", param=other.lstrip("-"))
         return (), ()
-    from mezzotint.imaging.uploads import read_upload
-
     choice = read_choice(net)
     try:
         data = image.read_bytes()
@@ -184,7 +183,6 @@ def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> l
 
 def _draw_all(requests: list[GenerationRequest], **load: Any) -> list[Image]:
     from mezzotint.cli.progress import Bars
-    from mezzotint.engine.engine import Engine
 
     with Bars(len(requests)) as bars:
         bars.say(f"loading {load['model']}")

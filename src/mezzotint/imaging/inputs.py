@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mezzotint.core import Mask, ModelLimits, Pixels
 from mezzotint.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from mezzotint.core import Mask, ModelLimits, Pixels
+from mezzotint.imaging.size import nearest_of
 
 __all__ = [
     "check_image",
@@ -70,8 +69,6 @@ def fitting_size(image: Pixels, limits: ModelLimits) -> tuple[int, int]:
     """
     height, width = image.shape[:2]
     if limits.served is not None:
-        from mezzotint.imaging.size import nearest_of
-
         return nearest_of(width, height, limits.served)
     scale = max(1.0, limits.min_size / min(width, height))
     scale = min(scale, limits.max_size / max(width, height), math.sqrt(limits.max_pixels / (width * height)))
