@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mezzotint.core import Lora, ServedLora
+from mezzotint.core import Lora, ModelLimits, ServedLora
 from mezzotint.errors import InvalidRequest, ModelInvalid
 from mezzotint.models.manifest import files_hash
 from mezzotint.models.named import SUFFIX, Kind, is_file
@@ -18,7 +18,6 @@ from mezzotint.samplers import find_sampler
 __all__ = ["LoraFile", "find_loras", "read_choices"]
 
 KIND = Kind("loras", f"{SUFFIX} files", is_file)
-MAX_STEPS, MAX_GUIDANCE = 150, 50.0
 MAX_TITLE = 200
 
 
@@ -63,13 +62,13 @@ def _described(name: str, path: Path) -> ServedLora:
     except (SafetensorError, OSError):
         raise ModelInvalid(f"the LoRA {path.name} is truncated, unreadable or no safetensors file") from None
     # A file says of itself what it likes: what makes no sense is as if it were not said.
-    steps = _number(told, "mezzotint_steps", 1, MAX_STEPS)
+    steps = _number(told, "mezzotint_steps", 1, ModelLimits.max_steps)
     return ServedLora(
         name=name,
         title=(told.get("title") or told.get("modelspec.title") or name)[:MAX_TITLE],
         sha256=sha256,
         steps=None if steps is None else int(steps),
-        guidance_scale=_number(told, "mezzotint_guidance_scale", 0, MAX_GUIDANCE),
+        guidance_scale=_number(told, "mezzotint_guidance_scale", 0, ModelLimits.max_guidance_scale),
         scheduler=_sampler(told.get("mezzotint_scheduler")),
     )
 
