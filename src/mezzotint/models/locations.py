@@ -24,6 +24,7 @@ from mezzotint.samplers import SAMPLERS
 __all__ = [
     "CheckReport",
     "ListedModel",
+    "base_of",
     "check",
     "compiled_home",
     "data_home",
@@ -142,6 +143,17 @@ def find_model(name: str) -> Path:
     )
 
 
+def base_of(path: Path, entry: CatalogueEntry | None) -> Path | None:
+    """Where the model lies whose tokenizers and other files complete the one at `path`, if it takes any.
+
+    Raises:
+        ModelNotFound: it is not on this machine.
+    """
+    if path.is_file():
+        return find_model("sdxl")
+    return find_model(entry.base) if entry is not None and entry.base is not None else None
+
+
 def limits_of(name: str) -> ModelLimits:
     """What the model draws by default and at most.
 
@@ -189,7 +201,7 @@ def list_models() -> list[ListedModel]:
                 revision=entry.source.revision if entry.source else None,
                 installed=installed,
                 path=path if installed else None,
-                bytes=sum(size for _, size in _sizes(path)) if installed else 0,
+                bytes=sum(_sizes(path)) if installed else 0,
             )
         )
     return listed
@@ -205,7 +217,7 @@ def check(name: str) -> CheckReport:
     path = find_model(name)
     verified = verify(path, required=name in CATALOGUE)
     sizes = _sizes(path)
-    return CheckReport(name, path, len(sizes), sum(size for _, size in sizes), verified)
+    return CheckReport(name, path, len(sizes), sum(sizes), verified)
 
 
 def verify(path: Path, *, required: bool) -> bool:
@@ -262,9 +274,10 @@ def _is_installed(entry: CatalogueEntry) -> bool:
         ) from None
 
 
-def _sizes(path: Path) -> list[tuple[str, int]]:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return [(str(file), file.stat().st_size) for file in files]
+def _sizes(path: Path) -> list[int]:
+    """Of its files, in bytes."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return [file.stat().st_size for file in files if file.is_file()]
 
 
 def _reason(error: OSError) -> str:

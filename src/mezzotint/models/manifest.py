@@ -95,8 +95,8 @@ def files_hash(path: Path, suffixes: Collection[str] | None = None) -> str:
     return digest.hexdigest()
 
 
-def check_manifest(folder: Path) -> int:
-    """Compare every file of `folder` with its manifest; returns the bytes that were hashed.
+def check_manifest(folder: Path) -> None:
+    """Compare every file of `folder` with its manifest.
 
     Raises:
         ModelInvalid: naming the first file that is missing, extra, changed or unreadable, or that there is no
@@ -117,7 +117,6 @@ def check_manifest(folder: Path) -> int:
         for name, is_sound in zip(files, sound, strict=True):
             if not is_sound:
                 raise ModelInvalid(f"{folder.name}: {name} is not the file that its manifest lists")
-    return sum(int(entry["size"]) for entry in files.values())
 
 
 def check_file_kinds(folder: Path) -> None:

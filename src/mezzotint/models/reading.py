@@ -39,7 +39,6 @@ __all__ = [
     "read_lora",
     "read_preview_vae",
     "read_tokenizer",
-    "tokenizer_home",
 ]
 
 
@@ -249,13 +248,6 @@ def _alpha_of(config: Mapping[str, Any], component: str, path: str) -> float | N
 
 def _without(prefix: str, changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
     return {path.removeprefix(prefix): change for path, change in changes.items()}
-
-
-def tokenizer_home(path: Path, entry: CatalogueEntry | None = None) -> Path:
-    """The folder that holds the tokenizers of the model at `path`: its own, or its base's."""
-    if path.is_file():
-        return find_model("sdxl")
-    return find_model(entry.base) if entry is not None and entry.base is not None else path
 
 
 def _read_folder(
