@@ -30,6 +30,8 @@ from mezzotint.core import (
     ModelLimits,
     Pixels,
     ResolvedRequest,
+    ServedControlNet,
+    ServedLora,
     size_of,
 )
 from mezzotint.embeddings import names_in
@@ -146,15 +148,8 @@ def _loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
         isinstance(lora, Lora) and isinstance(lora.name, str) for lora in asked
     ):
         raise InvalidRequest("loras takes a tuple of mezzotint.core.Lora(name, scale)", param="loras")
-    if len(asked) > MAX_LORAS:
-        raise InvalidRequest(f"loras takes at most {MAX_LORAS}, not {len(asked)}", param="loras")
-    served = [lora.name for lora in limits.loras]
-    for number, lora in enumerate(asked):
-        if lora.name not in served:
-            there_is = f"served are {', '.join(served)}" if served else "this model is served without any"
-            raise InvalidRequest(f"loras: there is no {_shown(lora.name)}; {there_is}", param="loras")
-        if lora.name in (other.name for other in asked[:number]):
-            raise InvalidRequest(f"loras names {lora.name} twice", param="loras")
+    _check_served("loras", "", [lora.name for lora in asked], limits.loras, MAX_LORAS)
+    for lora in asked:
         if isinstance(lora.scale, bool) or not isinstance(lora.scale, (int, float)):
             raise InvalidRequest(f"loras: the scale of {lora.name} must be a number", param="loras")
         if not abs(lora.scale) <= MAX_LORA_SCALE:
@@ -183,17 +178,26 @@ def check_names(names: Sequence[str], limits: ModelLimits) -> None:
     Raises:
         InvalidRequest: on `controls`.
     """
-    if len(names) > MAX_CONTROLS:
-        raise InvalidRequest(f"controls takes at most {MAX_CONTROLS}, not {len(names)}", param="controls")
-    served = [each.name for each in limits.controlnets]
+    _check_served("controls", "ControlNet ", names, limits.controlnets, MAX_CONTROLS)
+
+
+def _check_served(
+    param: str,
+    what: str,
+    names: Sequence[str],
+    served: Sequence[ServedLora | ServedControlNet],
+    most: int,
+) -> None:
+    """Refuse names that are too many, not served, or the same twice. `what`: what goes before one."""
+    if len(names) > most:
+        raise InvalidRequest(f"{param} takes at most {most}, not {len(names)}", param=param)
+    known = [each.name for each in served]
     for number, name in enumerate(names):
-        if name not in served:
-            there_is = f"served are {', '.join(served)}" if served else "this model is served without any"
-            raise InvalidRequest(
-                f"controls: there is no ControlNet {_shown(name)}; {there_is}", param="controls"
-            )
+        if name not in known:
+            there_is = f"served are {', '.join(known)}" if known else "this model is served without any"
+            raise InvalidRequest(f"{param}: there is no {what}{_shown(name)}; {there_is}", param=param)
         if name in names[:number]:
-            raise InvalidRequest(f"controls names {name} twice", param="controls")
+            raise InvalidRequest(f"{param} names {name} twice", param=param)
 
 
 def _check_control(control: Control) -> None:
