@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +52,9 @@ __all__ = [
     "UsedControl",
     "UsedEmbedding",
     "UsedLora",
+    "known_fields",
     "size_of",
 ]
-
-_Kind = TypeVar("_Kind")
 
 Pixels = NDArray[np.uint8]
 """Height × width × 3, RGB, 0…255."""
@@ -386,16 +385,12 @@ class Receipt:
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
         """As `to_dict` told it, of this version or of another."""
-        known = {each.name: told[each.name] for each in fields(cls) if each.name in told}
-        loras = tuple(
-            UsedLora(str(lora["name"]), float(lora["scale"]), str(lora["sha256"]))
-            for lora in told.get("loras", ())
-        )
-        controls = tuple(_from(UsedControl, each) for each in told.get("controls", ()))
-        embeddings = tuple(_from(UsedEmbedding, each) for each in told.get("embeddings", ()))
-        hires = told.get("hires")
-        hires = None if hires is None else Hires(hires["scale"], hires["strength"], hires["steps"])
-        known |= {"loras": loras, "controls": controls, "embeddings": embeddings, "hires": hires}
+        used = {"loras": UsedLora, "controls": UsedControl, "embeddings": UsedEmbedding}
+        known = known_fields(cls, told)
+        for name, kind in used.items():
+            known[name] = tuple(kind(**known_fields(kind, each)) for each in told.get(name, ()))
+        if known.get("hires") is not None:
+            known["hires"] = Hires(**known_fields(Hires, known["hires"]))
         return cls(**{**known, "warnings": tuple(told.get("warnings", ()))})
 
     def to_dict(self) -> dict[str, Any]:
@@ -404,9 +399,9 @@ class Receipt:
         return {**told, **{name: list(told[name]) for name in LISTS}}
 
 
-def _from(kind: type[_Kind], told: Mapping[str, Any]) -> _Kind:
-    """What it knows of what is told; a later version may tell more."""
-    return kind(**{each.name: told[each.name] for each in fields(kind)})  # type: ignore[arg-type]
+def known_fields(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of the fields of a dataclass; a later version may tell more."""
+    return {each.name: told[each.name] for each in fields(kind) if each.name in told}
 
 
 @dataclass(frozen=True, eq=False)
