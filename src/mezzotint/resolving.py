@@ -37,7 +37,8 @@ from mezzotint.core import (
 from mezzotint.embeddings import names_in
 from mezzotint.emphasis import has_marks, parse_emphasis
 from mezzotint.errors import InvalidRequest
-from mezzotint.imaging.inputs import check_image, check_mask, fitting_size, resize_image, resize_mask
+from mezzotint.imaging.inputs import check_image, check_mask, resize_image, resize_mask
+from mezzotint.imaging.size import fitting_size
 from mezzotint.samplers import find_sampler
 
 __all__ = ["check_names", "limits_with", "resolve"]
@@ -270,7 +271,7 @@ def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
     if request.image is not None:
         image = check_image(request.image)
     if image is not None and request.width is None and request.height is None:
-        width, height = fitting_size(image, limits)
+        width, height = fitting_size(image.shape[1], image.shape[0], limits)
     width = _default(request.width, width, int, "width")
     height = _default(request.height, height, int, "height")
     _check_size(width, height, limits)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "embeddings": set(),
     "emphasis": {"errors"},
     "core": {"errors", "samplers", "imaging"},
-    "resolving": {"core", "embeddings", "emphasis", "errors", "samplers", "imaging.inputs"},
+    "resolving": {"core", "embeddings", "emphasis", "errors", "samplers", "imaging.inputs", "imaging.size"},
     "tuning": {"errors"},
     "config": {"errors", "config_file", "tuning"},
     "config_file": {"errors"},
