@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 __all__ = [
+    "ADDED",
     "PREPROCESSORS",
     "PRIORITIES",
     "Cancelled",
@@ -75,6 +76,8 @@ MAX_LORA_SCALE = 4.0
 MAX_HIRES_SCALE = 4.0
 MAX_CONTROLS = 4
 MAX_CONTROL_SCALE = 2.0
+ADDED = ("loras", "controlnets", "embeddings")
+"""What is served beside a model and requests name: fields of `ModelLimits`, settings, folders in a model."""
 # Of a receipt, what JSON has lists for.
 LISTS = ("warnings", "loras", "controls", "embeddings")
 # More than any request has evaluations.

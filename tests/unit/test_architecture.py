@@ -119,7 +119,13 @@ WITHOUT = {
     "deploy": {"torch", "diffusers", "ray", "sqlalchemy", "boto3", "kubernetes"},
 }
 # What must be known of a model at once, before torch is there.
-WITHOUT_TORCH = {"models/artefact.py", "models/locations.py", "backends/neuron/shapes.py", "cores.py"}
+WITHOUT_TORCH = {
+    "models/added.py",
+    "models/artefact.py",
+    "models/locations.py",
+    "backends/neuron/shapes.py",
+    "cores.py",
+}
 PURE = {"engine/rows.py", "engine/rules.py", "engine/scheduler.py", "engine/standing.py", "engine/cost.py"}
 
 

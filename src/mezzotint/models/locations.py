@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mezzotint.core import ModelLimits
+from mezzotint.core import ADDED, ModelLimits
 from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
+from mezzotint.models.added import Added, find_added
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry, limits_of_size
-from mezzotint.models.controlnets import find_controlnets
-from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.json_files import read_json, sampler_of
-from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
 from mezzotint.samplers import SAMPLERS
 
@@ -35,8 +33,6 @@ __all__ = [
     "models_home",
 ]
 
-# Limits that are told by themselves.
-BESIDE = ("loras", "controlnets", "embeddings")
 SDXL_SAMPLE_SIZE = 128
 MAX_SAMPLE_SIZE = 4096
 
@@ -244,6 +240,7 @@ def describe(name: str) -> dict[str, Any]:
     entry = CATALOGUE.get(name)
     installed = entry is None or _is_installed(entry)
     path = find_model(name) if installed else None
+    added = find_added(path) if path else Added()
     described: dict[str, Any] = {
         "name": name,
         "title": entry.title if entry else name,
@@ -251,10 +248,8 @@ def describe(name: str) -> dict[str, Any]:
         "repository": entry.source.repository if entry and entry.source else None,
         "revision": entry.source.revision if entry and entry.source else None,
         "installed": installed,
-        "limits": {name: value for name, value in asdict(limits_of(name)).items() if name not in BESIDE},
-        "loras": [asdict(each.served) for each in find_loras(path)] if path else [],
-        "controlnets": [asdict(each.served) for each in find_controlnets(path)] if path else [],
-        "embeddings": [asdict(each.served) for each in find_embeddings(path)] if path else [],
+        "limits": {field: value for field, value in asdict(limits_of(name)).items() if field not in ADDED},
+        **{kind: [asdict(each.served) for each in getattr(added, kind)] for kind in ADDED},
         "samplers": [sampler.name for sampler in SAMPLERS],
     }
     vocabulary = path / "vocabulary.json" if path else None

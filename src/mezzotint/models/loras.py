@@ -6,28 +6,21 @@ No torch here: what may be asked for must be known at once. `reading` reads thei
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.core import Lora, ModelLimits, ServedLora
 from mezzotint.errors import InvalidRequest, ModelInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Kind, is_file
+from mezzotint.models.named import SUFFIX, Found, Kind, is_file
 from mezzotint.samplers import find_sampler
 
-__all__ = ["LoraFile", "find_loras", "read_choices"]
+__all__ = ["find_loras", "read_choices"]
 
 KIND = Kind("loras", f"{SUFFIX} files", is_file)
 MAX_TITLE = 200
 
 
-@dataclass(frozen=True)
-class LoraFile:
-    path: Path
-    served: ServedLora
-
-
-def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
+def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[Found[ServedLora], ...]:
     """Those in the folder `loras` of the model at `model`, and the `given`: PATH, or NAME=PATH.
 
     Raises:
@@ -35,7 +28,7 @@ def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
         ModelInvalid: a file is truncated, or no safetensors file.
     """
     found = KIND.find(model, given)
-    return tuple(LoraFile(path, _described(name, path)) for name, path in found.items())
+    return tuple(Found(path, _described(name, path)) for name, path in found.items())
 
 
 def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:

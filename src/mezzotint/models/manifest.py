@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mezzotint.core import ADDED
 from mezzotint.errors import ModelInvalid
 
 __all__ = [
@@ -147,7 +148,7 @@ def fingerprint(path: Path) -> str:
     files = {"": path} if path.is_file() else {name: path / name for name in _list_files(path)}
     for name, file in files.items():
         # What lies beside it to be named changes no picture that does not.
-        if name.startswith(("loras/", "controlnets/", "embeddings/")):
+        if name.partition("/")[0] in ADDED:
             continue
         if file.suffix.lower() in READ_SUFFIXES and file.is_file():
             digest.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))

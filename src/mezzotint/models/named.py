@@ -9,14 +9,26 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from mezzotint.errors import InvalidRequest, SettingInvalid
 
-__all__ = ["SUFFIX", "Choice", "Kind", "is_file"]
+__all__ = ["SUFFIX", "Choice", "Found", "Kind", "is_file"]
 
 SUFFIX = ".safetensors"
 # As in A1111's `<lora:name:scale>`.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+_Served = TypeVar("_Served")
+
+
+@dataclass(frozen=True)
+class Found(Generic[_Served]):
+    """One that is served. path: of its file or folder; served: what requests may know of it."""
+
+    path: Path
+    served: _Served
 
 
 @dataclass(frozen=True)
