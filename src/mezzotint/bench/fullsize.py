@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from mezzotint.backends.diffusers import PipelineParts
 from mezzotint.bench.reference import unet_inputs
-from mezzotint.models.reading import quiet
+from mezzotint.models.weights import quiet
 
 __all__ = ["FULL_SIZE", "TINY", "Architecture", "Modules", "build", "tflop_of_decode", "tflop_of_row"]
 

@@ -1,6 +1,6 @@
 """The ControlNets that a model is served with: those that lie in its folder, and what is named.
 
-No torch here: what may be asked for must be known at once. `reading` reads their weights.
+No torch here: what may be asked for must be known at once. `reading_controlnets` reads their weights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The embeddings (textual inversions, Gal et al., 2022, arXiv:2208.01618) that a model is served with: those
 that lie in its folder, and files that are named.
 
-No torch here: what may be named must be known at once. `reading` reads their vectors.
+No torch here: what may be named must be known at once. `reading_loras` reads their vectors.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
-from mezzotint.models.reading import load_parts, read_controlnet, read_embedding, read_lora, read_preview_vae
+from mezzotint.models.reading import load_parts, read_preview_vae
+from mezzotint.models.reading_controlnets import read_controlnet
+from mezzotint.models.reading_loras import read_embedding, read_lora
 from mezzotint.tuning import Tuning
 
 __all__ = ["DTYPES", "load_backend", "revision_of"]

@@ -1,6 +1,6 @@
 """The LoRAs that a model is served with: those that lie in its folder, and files that are named.
 
-No torch here: what may be asked for must be known at once. `reading` reads their weights.
+No torch here: what may be asked for must be known at once. `reading_loras` reads their weights.
 """
 
 from __future__ import annotations
