@@ -27,7 +27,7 @@ from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.inputs import cropped_to, padded_to
 from mezzotint.imaging.size import fitting_size
 from mezzotint.imaging.uploads import decode_base64, read_upload
-from mezzotint.resolving import check_names
+from mezzotint.resolving_added import check_names
 from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
