@@ -132,14 +132,13 @@ def draw(
         emphasis=emphasis,
         hires=None if hires is None else Hires(hires),
     )
-    requests = _numbered(request, number, limits_of_installed(model, files, nets, embedding or ()))
-    paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
-    for path in paths:
-        check_output(path)
+    added = {"loras": files, "controlnets": nets, "embeddings": embedding or ()}
+    requests = _numbered(request, number, limits_of_installed(model, **added))
+    paths = _checked_paths(output, requests)
     # Tuning says what it accepts.
     tuning = Tuning(compile=cast("Compile", compile))
     load = {"model": model, "device": device, "dtype": dtype, "tuning": tuning, "stand_in": stand_in}
-    images = _draw_all(requests, loras=files, controlnets=nets, embeddings=embedding or (), **load)
+    images = _draw_all(requests, **load, **added)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)
@@ -179,6 +178,14 @@ def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> l
     # Of seeds that count up, the last is the one that can be too great.
     resolve(requests[-1], limits)
     return requests
+
+
+def _checked_paths(output: str | None, requests: list[GenerationRequest]) -> list[Path]:
+    """Where each picture goes; each can be written there."""
+    paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
+    for path in paths:
+        check_output(path)
+    return paths
 
 
 def _draw_all(requests: list[GenerationRequest], **load: Any) -> list[Image]:
