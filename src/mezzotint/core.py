@@ -6,7 +6,7 @@ from which the picture follows to the byte. The engine answers with `Event`s, th
 `Failed` or `Cancelled`; `Done` holds an `Image`, whose `Receipt` says how to draw it again.
 
 Every noun is frozen. This module needs nothing of Mezzotint but the errors and the table of samplers;
-`Image.encode` and `save` reach for `imaging` when they are called.
+`Image.encode`, `Image.save` and `ResolvedRequest.begun_from` reach for `imaging` when they are called.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 __all__ = [
+    "ADDED",
     "PIXELS_PER_LATENT",
     "PREPROCESSORS",
     "PRIORITIES",
@@ -53,10 +54,9 @@ __all__ = [
     "UsedControl",
     "UsedEmbedding",
     "UsedLora",
+    "known_fields",
     "size_of",
 ]
-
-_Kind = TypeVar("_Kind")
 
 Pixels = NDArray[np.uint8]
 """Height × width × 3, RGB, 0…255."""
@@ -79,6 +79,8 @@ MAX_LORA_SCALE = 4.0
 MAX_HIRES_SCALE = 4.0
 MAX_CONTROLS = 4
 MAX_CONTROL_SCALE = 2.0
+ADDED = ("loras", "controlnets", "embeddings")
+"""What is served beside a model and requests name: fields of `ModelLimits`, settings, folders in a model."""
 # Of a receipt, what JSON has lists for.
 LISTS = ("warnings", "loras", "controls", "embeddings")
 # More than any request has evaluations.
@@ -98,7 +100,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Control:
-    """A picture that a ControlNet holds what is drawn to: its lines, its depths, a pose.
+    """A conditioning image and the ControlNet that reads it.
 
     name: the ControlNet's, as it is served.
     image: what it reads, height × width × 3, 0…255; resized to the picture's size.
@@ -389,16 +391,12 @@ class Receipt:
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
         """As `to_dict` told it, of this version or of another."""
-        known = {each.name: told[each.name] for each in fields(cls) if each.name in told}
-        loras = tuple(
-            UsedLora(str(lora["name"]), float(lora["scale"]), str(lora["sha256"]))
-            for lora in told.get("loras", ())
-        )
-        controls = tuple(_from(UsedControl, each) for each in told.get("controls", ()))
-        embeddings = tuple(_from(UsedEmbedding, each) for each in told.get("embeddings", ()))
-        hires = told.get("hires")
-        hires = None if hires is None else Hires(hires["scale"], hires["strength"], hires["steps"])
-        known |= {"loras": loras, "controls": controls, "embeddings": embeddings, "hires": hires}
+        used = {"loras": UsedLora, "controls": UsedControl, "embeddings": UsedEmbedding}
+        known = known_fields(cls, told)
+        for name, kind in used.items():
+            known[name] = tuple(kind(**known_fields(kind, each)) for each in told.get(name, ()))
+        if known.get("hires") is not None:
+            known["hires"] = Hires(**known_fields(Hires, known["hires"]))
         return cls(**{**known, "warnings": tuple(told.get("warnings", ()))})
 
     def to_dict(self) -> dict[str, Any]:
@@ -407,9 +405,9 @@ class Receipt:
         return {**told, **{name: list(told[name]) for name in LISTS}}
 
 
-def _from(kind: type[_Kind], told: Mapping[str, Any]) -> _Kind:
-    """What it knows of what is told; a later version may tell more."""
-    return kind(**{each.name: told[each.name] for each in fields(kind)})  # type: ignore[arg-type]
+def known_fields(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of the fields of a dataclass; a later version may tell more."""
+    return {each.name: told[each.name] for each in fields(kind) if each.name in told}
 
 
 @dataclass(frozen=True, eq=False)
@@ -465,7 +463,10 @@ class Queued:
 
 @dataclass(frozen=True)
 class Progress:
-    """`step` of `total` denoising steps are done. `preview` is H/8 × W/8 × 3, when asked for."""
+    """`step` of `total` denoising steps are done.
+
+    preview: when asked for, H/8 × W/8 × 3; of a backend with a `preview_vae`, H × W × 3.
+    """
 
     request_id: str
     step: int

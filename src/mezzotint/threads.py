@@ -1,5 +1,6 @@
 """torch's threads on a CPU: how many, and how they wait for each other, which is settled before torch and its
-kin are imported; and who is quiet meanwhile. Knows the machine, the environment and logging alone.
+kin are imported; and which libraries' loggers are silenced while they load. Knows the machine, the
+environment and logging alone.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mezzotint.backends.neuron.shapes import Input, inputs_of
-from mezzotint.core import GenerationRequest
+from mezzotint.core import ADDED, GenerationRequest
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.artefact import adopt, read_artefact
 from mezzotint.models.loading import load_backend
@@ -145,6 +145,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(
         ({"device": "cpu"}, "--stand-in is for --device neuron"),
         ({"dtype": "bf16"}, "dtype"),
         ({"tuning": Tuning(compile="blocks")}, "compile is for modules"),
+        *(({kind: ["any.safetensors"]}, f"{kind} are for modules") for kind in ADDED),
     ],
 )
 def test_options_that_graphs_do_not_take_are_refused_by_name(

@@ -62,16 +62,12 @@ def test_the_unet_and_both_halves_of_the_vae_compute_the_same() -> None:
     latents = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(1))
     picture = plain.vae.decode(latents, return_dict=False)[0]
     assert close(rewritten.vae.decode(latents, return_dict=False)[0], picture)
-    assert close(
-        rewritten.vae.encode(picture).latent_dist.mean, plain.vae.encode(picture).latent_dist.mean
-    )
+    assert close(rewritten.vae.encode(picture).latent_dist.mean, plain.vae.encode(picture).latent_dist.mean)
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 6, 10), (1, 64, 60)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_norm_is_as_exact_as_torchs_and_keeps_the_order(
-    shape: tuple[int, ...], dtype: torch.dtype
-) -> None:
+def test_a_norm_is_as_exact_as_torchs_and_keeps_the_order(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(2)
     # Far from zero, where a variance by squares alone would be lost.
     hidden = (torch.randn(shape, generator=generator) + 30).to(dtype)
@@ -81,12 +77,10 @@ def test_a_norm_is_as_exact_as_torchs_and_keeps_the_order(
     norm.weight.copy_(torch.randn(64, generator=generator))
     norm.bias.copy_(torch.randn(64, generator=generator))
     own = norm(hidden)
-    exact = nn.functional.group_norm(
-        hidden.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps
-    )
+    exact = nn.functional.group_norm(hidden.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
     keep_channels_last(nn.Sequential(norm))
     found = norm(hidden)
-    assert found.dtype == dtype and found.stride() == hidden.stride()
+    assert (found.dtype, found.stride()) == (dtype, hidden.stride())
     assert (found - exact).abs().max() <= 2 * (own - exact).abs().max()
 
 

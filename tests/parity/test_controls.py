@@ -199,10 +199,6 @@ class TestFiles:
                 str(tiny_sdxl), device="cpu", threads=1, controlnets=[str(tmp_path / "odd.safetensors")]
             )
 
-    def test_graphs_take_none(self, tiny_graphs: Path, controlnets: list[str]) -> None:
-        with pytest.raises(SettingInvalid, match="controlnets are for modules"):
-            load_backend(str(tiny_graphs), device="neuron", stand_in=True, controlnets=controlnets)
-
     def test_a_file_of_something_else_is_refused(self, tiny_sdxl: Path, tmp_path: Path) -> None:
         file = tmp_path / "odd.safetensors"
         save_file({"somewhere.weight": torch.ones(2)}, file)

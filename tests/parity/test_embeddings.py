@@ -9,7 +9,7 @@ import pytest
 
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import Lora
-from mezzotint.errors import ModelInvalid, SettingInvalid
+from mezzotint.errors import ModelInvalid
 from mezzotint.models.loading import load_backend
 from tests.embeddings import vectors_of, write_embedding
 from tests.loras import write_lora
@@ -113,8 +113,3 @@ def test_vectors_of_another_width_are_refused(tiny_sdxl: Path, tmp_path: Path) -
     path = write_embedding(tmp_path / "wide.safetensors", widths=(32, 48))
     with pytest.raises(ModelInvalid, match="vectors of clip_g have 48 numbers, not 64"):
         load_backend(str(tiny_sdxl), device="cpu", threads=1, embeddings=[str(path)])
-
-
-def test_graphs_take_none(tiny_graphs: Path, files: list[str]) -> None:
-    with pytest.raises(SettingInvalid, match="embeddings are for modules"):
-        load_backend(str(tiny_graphs), device="neuron", stand_in=True, embeddings=files)

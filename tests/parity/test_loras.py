@@ -18,7 +18,8 @@ from mezzotint.backends.loras import LowRank
 from mezzotint.core import GenerationRequest, Lora
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.loading import load_backend
-from mezzotint.models.reading import load_parts, read_lora
+from mezzotint.models.reading import load_parts
+from mezzotint.models.reading_loras import read_lora
 from mezzotint.tuning import Tuning
 from tests.loras import ATTENTION, Layout, merge, write_lora
 from tests.parity.conftest import Studio, open_studio

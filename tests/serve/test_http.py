@@ -192,7 +192,7 @@ async def test_a_size_that_is_not_served_is_answered_with_the_nearest_that_is(
     client: httpx.AsyncClient, fields: dict[str, str]
 ) -> None:
     error = error_of(await client.get("/imagine", params={"prompt": "a", **fields}))
-    assert error["message"].endswith("the nearest that is served is 96x64")
+    assert error["message"].endswith("the nearest that is served is 104x64")
 
 
 async def test_another_model_than_the_served_one_is_404(client: httpx.AsyncClient) -> None:

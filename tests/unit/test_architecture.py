@@ -24,7 +24,19 @@ MAY_IMPORT = {
     "embeddings": set(),
     "emphasis": {"errors"},
     "core": {"errors", "samplers", "imaging"},
-    "resolving": {"core", "embeddings", "emphasis", "errors", "samplers", "imaging.inputs"},
+    "checks": {"core", "errors"},
+    "resolving_added": {"checks", "core", "errors", "imaging.inputs"},
+    "resolving": {
+        "checks",
+        "core",
+        "embeddings",
+        "emphasis",
+        "errors",
+        "resolving_added",
+        "samplers",
+        "imaging.inputs",
+        "imaging.size",
+    },
     "tuning": {"errors"},
     "config": {"errors", "config_file", "tuning"},
     "config_file": {"errors"},
@@ -56,6 +68,7 @@ MAY_IMPORT = {
     "serve": {
         "core",
         "resolving",
+        "resolving_added",
         "cores",
         "errors",
         "samplers",
@@ -83,6 +96,7 @@ MAY_IMPORT = {
         "engine",
         "backends.base",
         "backends.diffusers",
+        "backends.channels_last",
         "backends.parts",
         "backends.tuned",
         "models",
@@ -97,7 +111,9 @@ ENGINES = {"mezzotint.serve.fleet", "mezzotint.serve.replica", "mezzotint.serve.
 WITHOUT = {
     "engine": {"torch", "diffusers", "ray", "transformers", "fastapi", "starlette"},
     "core": {"torch", "diffusers", "ray", "asyncio"},
+    "checks": {"torch", "diffusers", "ray", "asyncio"},
     "resolving": {"torch", "diffusers", "ray", "asyncio"},
+    "resolving_added": {"torch", "diffusers", "ray", "asyncio"},
     "emphasis": {"torch", "diffusers", "ray", "asyncio"},
     "samplers": {"torch", "diffusers"},
     "tuning": {"torch", "diffusers"},
@@ -120,7 +136,13 @@ WITHOUT = {
     "deploy": {"torch", "diffusers", "ray", "sqlalchemy", "boto3", "kubernetes"},
 }
 # What must be known of a model at once, before torch is there.
-WITHOUT_TORCH = {"models/artefact.py", "models/locations.py", "backends/neuron/shapes.py", "cores.py"}
+WITHOUT_TORCH = {
+    "models/added.py",
+    "models/artefact.py",
+    "models/locations.py",
+    "backends/neuron/shapes.py",
+    "cores.py",
+}
 PURE = {"engine/rows.py", "engine/rules.py", "engine/scheduler.py", "engine/standing.py", "engine/cost.py"}
 
 

@@ -23,7 +23,7 @@ from mezzotint.models import pulling
 from mezzotint.models.catalogue import CATALOGUE
 from mezzotint.models.loading import load_backend
 from mezzotint.models.locations import check, describe, find_model, limits_of, list_models
-from mezzotint.models.manifest import check_manifest, fingerprint, write_manifest
+from mezzotint.models.manifest import fingerprint, write_manifest
 from mezzotint.models.pulling import pull
 from mezzotint.samplers import SAMPLERS
 from mezzotint.threads import default_threads
@@ -356,7 +356,6 @@ def test_a_manifest_is_not_written_over_code(folder: Path) -> None:
 def test_a_manifest_written_twice_is_the_same(folder: Path) -> None:
     first = write_manifest(folder).read_bytes()
     assert write_manifest(folder).read_bytes() == first
-    assert check_manifest(folder) > 1_000_000
     assert check(str(folder)).verified
 
 

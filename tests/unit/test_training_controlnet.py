@@ -158,7 +158,8 @@ def test_what_is_written_is_small_and_diffusers_reads_it(begun: Any, tmp_path: P
         "controlnets/canny/config.json",
         "controlnets/canny/diffusion_pytorch_model.safetensors",
     ]
-    assert check_manifest(model) == sum(p.stat().st_size for p in folder.iterdir()) < 8e6
+    check_manifest(model)
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 8e6
     told = json.loads((folder / "config.json").read_text())
     assert told["_class_name"] == "ControlNetModel"
     assert told["addition_embed_type"] == "text_time"

@@ -27,17 +27,21 @@ def keep_channels_last(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = _GroupNorm
-        elif type(module) is ResnetBlock2D and _is_plain(module):
+        elif type(module) is ResnetBlock2D and _is_sdxls_resnet(module):
             module.__class__ = _ResnetBlock
-        elif type(module) is Transformer2DModel and module.is_input_continuous:
-            if module.use_linear_projection:
-                module.__class__ = _Transformer
+        elif type(module) is Transformer2DModel and _is_sdxls_transformer(module):
+            module.__class__ = _Transformer
 
 
-def _is_plain(block: Any) -> bool:
-    """Whether it is of the kind that SDXL's are."""
+def _is_sdxls_transformer(module: Any) -> bool:
+    return bool(module.is_input_continuous and module.use_linear_projection)
+
+
+def _is_sdxls_resnet(block: Any) -> bool:
     return (
-        block.time_embedding_norm == "default"
+        # The VAE's know of no time, and call their norm by another name.
+        (block.time_embedding_norm == "default" or block.time_emb_proj is None)
+        and block.time_embedding_norm in ("default", "group")
         and isinstance(block.nonlinearity, nn.SiLU)
         and block.upsample is None
         and block.downsample is None
@@ -51,7 +55,7 @@ class _GroupNorm(nn.GroupNorm):
         return _normalised(self, hidden)
 
 
-class _ResnetBlock(ResnetBlock2D):
+class _ResnetBlock(ResnetBlock2D):  # type: ignore[misc]
     def forward(
         self, input_tensor: torch.Tensor, temb: torch.Tensor | None = None, *_: Any, **__: Any
     ) -> torch.Tensor:
@@ -64,7 +68,7 @@ class _ResnetBlock(ResnetBlock2D):
         return result
 
 
-class _Transformer(Transformer2DModel):
+class _Transformer(Transformer2DModel):  # type: ignore[misc]
     def _get_output_for_continuous_inputs(
         self, hidden_states: torch.Tensor, residual: torch.Tensor, **_: int
     ) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.bench.reference import unet_inputs
 from mezzotint.core import PIXELS_PER_LATENT
-from mezzotint.models.reading import quiet
+from mezzotint.models.weights import quiet
 
 __all__ = ["FULL_SIZE", "TINY", "Architecture", "Modules", "build", "tflop_of_decode", "tflop_of_row"]
 

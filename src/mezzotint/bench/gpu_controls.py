@@ -16,7 +16,7 @@ from mezzotint.bench.engine import Result, figure
 from mezzotint.bench.gpu import GpuBench
 from mezzotint.core import Control, ServedControlNet
 from mezzotint.engine.rows import CONTROL_SHARE
-from mezzotint.models.reading import quiet
+from mezzotint.models.weights import quiet
 from mezzotint.resolving import resolve
 
 __all__ = ["controls"]

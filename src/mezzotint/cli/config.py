@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mezzotint.core import ADDED
+
 if TYPE_CHECKING:
     from mezzotint.config import Settings
 
@@ -61,11 +63,7 @@ def check(
 
 def _absent(settings: Settings) -> list[tuple[str, str]]:
     """Settings and their paths that are not on this machine, which may not be the engines'."""
-    named = [
-        (name, each.partition("=")[2] or each)
-        for name in ("loras", "controlnets", "embeddings")
-        for each in getattr(settings, name)
-    ]
+    named = [(name, each.partition("=")[2] or each) for name in ADDED for each in getattr(settings, name)]
     if settings.preview_vae:
         named.append(("preview_vae", settings.preview_vae))
     return [(name, path) for name, path in named if not Path(path).expanduser().exists()]

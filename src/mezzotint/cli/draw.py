@@ -27,9 +27,11 @@ from mezzotint.core import (
     Progress,
     Queued,
 )
+from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, InvalidRequest
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
+from mezzotint.imaging.uploads import read_upload
 from mezzotint.models.controlnets import read_choice
 from mezzotint.models.loras import read_choices
 from mezzotint.resolving import resolve
@@ -37,7 +39,6 @@ from mezzotint.tuning import Compile, Tuning
 
 if TYPE_CHECKING:
     from mezzotint.cli.progress import Bars
-    from mezzotint.engine.engine import Engine
 
 __all__ = ["draw"]
 
@@ -131,14 +132,13 @@ def draw(
         emphasis=emphasis,
         hires=None if hires is None else Hires(hires),
     )
-    requests = _numbered(request, number, limits_of_installed(model, files, nets, embedding or ()))
-    paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
-    for path in paths:
-        check_output(path)
+    added = {"loras": files, "controlnets": nets, "embeddings": embedding or ()}
+    requests = _numbered(request, number, limits_of_installed(model, **added))
+    paths = _checked_paths(output, requests)
     # Tuning says what it accepts.
     tuning = Tuning(compile=cast("Compile", compile))
     load = {"model": model, "device": device, "dtype": dtype, "tuning": tuning, "stand_in": stand_in}
-    images = _draw_all(requests, loras=files, controlnets=nets, embeddings=embedding or (), **load)
+    images = _draw_all(requests, **load, **added)
     for image, path in zip(images, paths, strict=True):
         image.save(path)
     _report(images, paths, as_json=as_json)
@@ -157,8 +157,6 @@ def _controls(
             if given is not None:
                 raise InvalidRequest(f"{flag} needs {other} beside it", param=other.lstrip("-"))
         return (), ()
-    from mezzotint.imaging.uploads import read_upload
-
     choice = read_choice(net)
     try:
         data = image.read_bytes()
@@ -182,9 +180,16 @@ def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> l
     return requests
 
 
+def _checked_paths(output: str | None, requests: list[GenerationRequest]) -> list[Path]:
+    """Where each picture goes; each can be written there."""
+    paths = output_paths(output, [each.seed for each in requests if each.seed is not None])
+    for path in paths:
+        check_output(path)
+    return paths
+
+
 def _draw_all(requests: list[GenerationRequest], **load: Any) -> list[Image]:
     from mezzotint.cli.progress import Bars
-    from mezzotint.engine.engine import Engine
 
     with Bars(len(requests)) as bars:
         bars.say(f"loading {load['model']}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from mezzotint.core import ModelLimits
 
@@ -27,15 +26,7 @@ def limits_of_installed(
         from mezzotint.backends.fake import FakeBackend
 
         return FakeBackend.from_name(model).info.limits
-    from mezzotint.models.controlnets import find_controlnets
-    from mezzotint.models.embeddings import find_embeddings
+    from mezzotint.models.added import find_added
     from mezzotint.models.locations import find_model, limits_of
-    from mezzotint.models.loras import find_loras
 
-    path = find_model(model)
-    return replace(
-        limits_of(model),
-        loras=tuple(each.served for each in find_loras(path, loras)),
-        controlnets=tuple(each.served for each in find_controlnets(path, controlnets)),
-        embeddings=tuple(each.served for each in find_embeddings(path, embeddings)),
-    )
+    return find_added(find_model(model), loras, controlnets, embeddings).on(limits_of(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +23,6 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name, folde
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """Every model that has a name, and whether it is on this machine."""
-    from dataclasses import asdict
-
     from mezzotint.models.locations import list_models
 
     models = list_models()

@@ -6,22 +6,18 @@ Arrays in, arrays out; files are `uploads`' business.
 from __future__ import annotations
 
 import hashlib
-import math
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from mezzotint.core import Mask, ModelLimits, Pixels
 
 __all__ = [
     "check_image",
     "check_mask",
     "cropped_to",
-    "fitting_size",
     "padded_to",
     "pixels_sha256",
     "resize_image",
@@ -60,27 +56,6 @@ def check_mask(mask: object, image: Pixels) -> Mask:
             param="mask",
         )
     return mask
-
-
-def fitting_size(image: Pixels, limits: ModelLimits) -> tuple[int, int]:
-    """The width and height to draw an image at when nobody said: its own, rounded down to multiples of 8.
-
-    What the model does not draw is scaled to what it does, in proportion as far as its limits let it; where
-    sizes are compiled ahead, the nearest of them is taken.
-    """
-    height, width = image.shape[:2]
-    if limits.served is not None:
-        from mezzotint.imaging.size import nearest_of
-
-        return nearest_of(width, height, limits.served)
-    scale = max(1.0, limits.min_size / min(width, height))
-    scale = min(scale, limits.max_size / max(width, height), math.sqrt(limits.max_pixels / (width * height)))
-    return (_side(width * scale, limits), _side(height * scale, limits))
-
-
-def _side(length: float, limits: ModelLimits) -> int:
-    # A product such as 100 × (512 / 100) may lie a hair below the whole number it stands for.
-    return min(max(int(length + 1e-6) // 8 * 8, limits.min_size), limits.max_size)
 
 
 def resize_image(image: Pixels, width: int, height: int) -> Pixels:

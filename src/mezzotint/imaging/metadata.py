@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mezzotint.core import Hires, Receipt, UsedControl
+from mezzotint.core import Hires, Receipt, UsedControl, known_fields
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import InvalidRequest
 
@@ -197,9 +197,7 @@ def _parse(text: str) -> Receipt:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        values = json.loads(text)
         # A later version's receipt may say more; what this version knows is still true.
-        known = {field.name: values[field.name] for field in fields(Receipt) if field.name in values}
-        return TypeAdapter(Receipt).validate_python(known)
+        return TypeAdapter(Receipt).validate_python(known_fields(Receipt, json.loads(text)))
     except (ValueError, TypeError, RecursionError, ValidationError) as error:
         raise InvalidRequest("the image's receipt cannot be read", param="image") from error

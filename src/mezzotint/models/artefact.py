@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.backends.neuron.shapes import COMPONENTS, Configuration, Input, inputs_of, whole
-from mezzotint.core import PIXELS_PER_LATENT, ModelLimits
+from mezzotint.core import ADDED, PIXELS_PER_LATENT, ModelLimits
 from mezzotint.errors import ModelInvalid, ModelNotFound
 from mezzotint.models.catalogue import limits_of_size
 from mezzotint.models.json_files import read_json, sampler_of
@@ -48,7 +48,7 @@ FORMAT = 1
 DESCRIPTION_NAME = "mezzotint.json"
 GRAPH_NAME = "model.neuron"
 ADOPTED_CORES = 2
-NOT_DESCRIBED = frozenset({"served", "loras", "controlnets", "embeddings", "prompt_tokens"})
+NOT_DESCRIBED = frozenset({"served", "prompt_tokens", *ADDED})
 
 
 @dataclass(frozen=True)

@@ -65,29 +65,27 @@ _FP16_PIPELINE = (
 _TRAILING = MappingProxyType({"timestep_spacing": "trailing"})
 
 
-def _limits(size: int, *, steps: int, guidance: float, low: int, high: int, side: int) -> ModelLimits:
+def _limits(
+    size: int,
+    *,
+    steps: int,
+    low: int,
+    high: int,
+    side: int,
+    guidance: float = 5.0,
+    scheduler: str = "Euler",
+    max_steps: int = ModelLimits.max_steps,
+) -> ModelLimits:
+    """Of square pictures by default. `side`: of the largest square."""
     return ModelLimits(
         default_width=size,
         default_height=size,
         default_steps=steps,
         default_guidance_scale=guidance,
-        default_scheduler="Euler",
+        default_scheduler=scheduler,
         min_size=low,
         max_size=high,
         max_pixels=side * side,
-    )
-
-
-def _distilled(size: int, *, scheduler: str, steps: int, max_steps: int, high: int) -> ModelLimits:
-    return ModelLimits(
-        default_width=size,
-        default_height=size,
-        default_steps=steps,
-        default_guidance_scale=0.0,
-        default_scheduler=scheduler,
-        min_size=256,
-        max_size=high,
-        max_pixels=size * size if size == 1024 else 4 * size * size,
         max_steps=max_steps,
     )
 
@@ -111,13 +109,13 @@ _ENTRIES = (
         name="demo",
         title="A small SDXL that comes with Mezzotint",
         license="Apache-2.0",
-        limits=_limits(128, steps=20, guidance=5.0, low=64, high=256, side=256),
+        limits=_limits(128, steps=20, low=64, high=256, side=256),
     ),
     CatalogueEntry(
         name="sdxl",
         title="Stable Diffusion XL base 1.0",
         license="CreativeML Open RAIL++-M",
-        limits=_limits(1024, steps=30, guidance=5.0, low=256, high=2048, side=1536),
+        limits=_limits(1024, steps=30, low=256, high=2048, side=1536),
         source=Source(
             "stabilityai/stable-diffusion-xl-base-1.0",
             "462165984030d82259a11f4367a4eed129e94a7b",
@@ -129,7 +127,9 @@ _ENTRIES = (
         name="sdxl-turbo",
         title="SDXL Turbo: 1 to 4 steps, without guidance",
         license="Stability AI Non-Commercial Research Community License",
-        limits=_distilled(512, scheduler="Euler a", steps=1, max_steps=4, high=1024),
+        limits=_limits(
+            512, steps=1, max_steps=4, low=256, high=1024, side=1024, guidance=0.0, scheduler="Euler a"
+        ),
         source=Source("stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304", _FP16_PIPELINE),
         variant="fp16",
         scheduler_overrides=_TRAILING,
@@ -138,7 +138,7 @@ _ENTRIES = (
         name="sdxl-lightning",
         title="SDXL Lightning: 4 steps, without guidance",
         license="CreativeML Open RAIL++-M",
-        limits=_distilled(1024, scheduler="Euler", steps=4, max_steps=8, high=1536),
+        limits=_limits(1024, steps=4, max_steps=8, low=256, high=1536, side=1024, guidance=0.0),
         source=Source(
             "ByteDance/SDXL-Lightning",
             "c9a24f48e1c025556787b0c58dd67a091ece2e44",

@@ -30,9 +30,9 @@ from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, desc
 from mezzotint.models.artefact_store import is_remote, upload
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.loading import revision_of
-from mezzotint.models.locations import compiled_home, find_model, limits_of, verify
+from mezzotint.models.locations import base_of, compiled_home, find_model, limits_of, verify
 from mezzotint.models.manifest import check_manifest, files_hash, write_manifest
-from mezzotint.models.reading import load_parts, tokenizer_home
+from mezzotint.models.reading import load_parts
 from mezzotint.models.tracing import (
     Shape,
     check_target,
@@ -117,7 +117,7 @@ def compile_model(order: Order, output: str, tell: Tell = lambda name, state: No
     }
     with _staging(output) as staging:
         for folder, each in jobs.items():
-            _lay_out(staging / folder, each, parts, tokenizer_home(path, entry))
+            _lay_out(staging / folder, each, parts, base_of(path, entry) or path)
         for name in VOCABULARY:
             if (path / name).is_file():
                 shutil.copyfile(path / name, staging / name)
@@ -156,11 +156,8 @@ def _check(order: Order) -> ModelLimits:
 
 def _source_hash(path: Path, entry: CatalogueEntry | None) -> str:
     """Of the contents of every file that the graphs follow from."""
-    hashes = [files_hash(path)]
-    if entry is not None and entry.base is not None:
-        hashes.append(files_hash(find_model(entry.base)))
-    if path.is_file():
-        hashes.append(files_hash(find_model("sdxl")))
+    base = base_of(path, entry)
+    hashes = [files_hash(each) for each in (path, base) if each is not None]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

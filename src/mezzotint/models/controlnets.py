@@ -1,28 +1,19 @@
 """The ControlNets that a model is served with: those that lie in its folder, and what is named.
 
-No torch here: what may be asked for must be known at once. `reading` reads their weights.
+No torch here: what may be asked for must be known at once. `reading_controlnets` reads their weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.core import ServedControlNet
 from mezzotint.errors import ModelInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Choice, Kind, is_file
+from mezzotint.models.named import SUFFIX, Choice, Found, Kind, is_file
 
-__all__ = ["ControlNetFiles", "find_controlnets", "is_controlnet", "read_choice"]
-
-
-@dataclass(frozen=True)
-class ControlNetFiles:
-    """path: a folder in diffusers' layout, or a file of weights alone."""
-
-    path: Path
-    served: ServedControlNet
+__all__ = ["find_controlnets", "is_controlnet", "read_choice"]
 
 
 # Of a folder that was pulled whole, what counts.
@@ -46,15 +37,17 @@ def read_choice(given: str) -> Choice:
     return KIND.read_choice(given, "--controlnet")
 
 
-def find_controlnets(model: Path, given: Sequence[str] = ()) -> tuple[ControlNetFiles, ...]:
+def find_controlnets(model: Path, given: Sequence[str] = ()) -> tuple[Found[ServedControlNet], ...]:
     """Those in the folder `controlnets` of the model at `model`, and the `given`: PATH, or NAME=PATH.
+
+    Each path leads to a folder in diffusers' layout, or to a file of weights alone.
 
     Raises:
         SettingInvalid: a path leads to none, or two have one name.
         ModelInvalid: a file cannot be read.
     """
     found = KIND.find(model, given)
-    return tuple(ControlNetFiles(path, _described(name, path)) for name, path in found.items())
+    return tuple(Found(path, _described(name, path)) for name, path in found.items())
 
 
 def _described(name: str, path: Path) -> ServedControlNet:

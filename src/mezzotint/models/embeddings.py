@@ -1,21 +1,20 @@
 """The embeddings (textual inversions, Gal et al., 2022, arXiv:2208.01618) that a model is served with: those
 that lie in its folder, and files that are named.
 
-No torch here: what may be named must be known at once. `reading` reads their vectors.
+No torch here: what may be named must be known at once. `reading_loras` reads their vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mezzotint.core import ServedEmbedding
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Kind, is_file
+from mezzotint.models.named import SUFFIX, Found, Kind, is_file
 
-__all__ = ["ENCODERS", "EmbeddingFile", "find_embeddings"]
+__all__ = ["ENCODERS", "find_embeddings"]
 
 # What a file calls the vectors of SDXL's two text encoders, in their order.
 ENCODERS = ("clip_l", "clip_g")
@@ -24,13 +23,7 @@ MAX_VECTORS = 75
 KIND = Kind("embeddings", f"{SUFFIX} files", is_file)
 
 
-@dataclass(frozen=True)
-class EmbeddingFile:
-    path: Path
-    served: ServedEmbedding
-
-
-def find_embeddings(model: Path, given: Sequence[str] = ()) -> tuple[EmbeddingFile, ...]:
+def find_embeddings(model: Path, given: Sequence[str] = ()) -> tuple[Found[ServedEmbedding], ...]:
     """Those in the folder `embeddings` of the model at `model`, and the `given`: PATH, or NAME=PATH.
 
     Raises:
@@ -41,7 +34,7 @@ def find_embeddings(model: Path, given: Sequence[str] = ()) -> tuple[EmbeddingFi
     # A prompt's words have no case.
     if len({name.casefold() for name in found}) < len(found):
         raise SettingInvalid("embeddings: two names differ in case alone", param="embeddings")
-    return tuple(EmbeddingFile(path, _described(name, path)) for name, path in found.items())
+    return tuple(Found(path, _described(name, path)) for name, path in found.items())
 
 
 def _described(name: str, path: Path) -> ServedEmbedding:

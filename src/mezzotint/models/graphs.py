@@ -22,8 +22,9 @@ from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.artefact import GRAPH_NAME, Artefact, Bucket, read_artefact, verify_artefact
 from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import MANIFEST_NAME, read_manifest
-from mezzotint.models.reading import check_is_sdxl, quiet, read_tokenizer
+from mezzotint.models.reading import check_is_sdxl, read_tokenizer
 from mezzotint.models.tracing import installed
+from mezzotint.models.weights import quiet
 
 __all__ = ["load_graphs"]
 

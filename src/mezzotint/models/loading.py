@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,16 +25,17 @@ import transformers
 import mezzotint
 from mezzotint.backends.base import Backend, BackendInfo
 from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.parts import PipelineParts
 from mezzotint.backends.tuned import keeps_plain_weights
 from mezzotint.errors import SettingInvalid
+from mezzotint.models.added import Added, find_added
 from mezzotint.models.artefact import holds_graphs
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
-from mezzotint.models.controlnets import find_controlnets
-from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.locations import find_model, limits_of, verify
-from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
-from mezzotint.models.reading import load_parts, read_controlnet, read_embedding, read_lora, read_preview_vae
+from mezzotint.models.reading import load_parts, read_preview_vae
+from mezzotint.models.reading_controlnets import read_controlnet
+from mezzotint.models.reading_loras import read_embedding, read_lora
 from mezzotint.tuning import Tuning
 
 __all__ = ["DTYPES", "load_backend", "revision_of"]
@@ -72,60 +73,55 @@ def load_backend(
         ModelInvalid: its files are altered, corrupt, of a refused kind, or no SDXL.
         SettingInvalid: no such device or dtype here, or it cannot do what `tuning` asks.
     """
+    _set_threads(threads)
+    _silence_known_noise()
+    tuning = tuning or Tuning()
     if device == NEURON:
-        _set_threads(threads)
-        _silence_known_noise()
-        for name, given in (("loras", loras), ("controlnets", controlnets), ("embeddings", embeddings)):
-            if given:
-                raise SettingInvalid(f"{name} are for modules; graphs are compiled already", param=name)
-        return _load_graphs(model, dtype=dtype, tuning=tuning, stand_in=stand_in)
+        given = {"loras": loras, "controlnets": controlnets, "embeddings": embeddings}
+        return _load_graphs(model, given, dtype=dtype, tuning=tuning, stand_in=stand_in)
     if stand_in:
         raise SettingInvalid(f"--stand-in is for --device {NEURON}, not {device}", param="stand_in")
     chosen_device = _choose_device(device)
     chosen_dtype = _choose_dtype(dtype, chosen_device)
-    _set_threads(threads)
-    _silence_known_noise()
     path = find_model(model)
     if holds_graphs(path):
         raise SettingInvalid(f"{model} holds compiled graphs; they take --device {NEURON}", param="device")
     entry = CATALOGUE.get(model)
     verified = verify(path, required=entry is not None)
-    tuning = tuning or Tuning()
-    torch_dtype = DTYPES[chosen_dtype]
-    parts = load_parts(path, entry, dtype=torch_dtype, device=chosen_device)
-    if tuning.preview_vae:
-        folder = Path(tuning.preview_vae).expanduser()
-        small = read_preview_vae(folder, dtype=torch_dtype, device=chosen_device)
-        parts = replace(parts, preview_vae=small)
+    parts = load_parts(path, entry, dtype=DTYPES[chosen_dtype], device=chosen_device)
     # What keeps weights in another form was asked for; the model's own LoRAs come unasked.
-    files = find_loras(path, loras) if loras or keeps_plain_weights(tuning) else ()
-    nets = find_controlnets(path, controlnets)
-    words = find_embeddings(path, embeddings)
-    parts = replace(
-        parts,
-        loras={each.served.name: read_lora(each.path, parts) for each in files},
-        controlnets={
-            each.served.name: read_controlnet(each.path, parts.unet, dtype=torch_dtype, device=chosen_device)
-            for each in nets
-        },
-        embeddings={each.served.name: read_embedding(each.path, parts) for each in words},
-    )
+    takes_loras = loras or keeps_plain_weights(tuning)
+    added = find_added(path, loras if takes_loras else None, controlnets, embeddings)
+    parts = _complete(parts, added, tuning.preview_vae, dtype=DTYPES[chosen_dtype], device=chosen_device)
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
         revision=revision_of(path, entry, verified),
         backend="diffusers",
         device=_describe_device(chosen_device),
         dtype=chosen_dtype,
-        limits=replace(
-            limits_of(model),
-            loras=tuple(each.served for each in files),
-            controlnets=tuple(each.served for each in nets),
-            embeddings=tuple(each.served for each in words),
-        ),
+        limits=added.on(limits_of(model)),
         max_batch=CUDA_BATCH if chosen_device.type == "cuda" else CPU_BATCH,
         versions={**versions(), **_approximations(tuning)},
     )
     return DiffusersBackend(parts, info, tuning)
+
+
+def _complete(
+    parts: PipelineParts, added: Added, preview_vae: str, *, dtype: torch.dtype, device: torch.device
+) -> PipelineParts:
+    """The model's parts with what is served beside them, and with a decoder for previews if one is named."""
+    if preview_vae:
+        folder = Path(preview_vae).expanduser()
+        parts = replace(parts, preview_vae=read_preview_vae(folder, dtype=dtype, device=device))
+    return replace(
+        parts,
+        loras={each.served.name: read_lora(each.path, parts) for each in added.loras},
+        controlnets={
+            each.served.name: read_controlnet(each.path, parts.unet, dtype=dtype, device=device)
+            for each in added.controlnets
+        },
+        embeddings={each.served.name: read_embedding(each.path, parts) for each in added.embeddings},
+    )
 
 
 def _approximations(tuning: Tuning) -> dict[str, str]:
@@ -139,14 +135,20 @@ def _approximations(tuning: Tuning) -> dict[str, str]:
         return {}
 
 
-def _load_graphs(model: str, *, dtype: str, tuning: Tuning | None, stand_in: bool) -> Backend:
+def _load_graphs(
+    model: str, given: Mapping[str, Sequence[str]], *, dtype: str, tuning: Tuning, stand_in: bool
+) -> Backend:
+    """given: what is to be served beside the model, of which there must be nothing."""
     from mezzotint.models.graphs import load_graphs
 
+    for name, places in given.items():
+        if places:
+            raise SettingInvalid(f"{name} are for modules; graphs are compiled already", param=name)
     if dtype not in ("auto", "fp32"):
         raise SettingInvalid(
             "dtype: graphs take and give fp32; what they compute in was compiled in", param="dtype"
         )
-    for name, value in asdict(tuning or Tuning()).items():
+    for name, value in asdict(tuning).items():
         if value != getattr(Tuning(), name):
             raise SettingInvalid(f"{name} is for modules; graphs are compiled already", param=name)
     path = find_model(model)

@@ -10,20 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mezzotint.core import PIXELS_PER_LATENT, ModelLimits
+from mezzotint.core import ADDED, PIXELS_PER_LATENT, ModelLimits
 from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
+from mezzotint.models.added import Added, find_added
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
-from mezzotint.models.controlnets import find_controlnets
-from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.json_files import read_json, sampler_of
-from mezzotint.models.loras import find_loras
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
 from mezzotint.samplers import SAMPLERS
 
 __all__ = [
     "CheckReport",
     "ListedModel",
+    "base_of",
     "check",
     "compiled_home",
     "data_home",
@@ -34,8 +33,6 @@ __all__ = [
     "models_home",
 ]
 
-# Limits that are told by themselves.
-BESIDE = ("loras", "controlnets", "embeddings")
 SDXL_SAMPLE_SIZE = 128
 MAX_SAMPLE_SIZE = 4096
 
@@ -142,6 +139,17 @@ def find_model(name: str) -> Path:
     )
 
 
+def base_of(path: Path, entry: CatalogueEntry | None) -> Path | None:
+    """Where the model lies whose tokenizers and other files complete the one at `path`, if it takes any.
+
+    Raises:
+        ModelNotFound: it is not on this machine.
+    """
+    if path.is_file():
+        return find_model("sdxl")
+    return find_model(entry.base) if entry is not None and entry.base is not None else None
+
+
 def limits_of(name: str) -> ModelLimits:
     """What the model draws by default and at most.
 
@@ -189,7 +197,7 @@ def list_models() -> list[ListedModel]:
                 revision=entry.source.revision if entry.source else None,
                 installed=installed,
                 path=path if installed else None,
-                bytes=sum(size for _, size in _sizes(path)) if installed else 0,
+                bytes=sum(_sizes(path)) if installed else 0,
             )
         )
     return listed
@@ -205,7 +213,7 @@ def check(name: str) -> CheckReport:
     path = find_model(name)
     verified = verify(path, required=name in CATALOGUE)
     sizes = _sizes(path)
-    return CheckReport(name, path, len(sizes), sum(size for _, size in sizes), verified)
+    return CheckReport(name, path, len(sizes), sum(sizes), verified)
 
 
 def verify(path: Path, *, required: bool) -> bool:
@@ -232,6 +240,7 @@ def describe(name: str) -> dict[str, Any]:
     entry = CATALOGUE.get(name)
     installed = entry is None or _is_installed(entry)
     path = find_model(name) if installed else None
+    added = find_added(path) if path else Added()
     described: dict[str, Any] = {
         "name": name,
         "title": entry.title if entry else name,
@@ -239,10 +248,8 @@ def describe(name: str) -> dict[str, Any]:
         "repository": entry.source.repository if entry and entry.source else None,
         "revision": entry.source.revision if entry and entry.source else None,
         "installed": installed,
-        "limits": {name: value for name, value in asdict(limits_of(name)).items() if name not in BESIDE},
-        "loras": [asdict(each.served) for each in find_loras(path)] if path else [],
-        "controlnets": [asdict(each.served) for each in find_controlnets(path)] if path else [],
-        "embeddings": [asdict(each.served) for each in find_embeddings(path)] if path else [],
+        "limits": {field: value for field, value in asdict(limits_of(name)).items() if field not in ADDED},
+        **{kind: [asdict(each.served) for each in getattr(added, kind)] for kind in ADDED},
         "samplers": [sampler.name for sampler in SAMPLERS],
     }
     vocabulary = path / "vocabulary.json" if path else None
@@ -262,9 +269,10 @@ def _is_installed(entry: CatalogueEntry) -> bool:
         ) from None
 
 
-def _sizes(path: Path) -> list[tuple[str, int]]:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return [(str(file), file.stat().st_size) for file in files]
+def _sizes(path: Path) -> list[int]:
+    """Of its files, in bytes."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return [file.stat().st_size for file in files if file.is_file()]
 
 
 def _reason(error: OSError) -> str:

@@ -1,34 +1,26 @@
 """The LoRAs that a model is served with: those that lie in its folder, and files that are named.
 
-No torch here: what may be asked for must be known at once. `reading` reads their weights.
+No torch here: what may be asked for must be known at once. `reading_loras` reads their weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from mezzotint.core import Lora, ServedLora
+from mezzotint.core import Lora, ModelLimits, ServedLora
 from mezzotint.errors import InvalidRequest, ModelInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Kind, is_file
+from mezzotint.models.named import SUFFIX, Found, Kind, is_file
 from mezzotint.samplers import find_sampler
 
-__all__ = ["LoraFile", "find_loras", "read_choices"]
+__all__ = ["find_loras", "read_choices"]
 
 KIND = Kind("loras", f"{SUFFIX} files", is_file)
-MAX_STEPS, MAX_GUIDANCE = 150, 50.0
 MAX_TITLE = 200
 
 
-@dataclass(frozen=True)
-class LoraFile:
-    path: Path
-    served: ServedLora
-
-
-def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
+def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[Found[ServedLora], ...]:
     """Those in the folder `loras` of the model at `model`, and the `given`: PATH, or NAME=PATH.
 
     Raises:
@@ -36,7 +28,7 @@ def find_loras(model: Path, given: Sequence[str] = ()) -> tuple[LoraFile, ...]:
         ModelInvalid: a file is truncated, or no safetensors file.
     """
     found = KIND.find(model, given)
-    return tuple(LoraFile(path, _described(name, path)) for name, path in found.items())
+    return tuple(Found(path, _described(name, path)) for name, path in found.items())
 
 
 def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
@@ -63,13 +55,13 @@ def _described(name: str, path: Path) -> ServedLora:
     except (SafetensorError, OSError):
         raise ModelInvalid(f"the LoRA {path.name} is truncated, unreadable or no safetensors file") from None
     # A file says of itself what it likes: what makes no sense is as if it were not said.
-    steps = _number(told, "mezzotint_steps", 1, MAX_STEPS)
+    steps = _number(told, "mezzotint_steps", 1, ModelLimits.max_steps)
     return ServedLora(
         name=name,
         title=(told.get("title") or told.get("modelspec.title") or name)[:MAX_TITLE],
         sha256=sha256,
         steps=None if steps is None else int(steps),
-        guidance_scale=_number(told, "mezzotint_guidance_scale", 0, MAX_GUIDANCE),
+        guidance_scale=_number(told, "mezzotint_guidance_scale", 0, ModelLimits.max_guidance_scale),
         scheduler=_sampler(told.get("mezzotint_scheduler")),
     )
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mezzotint.core import ADDED
 from mezzotint.errors import ModelInvalid
 
 __all__ = [
@@ -95,8 +96,8 @@ def files_hash(path: Path, suffixes: Collection[str] | None = None) -> str:
     return digest.hexdigest()
 
 
-def check_manifest(folder: Path) -> int:
-    """Compare every file of `folder` with its manifest; returns the bytes that were hashed.
+def check_manifest(folder: Path) -> None:
+    """Compare every file of `folder` with its manifest.
 
     Raises:
         ModelInvalid: naming the first file that is missing, extra, changed or unreadable, or that there is no
@@ -117,7 +118,6 @@ def check_manifest(folder: Path) -> int:
         for name, is_sound in zip(files, sound, strict=True):
             if not is_sound:
                 raise ModelInvalid(f"{folder.name}: {name} is not the file that its manifest lists")
-    return sum(int(entry["size"]) for entry in files.values())
 
 
 def check_file_kinds(folder: Path) -> None:
@@ -148,7 +148,7 @@ def fingerprint(path: Path) -> str:
     files = {"": path} if path.is_file() else {name: path / name for name in _list_files(path)}
     for name, file in files.items():
         # What lies beside it to be named changes no picture that does not.
-        if name.startswith(("loras/", "controlnets/", "embeddings/")):
+        if name.partition("/")[0] in ADDED:
             continue
         if file.suffix.lower() in READ_SUFFIXES and file.is_file():
             digest.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))

@@ -1,4 +1,7 @@
-"""What lies beside a model and requests name: LoRAs, ControlNets. By which name, and where. No torch here."""
+"""What lies beside a model and requests name: LoRAs, ControlNets, embeddings. By which name, and where.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,26 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from mezzotint.errors import InvalidRequest, SettingInvalid
 
-__all__ = ["SUFFIX", "Choice", "Kind", "is_file"]
+__all__ = ["SUFFIX", "Choice", "Found", "Kind", "is_file"]
 
 SUFFIX = ".safetensors"
 # As in A1111's `<lora:name:scale>`.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+_Served = TypeVar("_Served")
+
+
+@dataclass(frozen=True)
+class Found(Generic[_Served]):
+    """One that is served. path: of its file or folder; served: what requests may know of it."""
+
+    path: Path
+    served: _Served
 
 
 @dataclass(frozen=True)
@@ -27,8 +42,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Kind:
-    """setting: names them, with PATH or NAME=PATH, and is the folder of a model's own; is_one: whether a path
-    leads to one, which is `one`."""
+    """LoRAs, ControlNets or embeddings.
+
+    setting: the setting's name and the folder inside a model.
+    one: what a path must be, for messages.
+    is_one: the test of that.
+    """
 
     setting: str
     one: str

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
+from mezzotint.core import ADDED, GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.wire import Drawn, Order
 
@@ -21,8 +21,8 @@ MADE_BY = ("model", "revision", "backend", "dtype", "versions")
 
 def draw_the_same(one: BackendInfo, other: BackendInfo) -> bool:
     """Whether the same request is the same picture on both."""
-    named = [(each.limits.loras, each.limits.controlnets, each.limits.embeddings) for each in (one, other)]
-    return _made_by(one) == _made_by(other) and one.device == other.device and named[0] == named[1]
+    same_added = all(getattr(one.limits, kind) == getattr(other.limits, kind) for kind in ADDED)
+    return _made_by(one) == _made_by(other) and one.device == other.device and same_added
 
 
 @dataclass(frozen=True)

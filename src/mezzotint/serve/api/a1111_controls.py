@@ -24,9 +24,10 @@ from mezzotint.core import (
     Pixels,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
-from mezzotint.imaging.inputs import cropped_to, fitting_size, padded_to
+from mezzotint.imaging.inputs import cropped_to, padded_to
+from mezzotint.imaging.size import fitting_size
 from mezzotint.imaging.uploads import decode_base64, read_upload
-from mezzotint.resolving import check_names
+from mezzotint.resolving_added import check_names
 from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
@@ -191,7 +192,8 @@ def _unit(told: Mapping[str, Any], place: str) -> Unit:
 def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
     """What is drawn, whose proportions a picture is brought to: never a control's own, as in A1111."""
     if request.image is not None and request.width is None and request.height is None:
-        return fitting_size(request.image, limits)
+        height, width = request.image.shape[:2]
+        return fitting_size(width, height, limits)
     return (
         limits.default_width if request.width is None else request.width,
         limits.default_height if request.height is None else request.height,

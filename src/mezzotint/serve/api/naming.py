@@ -7,11 +7,9 @@ from contextlib import contextmanager
 
 from mezzotint.core import GenerationRequest, ModelLimits
 from mezzotint.errors import InvalidRequest
-from mezzotint.imaging.size import nearest_size
+from mezzotint.imaging.size import fitting_size
 
 __all__ = ["named_as_sent"]
-
-MAX_SIDE = 10**6
 
 
 @contextmanager
@@ -36,6 +34,5 @@ def _nearest(request: GenerationRequest, limits: ModelLimits) -> str:
     # A side that was left out is the model's.
     width = limits.default_width if request.width is None else request.width
     height = limits.default_height if request.height is None else request.height
-    # Of numbers without an end floating point knows nothing.
-    width, height = nearest_size(min(width, MAX_SIDE), min(height, MAX_SIDE), limits)
+    width, height = fitting_size(width, height, limits)
     return f"; the nearest that is served is {width}x{height}"

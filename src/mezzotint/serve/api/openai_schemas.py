@@ -34,7 +34,7 @@ from mezzotint.core import (
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
 from mezzotint.imaging.uploads import decode_base64, read_upload
-from mezzotint.resolving import check_names, limits_with
+from mezzotint.resolving_added import check_names, limits_with
 from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
 from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.styles import PRESETS, STYLES

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from PIL import Image as PilImage
 
-from mezzotint.core import Control, GenerationRequest, Hires, Lora, Pixels, ResolvedRequest, size_of
+from mezzotint.core import (
+    Control,
+    GenerationRequest,
+    Hires,
+    Lora,
+    Pixels,
+    ResolvedRequest,
+    known_fields,
+    size_of,
+)
 from mezzotint.serve.stores.images import ImageStore
 from mezzotint.serve.stores.job import UPLOADS
 
@@ -53,12 +62,12 @@ class Work:
     @classmethod
     def from_json(cls, told: Mapping[str, Any]) -> Work:
         """As `to_json` wrote it. What a later version knew besides is left out."""
-        request = _known(GenerationRequest, told["request"])
-        request["loras"] = tuple(Lora(**_known(Lora, lora)) for lora in request.get("loras", ()))
+        request = known_fields(GenerationRequest, told["request"])
+        request["loras"] = tuple(Lora(**known_fields(Lora, lora)) for lora in request.get("loras", ()))
         hires = request.get("hires")
-        request["hires"] = None if hires is None else Hires(**_known(Hires, hires))
-        controls = tuple(_known(Control, control) for control in told.get("controls", ()))
-        known = {**_known(cls, told), "controls": controls}
+        request["hires"] = None if hires is None else Hires(**known_fields(Hires, hires))
+        controls = tuple(known_fields(Control, control) for control in told.get("controls", ()))
+        known = {**known_fields(cls, told), "controls": controls}
         return cls(**{**known, "request": GenerationRequest(**request)})
 
     def to_json(self) -> dict[str, Any]:
@@ -126,10 +135,6 @@ class Work:
             for control in self.controls
         ]
         return replace(self.request, image=image, mask=mask, controls=tuple(controls))
-
-
-def _known(kind: type, told: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: told[field.name] for field in fields(kind) if field.name in told}
 
 
 def _told(control: Control) -> dict[str, Any]:
