@@ -27,7 +27,7 @@ from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.fleet import _draws
 from mezzotint.serve.plate import Plate, draw_the_same
 from mezzotint.serve.wire import Order, Report
-from tests.embeddings import vectors_of, write_embedding
+from tests.embeddings import write_embedding
 
 NAMES = ("ink", "ink-wash", "negativeXL_D", "v1.1")
 
@@ -191,9 +191,3 @@ class TestFiles:
         path.write_bytes(path.read_bytes()[:50])
         with pytest.raises(ModelInvalid, match="truncated"):
             find_embeddings(tmp_path, [str(path)])
-
-    def test_vectors_are_as_they_were_written(self) -> None:
-        assert {name: tuple(each.shape) for name, each in vectors_of(3).items()} == {
-            "clip_l": (3, 32),
-            "clip_g": (3, 64),
-        }

@@ -39,7 +39,7 @@ def ui(
     from mezzotint.ui.settings import UiSettings, service_address
 
     # From a file, a key ends with a line.
-    settings = UiSettings(service_address(api, os.environ), key.strip(), host, port)
+    settings = UiSettings(service_address(api, os.environ), key.strip())
     listener = _listen(host, port)
     from mezzotint.ui.running import run_page
 

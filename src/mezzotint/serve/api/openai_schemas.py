@@ -239,7 +239,6 @@ class ImageFields(Fields):
             emphasis=bool(self.emphasis),
             hires=None if self.hires is None else Hires(**self.hires.model_dump()),
             priority=self.priority,
-            preview_every=0,
         )
         return self._styled(request)
 
