@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 MAX_IMAGES = 100
-# As over HTTP.
-MAX_CONTROL_PIXELS = 4096 * 4096
 
 
 def draw(
@@ -165,7 +163,7 @@ def _controls(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InvalidRequest(f"--control-image: {image}: {reason}", param="control-image") from None
-    pixels = read_upload(data, param="--control-image", max_pixels=MAX_CONTROL_PIXELS)
+    pixels = read_upload(data, param="--control-image")
     # Whether there is such a preprocessor, the request's check says.
     control = Control(choice.name, pixels, cast("Preprocessor", preprocessor), choice.scale)
     return (control,), () if choice.place is None else (choice.place,)

@@ -14,14 +14,14 @@ from fastapi.responses import Response
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest
 from mezzotint.errors import ModelNotFound, NotSupported
-from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask, read_upload
+from mezzotint.imaging.uploads import check_mask_size, read_mask_text, read_upload_text
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import ERRORS, A1111Error, Answer, echo_of, info_of, state_of
 from mezzotint.serve.api.a1111_controls import with_controls
 from mezzotint.serve.api.a1111_fields import check_neutral
 from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
+from mezzotint.serve.api.bounds import seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
@@ -55,12 +55,10 @@ async def img2img(fields: Img2Img, caller: CallerOf, services: ServicesOf) -> Re
 def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequest:
     if len(fields.init_images) != 1:
         raise NotSupported("init_images: one picture is served, not several", param="init_images")
-    data = decode_base64(fields.init_images[0], "init_images", MAX_UPLOAD_BYTES)
-    image = read_upload(data, param="init_images", max_pixels=MAX_UPLOAD_PIXELS)
+    image = read_upload_text(fields.init_images[0], "init_images")
     mask = None
     if fields.mask:
-        data = decode_base64(fields.mask, "mask", MAX_UPLOAD_BYTES)
-        mask = read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="white")
+        mask = read_mask_text(fields.mask, "mask", redraw="white")
         check_mask_size(mask, image)
     return fields.with_pictures(request, image, mask)
 

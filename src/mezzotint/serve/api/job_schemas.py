@@ -13,8 +13,7 @@ from pydantic import BaseModel, Field
 
 from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, NotSupported
-from mezzotint.imaging.uploads import decode_base64, read_mask, read_upload
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.imaging.uploads import read_mask_text, read_upload_text
 from mezzotint.serve.api.openai_schemas import GenerationFields
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.jobs.work import Work
@@ -44,14 +43,8 @@ class JobFields(GenerationFields):
         Raises:
             MezzotintError: one of them is not accepted.
         """
-        bound = MAX_UPLOAD_PIXELS
-        image = mask = None
-        if self.image is not None:
-            data = decode_base64(self.image, "image", MAX_UPLOAD_BYTES)
-            image = read_upload(data, param="image", max_pixels=bound)
-        if self.mask is not None:
-            data = decode_base64(self.mask, "mask", MAX_UPLOAD_BYTES)
-            mask = read_mask(data, param="mask", max_pixels=bound, redraw="transparent")
+        image = None if self.image is None else read_upload_text(self.image, "image")
+        mask = None if self.mask is None else read_mask_text(self.mask, "mask", redraw="transparent")
         return image, mask
 
     def _check_streaming(self) -> None:

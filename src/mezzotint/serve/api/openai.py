@@ -13,7 +13,6 @@ from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.bounds import MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
@@ -110,11 +109,11 @@ def _only(files: list[bytes], param: str) -> bytes:
 
 # A large picture takes a tenth of a second, which the loop has other uses for.
 def _image(data: bytes) -> Pixels:
-    return read_upload(data, param="image", max_pixels=MAX_UPLOAD_PIXELS)
+    return read_upload(data, param="image")
 
 
 def _mask(data: bytes) -> Mask:
-    return read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="transparent")
+    return read_mask(data, param="mask", redraw="transparent")
 
 
 async def _answer(

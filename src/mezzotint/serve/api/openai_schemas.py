@@ -33,9 +33,9 @@ from mezzotint.core import (
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
-from mezzotint.imaging.uploads import decode_base64, read_upload
+from mezzotint.imaging.uploads import read_upload_text
 from mezzotint.resolving import check_names, limits_with
-from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
+from mezzotint.serve.api.bounds import MAX_IMAGES, seeds_of
 from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.styles import PRESETS, STYLES
 
@@ -114,8 +114,7 @@ class ControlFields(Fields):
     end: float = Field(1.0, ge=0, le=1, description="until which")
 
     def read(self, param: str) -> Control:
-        data = decode_base64(self.image, param, MAX_UPLOAD_BYTES)
-        image = read_upload(data, param=param, max_pixels=MAX_UPLOAD_PIXELS)
+        image = read_upload_text(self.image, param)
         return Control(self.name, image, self.preprocessor, self.scale, self.start, self.end)
 
 

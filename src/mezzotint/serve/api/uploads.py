@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mezzotint.errors import InvalidRequest, NotSupported, PayloadTooLarge
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
+from mezzotint.imaging.uploads import MAX_UPLOAD_BYTES
 from mezzotint.serve.api.errors import as_invalid_request
 from mezzotint.serve.api.json_bodies import parse
 
