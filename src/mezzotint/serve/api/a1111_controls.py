@@ -30,7 +30,7 @@ from mezzotint.resolving import check_names
 from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
-from mezzotint.serve.api.errors import as_invalid_request
+from mezzotint.serve.api.errors import invalid_body
 from mezzotint.serve.api.fields import Fields
 
 __all__ = ["SCRIPTS", "router", "with_controls"]
@@ -182,8 +182,7 @@ def _unit(told: Mapping[str, Any], place: str) -> Unit:
     try:
         return Unit.model_validate(told)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise as_invalid_request({**first, "loc": ("body", place, *first["loc"])}) from None
+        raise invalid_body(error, place) from None
 
 
 def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:
