@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -28,13 +28,13 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def watch_all(gateway: Gateway, plates: Mapping[int, Plate], tell: Listener) -> None:
+async def watch_all(gateway: Gateway, plates: Sequence[Plate], tell: Listener) -> None:
     """Draw the plates of one request, telling every event with its plate's number. Cancelling it cancels all.
 
     Raises:
         MezzotintError: why the first of them failed; the others were cancelled.
     """
-    admitted = zip(plates, gateway.admit(list(plates.values())), strict=True)
+    admitted = enumerate(gateway.admit(plates))
     await together(*(watch(gateway, number, plate, tell) for number, plate in admitted))
 
 

@@ -53,6 +53,10 @@ class Plate:
         made_by["embeddings"] = drawn.receipt.get("embeddings", [])
         return _etag(self.order, made_by, self.info.device)
 
+    def with_previews(self, every: int) -> Plate:
+        """The same with a preview at every so many-th step; with 0, none."""
+        return replace(self, order=replace(self.order, request=replace(self.request, preview_every=every)))
+
 
 def with_pictures_of(first: ResolvedRequest, asked: GenerationRequest) -> GenerationRequest:
     """`asked` with the pictures of the first of several, which were brought to size once for all of them."""

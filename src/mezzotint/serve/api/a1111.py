@@ -75,7 +75,7 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
     del wanted
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
-    cost_s = services.gateway.cost_s(list(plates.values()))
+    cost_s = services.gateway.cost_s(plates)
     run = Run(plates)
     # Told of before it is let in, so that an interruption in between is not lost.
     with services.runs.entered(caller.id, run):
@@ -89,7 +89,7 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
 
 async def _prepare(
     fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services
-) -> dict[int, Plate]:
+) -> list[Plate]:
     limits = (await services.gateway.served()).limits
 
     async def prepare(wanted: GenerationRequest) -> Plate:
@@ -98,14 +98,13 @@ async def _prepare(
                 wanted, format=fields.format, model=fields.model, caller=caller
             )
         # A setting of the client's, and not of this request: it may be more than there are steps.
-        every = min(fields.preview_every, plate.request.steps)
-        return replace(plate, order=replace(plate.order, request=replace(plate.request, preview_every=every)))
+        return plate.with_previews(min(fields.preview_every, plate.request.steps))
 
     first = await prepare(wanted)
     drawn = first.request
     wanted = with_pictures_of(drawn, wanted)
     seeds = seeds_of(drawn.seed, fields.images)
-    return {number: await prepare(replace(wanted, seed=seed)) for number, seed in enumerate(seeds)}
+    return [await prepare(replace(wanted, seed=seed)) for seed in seeds]
 
 
 @router.get("/progress", summary="How far this key's last request is")

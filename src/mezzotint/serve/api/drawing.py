@@ -53,7 +53,7 @@ async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]
 
         async def watch() -> None:
             try:
-                await watch_all(gateway, dict(enumerate(plates)), tell)
+                await watch_all(gateway, plates, tell)
             except Exception as error:
                 await told.put(error)
             else:

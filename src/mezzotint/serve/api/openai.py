@@ -169,10 +169,7 @@ async def prepare_all(
 
 def _with_previews(plate: Plate, count: int) -> Plate:
     """Previews at even distances, at least `count` of them where there are steps enough."""
-    if not count:
-        return plate
-    every = max(1, plate.request.evaluations // (count + 1))
-    return replace(plate, order=replace(plate.order, request=replace(plate.request, preview_every=every)))
+    return plate.with_previews(max(1, plate.request.evaluations // (count + 1))) if count else plate
 
 
 @router.get("/v1/models", responses=answers(404), summary="The served model, and its aliases")
