@@ -884,7 +884,7 @@ class TestHtml:
     )
     def test_how_far_a_drawing_is_is_said_in_words(self, changes: dict[str, Any], words: str) -> None:
         drawing = Drawing("job_1", "an owl", 1, (8, 8), time.time(), **changes)
-        assert cards.told(drawing) == words
+        assert cards.progress_text(drawing) == words
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,7 @@ class Gateway:
                 if event is None:
                     return
                 if isinstance(event, Refused):
-                    raise _told(event.to_error())
+                    raise _with_retry_after(event.to_error())
                 if isinstance(event, Drawn):
                     current().note_drawn(event.queue_s, event.compute_s)
                     yield event
@@ -328,7 +328,7 @@ async def open_gateway(
         yield gateway
 
 
-def _told(error: MezzotintError) -> MezzotintError:
+def _with_retry_after(error: MezzotintError) -> MezzotintError:
     # The client knows the time of a retry only when the server says one.
     if error.retryable and error.status in (429, 503) and error.retry_after_s is None:
         error.retry_after_s = RETRY_AFTER_SECONDS

@@ -19,9 +19,9 @@ __all__ = [
     "drawings_list",
     "notice_box",
     "opened_picture",
+    "progress_text",
     "receipt_text",
     "said_aloud",
-    "told",
     "word",
 ]
 
@@ -72,7 +72,7 @@ def drawings_list(drawings: Iterable[Drawing], *, searching: bool, more: int, zo
     return f'<ol class="mz-drawings">{cards}</ol>{rest}'
 
 
-def told(drawing: Drawing) -> str:
+def progress_text(drawing: Drawing) -> str:
     """How far it is, in words."""
     match drawing.state:
         case "asked":
@@ -170,7 +170,7 @@ def _card(drawing: Drawing, zone: tzinfo) -> str:
         f'<li class="mz-drawing" tabindex="-1" data-job="{escape(drawing.id)}" data-state="{drawing.state}"'
         f'{asked}>{plates}<p class="mz-prompt">{escape(drawing.prompt)}</p>{_progress(drawing)}{warned}'
         '<div class="mz-foot">'
-        f'<span class="mz-told">{escape(told(drawing) or _when(drawing.at, zone))}</span>'
+        f'<span class="mz-told">{escape(progress_text(drawing) or _when(drawing.at, zone))}</span>'
         f"{_action(drawing)}</div></li>"
     )
 
@@ -189,7 +189,7 @@ def _progress(drawing: Drawing) -> str:
     return (
         f'<div class="mz-progress" role="progressbar" aria-label="Progress of {escape(drawing.prompt)}" '
         f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
-        f'aria-valuetext="{escape(told(drawing))}"><div style="width:{percent}%"></div></div>'
+        f'aria-valuetext="{escape(progress_text(drawing))}"><div style="width:{percent}%"></div></div>'
     )
 
 

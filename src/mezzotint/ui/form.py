@@ -106,7 +106,7 @@ class Wish:
             # A picture that is changed keeps its size, or the nearest that is served.
             "size": self.size if self.image is None else "",
             # Nor has it a second stage: the service enlarges what is drawn from words.
-            "hires": _told(self.hires) if self.image is None else None,
+            "hires": _hires_body(self.hires) if self.image is None else None,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "scheduler": self.scheduler,
@@ -236,7 +236,7 @@ def _of_guide(guide: Guide | None) -> dict[str, Any]:
     }
 
 
-def _told(hires: Hires | None) -> dict[str, Any] | None:
+def _hires_body(hires: Hires | None) -> dict[str, Any] | None:
     if hires is None:
         return None
     return {name: value for name, value in asdict(hires).items() if value is not None}

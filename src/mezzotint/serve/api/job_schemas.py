@@ -20,7 +20,7 @@ from mezzotint.serve.jobs.work import Work
 from mezzotint.serve.services import Services
 from mezzotint.serve.stores.job import Job, JobState
 
-__all__ = ["JobAnswer", "JobFields", "JobList", "cursor_of", "read_cursor", "told", "told_images"]
+__all__ = ["JobAnswer", "JobFields", "JobList", "cursor_of", "image_answers", "job_answer", "read_cursor"]
 
 
 class JobFields(GenerationFields):
@@ -101,7 +101,7 @@ class JobList(BaseModel):
     next_cursor: str | None
 
 
-def told(job: Job) -> JobAnswer:
+def job_answer(job: Job) -> JobAnswer:
     """The job without what takes another look: images and progress."""
     work = Work.from_json(job.request)
     width, height = work.size
@@ -123,7 +123,7 @@ def told(job: Job) -> JobAnswer:
     )
 
 
-def told_images(job: Job, request: Request, services: Services) -> list[JobImageAnswer]:
+def image_answers(job: Job, request: Request, services: Services) -> list[JobImageAnswer]:
     return [
         JobImageAnswer(
             index=image.index,

@@ -22,9 +22,9 @@ from mezzotint.serve.api.job_schemas import (
     JobFields,
     JobList,
     cursor_of,
+    image_answers,
+    job_answer,
     read_cursor,
-    told,
-    told_images,
 )
 from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.openai import prepare_all
@@ -129,7 +129,7 @@ async def page(
     jobs = await services.jobs.page(caller.id, before=before, limit=limit + 1, state=state)
     more = len(jobs) > limit
     return JobList(
-        data=[told(job) for job in jobs[:limit]],
+        data=[job_answer(job) for job in jobs[:limit]],
         has_more=more,
         next_cursor=cursor_of(jobs[limit - 1]) if more else None,
     )
@@ -226,9 +226,9 @@ async def _as_sent(event: JobEvent, request: Request, services: Services) -> Ser
 
 async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
     """The job with its pictures, and how far it is."""
-    answer = told(job)
+    answer = job_answer(job)
     current().note_seed(answer.seeds[0])
-    answer.images = told_images(job, request, services)
+    answer.images = image_answers(job, request, services)
     if job.state == "queued":
         answer.progress = 0.0
         answer.position = await services.jobs.position(job)
