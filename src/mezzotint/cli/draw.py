@@ -27,7 +27,7 @@ from mezzotint.core import (
     Progress,
     Queued,
 )
-from mezzotint.errors import GenerationFailed, InvalidRequest
+from mezzotint.errors import GenerationFailed, InvalidRequest, os_error_text
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
 from mezzotint.models.controlnets import read_choice
@@ -161,7 +161,7 @@ def _controls(
     try:
         data = image.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_error_text(error)
         raise InvalidRequest(f"--control-image: {image}: {reason}", param="control-image") from None
     pixels = read_upload(data, param="--control-image")
     # Whether there is such a preprocessor, the request's check says.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.core import ModelLimits
-from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
+from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid, os_error_text
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, PIXELS_PER_LATENT, CatalogueEntry, limits_of_size
 from mezzotint.models.controlnets import find_controlnets
@@ -133,7 +133,7 @@ def find_model(name: str) -> Path:
         if path.is_dir():
             raise ModelNotFound(f"{name} is not a diffusers model: it has no model_index.json")
     except OSError as error:
-        raise ModelNotFound(f"no model {name!r} that can be read: {_reason(error)}") from None
+        raise ModelNotFound(f"no model {name!r} that can be read: {os_error_text(error)}") from None
     except RuntimeError:
         raise ModelNotFound(f"no model {name!r}: there is no user of that name") from None
     known = ", ".join(CATALOGUE)
@@ -257,7 +257,7 @@ def _is_installed(entry: CatalogueEntry) -> bool:
         return sign.is_file()
     except OSError as error:
         raise SettingInvalid(
-            f"MEZZOTINT_HOME takes a folder that can be read; {sign.parent}: {_reason(error)}",
+            f"MEZZOTINT_HOME takes a folder that can be read; {sign.parent}: {os_error_text(error)}",
             param="MEZZOTINT_HOME",
         ) from None
 
@@ -265,7 +265,3 @@ def _is_installed(entry: CatalogueEntry) -> bool:
 def _sizes(path: Path) -> list[tuple[str, int]]:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return [(str(file), file.stat().st_size) for file in files]
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -24,7 +24,7 @@ import psutil
 
 from mezzotint.config import Settings
 from mezzotint.cores import prepare_cores
-from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
+from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, os_error_text
 from mezzotint.serve.proxy import PROXY_CALLBACK
 from mezzotint.serve.telemetry.forwarding import forward_logs
 
@@ -79,7 +79,7 @@ def choose_port(host: str, port: int) -> int:
     try:
         return _probe(host, candidates[-1])
     except OSError as error:
-        raise _cannot_listen(host, port, (error.strerror or str(error)).lower()) from None
+        raise _cannot_listen(host, port, os_error_text(error)) from None
 
 
 def _probe(host: str, port: int) -> int:
