@@ -25,7 +25,7 @@ from mezzotint.models.locations import find_model
 from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.fleet import _draws
-from mezzotint.serve.plate import Plate, draw_the_same
+from mezzotint.serve.prepared import PreparedRequest, draw_the_same
 from mezzotint.serve.wire import Order, Report
 from tests.embeddings import write_embedding
 
@@ -133,7 +133,9 @@ class TestRequests:
     def test_another_file_of_the_same_name_is_another_picture(self) -> None:
         other = FakeBackend(embeddings=(ServedEmbedding("ink", "c" * 64, 1),))
         request = resolve(GenerationRequest("ink", seed=1), other.info.limits)
-        etags = {Plate(Order(request), ANYONE, info, 0.0).etag for info in (LIMITS.info, other.info)}
+        etags = {
+            PreparedRequest(Order(request), ANYONE, info, 0.0).etag for info in (LIMITS.info, other.info)
+        }
         assert len(etags) == 2
         assert not draw_the_same(LIMITS.info, other.info)
 

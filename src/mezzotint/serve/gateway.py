@@ -33,7 +33,7 @@ from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE, Caller
 from mezzotint.serve.background import in_background
 from mezzotint.serve.fleet import Fleet
-from mezzotint.serve.plate import Plate, draw_the_same
+from mezzotint.serve.prepared import PreparedRequest, draw_the_same
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.telemetry.record import current
 from mezzotint.serve.telemetry.tracing import OFF, Tracing, headers_of
@@ -106,14 +106,14 @@ class Gateway:
         """How the replicas stand, as last heard."""
         return self._fleet.reports
 
-    def foresees(self, plate: Plate) -> bool:
-        """Whether each replica that may get the plate draws what it was prepared for: not while replicas of
+    def foresees(self, prepared: PreparedRequest) -> bool:
+        """Whether each replica that may get the request draws what it was prepared for: not while replicas of
         one model are being replaced by those of another."""
-        return all(draw_the_same(each.info, plate.info) for each in self.reports if each.healthy)
+        return all(draw_the_same(each.info, prepared.info) for each in self.reports if each.healthy)
 
-    def cost_s(self, plates: Iterable[Plate]) -> float:
-        """Seconds of an engine that the plates take, as the engines have measured; 0 before they have."""
-        return sum(self._fleet.cost_s(plate.request) for plate in plates)
+    def cost_s(self, requests: Iterable[PreparedRequest]) -> float:
+        """Seconds of an engine that the requests take, as the engines have measured; 0 before they have."""
+        return sum(self._fleet.cost_s(prepared.request) for prepared in requests)
 
     async def start(self) -> None:
         """Wait until a replica has said what it serves, however long loading takes."""
@@ -156,7 +156,7 @@ class Gateway:
         caller: Caller = ANYONE,
         request_id: str = "",
         longest_s: float | None = None,
-    ) -> Plate:
+    ) -> PreparedRequest:
         """Check the request against the served model and fill in its defaults.
 
         longest_s: the most that the deadline may be, by default the gateway's own.
@@ -188,10 +188,10 @@ class Gateway:
             compression,
             request_id=request_id or current().request_id,
         )
-        return Plate(order, caller, info, time.monotonic() + deadline_s)
+        return PreparedRequest(order, caller, info, time.monotonic() + deadline_s)
 
-    def admit(self, plates: Sequence[Plate], *, at_once: bool = True) -> list[Plate]:
-        """The plates of one request, let in or refused as one: none of them is in the way of another.
+    def admit(self, requests: Sequence[PreparedRequest], *, at_once: bool = True) -> list[PreparedRequest]:
+        """The pictures of one request, let in or refused as one: none of them is in the way of another.
 
         at_once: there must be room for all of them; else for one, and an engine may yet refuse the others.
 
@@ -199,29 +199,31 @@ class Gateway:
             QueueFull: by the latest reports, there is none.
         """
         # One alone is judged when it is sent, in the same moment as what is sent is counted.
-        if len(plates) == 1:
-            return list(plates)
-        request, count = plates[0].request, len(plates) if at_once else 1
+        if len(requests) == 1:
+            return list(requests)
+        request, count = requests[0].request, len(requests) if at_once else 1
         refusal = self._fleet.refusal(request, count=count)
         if refusal is not None:
             raise self._fleet.promise(refusal, request, count=count)
         group = secrets.token_hex(8)
-        return [replace(plate, order=replace(plate.order, group=group)) for plate in plates]
+        return [replace(prepared, order=replace(prepared.order, group=group)) for prepared in requests]
 
-    async def draw(self, plate: Plate) -> Drawn:
-        """Draw the plate.
+    async def draw(self, prepared: PreparedRequest) -> Drawn:
+        """Draw the picture.
 
         Raises:
             MezzotintError: why there is no picture.
         """
-        async with aclosing(self.stream(plate, progress=False)) as events:
+        async with aclosing(self.stream(prepared, progress=False)) as events:
             async for event in events:
                 if isinstance(event, Drawn):
                     return event
         raise GenerationFailed("the replica ended without a picture")
 
-    async def stream(self, plate: Plate, *, progress: bool = True) -> AsyncGenerator[Queued | Step | Drawn]:
-        """Draw the plate, event by event up to `Drawn`. Closing the iterator cancels the work.
+    async def stream(
+        self, prepared: PreparedRequest, *, progress: bool = True
+    ) -> AsyncGenerator[Queued | Step | Drawn]:
+        """Draw the picture, event by event up to `Drawn`. Closing the iterator cancels the work.
 
         The replica that finishes it first draws it, and another once more when that was lost, is closing or
         had no room after all. The picture is the same, for the order leaves nothing open.
@@ -235,24 +237,24 @@ class Gateway:
         lost: MezzotintError | None = None
         while True:
             with self._tracing.span("admission"):
-                admitted = lost is not None or bool(plate.order.group)
-                order = self._order(plate, avoid, progress, admitted=admitted)
+                admitted = lost is not None or bool(prepared.order.group)
+                order = self._order(prepared, avoid, progress, admitted=admitted)
             try:
-                async with aclosing(self._once(order, plate, retry=bool(avoid))) as events:
+                async with aclosing(self._once(order, prepared, retry=bool(avoid))) as events:
                     async for event in events:
                         yield event
                 return
             except (QueueFull, DeadlineUnreachable) as error:
                 if lost is not None:
                     # It had a place already, and waits for another as long as its deadline lets it.
-                    left = max(0.0, plate.deadline - time.monotonic())
+                    left = max(0.0, prepared.deadline - time.monotonic())
                     await asyncio.sleep(min(error.retry_after_s or RETRY_AFTER_SECONDS, left))
                     continue
                 if isinstance(error, DeadlineUnreachable):
                     raise
                 # Whoever knows of no other would only wait for the same one.
-                if avoid or not self._fleet.choose(plate.request, avoid=(order.replica,)):
-                    raise self._fleet.promise(error, plate.request) from None
+                if avoid or not self._fleet.choose(prepared.request, avoid=(order.replica,)):
+                    raise self._fleet.promise(error, prepared.request) from None
             except (ModelLoading, ReplicaLost, ShuttingDown) as error:
                 self._fleet.forget(order.replica)
                 if lost is not None:
@@ -263,35 +265,37 @@ class Gateway:
             current().retries += 1
 
     async def _once(
-        self, order: Order, plate: Plate, *, retry: bool
+        self, order: Order, prepared: PreparedRequest, *, retry: bool
     ) -> AsyncGenerator[Queued | Step | Drawn]:
         with (
-            self._fleet.sending(order.replica, plate.request),
+            self._fleet.sending(order.replica, prepared.request),
             self._tracing.span("order", {"mezzotint.replica": order.replica, "retry": retry}) as span,
         ):
             order = replace(order, trace=headers_of(span))
-            async with aclosing(self._attempt(order, plate.deadline)) as events:
+            async with aclosing(self._attempt(order, prepared.deadline)) as events:
                 async for event in events:
                     yield event
 
-    def _order(self, plate: Plate, avoid: tuple[str, ...], progress: bool, *, admitted: bool) -> Order:
+    def _order(
+        self, prepared: PreparedRequest, avoid: tuple[str, ...], progress: bool, *, admitted: bool
+    ) -> Order:
         """What is asked of a replica now. What was admitted once is not refused here again.
 
         Raises:
             DeadlineExceeded: there is no time left.
             QueueFull: by the latest reports, none has room.
         """
-        left = plate.deadline - time.monotonic()
+        left = prepared.deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded("the request's deadline passed")
-        refusal = None if admitted else self._fleet.refusal(plate.request, avoid)
+        refusal = None if admitted else self._fleet.refusal(prepared.request, avoid)
         if refusal is not None:
-            raise self._fleet.promise(refusal, plate.request)
+            raise self._fleet.promise(refusal, prepared.request)
         return replace(
-            plate.order,
-            request=replace(plate.request, deadline_s=left),
+            prepared.order,
+            request=replace(prepared.request, deadline_s=left),
             progress=progress,
-            replica=self._fleet.choose(plate.request, avoid),
+            replica=self._fleet.choose(prepared.request, avoid),
             avoid=avoid,
         )
 

@@ -26,7 +26,7 @@ from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.naming import named_as_sent
-from mezzotint.serve.plate import Plate, with_pictures_of
+from mezzotint.serve.prepared import PreparedRequest, with_pictures_of
 from mezzotint.serve.runs import Run
 from mezzotint.serve.services import Services
 
@@ -70,35 +70,35 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
             wanted = await asyncio.to_thread(with_controls, wanted, fields.alwayson_scripts, limits)
         # The answer's echo has no use for its pictures.
         fields.alwayson_scripts = None
-    plates = await _prepare(fields, wanted, caller, services)
+    requests = await _prepare(fields, wanted, caller, services)
     # Decoded as they were sent, nobody needs the pictures while they are drawn.
     del wanted
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
-    cost_s = services.gateway.cost_s(plates)
-    run = Run(plates)
+    cost_s = services.gateway.cost_s(requests)
+    run = Run(requests)
     # Told of before it is let in, so that an interruption in between is not lost.
     with services.runs.entered(caller.id, run):
-        async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
+        async with services.access.admit(caller, images=len(requests), compute_s=cost_s) as admission:
             drawn = await run.draw(services.gateway, admission)
     images = [base64.b64encode(each.data).decode() for each in drawn if fields.send_images]
-    info = json.dumps(info_of(fields, plates[0], drawn, run))
+    info = json.dumps(info_of(fields, requests[0], drawn, run))
     body = f'{{"images":{json.dumps(images)},"parameters":{echo},"info":{json.dumps(info)}}}'
     return Response(body, media_type="application/json")
 
 
 async def _prepare(
     fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services
-) -> list[Plate]:
+) -> list[PreparedRequest]:
     limits = (await services.gateway.served()).limits
 
-    async def prepare(wanted: GenerationRequest) -> Plate:
+    async def prepare(wanted: GenerationRequest) -> PreparedRequest:
         with named_as_sent(wanted, limits, SENT_AS):
-            plate = await services.gateway.prepare(
+            prepared = await services.gateway.prepare(
                 wanted, format=fields.format, model=fields.model, caller=caller
             )
         # A setting of the client's, and not of this request: it may be more than there are steps.
-        return plate.with_previews(min(fields.preview_every, plate.request.steps))
+        return prepared.with_previews(min(fields.preview_every, prepared.request.steps))
 
     first = await prepare(wanted)
     drawn = first.request

@@ -97,12 +97,12 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
         MezzotintError: a field is not accepted, or the key may not.
     """
     image, mask = await asyncio.to_thread(fields.read_pictures)
-    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
-    cost_s = services.gateway.cost_s(plates)
-    check_possible(caller, len(plates), cost_s)
+    requests = await prepare_all(fields, services, caller, image=image, mask=mask)
+    cost_s = services.gateway.cost_s(requests)
+    check_possible(caller, len(requests), cost_s)
     # Asking counts now, drawing when it is drawn.
     async with services.access.admit(caller, images=0, compute_s=0.0):
-        first = plates[0].request
+        first = requests[0].request
         work = Work.of(
             first,
             model=(await services.gateway.served()).model,
