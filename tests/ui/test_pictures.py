@@ -201,7 +201,7 @@ def test_nor_is_it_after_one_that_did_not_come(
     draw(page, "a noddy")
     panel = open_picture(page, "a noddy")
     with monkeypatch.context() as patched:
-        patched.setattr("mezzotint.ui.desk.Desk.picture", silent)
+        patched.setattr("mezzotint.ui.controller.Controller.picture", silent)
         panel.get_by_role("button", name="Change it").click()
         expect(page.get_by_role("alert")).to_contain_text("The drawing service does not answer just now.")
     page.get_by_role("tab", name="Change a picture").click()

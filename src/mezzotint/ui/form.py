@@ -14,7 +14,7 @@ from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 from mezzotint.ui.stages import OFF, choice_of, larger, read_choice, stage_in_words
 
-__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed", "read_whole"]
+__all__ = ["KEPT", "STYLES", "TABS", "JobRequest", "filled", "read_kept", "read_seed", "read_whole"]
 
 PREVIEWS = 3
 # The service's words for `style_preset`; a service that knows others refuses these by name.
@@ -67,7 +67,7 @@ STILL = "It followed a guiding picture: see that the one under Guiding picture i
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobRequest:
     """What somebody asks for. None and empty: as the service thinks best. image, mask, guiding: files.
 
     seed: None draws one at random. guide: how `guiding` is followed.
