@@ -234,7 +234,7 @@ async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
         answer.position = await services.jobs.position(job)
         answer.eta_s = _foreseen(job, _eta_s(job, answer.position, services), services)
     elif job.state == "running":
-        latest = await services.jobs.latest_event(job.id, "progress")
+        latest = await services.jobs.events.latest(job.id, "progress")
         news = {} if latest is None else latest.data
         answer.progress = news.get("progress", 0.0)
         answer.position = news.get("position")
