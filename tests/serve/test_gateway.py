@@ -28,7 +28,8 @@ from mezzotint.errors import (
     ReplicaLost,
     ShuttingDown,
 )
-from mezzotint.serve.gateway import Gateway, Replicas, open_gateway
+from mezzotint.serve.dispatch import Replicas
+from mezzotint.serve.gateway import Gateway, open_gateway
 from mezzotint.serve.health import FAILURES_IN_A_ROW
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
@@ -191,7 +192,7 @@ async def test_who_takes_the_picture_only_after_the_deadline_hears_of_no_deadlin
             async for event in gateway.stream(prepared):
                 if isinstance(event, Drawn):
                     drawn += 1
-                    patched.setattr("mezzotint.serve.gateway.time", late)
+                    patched.setattr("mezzotint.serve.dispatch.time", late)
         assert drawn == 1
 
 

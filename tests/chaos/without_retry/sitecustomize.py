@@ -4,7 +4,7 @@ import sys
 from contextlib import aclosing
 
 if any("default_worker" in argument for argument in sys.orig_argv):
-    from mezzotint.serve.gateway import Gateway
+    from mezzotint.serve.dispatch import Dispatcher
 
     async def one_attempt(self, prepared, *, progress=True):  # type: ignore[no-untyped-def]
         order = self._order(prepared, (), progress, admitted=False)
@@ -13,4 +13,4 @@ if any("default_worker" in argument for argument in sys.orig_argv):
                 async for event in events:
                     yield event
 
-    Gateway.stream = one_attempt
+    Dispatcher.stream = one_attempt
