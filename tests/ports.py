@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mezzotint.serve.local import choose_port
+from mezzotint.serve.ports import choose_port
 
 __all__ = ["free_port"]
 

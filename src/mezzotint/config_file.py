@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import SettingInvalid
+from mezzotint.errors import SettingInvalid, os_error_text
 
 __all__ = ["read_table"]
 
@@ -30,8 +30,7 @@ def read_table(path: Path) -> dict[str, Any]:
         # Some editors begin a file with a mark that TOML does not know.
         found = read(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise SettingInvalid(f"{path}: cannot be read: {reason}", param="config") from None
+        raise SettingInvalid(f"{path}: cannot be read: {os_error_text(error)}", param="config") from None
     except ValueError as error:
         # Both parsers say where, over several lines.
         raise SettingInvalid(f"{path}: {' '.join(str(error).split())}", param="config") from None

@@ -1,4 +1,4 @@
-"""Every error Mezzotint raises on purpose, in one tree.
+"""Every error Mezzotint raises on purpose, in one tree; and what the system's own say.
 
 ::
 
@@ -68,6 +68,7 @@ __all__ = [
     "StoreUnavailable",
     "Unauthenticated",
     "UnsupportedImage",
+    "os_error_text",
 ]
 
 # What a client is told where nobody knows better, and at most: the official OpenAI clients give up instead of
@@ -317,3 +318,8 @@ class HeadersTooLarge(MezzotintError):
     status = 431
     type = "invalid_request_error"
     code = "headers_too_large"
+
+
+def os_error_text(error: Exception) -> str:
+    """Why a file, a folder or a socket cannot be used: `permission denied`, without its path or a number."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()

@@ -413,8 +413,8 @@ async def test_after_an_interruption_the_lists_in_info_go_along_with_the_picture
     kept = []
 
     class Watched(Run):
-        def __init__(self, plates: Any) -> None:
-            super().__init__(plates)
+        def __init__(self, requests: Any) -> None:
+            super().__init__(requests)
             kept.append(self)
 
         async def _take(self, number: int, event: Any) -> None:

@@ -185,7 +185,7 @@ async def test_a_job_keeps_them_with_a_picture_and_forgets_them_with_it(server: 
     assert (first, second["name"]) == (USED, "depth")
     for name in names:
         assert (await server.client.get(f"/v1/images/files/{name}")).status_code == 200
-    assert await server.services.jobs.forget(0, server.services.images.delete) == 1
+    assert await server.services.jobs.expired.forget(0, server.services.images.delete) == 1
     for name in names:
         assert (await server.client.get(f"/v1/images/files/{name}")).status_code == 404
 

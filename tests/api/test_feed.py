@@ -14,8 +14,9 @@ import pytest
 
 from mezzotint.serve.jobs import feed as feeds
 from mezzotint.serve.jobs.feed import Feed
-from mezzotint.serve.stores.database import open_database
+from mezzotint.serve.stores.database import Database, open_database
 from mezzotint.serve.stores.job import Job, JobEvent, NewJob
+from mezzotint.serve.stores.job_events import JobEvents
 from mezzotint.serve.stores.jobs import JobStore
 from mezzotint.serve.telemetry.record import Record, current, open_record
 
@@ -23,22 +24,29 @@ OWNER = "runner"
 LEASE_SECONDS = 60.0
 
 
-class CountingStore(JobStore):
+class CountingEvents(JobEvents):
     """Counts what is asked of it."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
         self.asked: Counter[str] = Counter()
 
-    async def last_event_id(self) -> int:
-        self.asked["last_event_id"] += 1
-        return await super().last_event_id()
+    async def last_id(self) -> int:
+        self.asked["last_id"] += 1
+        return await super().last_id()
 
-    async def events_after(
+    async def after(
         self, last_id: int, ids: Collection[str] | None = None, limit: int = 1000
     ) -> list[JobEvent]:
-        self.asked["events_after"] += 1
-        return await super().events_after(last_id, ids, limit)
+        self.asked["after"] += 1
+        return await super().after(last_id, ids, limit)
+
+
+class CountingStore(JobStore):
+    def __init__(self, database: Database, max_jobs: int) -> None:
+        super().__init__(database, max_jobs)
+        self.events = CountingEvents(database)
+        self.asked = self.events.asked
 
 
 @pytest.fixture
@@ -71,7 +79,7 @@ async def test_nothing_is_lost_and_nothing_told_twice_however_writers_and_listen
 
     async def write(job: Job) -> None:
         for number in range(25):
-            written[job.id].append(await store.append_event(job.id, "progress", {"number": number}))
+            written[job.id].append(await store.events.append(job.id, "progress", {"number": number}))
             await asyncio.sleep(chance.uniform(0, 0.01))
         await store.finish(job.id, OWNER, "done")
 
@@ -95,9 +103,9 @@ async def test_nothing_is_lost_and_nothing_told_twice_however_writers_and_listen
 
 async def test_an_id_that_no_event_has_come_to_is_as_if_none_were_named(store: CountingStore) -> None:
     [job] = await started(store, 1)
-    await store.append_event(job.id, "progress", {})
+    await store.events.append(job.id, "progress", {})
     async with Feed(store) as feed, asyncio.timeout(30):
-        async with aclosing(feed.follow(job.id, await store.last_event_id() + 1000)) as events:
+        async with aclosing(feed.follow(job.id, await store.events.last_id() + 1000)) as events:
             told = [await anext(events) for _ in range(3)]
             await store.finish(job.id, OWNER, "done")
             told += [event async for event in events]
@@ -112,7 +120,7 @@ async def test_a_look_that_breaks_is_not_the_last(
     async with Feed(store) as feed, asyncio.timeout(30):
         listening = asyncio.create_task(heard(feed, job))
         # It has looked back twice by itself, and one look a tick follows.
-        while store.asked["last_event_id"] < 2:
+        while store.asked["last_id"] < 2:
             await asyncio.sleep(0.01)
         broken = asyncio.Event()
 
@@ -121,7 +129,7 @@ async def test_a_look_that_breaks_is_not_the_last(
             raise RuntimeError
 
         with monkeypatch.context() as patch:
-            patch.setattr(store, "last_event_id", fail)
+            patch.setattr(store.events, "last_id", fail)
             await broken.wait()
         await store.finish(job.id, OWNER, "done")
         assert (await listening)[-1].kind == "done"
@@ -132,13 +140,13 @@ async def test_looks_for_all_are_not_noted_of_the_request_that_came_first(
 ) -> None:
     monkeypatch.setattr(feeds, "POLL_SECONDS", 0.01)
     [job] = await started(store, 1)
-    look, named = store.last_event_id, list[str]()
+    look, named = store.events.last_id, list[str]()
 
     async def noting() -> int:
         named.append(current().request_id)
         return await look()
 
-    monkeypatch.setattr(store, "last_event_id", noting)
+    monkeypatch.setattr(store.events, "last_id", noting)
     async with Feed(store) as feed, asyncio.timeout(30):
         with open_record(Record("req_first")):
             listening = asyncio.create_task(heard(feed, job))
@@ -168,15 +176,15 @@ async def test_many_listeners_cost_what_one_costs(
                 listening += [asyncio.create_task(heard(feed, job)) for job in some]
                 # Each looks back for itself until it finds nothing more; while nothing is written nobody
                 # looks again.
-                while store.asked["events_after"] < 2 * len(listening):
+                while store.asked["after"] < 2 * len(listening):
                     await asyncio.sleep(0.01)
         store.asked.clear()
         began = time.monotonic()
         for _ in range(10):
-            await store.append_event(jobs[0].id, "progress", {})
+            await store.events.append(jobs[0].id, "progress", {})
             await asyncio.sleep(feeds.POLL_SECONDS)
         async with asyncio.timeout(60):
-            while not (store.asked["last_event_id"] and store.asked["events_after"]):
+            while not (store.asked["last_id"] and store.asked["after"]):
                 await asyncio.sleep(feeds.POLL_SECONDS)
         asked, ticks = store.asked.copy(), (time.monotonic() - began) / feeds.POLL_SECONDS
         for task in listening:
@@ -187,7 +195,7 @@ async def test_many_listeners_cost_what_one_costs(
     async with Feed(store) as feed:
         for listeners in (300, 1):
             asked, ticks = await looks(feed, listeners)
-            assert 0 < asked["last_event_id"] <= ticks + 1
+            assert 0 < asked["last_id"] <= ticks + 1
             # One for each event that was written at most.
-            assert 0 < asked["events_after"] <= 10
+            assert 0 < asked["after"] <= 10
             store.asked.clear()

@@ -114,7 +114,7 @@ async def told_of(server: Gate, job: dict[str, Any], kind: str, count: int) -> N
     """Wait until the store has so many events of the kind."""
 
     async def there() -> bool:
-        told = await server.services.jobs.events_after(0, [job["id"]])
+        told = await server.services.jobs.events.after(0, [job["id"]])
         return sum(event.kind == kind for event in told) >= count
 
     await until(there, f"{count} events of {kind} of {job['id']}")
@@ -300,7 +300,7 @@ async def test_a_listener_that_comes_back_is_answered_at_once_however_long_nothi
 ) -> None:
     server.services.runner._full_until = math.inf
     job = await create(server)
-    last = await server.services.jobs.last_event_id()
+    last = await server.services.jobs.events.last_id()
     request = Request({"type": "http", "headers": []})
     async with asyncio.timeout(60):
         answer = await follow(job["id"], request, server.services, ANYONE, last)

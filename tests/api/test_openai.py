@@ -25,8 +25,8 @@ from mezzotint.config import Settings
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed, MezzotintError, StoreUnavailable
+from mezzotint.imaging.uploads import MAX_UPLOAD_BYTES
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
 from mezzotint.serve.api.dependencies import caller_of
 from mezzotint.serve.api.openai_schemas import GenerationFields
 from mezzotint.serve.http import build_http

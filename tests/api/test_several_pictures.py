@@ -58,8 +58,8 @@ async def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     [(GENERATIONS, SEVERAL), (GENERATIONS, {**SEVERAL, "stream": True}), ("/sdapi/v1/txt2img", A1111)],
 )
 async def test_an_idle_engine_draws_all_of_them(server: Gate, path: str, body: dict[str, Any]) -> None:
-    plate = await server.services.gateway.prepare(GenerationRequest("a", steps=STEPS, width=64, height=64))
-    assert server.services.gateway.cost_s([plate]) > BACKLOG_SECONDS / 2
+    prepared = await server.services.gateway.prepare(GenerationRequest("a", steps=STEPS, width=64, height=64))
+    assert server.services.gateway.cost_s([prepared]) > BACKLOG_SECONDS / 2
     answer = await server.client.post(path, json=body)
     assert answer.status_code == 200, answer.text
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mezzotint.serve.telemetry.exposition import Families
 from tests.chaos.processes import REPLACED_SECONDS
 from tests.servers import Server
 
@@ -118,12 +119,18 @@ def _carry_out(command: dict[str, Any]) -> Any:
         deployments = serve.status().applications[APP_NAME].deployments
         return {name: dict(told.replica_states) for name, told in deployments.items()}
     if command["what"] == "in_engines":
-        told = serve.get_deployment_handle("engine", APP_NAME).broadcast("status").results()
-        return sum(sum(status.values()) for status in told)
+        counted = serve.get_deployment_handle("engine", APP_NAME).broadcast("metrics").results()
+        return sum(_in_engine(families) for families in counted)
     began = time.monotonic()
     logs = {"enable_access_log": False, "log_level": "WARNING"}
     serve.run(build_app(command["settings"]), name=APP_NAME, route_prefix="/", logging_config=logs)
     return time.monotonic() - began
+
+
+def _in_engine(families: Families) -> int:
+    """Whatever their state."""
+    _, samples = families["mezzotint_images_in_engine"]
+    return sum(int(float(line.rpartition(" ")[2])) for line in samples.splitlines())
 
 
 if __name__ == "__main__":

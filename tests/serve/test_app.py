@@ -205,7 +205,7 @@ def test_a_signal_breaks_off_a_start_that_hangs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     monkeypatch.setattr(local, "_prepare_environment", lambda: None)
     monkeypatch.setattr(local, "_start_ray", start)
-    monkeypatch.setattr(local, "_abandon", lambda *_, own_ray: given_up.append(own_ray))
+    monkeypatch.setattr(local, "abandon", lambda *_, own_ray: given_up.append(own_ray))
     with (
         local.stop_signals() as signals,
         pytest.raises(local.StartInterrupted),

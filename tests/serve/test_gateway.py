@@ -28,7 +28,8 @@ from mezzotint.errors import (
     ReplicaLost,
     ShuttingDown,
 )
-from mezzotint.serve.gateway import Gateway, Replicas, open_gateway
+from mezzotint.serve.dispatch import Replicas
+from mezzotint.serve.gateway import Gateway, open_gateway
 from mezzotint.serve.health import FAILURES_IN_A_ROW
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
@@ -108,11 +109,11 @@ def two(**options: Any) -> dict[str, FakeBackend]:
 )
 async def test_what_one_replica_cannot_take_is_drawn_by_another_and_the_same(fault: MezzotintError) -> None:
     async with gateway_over(two()) as (gateway, several):
-        plate = await gateway.prepare(GenerationRequest("a", steps=2))
-        undisturbed = await gateway.draw(plate)
+        prepared = await gateway.prepare(GenerationRequest("a", steps=2))
+        undisturbed = await gateway.draw(prepared)
         several.asked.clear()
         several.first_fault = fault
-        assert (await gateway.draw(plate)).data == undisturbed.data
+        assert (await gateway.draw(prepared)).data == undisturbed.data
         assert sorted(several.asked) == ["a", "b"]
 
 
@@ -125,8 +126,8 @@ async def test_a_picture_costs_at_the_gateway_what_its_engine_counts_for_it() ->
     try:
         async with open_gateway(Several({"a": replica}), LIMIT_SECONDS) as gateway:
             for steps in (1, 50):
-                plate = await gateway.prepare(GenerationRequest("a", steps=steps))
-                assert gateway.cost_s([plate]) == pytest.approx(steps * 0.1 + 0.3)
+                prepared = await gateway.prepare(GenerationRequest("a", steps=steps))
+                assert gateway.cost_s([prepared]) == pytest.approx(steps * 0.1 + 0.3)
     finally:
         await asyncio.to_thread(replica.close)
 
@@ -141,7 +142,7 @@ async def test_a_second_loss_is_told_and_not_a_third_attempt_made() -> None:
 
 async def test_a_loss_while_drawing_is_told_as_one_though_no_other_replica_is_ready() -> None:
     async with gateway_over(two()) as (gateway, several):
-        plate = await gateway.prepare(GenerationRequest("a", steps=1))
+        prepared = await gateway.prepare(GenerationRequest("a", steps=1))
         faults: list[MezzotintError] = [ReplicaLost("lost"), ModelLoading("none")]
 
         async def lose(order: Order) -> AsyncGenerator[WireEvent]:
@@ -150,13 +151,13 @@ async def test_a_loss_while_drawing_is_told_as_one_though_no_other_replica_is_re
 
         several.generate = lose  # type: ignore[method-assign]
         with pytest.raises(ReplicaLost):
-            await gateway.draw(plate)
+            await gateway.draw(prepared)
         assert faults == []
 
 
 async def test_a_replica_that_is_lost_after_the_picture_has_nothing_drawn_again() -> None:
     async with gateway_over(two()) as (gateway, several):
-        plate = await gateway.prepare(GenerationRequest("a", steps=1))
+        prepared = await gateway.prepare(GenerationRequest("a", steps=1))
         original, asked = several.generate, 0
 
         async def lose_after(order: Order) -> AsyncGenerator[WireEvent]:
@@ -167,7 +168,7 @@ async def test_a_replica_that_is_lost_after_the_picture_has_nothing_drawn_again(
             raise ReplicaLost("lost")
 
         several.generate = lose_after  # type: ignore[method-assign]
-        events = [event async for event in gateway.stream(plate)]
+        events = [event async for event in gateway.stream(prepared)]
         assert [isinstance(event, Drawn) for event in events].count(True) == 1
         assert asked == 1
 
@@ -176,7 +177,7 @@ async def test_who_takes_the_picture_only_after_the_deadline_hears_of_no_deadlin
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with gateway_over(two()) as (gateway, several):
-        plate = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=60.0))
+        prepared = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=60.0))
         original, drawn = several.generate, 0
 
         async def never_end(order: Order) -> AsyncGenerator[WireEvent]:
@@ -185,13 +186,13 @@ async def test_who_takes_the_picture_only_after_the_deadline_hears_of_no_deadlin
             await asyncio.Event().wait()
 
         several.generate = never_end  # type: ignore[method-assign]
-        late = SimpleNamespace(monotonic=lambda: plate.deadline + 0.01)
+        late = SimpleNamespace(monotonic=lambda: prepared.deadline + 0.01)
         # For this block alone: servers of other tests have gateways in threads of this process.
         with monkeypatch.context() as patched:
-            async for event in gateway.stream(plate):
+            async for event in gateway.stream(prepared):
                 if isinstance(event, Drawn):
                     drawn += 1
-                    patched.setattr("mezzotint.serve.gateway.time", late)
+                    patched.setattr("mezzotint.serve.dispatch.time", late)
         assert drawn == 1
 
 
@@ -200,7 +201,7 @@ async def test_who_takes_the_picture_only_after_the_deadline_hears_of_no_deadlin
 )
 async def test_what_a_lost_replica_had_waits_for_room_on_another(full: MezzotintError) -> None:
     async with gateway_over(two()) as (gateway, several):
-        plate = await gateway.prepare(GenerationRequest("a", steps=1))
+        prepared = await gateway.prepare(GenerationRequest("a", steps=1))
         asked: list[str] = []
         original = several.generate
 
@@ -214,7 +215,7 @@ async def test_what_a_lost_replica_had_waits_for_room_on_another(full: Mezzotint
                 yield event
 
         several.generate = lose_then_fill  # type: ignore[method-assign]
-        await gateway.draw(plate)
+        await gateway.draw(prepared)
         assert asked[0] not in asked[1:]
         assert len(asked) == 4
 
@@ -250,21 +251,21 @@ async def test_at_the_deadline_it_ends_whatever_the_replica_does() -> None:
     async with gateway_over(two(), deadline_s=0.5) as (gateway, several):
         several.hanging = {"a", "b"}
         began = time.monotonic()
-        plate = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=3600))
+        prepared = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=3600))
         with pytest.raises(DeadlineExceeded):
-            await gateway.draw(plate)
+            await gateway.draw(prepared)
         assert 0.4 <= time.monotonic() - began < LIMIT_SECONDS
         assert several.cancelled == 1
         # What is left of the deadline is nothing: no replica is asked again.
         with pytest.raises(DeadlineExceeded):
-            await gateway.draw(plate)
+            await gateway.draw(prepared)
         assert len(several.asked) == 1
 
 
 async def test_a_second_attempt_has_what_is_left_of_the_deadline() -> None:
     async with gateway_over(two()) as (gateway, several):
         seen: list[float] = []
-        plate = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=60))
+        prepared = await gateway.prepare(GenerationRequest("a", steps=1, deadline_s=60))
         original = several.generate
 
         async def slow_loss(order: Order) -> AsyncGenerator[WireEvent]:
@@ -276,7 +277,7 @@ async def test_a_second_attempt_has_what_is_left_of_the_deadline() -> None:
                 yield event
 
         several.generate = slow_loss  # type: ignore[method-assign]
-        await gateway.draw(plate)
+        await gateway.draw(prepared)
         assert seen[0] - seen[1] >= 0.3
 
 
@@ -319,12 +320,12 @@ async def test_where_none_has_room_the_refusal_asks_no_replica() -> None:
         await asyncio.gather(*held, return_exceptions=True)
 
 
-async def test_the_cost_of_plates_is_their_seconds_of_an_engine() -> None:
+async def test_the_cost_of_requests_is_their_seconds_of_an_engine() -> None:
     async with gateway_over({"a": FakeBackend(pass_seconds=0.05, max_batch=1)}) as (gateway, _):
-        plates = [await gateway.prepare(GenerationRequest("a", steps=10))] * 2
+        requests = [await gateway.prepare(GenerationRequest("a", steps=10))] * 2
         async with asyncio.timeout(LIMIT_SECONDS):
             # What a pass takes is learnt from each; on a busy machine one may take twice its time.
-            while not 0.8 <= gateway.cost_s(plates) <= 2.0:
+            while not 0.8 <= gateway.cost_s(requests) <= 2.0:
                 await draw(gateway, steps=5)
 
 
@@ -356,9 +357,9 @@ async def test_requests_that_no_model_can_draw_do_not_cost_a_sound_replica_its_p
     async with gateway_over({"a": FakeBackend(fault=fault)}) as (gateway, several):
         replica = several.replicas["a"]
         for seed in range(2 * FAILURES_IN_A_ROW):
-            plate = await gateway.prepare(GenerationRequest(SICK, steps=1, seed=seed))
+            prepared = await gateway.prepare(GenerationRequest(SICK, steps=1, seed=seed))
             with pytest.raises(GenerationFailed):
-                await gateway.draw(plate)
+                await gateway.draw(prepared)
         assert not (await replica.report()).healthy
         await replica.check_health()
         assert (await replica.report()).healthy

@@ -31,7 +31,7 @@ from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.http import build_http
 from mezzotint.serve.inprocess import InProcessReplicas
-from mezzotint.serve.plate import Plate, draw_the_same
+from mezzotint.serve.prepared import PreparedRequest, draw_the_same
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import open_services
 from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
@@ -454,7 +454,9 @@ async def test_another_picture_has_another_etag(client: httpx.AsyncClient, chang
     assert first.headers["etag"] != other.headers["etag"]
 
 
-PLATE = Plate(Order(resolve(GenerationRequest("a", seed=1), FAKE_LIMITS)), ANYONE, FakeBackend().info, 0.0)
+PREPARED = PreparedRequest(
+    Order(resolve(GenerationRequest("a", seed=1), FAKE_LIMITS)), ANYONE, FakeBackend().info, 0.0
+)
 
 
 @pytest.mark.parametrize(
@@ -469,21 +471,21 @@ PLATE = Plate(Order(resolve(GenerationRequest("a", seed=1), FAKE_LIMITS)), ANYON
     ],
 )
 def test_whatever_makes_another_picture_makes_another_etag(change: dict[str, Any]) -> None:
-    other = replace(PLATE, info=replace(PLATE.info, **change))
-    assert other.etag != PLATE.etag
-    assert not draw_the_same(other.info, PLATE.info)
+    other = replace(PREPARED, info=replace(PREPARED.info, **change))
+    assert other.etag != PREPARED.etag
+    assert not draw_the_same(other.info, PREPARED.info)
 
 
 @pytest.mark.parametrize("change", [{"compression": 5}, {"format": "webp"}])
 def test_the_same_picture_in_another_file_has_another_etag(change: dict[str, Any]) -> None:
-    assert replace(PLATE, order=replace(PLATE.order, **change)).etag != PLATE.etag
+    assert replace(PREPARED, order=replace(PREPARED.order, **change)).etag != PREPARED.etag
 
 
 @pytest.mark.parametrize("change", [{"limits": replace(FAKE_LIMITS, max_steps=9)}, {"max_batch": 1}])
 def test_what_makes_the_same_picture_makes_the_same_etag(change: dict[str, Any]) -> None:
-    other = replace(PLATE, info=replace(PLATE.info, **change))
-    assert other.etag == PLATE.etag
-    assert draw_the_same(other.info, PLATE.info)
+    other = replace(PREPARED, info=replace(PREPARED.info, **change))
+    assert other.etag == PREPARED.etag
+    assert draw_the_same(other.info, PREPARED.info)
 
 
 @pytest.fixture

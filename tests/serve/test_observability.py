@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mezzotint.cli.main import run
-from mezzotint.cli.top import Look, read
+from mezzotint.cli.top import Scrape, read
 from tests.ports import free_port
 from tests.servers import Server
 from tests.waiting import wait_until
@@ -52,7 +52,7 @@ def drawn(served: Server) -> int:
     return number
 
 
-def scrape(served: Server) -> Look:
+def scrape(served: Server) -> Scrape:
     response = httpx.get(f"{served.address}/metrics", timeout=30)
     assert response.status_code == 200
     assert PROMPT not in response.text

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from mezzotint.cli.top import Look, read
+from mezzotint.cli.top import Scrape, read
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.models.manifest import write_manifest
 from tests.servers import START_SECONDS
@@ -112,7 +112,7 @@ def test_the_pictures_of_one_request_are_drawn_together(client: httpx.Client) ->
     assert len(response.json()["data"]) == 3
 
 
-def wait_for_metrics(address: str, told: Callable[[Look], bool]) -> Look:
+def wait_for_metrics(address: str, told: Callable[[Scrape], bool]) -> Scrape:
     """An engine that takes more than a second to answer is left out of them, and told of at a later look."""
     deadline = time.monotonic() + LIMIT_SECONDS
     while not told(look := read(httpx.get(f"{address}/metrics", timeout=LIMIT_SECONDS).text)):
@@ -121,7 +121,7 @@ def wait_for_metrics(address: str, told: Callable[[Look], bool]) -> Look:
     return look
 
 
-def is_drawing(look: Look) -> bool:
+def is_drawing(look: Scrape) -> bool:
     return look.total("mezzotint_images_in_engine", state="running") == 1
 
 
@@ -136,7 +136,7 @@ def leave_in_the_middle(address: str, steps: int, header: str = "") -> None:
 
 
 def test_a_client_that_leaves_frees_its_place(server: Any) -> None:
-    def cancelled(look: Look) -> float:
+    def cancelled(look: Scrape) -> float:
         return look.total("mezzotint_cancelled_total", phase="running")
 
     before = cancelled(
@@ -146,7 +146,7 @@ def test_a_client_that_leaves_frees_its_place(server: Any) -> None:
         leave_in_the_middle(server.address, steps=150, header=header)
 
         # One that lived on would be drawn to its end, and never count as cancelled.
-        def is_free(look: Look, count: int = count) -> bool:
+        def is_free(look: Scrape, count: int = count) -> bool:
             return cancelled(look) == before + count and look.total("mezzotint_images_in_engine") == 0
 
         wait_for_metrics(server.address, is_free)

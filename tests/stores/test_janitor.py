@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mezzotint.errors import ImageNotFound, JobNotFound
 from mezzotint.serve.stores import janitor
 from mezzotint.serve.stores.database import open_database
+from mezzotint.serve.stores.expired_jobs import ExpiredJobs
 from mezzotint.serve.stores.images import open_images
 from mezzotint.serve.stores.job import NewJob
 from mezzotint.serve.stores.jobs import JobStore
@@ -82,8 +83,8 @@ async def test_what_fails_in_a_round_keeps_nothing_else_from_being_swept(
         open_images(str(tmp_path / "images"), -10.0, database.now) as images,
     ):
         jobs = JobStore(database, max_jobs=10)
-        for part in ("settle", "forget_progress"):
-            monkeypatch.setattr(JobStore, part, fail)
+        monkeypatch.setattr(JobStore, "settle", fail)
+        monkeypatch.setattr(ExpiredJobs, "forget_progress", fail)
         old = await jobs.create(NewJob("alice", {}))
         await jobs.cancel(old.id)
         await images.put(b"picture", "png")

@@ -17,7 +17,7 @@ from mezzotint.errors import (
     QueueFull,
     StoreUnavailable,
 )
-from mezzotint.serve.stores import job_rows
+from mezzotint.serve.stores import expired_jobs, job_rows
 from mezzotint.serve.stores.database import Database, open_database
 from mezzotint.serve.stores.job import FINAL, STATES, TRANSITIONS, Job, NewJob
 from mezzotint.serve.stores.job_rows import MAX_LOST
@@ -57,7 +57,7 @@ async def stores(database_url: str) -> AsyncIterator[Stores]:
 
 
 async def kinds(store: JobStore, id: str) -> list[str]:
-    return [event.kind for event in await store.events_after(0, [id])]
+    return [event.kind for event in await store.events.after(0, [id])]
 
 
 def test_every_state_is_in_the_table_and_final_ones_have_no_way_out() -> None:
@@ -83,7 +83,7 @@ async def test_a_job_is_drawn_from_creation_to_its_pictures(stores: Stores) -> N
         (0, "name0", {"seed": 0}),
         (1, "name1", {"seed": 1}),
     ]
-    told = [event.data for event in await stores.one.events_after(0, [made.id]) if event.kind == "image"]
+    told = [event.data for event in await stores.one.events.after(0, [made.id]) if event.kind == "image"]
     assert told == [{"index": index, "seed": index, "name": f"name{index}"} for index in (1, 0)]
     assert done.finished is not None
     assert await kinds(stores.one, made.id) == ["queued", "running", "image", "image", "done"]
@@ -112,7 +112,7 @@ async def test_a_failed_jobs_error_is_kept_and_told(stores: Stores) -> None:
     await stores.one.claim("runner", LEASE)
     assert await stores.one.finish(job.id, "runner", "failed", ERROR)
     assert (await stores.other.get(job.id)).error == ERROR
-    assert (await stores.other.events_after(0))[-1].data == {"error": ERROR}
+    assert (await stores.other.events.after(0))[-1].data == {"error": ERROR}
 
 
 async def test_another_keys_job_is_not_found(stores: Stores) -> None:
@@ -394,13 +394,13 @@ async def test_every_end_is_counted_once_by_the_store_that_brought_it(stores: St
 
 async def test_a_listener_misses_no_event_and_gets_none_twice(stores: Stores) -> None:
     jobs = [await stores.one.create(NEW) for _ in range(4)]
-    last = await stores.one.last_event_id()
+    last = await stores.one.events.last_id()
     told = 0
 
     async def tell(store: JobStore, id: str) -> None:
         nonlocal told
         for number in range(15):
-            await store.append_event(id, "progress", {"number": number})
+            await store.events.append(id, "progress", {"number": number})
             told += 1
 
     heard: list[int] = []
@@ -408,7 +408,7 @@ async def test_a_listener_misses_no_event_and_gets_none_twice(stores: Stores) ->
     async def listen() -> None:
         nonlocal last
         while len(heard) < 60:
-            for event in await stores.other.events_after(last, limit=7):
+            for event in await stores.other.events.after(last, limit=7):
                 heard.append(event.id)
                 last = event.id
             await asyncio.sleep(0)
@@ -422,11 +422,11 @@ async def test_a_listener_misses_no_event_and_gets_none_twice(stores: Stores) ->
 
 async def test_an_event_of_no_job_is_refused_and_those_told_with_it_are_not(stores: Stores) -> None:
     with pytest.raises(JobNotFound):
-        await stores.one.append_event("job_unknown", "progress", {})
+        await stores.one.events.append("job_unknown", "progress", {})
     jobs = [await stores.one.create(NEW) for _ in range(3)]
     ids = [jobs[0].id, "job_unknown", jobs[1].id, "job_unknown_too", jobs[2].id]
     told = await asyncio.gather(
-        *(stores.one.append_event(id, "progress", {}) for id in ids), return_exceptions=True
+        *(stores.one.events.append(id, "progress", {}) for id in ids), return_exceptions=True
     )
     assert [isinstance(answer, JobNotFound) for answer in told] == [False, True, False, True, False]
     for job in jobs:
@@ -438,21 +438,21 @@ async def test_events_told_at_once_are_written_together(
 ) -> None:
     jobs = [await stores.one.create(NEW) for _ in range(10)]
     transactions: list[int] = []
-    append = stores.one._append
+    append = stores.one.events._append
 
     async def counted(events: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Any]:
         transactions.append(len(events))
         return await append(events)
 
-    monkeypatch.setattr(stores.one._news, "_work", counted)
-    told = await asyncio.gather(*(stores.one.append_event(job.id, "progress", {}) for job in jobs))
+    monkeypatch.setattr(stores.one.events._news, "_work", counted)
+    told = await asyncio.gather(*(stores.one.events.append(job.id, "progress", {}) for job in jobs))
     assert told == sorted(set(told))
     assert (sum(transactions), len(transactions)) == (10, 1)
 
 
 async def test_a_teller_that_leaves_does_not_take_its_event_or_others_with_it(stores: Stores) -> None:
     jobs = [await stores.one.create(NEW) for _ in range(2)]
-    tellers = [asyncio.create_task(stores.one.append_event(job.id, "progress", {})) for job in jobs]
+    tellers = [asyncio.create_task(stores.one.events.append(job.id, "progress", {})) for job in jobs]
     await asyncio.sleep(0)
     tellers[0].cancel()
     await tellers[1]
@@ -469,11 +469,11 @@ async def test_when_the_database_does_not_answer_every_teller_hears_of_it(
         raise StoreUnavailable("it does not")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stores.one, "_change", fail)
-        tellers = (stores.one.append_event(job.id, "progress", {}) for job in jobs)
+        patch.setattr(stores.one.events._database, "write", fail)
+        tellers = (stores.one.events.append(job.id, "progress", {}) for job in jobs)
         told = await asyncio.gather(*tellers, return_exceptions=True)
     assert [type(answer) for answer in told] == [StoreUnavailable] * 2
-    assert await stores.one.append_event(jobs[0].id, "progress", {})
+    assert await stores.one.events.append(jobs[0].id, "progress", {})
 
 
 async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stores: Stores) -> None:
@@ -485,42 +485,42 @@ async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stor
     old = await stores.one.create(replace(NEW, request={"prompt": "a", "image": "upload", "mask": None}))
     running = await stores.one.create(NEW)
     await stores.one.claim("runner", 100_000.0)
-    await stores.one.append_event(old.id, "progress", {})
+    await stores.one.events.append(old.id, "progress", {})
     await stores.one.set_image(old.id, "runner", 0, "name", {"seed": 7})
     await stores.one.finish(old.id, "runner", "done")
     await stores.one.claim("runner", 100_000.0)
-    await stores.one.forget_progress()
+    await stores.one.expired.forget_progress()
     assert "progress" in await kinds(stores.one, old.id)
     stores.clock.ahead = 5_000.0
-    assert await stores.one.forget(10_000.0, drop) == 0
+    assert await stores.one.expired.forget(10_000.0, drop) == 0
     assert dropped == []
-    await stores.one.forget_progress()
+    await stores.one.expired.forget_progress()
     # How it went is told no more, but how it ended.
     assert await kinds(stores.one, old.id) == ["queued", "running", "done"]
     stores.clock.ahead = 10_001.0
-    last = await stores.one.last_event_id()
-    assert await stores.one.forget(10_000.0, drop) == 1
+    last = await stores.one.events.last_id()
+    assert await stores.one.expired.forget(10_000.0, drop) == 1
     assert dropped == ["upload", "name"]
     with pytest.raises(JobNotFound):
         await stores.one.get(old.id)
     assert await kinds(stores.one, old.id) == []
     assert (await stores.one.get(running.id)).state == "running"
     # An event's number is never given out again.
-    assert await stores.one.append_event(running.id, "progress", {}) > last
+    assert await stores.one.events.append(running.id, "progress", {}) > last
 
 
 async def test_progress_is_forgotten_in_batches_and_all_of_it(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_rows, "SWEEP_BATCH", 3)
+    monkeypatch.setattr(expired_jobs, "SWEEP_BATCH", 3)
     made = [await stores.one.create(replace(NEW, deadline_s=1.0)) for _ in range(7)]
     for job in made:
-        await stores.one.append_event(job.id, "progress", {})
+        await stores.one.events.append(job.id, "progress", {})
     # All of them end at the same moment.
     stores.clock.ahead = 2.0
     await stores.one.settle()
     stores.clock.ahead = 5_000.0
-    await stores.one.forget_progress()
+    await stores.one.expired.forget_progress()
     for job in made:
         assert await kinds(stores.one, job.id) == ["queued", "failed"]
 
@@ -530,18 +530,18 @@ async def test_progress_that_is_forgotten_is_not_looked_for_again(stores: Stores
         job = await stores.one.create(NEW)
         await stores.one.claim("runner", LEASE)
         await stores.one.finish(job.id, "runner", "done")
-        await stores.one.append_event(job.id, "progress", {})
+        await stores.one.events.append(job.id, "progress", {})
         return job
 
     first = await end_one()
     stores.clock.ahead = 5_000.0
-    await stores.one.forget_progress()
+    await stores.one.expired.forget_progress()
     assert await kinds(stores.one, first.id) == ["queued", "running", "done"]
     # What only a look at all that ever ended would find.
-    await stores.one.append_event(first.id, "progress", {})
+    await stores.one.events.append(first.id, "progress", {})
     second = await end_one()
     stores.clock.ahead = 10_000.0
-    await stores.one.forget_progress()
+    await stores.one.expired.forget_progress()
     assert (await kinds(stores.one, first.id))[-1] == "progress"
     assert (await kinds(stores.one, second.id))[-1] == "done"
 

@@ -32,7 +32,7 @@ async def test_no_statement_about_jobs_scans_all_of_them(postgres: PostgresServe
     async with open_database(url) as database:
         await _fill(database)
         store = JobStore(database, max_jobs=50)
-        await store.forget_progress()
+        await store.expired.forget_progress()
         asked = _listen(database)
         await _use(store)
     plans = _plans(url, [each for each in asked if " jobs" in each[0]])
@@ -89,14 +89,14 @@ async def _use(store: JobStore) -> None:
     await store.held([job.id], "runner")
     await store.renew([job.id], "runner", 30.0)
     await store.set_image(job.id, "runner", 0, "name", {"seed": 0})
-    await store.append_event(job.id, "progress", {})
+    await store.events.append(job.id, "progress", {})
     await store.release(job.id, "runner", 0.0, lost=True)
     await store.claim("runner", 30.0)
     await store.finish(job.id, "runner", "done")
     await store.cancel(job.id)
     await store.settle()
-    await store.forget_progress()
-    await store.forget(86_000.0, _keep)
+    await store.expired.forget_progress()
+    await store.expired.forget(86_000.0, _keep)
 
 
 async def _keep(_: Collection[str]) -> None:

@@ -113,7 +113,7 @@ def test_without_a_seed_the_next_picture_is_another(page: Page) -> None:
     assert picture_bytes(page, links.nth(0)) != picture_bytes(page, links.nth(1))
 
 
-def test_four_pictures_come_of_one_wish(page: Page) -> None:
+def test_four_pictures_come_of_one_request(page: Page) -> None:
     number(page, "Pictures").fill("4")
     drawing = draw(page, "four foxes")
     expect(drawing.get_by_role("button", name="Open picture")).to_have_count(4)

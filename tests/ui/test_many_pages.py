@@ -1,4 +1,4 @@
-"""As many pages as people open: each hears its news, and a key is answered beside them all."""
+"""As many pages as people open: each hears its news."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_nor_is_it_after_one_that_did_not_come(
     draw(page, "a noddy")
     panel = open_picture(page, "a noddy")
     with monkeypatch.context() as patched:
-        patched.setattr("mezzotint.ui.desk.Desk.picture", silent)
+        patched.setattr("mezzotint.ui.controller.Controller.picture", silent)
         panel.get_by_role("button", name="Change it").click()
         expect(page.get_by_role("alert")).to_contain_text("The drawing service does not answer just now.")
     page.get_by_role("tab", name="Change a picture").click()
@@ -316,7 +316,7 @@ def test_a_second_stage_draws_larger_after_a_reload_too_and_again_from_the_pictu
     open_settings(page)
     expect(page.get_by_role("radio", name="1.5×", exact=True)).to_be_checked()
     drawing = draw(page, "a bittern")
-    assert drawing.locator(".mz-plate").evaluate("plate => plate.style.aspectRatio") == "240 / 144"
+    assert drawing.locator(".mz-thumbnail").evaluate("each => each.style.aspectRatio") == "240 / 144"
     panel = open_picture(page, "a bittern")
     assert pixels(panel.get_by_role("img", name="a bittern")) == [240, 144]
     expect(panel).to_contain_text(re.compile(r"1\.5×, strength 0\.\d+, 20 steps, from 160×96"))

@@ -121,6 +121,7 @@ WITHOUT = {
     "serve/access": {"ray", "fastapi", "starlette", "mezzotint.engine", *ENGINES},
     "serve/api": {"ray", "sqlalchemy", "mezzotint.engine", *ENGINES},
     "serve/batch": {"ray", "fastapi", "starlette"},
+    "serve/dispatch": {"ray", "fastapi", "starlette"},
     "serve/fleet": {"ray", "fastapi", "starlette"},
     "serve/gateway": {"ray", "fastapi", "starlette"},
     "serve/health": {"ray", "fastapi", "starlette"},

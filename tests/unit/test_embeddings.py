@@ -25,9 +25,9 @@ from mezzotint.models.locations import find_model
 from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.fleet import _draws
-from mezzotint.serve.plate import Plate, draw_the_same
+from mezzotint.serve.prepared import PreparedRequest, draw_the_same
 from mezzotint.serve.wire import Order, Report
-from tests.embeddings import vectors_of, write_embedding
+from tests.embeddings import write_embedding
 
 NAMES = ("ink", "ink-wash", "negativeXL_D", "v1.1")
 
@@ -133,7 +133,9 @@ class TestRequests:
     def test_another_file_of_the_same_name_is_another_picture(self) -> None:
         other = FakeBackend(embeddings=(ServedEmbedding("ink", "c" * 64, 1),))
         request = resolve(GenerationRequest("ink", seed=1), other.info.limits)
-        etags = {Plate(Order(request), ANYONE, info, 0.0).etag for info in (LIMITS.info, other.info)}
+        etags = {
+            PreparedRequest(Order(request), ANYONE, info, 0.0).etag for info in (LIMITS.info, other.info)
+        }
         assert len(etags) == 2
         assert not draw_the_same(LIMITS.info, other.info)
 
@@ -191,9 +193,3 @@ class TestFiles:
         path.write_bytes(path.read_bytes()[:50])
         with pytest.raises(ModelInvalid, match="truncated"):
             find_embeddings(tmp_path, [str(path)])
-
-    def test_vectors_are_as_they_were_written(self) -> None:
-        assert {name: tuple(each.shape) for name, each in vectors_of(3).items()} == {
-            "clip_l": (3, 32),
-            "clip_g": (3, 64),
-        }

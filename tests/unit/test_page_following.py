@@ -15,9 +15,9 @@ from mezzotint.core import Hires
 from mezzotint.ui import browsers as browsers_module
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser, Browsers, Changes
-from mezzotint.ui.desk import Desk
+from mezzotint.ui.controller import Controller
 from mezzotint.ui.drawing import Drawing
-from mezzotint.ui.form import Wish
+from mezzotint.ui.form import JobRequest
 from mezzotint.ui.monitor import Monitor
 from mezzotint.ui.service import Refused, Service, Unreachable
 from mezzotint.ui.views import View
@@ -205,9 +205,11 @@ async def test_what_was_asked_for_is_in_the_list_before_the_service_answers(
         await waiting.wait()
         return answered
 
-    desk = Desk(Service("http://service", "key", httpx.MockTransport(answer)))
-    browser, view = desk.browsers.of({}), View()
-    asking = asyncio.create_task(desk.draw(browser, Wish("an owl", size="96x64", n=2, hires=Hires(1.25))))
+    controller = Controller(Service("http://service", "key", httpx.MockTransport(answer)))
+    browser, view = controller.browsers.of({}), View()
+    asking = asyncio.create_task(
+        controller.draw(browser, JobRequest("an owl", size="96x64", n=2, hires=Hires(1.25)))
+    )
     await until(lambda: bool(view.found(browser)))
     [shown] = view.found(browser)
     # As large as the picture that comes, not as its first stage.
@@ -219,21 +221,21 @@ async def test_what_was_asked_for_is_in_the_list_before_the_service_answers(
     waiting.set()
     assert (await asking is None) == bool(left)
     assert [drawing.id for drawing in view.found(browser)] == left
-    await desk.browsers.close()
-    await desk.service.close()
+    await controller.browsers.close()
+    await controller.service.close()
 
 
 async def test_a_picture_that_turns_out_to_be_gone_is_told_as_lost_by_the_list() -> None:
     error = {"error": {"message": "no such job", "code": "job_not_found", "param": None}}
     transport = httpx.MockTransport(lambda _: httpx.Response(404, json=error))
-    desk = Desk(Service("http://service", "key", transport))
+    controller = Controller(Service("http://service", "key", transport))
     kept = {**JOB, "prompt": "one", "at": 1.0, "state": "done", "finished": [0]}
-    for ask in (desk.receipt, desk.picture):
-        browser = desk.browsers.of({"drawings": [kept]})
+    for ask in (controller.receipt, controller.picture):
+        browser = controller.browsers.of({"drawings": [kept]})
         with pytest.raises(Refused):
             await ask(browser, "job_1", 0)
         assert (browser.drawings["job_1"].state, browser.drawings["job_1"].finished) == ("lost", set())
-    await desk.service.close()
+    await controller.service.close()
 
 
 async def test_a_service_is_looked_at_again_after_an_error_that_nobody_foresaw() -> None:

@@ -29,7 +29,7 @@ from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
-from mezzotint.ui.form import STYLES, Wish, filled, read_kept, read_seed, read_whole
+from mezzotint.ui.form import STYLES, JobRequest, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.guides import (
     Guide,
     guide_as_sent,
@@ -421,13 +421,14 @@ class TestSecondStage:
         assert "does not draw with a second stage of 1.5×, strength 0.3:" in said
 
     def test_it_is_asked_for_where_the_picture_is_drawn_from_words(self) -> None:
-        wish = Wish("an owl", size="128x96", hires=Hires(1.5))
-        assert wish.body()["hires"] == {"scale": 1.5}
-        assert wish.drawn_size == "192x144"
-        told_all = replace(wish, hires=Hires(2.0, 0.5, 10)).body()["hires"]
+        request = JobRequest("an owl", size="128x96", hires=Hires(1.5))
+        assert request.body()["hires"] == {"scale": 1.5}
+        assert request.drawn_size == "192x144"
+        told_all = replace(request, hires=Hires(2.0, 0.5, 10)).body()["hires"]
         assert told_all == {"scale": 2.0, "strength": 0.5, "steps": 10}
-        assert "hires" not in replace(wish, image=b"picture").body()
-        assert (replace(wish, hires=None).drawn_size, replace(wish, size="").drawn_size) == ("128x96", "")
+        assert "hires" not in replace(request, image=b"picture").body()
+        assert replace(request, hires=None).drawn_size == "128x96"
+        assert replace(request, size="").drawn_size == ""
 
     def test_the_opened_picture_has_its_own_size_and_says_what_was_drawn(self) -> None:
         receipt = {**RECEIPT, "hires": {"scale": 1.5, "strength": 0.3, "steps": 20}}
@@ -499,16 +500,16 @@ class TestGuide:
         assert not offer.follows(GUIDE)
 
     def test_it_is_asked_for_with_its_picture(self) -> None:
-        wish = Wish("an owl", guide=GUIDE, guiding=b"lines")
+        request = JobRequest("an owl", guide=GUIDE, guiding=b"lines")
         asked = {"name": "canny", "preprocessor": "canny", "scale": 0.8, "start": 0.1, "end": 0.9}
-        assert wish.body()["controls"] == [{**asked, "image": "bGluZXM="}]
-        changed = replace(wish, image=b"picture", mask=b"mask", loras=[Lora("ink")]).body()
+        assert request.body()["controls"] == [{**asked, "image": "bGluZXM="}]
+        changed = replace(request, image=b"picture", mask=b"mask", loras=[Lora("ink")]).body()
         assert {"controls", "image", "mask", "loras"} <= changed.keys()
-        larger = replace(wish, size="128x96", hires=Hires(1.5)).body()
+        larger = replace(request, size="128x96", hires=Hires(1.5)).body()
         assert {"controls", "size", "hires"} <= larger.keys()
-        assert "controls" not in replace(wish, guide=None).body()
+        assert "controls" not in replace(request, guide=None).body()
         # The service wants to hear that there are no words.
-        assert replace(wish, prompt="").body()["prompt"] == ""
+        assert replace(request, prompt="").body()["prompt"] == ""
 
     def test_a_picture_of_ours_brings_its_own_along_without_the_picture(self) -> None:
         recipe = recipe_of_told({**RECEIPT, "controls": [CONTROL]})
@@ -769,7 +770,7 @@ class TestKept:
 
 class TestWish:
     def test_what_was_left_open_is_not_sent(self) -> None:
-        body = Wish("an owl").body()
+        body = JobRequest("an owl").body()
         assert body == {"prompt": "an owl", "n": 1, "partial_images": 3, "output_format": "png"}
 
     def test_the_styles_are_those_the_service_knows(self) -> None:
@@ -799,9 +800,8 @@ class TestSentences:
     NOT_OF_A_PAGE = frozenset({"body_too_slow", "headers_too_large", "idempotency_conflict"})
 
     def test_every_error_of_the_service_has_a_sentence_and_nothing_else_has(self) -> None:
-        kinds = {
-            kind.code for name in errors.__all__ if (kind := getattr(errors, name)) is not MezzotintError
-        }
+        named = [getattr(errors, name) for name in errors.__all__]
+        kinds = {each.code for each in named if isinstance(each, type) and each is not MezzotintError}
         assert kinds == set(SENTENCES) | self.NEVER_ANSWERED | self.NOT_OF_A_PAGE
 
     @pytest.mark.parametrize("code", [*SENTENCES, "internal_error", "something_new"])
@@ -884,7 +884,7 @@ class TestHtml:
     )
     def test_how_far_a_drawing_is_is_said_in_words(self, changes: dict[str, Any], words: str) -> None:
         drawing = Drawing("job_1", "an owl", 1, (8, 8), time.time(), **changes)
-        assert cards.told(drawing) == words
+        assert cards.progress_text(drawing) == words
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def verify(
 
     The key is MEZZOTINT_API_KEY, or else the page's own.
     """
-    from mezzotint.deploy.up import run_stage, told, verify_service
+    from mezzotint.deploy.up import run_stage, verified_text, verify_service
 
     flags = {"cluster": cluster, "region": region, "url": url}
     with _deployment(config, flags, None, every, reads_source=False) as d:
@@ -139,7 +139,7 @@ def verify(
             if not (d.config.url and os.environ.get("MEZZOTINT_API_KEY")):
                 d.check_account()
                 d.enter_cluster()
-            typer.echo(told(verify_service(d), as_json))
+            typer.echo(verified_text(verify_service(d), as_json))
 
         run_stage(d, "verify", work)
 

@@ -28,7 +28,7 @@ from mezzotint.core import (
     Queued,
 )
 from mezzotint.engine.engine import Engine
-from mezzotint.errors import GenerationFailed, InvalidRequest
+from mezzotint.errors import GenerationFailed, InvalidRequest, os_error_text
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
 from mezzotint.imaging.uploads import read_upload
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 MAX_IMAGES = 100
-# As over HTTP.
-MAX_CONTROL_PIXELS = 4096 * 4096
 
 
 def draw(
@@ -161,9 +159,9 @@ def _controls(
     try:
         data = image.read_bytes()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os_error_text(error)
         raise InvalidRequest(f"--control-image: {image}: {reason}", param="control-image") from None
-    pixels = read_upload(data, param="--control-image", max_pixels=MAX_CONTROL_PIXELS)
+    pixels = read_upload(data, param="--control-image")
     # Whether there is such a preprocessor, the request's check says.
     control = Control(choice.name, pixels, cast("Preprocessor", preprocessor), choice.scale)
     return (control,), () if choice.place is None else (choice.place,)

@@ -14,7 +14,7 @@ from typer.exceptions import Abort, TyperException
 
 from mezzotint import __version__
 from mezzotint.cli import compile, config, deploy, doctor, draw, keys, models, serve, top, ui
-from mezzotint.errors import MezzotintError, ModelInvalid, OutputUnwritable, SettingInvalid
+from mezzotint.errors import MezzotintError, ModelInvalid, OutputUnwritable, SettingInvalid, os_error_text
 
 __all__ = ["app", "main"]
 
@@ -95,7 +95,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _drop_output()
         # The last resort: of what goes wrong with a file or the network, most has an error of its own.
-        reason = (error.strerror or str(error) or type(error).__name__).lower()
+        reason = os_error_text(error)
         return _complain(reason if error.filename is None else f"{error.filename}: {reason}", FAILURE)
     return result if isinstance(result, int) else 0
 

@@ -89,7 +89,8 @@ def serve(
         ui=False if no_ui else None,
     )
     _check_installed()
-    from mezzotint.serve.local import StartInterrupted, choose_port, running, stop_signals
+    from mezzotint.serve.local import StartInterrupted, running, stop_signals
+    from mezzotint.serve.ports import choose_port
     from mezzotint.serve.telemetry.logs import set_up_logs
 
     # An unknown model is refused now, not after Ray has started.

@@ -41,10 +41,10 @@ def top(
     from rich.console import Console
     from rich.live import Live
 
-    before = _look(api, key)
+    before = _scrape(api, key)
     if once or as_json:
         time.sleep(every)
-        seen = view(before, _look(api, key))
+        seen = view(before, _scrape(api, key))
         if as_json:
             typer.echo(json.dumps(seen, indent=2))
         else:
@@ -53,13 +53,13 @@ def top(
     with Live(render(view(before, before)), auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(every)
-            now = _look(api, key)
+            now = _scrape(api, key)
             live.update(render(view(before, now)), refresh=True)
             before = now
 
 
 @dataclass
-class Look:
+class Scrape:
     """The samples of one moment: by name, then by labels."""
 
     at: float
@@ -78,18 +78,18 @@ class Look:
         return sorted({own[label] for own in found if label in own})
 
 
-def read(text: str) -> Look:
+def read(text: str) -> Scrape:
     """Prometheus' text format."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    look = Look(time.monotonic())
+    scrape = Scrape(time.monotonic())
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            look.samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
-    return look
+            scrape.samples.setdefault(sample.name, {})[frozenset(sample.labels.items())] = sample.value
+    return scrape
 
 
-def _look(api: str, key: str | None) -> Look:
+def _scrape(api: str, key: str | None) -> Scrape:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         request = urllib.request.Request(f"{api.rstrip('/')}/metrics", headers=headers)
@@ -111,8 +111,8 @@ def _refusal(api: str, status: int) -> MezzotintError:
     return SettingInvalid(f"--api {api}: answers /metrics with status {status}", param="--api")
 
 
-def view(before: Look, now: Look) -> dict[str, Any]:
-    """What the screen shows. Rates are per second between the two looks."""
+def view(before: Scrape, now: Scrape) -> dict[str, Any]:
+    """What the screen shows. Rates are per second between the two scrapes."""
     seconds = max(now.at - before.at, 1e-9)
 
     def rate(name: str, **labels: str) -> float:
@@ -165,9 +165,9 @@ def _ratio(sum_: float, count: float) -> float | None:
     return sum_ / count if count else None
 
 
-def _quantile(look: Look, name: str, quantile: float, replica: str) -> float | None:
+def _quantile(scrape: Scrape, name: str, quantile: float, replica: str) -> float | None:
     """The least bucket that holds so much of what was seen since the process began."""
-    samples = look.samples.get(f"{name}_bucket", {}).items()
+    samples = scrape.samples.get(f"{name}_bucket", {}).items()
     buckets = sorted((float(dict(own)["le"]), value) for own, value in samples if ("replica", replica) in own)
     if not buckets or not buckets[-1][1]:
         return None

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.errors import SettingInvalid
+from mezzotint.errors import SettingInvalid, os_error_text
 
 __all__ = ["EXTRA_MISSING", "is_installed", "ui"]
 
@@ -39,7 +39,7 @@ def ui(
     from mezzotint.ui.settings import UiSettings, service_address
 
     # From a file, a key ends with a line.
-    settings = UiSettings(service_address(api, os.environ), key.strip(), host, port)
+    settings = UiSettings(service_address(api, os.environ), key.strip())
     listener = _listen(host, port)
     from mezzotint.ui.running import run_page
 
@@ -56,9 +56,8 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=512)
     except (OSError, UnicodeError) as error:
         # The second, of a name with an empty label or one too long.
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise SettingInvalid(
-            f"cannot listen on {host} port {port}: {reason}; choose another with --port, "
+            f"cannot listen on {host} port {port}: {os_error_text(error)}; choose another with --port, "
             "or with MEZZOTINT_UI_PORT for the page beside a server",
             param="port",
         ) from None

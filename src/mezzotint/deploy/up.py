@@ -25,7 +25,7 @@ from mezzotint.deploy.terraform import Plan, Root
 from mezzotint.deploy.verify import Verified, verify, wait_until_reachable
 from mezzotint.errors import DeployFailed, SettingInvalid
 
-__all__ = ["bring_up", "run_stage", "verify_service"]
+__all__ = ["bring_up", "run_stage", "verified_text", "verify_service"]
 
 KEY_VARIABLE = "MEZZOTINT_API_KEY"
 
@@ -216,7 +216,7 @@ def _page_key(d: Deployment) -> str:
     return base64.b64decode(found["data"]["api_key"]).decode()
 
 
-def told(found: Verified, as_json: bool) -> str:
+def verified_text(found: Verified, as_json: bool) -> str:
     if as_json:
         return json.dumps({**vars(found), "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}, indent=2)
     return f"{found.url}: {found.size} in {found.picture_s:.1f} s"

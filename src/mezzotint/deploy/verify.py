@@ -89,7 +89,7 @@ def _verified(url: str, key: str, limit_s: float, say: Callable[[str], None]) ->
     began = time.monotonic()
     picture = _get(f"{url}/serve/imagine?{query}", key, limit_s)
     picture_s = time.monotonic() - began
-    _require(picture.status == 200, f"/serve/imagine answers {picture.status}: {_told(picture)}")
+    _require(picture.status == 200, f"/serve/imagine answers {picture.status}: {_answer_text(picture)}")
     _check_picture(picture.body, size)
     say(f"  drew {size} in {picture_s:.1f} s")
     first_s, events_s, events = _check_events(f"{url}/imagine?{query}", key, limit_s)
@@ -100,7 +100,7 @@ def _verified(url: str, key: str, limit_s: float, say: Callable[[str], None]) ->
 def _size(url: str, key: str, limit_s: float) -> str:
     """The model's own; where only some are compiled, that is one of them."""
     answer = _get(f"{url}/v1/capabilities", key, limit_s)
-    _require(answer.status == 200, f"/v1/capabilities answers {answer.status}: {_told(answer)}")
+    _require(answer.status == 200, f"/v1/capabilities answers {answer.status}: {_answer_text(answer)}")
     return str(json.loads(answer.body)["sizes"]["default"])
 
 
@@ -167,7 +167,7 @@ def _opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(_Staying)
 
 
-def _told(answer: Answer) -> str:
+def _answer_text(answer: Answer) -> str:
     return " ".join(answer.body[:MAX_SHOWN].decode(errors="replace").split())
 
 

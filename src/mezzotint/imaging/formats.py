@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 from mezzotint.core import Image
-from mezzotint.errors import InvalidRequest, OutputUnwritable
+from mezzotint.errors import InvalidRequest, OutputUnwritable, os_error_text
 from mezzotint.imaging.metadata import JPEG_EXIF_BYTES, exif_block, png_chunks
 
 __all__ = ["CONTENT_TYPES", "check_output", "encode", "format_name", "format_of", "save"]
@@ -119,5 +119,4 @@ def _create_beside(path: Path) -> Path:
 
 
 def _unwritable(path: Path, error: Exception) -> OutputUnwritable:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return OutputUnwritable(f"cannot write {path}: {reason.lower()}", param="output")
+    return OutputUnwritable(f"cannot write {path}: {os_error_text(error)}", param="output")

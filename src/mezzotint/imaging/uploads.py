@@ -24,11 +24,26 @@ from mezzotint.errors import InvalidRequest, PayloadTooLarge, UnsupportedImage
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
-__all__ = ["check_mask_size", "decode_base64", "read_mask", "read_upload"]
+__all__ = [
+    "MAX_UPLOAD_BYTES",
+    "MAX_UPLOAD_PIXELS",
+    "check_mask_size",
+    "decode_base64",
+    "read_mask",
+    "read_mask_text",
+    "read_upload",
+    "read_upload_text",
+]
 
 logger = logging.getLogger(__name__)
 
+MAX_UPLOAD_BYTES = 50_000_000
+"""Bytes of one uploaded picture."""
+MAX_UPLOAD_PIXELS = 4096 * 4096
+"""Pixels of one uploaded picture; decoded, 48 MiB."""
+
 _Array = NDArray[np.uint8]
+Redraw = Literal["white", "transparent"]
 BLANKS = b" \t\r\n\f\v"
 FORMATS = ("PNG", "JPEG", "WEBP")
 ORIENTATION = 0x0112
@@ -49,7 +64,7 @@ STRIP_ROWS = 128
 MAX_SIDE = 65_535
 
 
-def read_upload(data: bytes, *, param: str, max_pixels: int) -> Pixels:
+def read_upload(data: bytes, *, param: str, max_pixels: int = MAX_UPLOAD_PIXELS) -> Pixels:
     """The picture of a PNG, JPEG or WebP file, height × width × 3, upright, its transparency over white.
 
     Of an animation the first frame. `param` names the field in the errors.
@@ -62,7 +77,7 @@ def read_upload(data: bytes, *, param: str, max_pixels: int) -> Pixels:
 
 
 def read_mask(
-    data: bytes, *, param: str, max_pixels: int, redraw: Literal["white", "transparent"] = "white"
+    data: bytes, *, param: str, max_pixels: int = MAX_UPLOAD_PIXELS, redraw: Redraw = "white"
 ) -> Mask:
     """A mask file, height × width, above 127 where to redraw.
 
@@ -83,6 +98,26 @@ def read_mask(
     return mask
 
 
+def read_upload_text(text: str, param: str) -> Pixels:
+    """`read_upload` of a file that was sent as base64 text, or as a `data:` URL of it.
+
+    Raises:
+        InvalidRequest: it is neither.
+        PayloadTooLarge, UnsupportedImage: as `read_upload`.
+    """
+    return read_upload(decode_base64(text, param), param=param)
+
+
+def read_mask_text(text: str, param: str, redraw: Redraw) -> Mask:
+    """`read_mask` of a file that was sent as base64 text, or as a `data:` URL of it.
+
+    Raises:
+        InvalidRequest: it is neither, or as `read_mask`.
+        PayloadTooLarge, UnsupportedImage: as `read_upload`.
+    """
+    return read_mask(decode_base64(text, param), param=param, redraw=redraw)
+
+
 def check_mask_size(mask: Mask, image: Pixels) -> None:
     """Refuse a mask that is not as wide and as high as its picture, in pixels of the files.
 
@@ -97,7 +132,7 @@ def check_mask_size(mask: Mask, image: Pixels) -> None:
         )
 
 
-def decode_base64(text: str, param: str, max_bytes: int) -> bytes:
+def decode_base64(text: str, param: str, max_bytes: int = MAX_UPLOAD_BYTES) -> bytes:
     """The bytes of base64 text, or of a `data:` URL of it.
 
     Raises:

@@ -7,7 +7,6 @@ and comes down first: a set without one is not whole.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from mezzotint.errors import ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
+from mezzotint.models.bucket import S3_SCHEME, bucket_error_text, open_bucket
 from mezzotint.models.catalogue import CATALOGUE
 from mezzotint.models.locations import models_home
 from mezzotint.models.manifest import MANIFEST_NAME, check_manifest, read_manifest
@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["download", "is_remote", "pull_artefact", "upload"]
 
-PREFIX = "s3://"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def is_remote(place: str) -> bool:
-    return place.startswith(PREFIX)
+    return place.startswith(S3_SCHEME)
 
 
 def upload(folder: Path, url: str) -> None:
@@ -96,8 +95,8 @@ def pull_artefact(url: str) -> Path:
         SettingInvalid: the URL has no such part, or it is the name of a model.
         ModelNotFound, ModelInvalid: as `download`.
     """
-    name = url.removeprefix(PREFIX).strip("/").rpartition("/")[2]
-    if not NAME.fullmatch(name) or name in CATALOGUE or "/" not in url.removeprefix(PREFIX).strip("/"):
+    name = url.removeprefix(S3_SCHEME).strip("/").rpartition("/")[2]
+    if not NAME.fullmatch(name) or name in CATALOGUE or "/" not in url.removeprefix(S3_SCHEME).strip("/"):
         raise SettingInvalid(
             f"{url!r} ends in no name for a folder of graphs, such as s3://bucket/sdxl-inf2", param="name"
         )
@@ -121,14 +120,10 @@ def _checked(name: str) -> str:
 def _open(url: str) -> S3Store:
     if find_spec("obstore") is None:
         raise SettingInvalid("s3:// needs the [serve] extra: pip install 'mezzotint[serve]'", param="output")
-    from obstore.store import S3Store
-
-    bucket, _, prefix = url.removeprefix(PREFIX).partition("/")
-    if not bucket:
-        raise SettingInvalid(f"an S3 place is s3://bucket/prefix; not {url!r}", param="output")
-    # Given options, the library reads no AWS_ALLOW_HTTP of its own.
-    allow_http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1")
-    return S3Store(bucket, prefix=prefix.strip("/") or None, client_options={"allow_http": allow_http})
+    try:
+        return open_bucket(url)
+    except ValueError:
+        raise SettingInvalid(f"an S3 place is s3://bucket/prefix; not {url!r}", param="output") from None
 
 
 @contextmanager
@@ -138,5 +133,4 @@ def _failing_as(kind: type[OutputUnwritable] | type[ModelNotFound], what: str) -
     try:
         yield
     except (BaseError, OSError) as error:
-        told = " ".join(str(error).partition("Debug source")[0].split())[:200]
-        raise kind(f"{what}: {told}") from None
+        raise kind(f"{what}: {bucket_error_text(error)}") from None

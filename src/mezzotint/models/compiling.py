@@ -25,7 +25,7 @@ import mezzotint
 from mezzotint.backends.neuron.shapes import COMPONENTS
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.core import GenerationRequest, ModelLimits
-from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid
+from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid, os_error_text
 from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits, holds_graphs
 from mezzotint.models.artefact_store import is_remote, upload
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
@@ -265,9 +265,7 @@ def _staging(output: str) -> Iterator[Path]:
         home.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(dir=home, prefix=".partial-")
     except OSError as error:
-        raise OutputUnwritable(
-            f"{output} cannot be written: {(error.strerror or str(error)).lower()}"
-        ) from None
+        raise OutputUnwritable(f"{output} cannot be written: {os_error_text(error)}") from None
     try:
         yield Path(folder)
     finally:

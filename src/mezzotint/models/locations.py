@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.core import ADDED, PIXELS_PER_LATENT, ModelLimits
-from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
+from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid, os_error_text
 from mezzotint.models.added import Added, find_added
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
@@ -130,7 +130,7 @@ def find_model(name: str) -> Path:
         if path.is_dir():
             raise ModelNotFound(f"{name} is not a diffusers model: it has no model_index.json")
     except OSError as error:
-        raise ModelNotFound(f"no model {name!r} that can be read: {_reason(error)}") from None
+        raise ModelNotFound(f"no model {name!r} that can be read: {os_error_text(error)}") from None
     except RuntimeError:
         raise ModelNotFound(f"no model {name!r}: there is no user of that name") from None
     known = ", ".join(CATALOGUE)
@@ -264,7 +264,7 @@ def _is_installed(entry: CatalogueEntry) -> bool:
         return sign.is_file()
     except OSError as error:
         raise SettingInvalid(
-            f"MEZZOTINT_HOME takes a folder that can be read; {sign.parent}: {_reason(error)}",
+            f"MEZZOTINT_HOME takes a folder that can be read; {sign.parent}: {os_error_text(error)}",
             param="MEZZOTINT_HOME",
         ) from None
 
@@ -273,7 +273,3 @@ def _sizes(path: Path) -> list[int]:
     """Of its files, in bytes."""
     files = [path] if path.is_file() else path.rglob("*")
     return [file.stat().st_size for file in files if file.is_file()]
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.core import ADDED
-from mezzotint.errors import ModelInvalid
+from mezzotint.errors import ModelInvalid, os_error_text
 
 __all__ = [
     "MANIFEST_NAME",
@@ -186,8 +186,7 @@ def _matches(path: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> ModelInvalid:
-    reason = (error.strerror or str(error)).lower()
-    return ModelInvalid(f"{path.parent.name}/{path.name} cannot be read: {reason}")
+    return ModelInvalid(f"{path.parent.name}/{path.name} cannot be read: {os_error_text(error)}")
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -1,15 +1,15 @@
-"""Several plates drawn at once, for whoever asked for n pictures in one request."""
+"""Several pictures drawn at once, for whoever asked for n of them in one request."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from mezzotint.core import Queued
 from mezzotint.serve.gateway import Gateway
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.wire import Drawn, Step
 
 __all__ = ["Listener", "together", "watch", "watch_all"]
@@ -28,22 +28,24 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def watch_all(gateway: Gateway, plates: Mapping[int, Plate], tell: Listener) -> None:
-    """Draw the plates of one request, telling every event with its plate's number. Cancelling it cancels all.
+async def watch_all(gateway: Gateway, requests: Sequence[PreparedRequest], tell: Listener) -> None:
+    """Draw the pictures of one request, telling every event with its picture's number.
+
+    Cancelling it cancels all.
 
     Raises:
         MezzotintError: why the first of them failed; the others were cancelled.
     """
-    admitted = zip(plates, gateway.admit(list(plates.values())), strict=True)
-    await together(*(watch(gateway, number, plate, tell) for number, plate in admitted))
+    admitted = enumerate(gateway.admit(requests))
+    await together(*(watch(gateway, number, prepared, tell) for number, prepared in admitted))
 
 
-async def watch(gateway: Gateway, number: int, plate: Plate, tell: Listener) -> None:
+async def watch(gateway: Gateway, number: int, prepared: PreparedRequest, tell: Listener) -> None:
     """Draw one, telling its events.
 
     Raises:
         MezzotintError: why there is no picture.
     """
-    async with aclosing(gateway.stream(plate)) as events:
+    async with aclosing(gateway.stream(prepared)) as events:
         async for event in events:
             await tell(number, event)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.serve.gateway import Replicas
+from mezzotint.serve.dispatch import Replicas
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.wire import Order, Report, WireEvent

@@ -10,36 +10,24 @@ import os
 import re
 import secrets
 import signal
-import socket
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
-
-import psutil
 
 from mezzotint.config import Settings
 from mezzotint.cores import prepare_cores
 from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
+from mezzotint.serve.ports import cannot_listen
 from mezzotint.serve.proxy import PROXY_CALLBACK
+from mezzotint.serve.stopping import WATCH_SECONDS, abandon, stop_everything
 from mezzotint.serve.telemetry.forwarding import forward_logs
 
-__all__ = ["StartInterrupted", "check_neuron", "choose_port", "running", "stop_signals"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["StartInterrupted", "check_neuron", "running", "stop_signals"]
 
 MEBIBYTE = 1024 * 1024
-# What Ray's processes may take to end by themselves.
-EXIT_SECONDS = 10.0
-WATCH_SECONDS = 0.1
-# Between the ports that Ray gives its workers and those the system gives to whoever asks for any.
-FREE_PORTS = range(20_000, 32_000)
-FREE_PORT_TRIES = 20
-CORE_PROCESSES = ("gcs_server", "raylet")
 
 
 class StartInterrupted(Exception):
@@ -62,39 +50,6 @@ def stop_signals() -> Iterator[SimpleQueue[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def choose_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0.
-
-    Raises:
-        SettingInvalid: the port is taken, or the address is not this machine's.
-    """
-    # Not the system's own choice for 0: Ray's processes take from the same range a moment later, one of them
-    # now and then this very port.
-    candidates = [port] if port else secrets.SystemRandom().sample(FREE_PORTS, FREE_PORT_TRIES)
-    for candidate in candidates[:-1]:
-        with suppress(OSError):
-            return _probe(host, candidate)
-    try:
-        return _probe(host, candidates[-1])
-    except OSError as error:
-        raise _cannot_listen(host, port, (error.strerror or str(error)).lower()) from None
-
-
-def _probe(host: str, port: int) -> int:
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        # As the server will bind: a port whose last connections still linger counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-        return int(probe.getsockname()[1])
-
-
-def _cannot_listen(host: str, port: int, reason: str) -> SettingInvalid:
-    return SettingInvalid(
-        f"cannot listen on {host} port {port}: {reason}; choose another with --host or --port", param="port"
-    )
 
 
 @contextmanager
@@ -122,13 +77,13 @@ def running(settings: Settings, signals: SimpleQueue[int]) -> Iterator[None]:
     while signals.empty() and not up.done():
         wait([up], WATCH_SECONDS)
     if not signals.empty():
-        _abandon(signals, own_ray=not address)
+        abandon(signals, own_ray=not address)
         raise StartInterrupted
     try:
         up.result()
         yield
     finally:
-        _stop_everything(signals, own_ray=not address)
+        stop_everything(signals, own_ray=not address)
 
 
 def _start(settings: Settings, address: str | None, signals: SimpleQueue[int], up: Future[None]) -> None:
@@ -219,7 +174,7 @@ def _deploy(settings: Settings, signals: SimpleQueue[int]) -> None:
         # Somebody was quicker between the look at the port and now.
         if "Failed to bind" not in str(error):
             raise
-        raise _cannot_listen(settings.host, settings.port, "address already in use") from None
+        raise cannot_listen(settings.host, settings.port, "address already in use") from None
     try:
         # Somebody waits to hear what is wrong, and nothing serves that would have to go on.
         starting = application(settings, start_failures=1)
@@ -240,91 +195,3 @@ def _start_error(status: object) -> MezzotintError:
         return kinds[name](message)
     lines = [line for line in told.splitlines() if line.strip()]
     return GenerationFailed(f"the engine did not start: {lines[-1].strip() if lines else 'no reason given'}")
-
-
-def _abandon(signals: SimpleQueue[int], *, own_ray: bool) -> None:
-    """Leave nothing of a start that still goes on in its thread: nobody has been told of it yet."""
-    if not own_ray:
-        deleting = threading.Thread(target=_delete_application, daemon=True)
-        deleting.start()
-        heard = signals.qsize()
-        # Not taken out: the thread that starts looks whether there are any.
-        while deleting.is_alive() and signals.qsize() == heard:
-            deleting.join(WATCH_SECONDS)
-        return
-    # What threads say now of processes that vanish under them tells nobody anything.
-    logging.disable()
-    threading.excepthook = lambda _: None
-    _kill(psutil.Process().children(recursive=True))
-
-
-def _stop_everything(signals: SimpleQueue[int], *, own_ray: bool) -> None:
-    """Let running requests end, then every process of Ray; all at once when its core is gone or not up."""
-    children = psutil.Process().children(recursive=True) if own_ray else []
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        _close(children, signals)
-    _kill(children)
-
-
-def _close(children: list[psutil.Process], signals: SimpleQueue[int]) -> None:
-    core = [process for process in children if process.name() in CORE_PROCESSES]
-    closing = threading.Thread(target=_close_in_order, daemon=True)
-    closing.start()
-    # A signal to the whole process group ends Ray's core too, and then no call to it returns.
-    while closing.is_alive() and all(_is_running(process) for process in core):
-        if not signals.empty():
-            logger.warning("asked twice to stop: running requests are dropped")
-            return
-        closing.join(WATCH_SECONDS)
-    if not closing.is_alive():
-        _wait_for_end(children)
-
-
-def _kill(children: list[psutil.Process]) -> None:
-    # Children of this process by their own handles: never another's that bears the same name.
-    for process in children:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    _wait_for_end(children)
-
-
-def _wait_for_end(processes: list[psutil.Process]) -> None:
-    deadline = time.monotonic() + EXIT_SECONDS
-    while any(_is_running(process) for process in processes) and time.monotonic() < deadline:
-        time.sleep(WATCH_SECONDS)
-
-
-def _is_running(process: psutil.Process) -> bool:
-    # A zombie has ended; whether its parent takes note of it is not ours to wait for.
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _close_in_order() -> None:
-    import ray
-
-    try:
-        _delete_application()
-    finally:
-        ray.shutdown()
-
-
-def _delete_application() -> None:
-    """Waits for the requests that are running, up to the replicas' own limit."""
-    import ray
-
-    if ray.is_initialized() and "mezzotint.serve.app" in sys.modules:
-        from ray import serve
-        from ray.serve.exceptions import RayServeException
-
-        from mezzotint.serve.app import APP_NAME
-
-        try:
-            serve.delete(APP_NAME)
-        except RayServeException:
-            pass  # Stopped before Serve was there.
-        except Exception:
-            logger.exception("Ray Serve did not close in order")

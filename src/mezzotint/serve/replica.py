@@ -140,11 +140,6 @@ class EngineReplica:
         """What this replica has counted."""
         return self._metrics.families()
 
-    async def status(self) -> dict[str, int]:
-        """Images in the engine by state, for an operator who asks every replica through Ray."""
-        status = self._engine.status()
-        return {"queued": status.queued, "running": status.running, "decoding": status.decoding}
-
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Ray Serve asks, where the number of replicas may change."""
         return {"backlog_s": sum(self._engine.outlook().backlogs.values())}

@@ -20,7 +20,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.errors import RETRY_AFTER_SECONDS, ModelLoading, QueueFull, ReplicaLost
-from mezzotint.serve.gateway import Replicas
+from mezzotint.serve.dispatch import Replicas
 from mezzotint.serve.peers import Peers
 from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.wire import Order, Report, RunStatus, WireEvent

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +17,7 @@ from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.batch import watch_all
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.peers import Peers, answers
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.wire import Drawn, RunStatus, Step
 
 __all__ = ["Run", "Runs"]
@@ -26,14 +26,14 @@ __all__ = ["Run", "Runs"]
 class Run:
     """One request's pictures. `steps` by picture, each of `total`; `preview` is the last file that came."""
 
-    def __init__(self, plates: Mapping[int, Plate]) -> None:
-        self._plates = plates
+    def __init__(self, requests: Sequence[PreparedRequest]) -> None:
+        self._requests = requests
         self._since = time.monotonic()
         self._drawing: asyncio.Task[None] | None = None
         self._admission: Admission | None = None
         self.began = datetime.now(UTC)
-        self.total = max(plate.request.steps_taken for plate in plates.values())
-        self.steps = dict.fromkeys(plates, 0)
+        self.total = max(prepared.request.steps_taken for prepared in requests)
+        self.steps = [0] * len(requests)
         self.drawn: dict[int, Drawn] = {}
         self.preview: bytes | None = None
         self.interrupted = False
@@ -45,7 +45,7 @@ class Run:
             MezzotintError: why the first of them failed.
         """
         self._admission = admission
-        self._drawing = asyncio.create_task(watch_all(gateway, self._plates, self._take))
+        self._drawing = asyncio.create_task(watch_all(gateway, self._requests, self._take))
         if self.interrupted:
             self._drawing.cancel()
         try:
@@ -75,7 +75,7 @@ class Run:
     @property
     def progress(self) -> float:
         """0…1."""
-        return min(1.0, sum(self.steps.values()) / (self.total * len(self.steps)))
+        return min(1.0, sum(self.steps) / (self.total * len(self.steps)))
 
     @property
     def eta_s(self) -> float:
@@ -84,7 +84,7 @@ class Run:
         return elapsed / self.progress - elapsed if self.progress else 0.0
 
     def status(self, *, preview: bool) -> RunStatus:
-        going = [step for number, step in self.steps.items() if number not in self.drawn]
+        going = [step for number, step in enumerate(self.steps) if number not in self.drawn]
         return RunStatus(
             began=self.began,
             progress=self.progress,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from mezzotint.config import Settings
 from mezzotint.serve.access.access import Access, open_access, requires_keys
 from mezzotint.serve.background import in_background
-from mezzotint.serve.gateway import Gateway, Replicas, open_gateway
+from mezzotint.serve.dispatch import Replicas
+from mezzotint.serve.gateway import Gateway, open_gateway
 from mezzotint.serve.jobs.feed import Feed
 from mezzotint.serve.jobs.runner import JobRunner
 from mezzotint.serve.peers import NoPeers, Peers

@@ -1,4 +1,4 @@
-"""What answers when something is pressed: reads the widgets, asks the desk, and says what they show then.
+"""What answers when something is pressed: reads the widgets, asks the controller, says what they show then.
 
 What changes the list only changes it; `watching.py` tells the page.
 """
@@ -16,10 +16,10 @@ from mezzotint.core import Lora
 from mezzotint.emphasis import has_marks
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
-from mezzotint.ui.desk import Desk
+from mezzotint.ui.controller import Controller
 from mezzotint.ui.drawing import SIZE
 from mezzotint.ui.editing import prepare_edit, size_of_file
-from mezzotint.ui.form import TABS, Wish, filled, read_seed, read_whole
+from mezzotint.ui.form import TABS, JobRequest, filled, read_seed, read_whole
 from mezzotint.ui.guides import (
     EDGES,
     NO_PICTURE,
@@ -51,8 +51,8 @@ Updates = dict[Any, Any]
 class Answers:
     """Each method is bound to widgets in `page.py`, which says what it is given. `request` is Gradio's."""
 
-    def __init__(self, desk: Desk, parts: Parts) -> None:
-        self._desk, self._parts = desk, parts
+    def __init__(self, controller: Controller, parts: Parts) -> None:
+        self._controller, self._parts = controller, parts
 
     async def draw(
         self, request: gr.Request, prompt: str, size: str, hires: str, n: float, *rest: Any
@@ -83,7 +83,7 @@ class Answers:
         return await self._begin(kept, request, settings, size_of_file(edit.image), prompt=prompt, **changes)
 
     async def reuse_seed(self, request: gr.Request, kept: object) -> Updates:
-        browser, _ = self._desk.visit(kept, request.session_hash)
+        browser, _ = self._controller.visit(kept, request.session_hash)
         seeded = [drawing for drawing in browser.shown if drawing.seed is not None]
         if not seeded:
             return self._notice(NO_SEED)
@@ -94,7 +94,7 @@ class Answers:
         self, chosen: list[str] | None, steps: float | None, guidance: float | None, scheduler: str | None
     ) -> Updates:
         """A LoRA of few steps brings its settings with it, and takes them away again."""
-        offer, settings = self._desk.monitor.offer, self._parts.settings
+        offer, settings = self._controller.monitor.offer, self._parts.settings
         if offer is None:
             return gr.skip()  # type: ignore[no-any-return]
         usual = [offer.defaults_with(names) for names in ((), *((lora.name,) for lora in offer.loras))]
@@ -108,7 +108,7 @@ class Answers:
 
     def follow(self, picture: object, guide: str | None, reading: str | None, size: str | None) -> Updates:
         """A guiding picture was given or taken away. Reads a file: in a thread."""
-        offer, guiding, form = self._desk.monitor.offer, self._parts.guiding, self._parts.form
+        offer, guiding, form = self._controller.monitor.offer, self._parts.guiding, self._parts.form
         try:
             file = upload_of(picture)
             if file is None:
@@ -138,18 +138,18 @@ class Answers:
         self, request: gr.Request, event: gr.EventData, which: dict[str, Any] | None, kept: object
     ) -> Updates:
         """A button in the list was pressed, or the page's script has noticed something; it says which."""
-        browser, view = self._desk.visit(kept, request.session_hash)
+        browser, view = self._controller.visit(kept, request.session_hash)
         id = str(getattr(event, "id", ""))
         match getattr(event, "do", ""):
             case "open":
                 return await self._open(browser, id, int(getattr(event, "n", 0)))
             case "gone":
                 with suppress(ServiceError):
-                    await self._desk.receipt(browser, id, int(getattr(event, "n", 0)))
+                    await self._controller.receipt(browser, id, int(getattr(event, "n", 0)))
             case "unreadable":
                 return self._notice(Notice(NO_PICTURE))
             case "cancel":
-                return self._notice(await self._desk.cancel(browser, id))
+                return self._notice(await self._controller.cancel(browser, id))
             case "remove":
                 browser.remove(id)
                 if which and which["id"] == id:
@@ -164,11 +164,11 @@ class Answers:
         return self._notice(None) if recipe is None else self._fill(recipe, guiding)
 
     async def vary(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
-        browser, view = self._desk.visit(kept, request.session_hash)
+        browser, view = self._controller.visit(kept, request.session_hash)
         if not which:
             return self._notice(None)
         view.search("")
-        notice = await self._desk.vary(browser, which["id"], which["n"], which["receipt"])
+        notice = await self._controller.vary(browser, which["id"], which["n"], which["receipt"])
         return {**self._notice(notice), self._parts.search: ""}
 
     async def change(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
@@ -176,12 +176,12 @@ class Answers:
 
         Gradio makes anew what it is not told the value of, without what holds the editor to its bounds.
         """
-        browser, _ = self._desk.visit(kept, request.session_hash)
+        browser, _ = self._controller.visit(kept, request.session_hash)
         nothing = {self._parts.editor.canvas: None}
         if not which:
             return {**self._notice(None), **nothing}
         try:
-            picture = await self._desk.picture(browser, which["id"], which["n"])
+            picture = await self._controller.picture(browser, which["id"], which["n"])
         except ServiceError as error:
             return {**self._notice(notice_of(error)), **nothing}
         prompt, emphasis = str(which["receipt"].get("prompt", "")), self._parts.settings.emphasis
@@ -207,7 +207,7 @@ class Answers:
         self, kept: object, request: gr.Request, settings: list[Any], shape: str, **asked: Any
     ) -> Updates:
         """shape: of the picture that comes, empty where nobody knows it yet."""
-        browser, view = self._desk.visit(kept, request.session_hash)
+        browser, view = self._controller.visit(kept, request.session_hash)
         # A field that was never touched is None.
         negative, emphasis, style, steps, guidance, scheduler, seed, model, loras, lora_scale, *rest = (
             settings
@@ -221,7 +221,7 @@ class Answers:
                 asked["guiding"] = await asyncio.to_thread(prepare_guide, upload_of(picture), shape)
         except ValueError as error:
             return self._notice(Notice(str(error)))
-        wish = Wish(
+        job_request = JobRequest(
             **{**asked, "prompt": asked["prompt"] or ""},
             negative_prompt=negative or "",
             emphasis=bool(emphasis),
@@ -235,17 +235,17 @@ class Answers:
         )
         # What was just asked for is seen, whatever was searched for before.
         view.search("")
-        return {**self._notice(await self._desk.draw(browser, wish)), self._parts.search: ""}
+        return {**self._notice(await self._controller.draw(browser, job_request)), self._parts.search: ""}
 
     async def _open(self, browser: Browser, id: str, n: int) -> Updates:
         try:
-            receipt = await self._desk.receipt(browser, id, n)
+            receipt = await self._controller.receipt(browser, id, n)
         except ServiceError as error:
             return self._notice(notice_of(error))
         return {**self._notice(None), **self._parts.opened.showing(id, n, receipt)}
 
     def _fill(self, recipe: Recipe, guiding: str | None) -> Updates:
-        offer, parts = self._desk.monitor.offer, self._parts
+        offer, parts = self._controller.monitor.offer, self._parts
         values, said = filled(recipe, offer, is_guided=guiding is not None)
         updates = filled_in(parts.form, parts.settings, parts.guiding, values, offer)
         return {parts.notice: cards.word(said, "#prompt"), parts.tabs: gr.Tabs(selected=TABS[0]), **updates}

@@ -14,7 +14,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.routing import Mount
 
 from mezzotint import __version__
-from mezzotint.ui.desk import Desk
+from mezzotint.ui.controller import Controller
 from mezzotint.ui.headers import PageHeaders
 from mezzotint.ui.pictures import pictures_of
 from mezzotint.ui.service import Service
@@ -43,16 +43,16 @@ def build_app(settings: UiSettings) -> FastAPI:
     from mezzotint.ui.look import CSS, HEAD, theme
     from mezzotint.ui.page import build_page
 
-    desk = Desk(Service(settings.api, settings.key))
+    controller = Controller(Service(settings.api, settings.key))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        looking = asyncio.create_task(desk.monitor.run())
+        looking = asyncio.create_task(controller.monitor.run())
         yield
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
-        await desk.browsers.close()
-        await desk.service.close()
+        await controller.browsers.close()
+        await controller.service.close()
         uploads.cleanup()
 
     app = FastAPI(
@@ -64,10 +64,10 @@ def build_app(settings: UiSettings) -> FastAPI:
         max_body_size=MAX_BODY_BYTES,
         lifespan=lifespan,
     )
-    app.state.desk = desk
+    app.state.controller = controller
     app.add_middleware(PageHeaders)
-    app.include_router(pictures_of(desk.service))
-    page = build_page(desk)
+    app.include_router(pictures_of(controller.service))
+    page = build_page(controller)
     # A page that Gradio has not launched itself takes any path for an upload's, whichever file lies there.
     page.has_launched = True
 
@@ -100,7 +100,7 @@ def build_app(settings: UiSettings) -> FastAPI:
 
 def end_pages(app: Any) -> None:
     """End the answers that pages listen to. app: what `build_app` made."""
-    app.state.desk.close()
+    app.state.controller.close()
     for route in app.routes:
         stop = getattr(route.app, "stop_event", None) if isinstance(route, Mount) else None
         if stop is not None:

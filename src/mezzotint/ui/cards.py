@@ -19,9 +19,9 @@ __all__ = [
     "drawings_list",
     "notice_box",
     "opened_picture",
+    "progress_text",
     "receipt_text",
     "said_aloud",
-    "told",
     "word",
 ]
 
@@ -72,7 +72,7 @@ def drawings_list(drawings: Iterable[Drawing], *, searching: bool, more: int, zo
     return f'<ol class="mz-drawings">{cards}</ol>{rest}'
 
 
-def told(drawing: Drawing) -> str:
+def progress_text(drawing: Drawing) -> str:
     """How far it is, in words."""
     match drawing.state:
         case "asked":
@@ -159,18 +159,18 @@ def _news(about: str = "") -> str:
 
 
 def _card(drawing: Drawing, zone: tzinfo) -> str:
-    plates = "".join(_plate(drawing, index) for index in range(drawing.n))
+    thumbnails = "".join(_thumbnail(drawing, index) for index in range(drawing.n))
     # Of what was lost or has failed nothing is to be seen but why.
-    plates = f'<div class="mz-plates">{plates}</div>' if plates else ""
+    thumbnails = f'<div class="mz-thumbnails">{thumbnails}</div>' if thumbnails else ""
     asked = f' data-news="{escape(drawing.id)}"' if drawing.state == "asked" else ""
     warned = ""
     if drawing.state == "done" and drawing.said:
         warned = f'<p class="mz-warned">{escape(as_sentence(drawing.said))}</p>'
     return (
         f'<li class="mz-drawing" tabindex="-1" data-job="{escape(drawing.id)}" data-state="{drawing.state}"'
-        f'{asked}>{plates}<p class="mz-prompt">{escape(drawing.prompt)}</p>{_progress(drawing)}{warned}'
+        f'{asked}>{thumbnails}<p class="mz-prompt">{escape(drawing.prompt)}</p>{_progress(drawing)}{warned}'
         '<div class="mz-foot">'
-        f'<span class="mz-told">{escape(told(drawing) or _when(drawing.at, zone))}</span>'
+        f'<span class="mz-told">{escape(progress_text(drawing) or _when(drawing.at, zone))}</span>'
         f"{_action(drawing)}</div></li>"
     )
 
@@ -189,23 +189,23 @@ def _progress(drawing: Drawing) -> str:
     return (
         f'<div class="mz-progress" role="progressbar" aria-label="Progress of {escape(drawing.prompt)}" '
         f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
-        f'aria-valuetext="{escape(told(drawing))}"><div style="width:{percent}%"></div></div>'
+        f'aria-valuetext="{escape(progress_text(drawing))}"><div style="width:{percent}%"></div></div>'
     )
 
 
-def _plate(drawing: Drawing, index: int) -> str:
+def _thumbnail(drawing: Drawing, index: int) -> str:
     label = escape(f"{index + 1} of {drawing.n}: {drawing.prompt}")
     ratio = f'style="aspect-ratio:{drawing.size[0]}/{drawing.size[1]}"'
     if index in drawing.finished:
         return (
-            f'<button type="button" class="mz-plate" {ratio} data-do="open" data-id="{escape(drawing.id)}" '
-            f'data-n="{index}" aria-label="Open picture {label}">'
+            f'<button type="button" class="mz-thumbnail" {ratio} data-do="open" '
+            f'data-id="{escape(drawing.id)}" data-n="{index}" aria-label="Open picture {label}">'
             f'<img src="pictures/{escape(drawing.id)}/{index}.png" alt="" loading="lazy"></button>'
         )
     if index in drawing.previews:
-        preview = f"previews/{escape(drawing.previews[index])}"
-        return f'<span class="mz-plate mz-preview" {ratio}><img src="{preview}" alt="Preview {label}"></span>'
-    return "" if drawing.is_over else f'<span class="mz-plate mz-blank" {ratio}></span>'
+        image = f'<img src="previews/{escape(drawing.previews[index])}" alt="Preview {label}">'
+        return f'<span class="mz-thumbnail mz-preview" {ratio}>{image}</span>'
+    return "" if drawing.is_over else f'<span class="mz-thumbnail mz-blank" {ratio}></span>'
 
 
 def _button(action: str, text: str, look: str, drawing: Drawing | None = None) -> str:

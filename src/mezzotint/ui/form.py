@@ -14,7 +14,7 @@ from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 from mezzotint.ui.stages import OFF, choice_of, larger, read_choice, stage_in_words
 
-__all__ = ["KEPT", "STYLES", "TABS", "Wish", "filled", "read_kept", "read_seed", "read_whole"]
+__all__ = ["KEPT", "STYLES", "TABS", "JobRequest", "filled", "read_kept", "read_seed", "read_whole"]
 
 PREVIEWS = 3
 # The service's words for `style_preset`; a service that knows others refuses these by name.
@@ -67,7 +67,7 @@ STILL = "It followed a guiding picture: see that the one under Guiding picture i
 
 
 @dataclass(frozen=True)
-class Wish:
+class JobRequest:
     """What somebody asks for. None and empty: as the service thinks best. image, mask, guiding: files.
 
     seed: None draws one at random. guide: how `guiding` is followed.
@@ -106,7 +106,7 @@ class Wish:
             # A picture that is changed keeps its size, or the nearest that is served.
             "size": self.size if self.image is None else "",
             # Nor has it a second stage: the service enlarges what is drawn from words.
-            "hires": _told(self.hires) if self.image is None else None,
+            "hires": _hires_body(self.hires) if self.image is None else None,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "scheduler": self.scheduler,
@@ -236,7 +236,7 @@ def _of_guide(guide: Guide | None) -> dict[str, Any]:
     }
 
 
-def _told(hires: Hires | None) -> dict[str, Any] | None:
+def _hires_body(hires: Hires | None) -> dict[str, Any] | None:
     if hires is None:
         return None
     return {name: value for name, value in asdict(hires).items() if value is not None}

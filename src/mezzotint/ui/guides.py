@@ -115,11 +115,11 @@ def upright_size(file: str) -> str:
     Raises:
         ValueError: a sentence that says why it cannot be followed.
     """
-    with _told():
+    with _errors_as_sentences():
         is_large = is_too_large(file)
     if is_large:
         raise ValueError(too_large())
-    with _told(), Image.open(file, formats=FORMATS) as picture:
+    with _errors_as_sentences(), Image.open(file, formats=FORMATS) as picture:
         width, height = picture.size
         is_lying = picture.getexif().get(ORIENTATION, 1) >= LYING
     return f"{height}x{width}" if is_lying else f"{width}x{height}"
@@ -138,7 +138,7 @@ def prepare_guide(file: str | None, shape: str) -> bytes:
     if file is None:
         raise ValueError(MISSING)
     upright_size(file)
-    with _told(), Image.open(file, formats=FORMATS) as picture:
+    with _errors_as_sentences(), Image.open(file, formats=FORMATS) as picture:
         whole = on_white(ImageOps.exif_transpose(picture))
     if SIZE.fullmatch(shape):
         whole = whole.crop(_middle(whole.size, _ratio(shape)))
@@ -147,7 +147,7 @@ def prepare_guide(file: str | None, shape: str) -> bytes:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _errors_as_sentences() -> Iterator[None]:
     """What goes wrong with a file, as a sentence."""
     try:
         yield

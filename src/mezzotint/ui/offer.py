@@ -53,7 +53,6 @@ class Offer:
     guidance: float
     max_guidance: float
     max_images: int
-    prompt_characters: int
     multiple_of: int
     max_size: int
     max_pixels: int
@@ -187,7 +186,6 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
         guidance=float(defaults["guidance_scale"]),
         max_guidance=float(limits["guidance_scale"]),
         max_images=int(limits["images"]),
-        prompt_characters=int(limits["prompt_characters"]),
         multiple_of=int(sizes["multiple_of"]),
         max_size=int(sizes["max"]),
         max_pixels=int(sizes["max_pixels"]),

@@ -65,9 +65,9 @@ const mezzotint = (() => {
   const again = async image => {
     const source = image.getAttribute('src');
     const status = await fetch(source).then(response => response.status, () => 0);
-    const plate = image.closest('[data-do=open]');
+    const thumbnail = image.closest('[data-do=open]');
     if (status === 404) {
-      if (plate) answer({...plate.dataset, do: 'gone'});
+      if (thumbnail) answer({...thumbnail.dataset, do: 'gone'});
     } else if (image.isConnected && image.getAttribute('src') === source) image.src = source;
   };
   document.addEventListener('error', event => {

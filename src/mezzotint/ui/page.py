@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from mezzotint.ui.answers import Answers
-from mezzotint.ui.desk import Desk
+from mezzotint.ui.controller import Controller
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.watching import ASK_AGAIN_SECONDS, Watching
 
@@ -31,15 +31,15 @@ MAX_OPEN_PAGES = 2_000
 DELETE_UPLOADS = (600, 3600)
 
 
-def build_page(desk: Desk) -> gr.Blocks:
+def build_page(controller: Controller) -> gr.Blocks:
     with gr.Blocks(
         title="Mezzotint", analytics_enabled=False, fill_width=True, delete_cache=DELETE_UPLOADS
     ) as blocks:
         parts = Parts.build()
-        answers = Answers(desk, parts)
+        answers = Answers(controller, parts)
         _wire_wishes(parts, answers)
         _wire_pictures(parts, answers)
-        _wire_news(blocks, parts, Watching(desk, parts))
+        _wire_news(blocks, parts, Watching(controller, parts))
     # Each open page listens to an answer that goes on, and Gradio gives no more than so many at a time.
     blocks.max_threads = MAX_OPEN_PAGES
     blocks.queue(default_concurrency_limit=None, api_open=False)

@@ -23,7 +23,7 @@ LISTEN = "mezzotint.listen(element, what => trigger('act', what))"
 
 @dataclass(frozen=True)
 class Parts:
-    """stored: what the browser keeps. notice: what became of the last wish. aloud: for screen readers."""
+    """stored: what the browser keeps. notice: what became of the last request. aloud: for screen readers."""
 
     stored: gr.BrowserState
     banner: gr.HTML

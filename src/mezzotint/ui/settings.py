@@ -1,4 +1,4 @@
-"""Where the service is, and where the page listens. Knows nothing of either."""
+"""Where the service is, and with which key it is asked. Knows nothing of it beyond that."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ class UiSettings:
 
     api: str = DEFAULT_API
     key: str = ""
-    host: str = "127.0.0.1"
-    port: int = 7860
 
 
 def service_address(given: str | None, environment: Mapping[str, str]) -> str:

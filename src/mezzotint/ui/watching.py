@@ -11,7 +11,7 @@ import gradio as gr
 
 from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
-from mezzotint.ui.desk import Desk
+from mezzotint.ui.controller import Controller
 from mezzotint.ui.form import read_kept
 from mezzotint.ui.parts import Parts
 from mezzotint.ui.views import View
@@ -29,8 +29,8 @@ Updates = dict[Any, Any]
 class Watching:
     """parts: the page's. It tells what has changed since it told it last, and nothing else."""
 
-    def __init__(self, desk: Desk, parts: Parts) -> None:
-        self._desk, self._parts = desk, parts
+    def __init__(self, controller: Controller, parts: Parts) -> None:
+        self._controller, self._parts = controller, parts
 
     @property
     def outputs(self) -> list[Any]:
@@ -39,7 +39,7 @@ class Watching:
         return [*told, parts.guiding.fold, *parts.kept.values()]
 
     async def watch(self, kept: object, request: gr.Request) -> AsyncGenerator[Updates]:
-        browser, view = self._desk.visit(kept, request.session_hash)
+        browser, view = self._controller.visit(kept, request.session_hash)
         page = kept.get("page") if isinstance(kept, Mapping) else None
         page = page if isinstance(page, Mapping) else {}
         view.note(page)
@@ -50,7 +50,9 @@ class Watching:
         until = time.monotonic() + WATCH_SECONDS
         # A form is filled anew with what it then holds: the page tells that when it asks again.
         while (
-            time.monotonic() < until and not self._desk.is_closing and view.offer == self._desk.monitor.offer
+            time.monotonic() < until
+            and not self._controller.is_closing
+            and view.offer == self._controller.monitor.offer
         ):
             seen = browser.changes.count
             browser.watch()
@@ -63,9 +65,9 @@ class Watching:
             await browser.changes.wait(seen, LOOK_SECONDS)
 
     async def look_for(self, request: gr.Request, words: str) -> None:
-        view = self._desk.views.of(request.session_hash)
+        view = self._controller.views.of(request.session_hash)
         view.search(words)
-        self._desk.browsers.tell(view.browser_id)
+        self._controller.browsers.tell(view.browser_id)
 
     def _now(self, browser: Browser, view: View) -> Updates:
         parts, found = self._parts, view.found(browser)
@@ -76,7 +78,7 @@ class Watching:
             zone=view.zone,
         )
         return {
-            parts.banner: cards.banner(self._desk.monitor.notice),
+            parts.banner: cards.banner(self._controller.monitor.notice),
             parts.drawings: listed,
             # Whatever is searched for: what was found has not just ended.
             parts.aloud: cards.said_aloud(browser.shown),
@@ -85,7 +87,7 @@ class Watching:
 
     def _form(self, view: View, kept: object) -> Updates:
         """The form's choices, where they are not what this page was told before."""
-        offer, before = self._desk.monitor.offer, view.offer
+        offer, before = self._controller.monitor.offer, view.offer
         if offer is None or offer == before:
             return {}
         view.offer = offer

@@ -114,7 +114,7 @@ class Settings:
 
     @property
     def inputs(self) -> list[Any]:
-        """The widgets whose values are part of every wish, in the order that `Answers` reads them in."""
+        """The widgets whose values are part of every request, in the order that `Answers` reads them in."""
         others = ("hires", "new_seed", "same_seed")
         return [getattr(self, each.name) for each in fields(self) if each.name not in others]
 

@@ -4,13 +4,13 @@ import sys
 from contextlib import aclosing
 
 if any("default_worker" in argument for argument in sys.orig_argv):
-    from mezzotint.serve.gateway import Gateway
+    from mezzotint.serve.dispatch import Dispatcher
 
-    async def one_attempt(self, plate, *, progress=True):  # type: ignore[no-untyped-def]
-        order = self._order(plate, (), progress, admitted=False)
-        with self._fleet.sending(order.replica, plate.request):
-            async with aclosing(self._attempt(order, plate.deadline)) as events:
+    async def one_attempt(self, prepared, *, progress=True):  # type: ignore[no-untyped-def]
+        order = self._order(prepared, (), progress, admitted=False)
+        with self._fleet.sending(order.replica, prepared.request):
+            async with aclosing(self._attempt(order, prepared.deadline)) as events:
                 async for event in events:
                     yield event
 
-    Gateway.stream = one_attempt
+    Dispatcher.stream = one_attempt

@@ -14,19 +14,19 @@ from fastapi.responses import Response
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest
 from mezzotint.errors import ModelNotFound, NotSupported
-from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask, read_upload
+from mezzotint.imaging.uploads import check_mask_size, read_mask_text, read_upload_text
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import ERRORS, A1111Error, Answer, echo_of, info_of, state_of
 from mezzotint.serve.api.a1111_controls import with_controls
 from mezzotint.serve.api.a1111_fields import check_neutral
 from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
+from mezzotint.serve.api.bounds import seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.naming import named_as_sent
-from mezzotint.serve.plate import Plate, with_pictures_of
+from mezzotint.serve.prepared import PreparedRequest, with_pictures_of
 from mezzotint.serve.runs import Run
 from mezzotint.serve.services import Services
 
@@ -55,12 +55,10 @@ async def img2img(fields: Img2Img, caller: CallerOf, services: ServicesOf) -> Re
 def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequest:
     if len(fields.init_images) != 1:
         raise NotSupported("init_images: one picture is served, not several", param="init_images")
-    data = decode_base64(fields.init_images[0], "init_images", MAX_UPLOAD_BYTES)
-    image = read_upload(data, param="init_images", max_pixels=MAX_UPLOAD_PIXELS)
+    image = read_upload_text(fields.init_images[0], "init_images")
     mask = None
     if fields.mask:
-        data = decode_base64(fields.mask, "mask", MAX_UPLOAD_BYTES)
-        mask = read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="white")
+        mask = read_mask_text(fields.mask, "mask", redraw="white")
         check_mask_size(mask, image)
     return fields.with_pictures(request, image, mask)
 
@@ -72,42 +70,41 @@ async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, se
             wanted = await asyncio.to_thread(with_controls, wanted, fields.alwayson_scripts, limits)
         # The answer's echo has no use for its pictures.
         fields.alwayson_scripts = None
-    plates = await _prepare(fields, wanted, caller, services)
+    requests = await _prepare(fields, wanted, caller, services)
     # Decoded as they were sent, nobody needs the pictures while they are drawn.
     del wanted
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
-    cost_s = services.gateway.cost_s(list(plates.values()))
-    run = Run(plates)
+    cost_s = services.gateway.cost_s(requests)
+    run = Run(requests)
     # Told of before it is let in, so that an interruption in between is not lost.
     with services.runs.entered(caller.id, run):
-        async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
+        async with services.access.admit(caller, images=len(requests), compute_s=cost_s) as admission:
             drawn = await run.draw(services.gateway, admission)
     images = [base64.b64encode(each.data).decode() for each in drawn if fields.send_images]
-    info = json.dumps(info_of(fields, plates[0], drawn, run))
+    info = json.dumps(info_of(fields, requests[0], drawn, run))
     body = f'{{"images":{json.dumps(images)},"parameters":{echo},"info":{json.dumps(info)}}}'
     return Response(body, media_type="application/json")
 
 
 async def _prepare(
     fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services
-) -> dict[int, Plate]:
+) -> list[PreparedRequest]:
     limits = (await services.gateway.served()).limits
 
-    async def prepare(wanted: GenerationRequest) -> Plate:
+    async def prepare(wanted: GenerationRequest) -> PreparedRequest:
         with named_as_sent(wanted, limits, SENT_AS):
-            plate = await services.gateway.prepare(
+            prepared = await services.gateway.prepare(
                 wanted, format=fields.format, model=fields.model, caller=caller
             )
         # A setting of the client's, and not of this request: it may be more than there are steps.
-        every = min(fields.preview_every, plate.request.steps)
-        return replace(plate, order=replace(plate.order, request=replace(plate.request, preview_every=every)))
+        return prepared.with_previews(min(fields.preview_every, prepared.request.steps))
 
     first = await prepare(wanted)
     drawn = first.request
     wanted = with_pictures_of(drawn, wanted)
     seeds = seeds_of(drawn.seed, fields.images)
-    return {number: await prepare(replace(wanted, seed=seed)) for number, seed in enumerate(seeds)}
+    return [await prepare(replace(wanted, seed=seed)) for seed in seeds]
 
 
 @router.get("/progress", summary="How far this key's last request is")

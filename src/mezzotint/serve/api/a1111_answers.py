@@ -15,7 +15,7 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.metadata import hires_settings, parameters_text
 from mezzotint.serve.api.a1111_schemas import Txt2Img
 from mezzotint.serve.api.documented import PLAIN, answers
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.runs import Run
 from mezzotint.serve.wire import Drawn, RunStatus
 
@@ -63,12 +63,12 @@ def echo_of(fields: Txt2Img) -> str:
     return f"{{{','.join(written)}}}"
 
 
-def info_of(fields: Txt2Img, plate: Plate, drawn: list[Drawn], run: Run) -> dict[str, Any]:
+def info_of(fields: Txt2Img, prepared: PreparedRequest, drawn: list[Drawn], run: Run) -> dict[str, Any]:
     """What A1111 puts into the answer's `info`, which is JSON in a string.
 
     Its lists go along with the pictures: after an interruption, those that were drawn.
     """
-    request = plate.request
+    request = prepared.request
     receipts = [Receipt.from_dict(each.receipt) for each in drawn]
     seeds = [receipt.seed for receipt in receipts]
     return {

@@ -26,13 +26,12 @@ from mezzotint.core import (
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.inputs import cropped_to, padded_to
 from mezzotint.imaging.size import fitting_size
-from mezzotint.imaging.uploads import decode_base64, read_upload
+from mezzotint.imaging.uploads import read_upload_text
 from mezzotint.resolving_added import check_names
 from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
-from mezzotint.serve.api.errors import as_invalid_request
+from mezzotint.serve.api.errors import invalid_body
 from mezzotint.serve.api.fields import Fields
 
 __all__ = ["SCRIPTS", "router", "with_controls"]
@@ -124,8 +123,7 @@ class Unit(Fields):
         """place: of its picture. drawn_from: what it reads where it has none. shape: width and height."""
         picture, image = self.picture, drawn_from
         if picture is not None:
-            data = decode_base64(picture, place, MAX_UPLOAD_BYTES)
-            image = read_upload(data, param=place, max_pixels=MAX_UPLOAD_PIXELS)
+            image = read_upload_text(picture, place)
         if image is None:
             raise InvalidRequest(f"{place} is required", param=SCRIPTS)
         return Control(
@@ -185,8 +183,7 @@ def _unit(told: Mapping[str, Any], place: str) -> Unit:
     try:
         return Unit.model_validate(told)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise as_invalid_request({**first, "loc": ("body", place, *first["loc"])}) from None
+        raise invalid_body(error, place) from None
 
 
 def _size(request: GenerationRequest, limits: ModelLimits) -> tuple[int, int]:

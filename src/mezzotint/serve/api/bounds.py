@@ -1,18 +1,14 @@
-"""What one request may bring or ask for at most, on whichever surface."""
+"""How many pictures one request may ask for, and which seeds they have, on whichever surface."""
 
 from __future__ import annotations
 
 from mezzotint.core import MAX_SEED
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["MAX_IMAGES", "MAX_UPLOAD_BYTES", "MAX_UPLOAD_PIXELS", "seeds_of"]
+__all__ = ["MAX_IMAGES", "seeds_of"]
 
 MAX_IMAGES = 10
 """Pictures of one request, as OpenAI's `n`."""
-MAX_UPLOAD_BYTES = 50_000_000
-"""Bytes of one uploaded picture."""
-MAX_UPLOAD_PIXELS = 4096 * 4096
-"""Pixels of one uploaded picture; decoded, 48 MiB."""
 
 
 def seeds_of(first: int, count: int) -> range:

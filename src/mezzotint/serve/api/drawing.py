@@ -1,4 +1,4 @@
-"""The plates of one request drawn together, within what its key may use: at once, or as events."""
+"""The pictures of one request drawn together, within what its key may use: at once, or as events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mezzotint.core import Queued
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.background import in_background
 from mezzotint.serve.batch import together, watch_all
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.services import Services
 from mezzotint.serve.wire import Drawn, Step
 
@@ -18,34 +18,36 @@ __all__ = ["draw_all", "stream_all"]
 Told = tuple[int, Queued | Step | Drawn]
 
 
-async def draw_all(services: Services, caller: Caller, plates: Sequence[Plate]) -> list[Drawn]:
-    """The pictures in the plates' order. When one fails the others are cancelled.
+async def draw_all(services: Services, caller: Caller, requests: Sequence[PreparedRequest]) -> list[Drawn]:
+    """The pictures in the order of `requests`. When one fails the others are cancelled.
 
     Raises:
         MezzotintError: why the first of them failed.
     """
     gateway = services.gateway
-    cost_s = gateway.cost_s(plates)
-    async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
+    cost_s = gateway.cost_s(requests)
+    async with services.access.admit(caller, images=len(requests), compute_s=cost_s) as admission:
 
-        async def draw(plate: Plate) -> Drawn:
-            drawn = await gateway.draw(plate)
+        async def draw(prepared: PreparedRequest) -> Drawn:
+            drawn = await gateway.draw(prepared)
             admission.drawn += 1
             return drawn
 
-        return await together(*(draw(plate) for plate in gateway.admit(plates)))
+        return await together(*(draw(prepared) for prepared in gateway.admit(requests)))
 
 
-async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]) -> AsyncGenerator[Told]:
-    """Every plate's events with its number, as they come. Closing it cancels all of them.
+async def stream_all(
+    services: Services, caller: Caller, requests: Sequence[PreparedRequest]
+) -> AsyncGenerator[Told]:
+    """Every picture's events with its number, as they come. Closing it cancels all of them.
 
     Raises:
         MezzotintError: why the first of them failed; the others were cancelled.
     """
     gateway = services.gateway
-    cost_s = gateway.cost_s(plates)
-    async with services.access.admit(caller, images=len(plates), compute_s=cost_s) as admission:
-        told: asyncio.Queue[Told | Exception | None] = asyncio.Queue(len(plates))
+    cost_s = gateway.cost_s(requests)
+    async with services.access.admit(caller, images=len(requests), compute_s=cost_s) as admission:
+        told: asyncio.Queue[Told | Exception | None] = asyncio.Queue(len(requests))
 
         async def tell(number: int, event: Queued | Step | Drawn) -> None:
             admission.drawn += isinstance(event, Drawn)
@@ -53,7 +55,7 @@ async def stream_all(services: Services, caller: Caller, plates: Sequence[Plate]
 
         async def watch() -> None:
             try:
-                await watch_all(gateway, dict(enumerate(plates)), tell)
+                await watch_all(gateway, requests, tell)
             except Exception as error:
                 await told.put(error)
             else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -25,6 +26,7 @@ __all__ = [
     "error_response",
     "http_error",
     "install_error_handlers",
+    "invalid_body",
 ]
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,12 @@ def as_invalid_request(first: Mapping[str, Any]) -> InvalidRequest:
     # What a check of our own raises, pydantic prefixes.
     reason = str(first.get("msg", "not accepted")).removeprefix("Value error, ")
     return InvalidRequest(f"{where}: {reason[:1].lower()}{reason[1:]}", param=param)
+
+
+def invalid_body(error: ValidationError, *place: str) -> InvalidRequest:
+    """What pydantic found in a part of the body that is checked by itself. place: where the part stands."""
+    first = error.errors(include_url=False)[0]
+    return as_invalid_request({**first, "loc": ("body", *place, *first["loc"])})
 
 
 def _place(location: Sequence[str | int]) -> str:

@@ -23,13 +23,13 @@ from mezzotint.serve.api.drawing import draw_all, stream_all
 from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.sse import EventStream, ServerEvent, opened
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.services import Services
 from mezzotint.serve.wire import Drawn, Step
 
 __all__ = ["router"]
 
-# The same plate gives the same picture to within one level of 255, whichever others it was batched with: as
+# The same request gives the same picture to within one level of 255, whichever others it was batched with: as
 # good to whoever asks again, so a cache may keep it. A shared one may not, for a prompt is the caller's own.
 REPRODUCIBLE = "private, max-age=3600"
 NOT_REPRODUCIBLE = "no-store"
@@ -113,28 +113,30 @@ async def imagine(
 ) -> Response:
     asked, gateway = query.to_request(), services.gateway
     with named_as_sent(asked, (await gateway.served()).limits, query.sent_as):
-        plate = await gateway.prepare(
+        prepared = await gateway.prepare(
             asked,
             format="jpeg" if query.format == "jpg" else query.format,
             model=query.model,
             caller=caller,
         )
     if _wants_events(request):
-        return EventStream(await opened(_events(services, caller, plate)))
+        return EventStream(await opened(_events(services, caller, prepared)))
     reproducible = query.seed is not None
-    if reproducible and gateway.foresees(plate) and _has(request, plate.etag):
-        return Response(status_code=304, headers=_cached(plate.etag))
-    (drawn,) = await draw_all(services, caller, [plate])
+    if reproducible and gateway.foresees(prepared) and _has(request, prepared.etag):
+        return Response(status_code=304, headers=_cached(prepared.etag))
+    (drawn,) = await draw_all(services, caller, [prepared])
     told = {
-        **(_cached(plate.etag_of(drawn)) if reproducible else {"Cache-Control": NOT_REPRODUCIBLE}),
-        "Content-Disposition": f'inline; filename="plate-{plate.request.seed}.{drawn.format}"',
+        **(_cached(prepared.etag_of(drawn)) if reproducible else {"Cache-Control": NOT_REPRODUCIBLE}),
+        "Content-Disposition": f'inline; filename="plate-{prepared.request.seed}.{drawn.format}"',
     }
     return Response(drawn.data, 200, told, CONTENT_TYPES[drawn.format])
 
 
-async def _events(services: Services, caller: Caller, plate: Plate) -> AsyncGenerator[ServerEvent | None]:
+async def _events(
+    services: Services, caller: Caller, prepared: PreparedRequest
+) -> AsyncGenerator[ServerEvent | None]:
     """`queued`, `progress` with every step, and `done` with the picture as a data URL."""
-    async with aclosing(stream_all(services, caller, [plate])) as told:
+    async with aclosing(stream_all(services, caller, [prepared])) as told:
         async for _, event in told:
             match event:
                 case Queued():

@@ -13,15 +13,14 @@ from pydantic import BaseModel, Field
 
 from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, NotSupported
-from mezzotint.imaging.uploads import decode_base64, read_mask, read_upload
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.imaging.uploads import read_mask_text, read_upload_text
 from mezzotint.serve.api.openai_schemas import GenerationFields
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.jobs.work import Work
 from mezzotint.serve.services import Services
 from mezzotint.serve.stores.job import Job, JobState
 
-__all__ = ["JobAnswer", "JobFields", "JobList", "cursor_of", "read_cursor", "told", "told_images"]
+__all__ = ["JobAnswer", "JobFields", "JobList", "cursor_of", "image_answers", "job_answer", "read_cursor"]
 
 
 class JobFields(GenerationFields):
@@ -44,14 +43,8 @@ class JobFields(GenerationFields):
         Raises:
             MezzotintError: one of them is not accepted.
         """
-        bound = MAX_UPLOAD_PIXELS
-        image = mask = None
-        if self.image is not None:
-            data = decode_base64(self.image, "image", MAX_UPLOAD_BYTES)
-            image = read_upload(data, param="image", max_pixels=bound)
-        if self.mask is not None:
-            data = decode_base64(self.mask, "mask", MAX_UPLOAD_BYTES)
-            mask = read_mask(data, param="mask", max_pixels=bound, redraw="transparent")
+        image = None if self.image is None else read_upload_text(self.image, "image")
+        mask = None if self.mask is None else read_mask_text(self.mask, "mask", redraw="transparent")
         return image, mask
 
     def _check_streaming(self) -> None:
@@ -108,7 +101,7 @@ class JobList(BaseModel):
     next_cursor: str | None
 
 
-def told(job: Job) -> JobAnswer:
+def job_answer(job: Job) -> JobAnswer:
     """The job without what takes another look: images and progress."""
     work = Work.from_json(job.request)
     width, height = work.size
@@ -130,7 +123,7 @@ def told(job: Job) -> JobAnswer:
     )
 
 
-def told_images(job: Job, request: Request, services: Services) -> list[JobImageAnswer]:
+def image_answers(job: Job, request: Request, services: Services) -> list[JobImageAnswer]:
     return [
         JobImageAnswer(
             index=image.index,

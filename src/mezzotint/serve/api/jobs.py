@@ -22,9 +22,9 @@ from mezzotint.serve.api.job_schemas import (
     JobFields,
     JobList,
     cursor_of,
+    image_answers,
+    job_answer,
     read_cursor,
-    told,
-    told_images,
 )
 from mezzotint.serve.api.json_bodies import JsonRoute
 from mezzotint.serve.api.openai import prepare_all
@@ -97,12 +97,12 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
         MezzotintError: a field is not accepted, or the key may not.
     """
     image, mask = await asyncio.to_thread(fields.read_pictures)
-    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
-    cost_s = services.gateway.cost_s(plates)
-    check_possible(caller, len(plates), cost_s)
+    requests = await prepare_all(fields, services, caller, image=image, mask=mask)
+    cost_s = services.gateway.cost_s(requests)
+    check_possible(caller, len(requests), cost_s)
     # Asking counts now, drawing when it is drawn.
     async with services.access.admit(caller, images=0, compute_s=0.0):
-        first = plates[0].request
+        first = requests[0].request
         work = Work.of(
             first,
             model=(await services.gateway.served()).model,
@@ -129,7 +129,7 @@ async def page(
     jobs = await services.jobs.page(caller.id, before=before, limit=limit + 1, state=state)
     more = len(jobs) > limit
     return JobList(
-        data=[told(job) for job in jobs[:limit]],
+        data=[job_answer(job) for job in jobs[:limit]],
         has_more=more,
         next_cursor=cursor_of(jobs[limit - 1]) if more else None,
     )
@@ -226,15 +226,15 @@ async def _as_sent(event: JobEvent, request: Request, services: Services) -> Ser
 
 async def _whole(job: Job, request: Request, services: Services) -> JobAnswer:
     """The job with its pictures, and how far it is."""
-    answer = told(job)
+    answer = job_answer(job)
     current().note_seed(answer.seeds[0])
-    answer.images = told_images(job, request, services)
+    answer.images = image_answers(job, request, services)
     if job.state == "queued":
         answer.progress = 0.0
         answer.position = await services.jobs.position(job)
         answer.eta_s = _foreseen(job, _eta_s(job, answer.position, services), services)
     elif job.state == "running":
-        latest = await services.jobs.latest_event(job.id, "progress")
+        latest = await services.jobs.events.latest(job.id, "progress")
         news = {} if latest is None else latest.data
         answer.progress = news.get("progress", 0.0)
         answer.position = news.get("position")

@@ -13,7 +13,6 @@ from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.bounds import MAX_UPLOAD_PIXELS
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
 from mezzotint.serve.api.json_bodies import JsonRoute
@@ -29,7 +28,7 @@ from mezzotint.serve.api.openai_schemas import (
     VariationFields,
 )
 from mezzotint.serve.api.uploads import form_schema, read_form
-from mezzotint.serve.plate import Plate, with_pictures_of
+from mezzotint.serve.prepared import PreparedRequest, with_pictures_of
 from mezzotint.serve.services import Services
 
 __all__ = ["prepare_all", "router"]
@@ -110,11 +109,11 @@ def _only(files: list[bytes], param: str) -> bytes:
 
 # A large picture takes a tenth of a second, which the loop has other uses for.
 def _image(data: bytes) -> Pixels:
-    return read_upload(data, param="image", max_pixels=MAX_UPLOAD_PIXELS)
+    return read_upload(data, param="image")
 
 
 def _mask(data: bytes) -> Mask:
-    return read_mask(data, param="mask", max_pixels=MAX_UPLOAD_PIXELS, redraw="transparent")
+    return read_mask(data, param="mask", redraw="transparent")
 
 
 async def _answer(
@@ -126,8 +125,8 @@ async def _answer(
     image: Pixels | None = None,
     mask: Mask | None = None,
 ) -> Response:
-    plates = await prepare_all(fields, services, caller, image=image, mask=mask)
-    answer = Answer(kind, fields, plates, services, caller)
+    requests = await prepare_all(fields, services, caller, image=image, mask=mask)
+    answer = Answer(kind, fields, requests, services, caller)
     if fields.stream:
         return await answer.streamed()
     return await answer.whole(request)
@@ -140,8 +139,8 @@ async def prepare_all(
     *,
     image: Pixels | None = None,
     mask: Mask | None = None,
-) -> list[Plate]:
-    """A plate for each picture, checked against the served model.
+) -> list[PreparedRequest]:
+    """A prepared request for each picture, checked against the served model.
 
     Raises:
         MezzotintError: as `Gateway.prepare`, in the names of the fields that were sent.
@@ -151,29 +150,26 @@ async def prepare_all(
     gateway = services.gateway
     limits = (await gateway.served()).limits
     controls = await asyncio.to_thread(fields.read_controls, limits)
-    plates: list[Plate] = []
+    requests: list[PreparedRequest] = []
     for each in fields.to_requests(limits):
         asked = replace(each, image=image, mask=mask, controls=controls)
-        if plates:
-            asked = with_pictures_of(plates[0].request, asked)
+        if requests:
+            asked = with_pictures_of(requests[0].request, asked)
         with named_as_sent(asked, limits, SENT_AS):
-            plate = await gateway.prepare(
+            prepared = await gateway.prepare(
                 asked,
                 format=fields.format,
                 compression=fields.output_compression,
                 model=fields.model_unless_alias(aliases=services.settings.model_aliases),
                 caller=caller,
             )
-        plates.append(_with_previews(plate, fields.partial_images or 0))
-    return plates
+        requests.append(_with_previews(prepared, fields.partial_images or 0))
+    return requests
 
 
-def _with_previews(plate: Plate, count: int) -> Plate:
+def _with_previews(prepared: PreparedRequest, count: int) -> PreparedRequest:
     """Previews at even distances, at least `count` of them where there are steps enough."""
-    if not count:
-        return plate
-    every = max(1, plate.request.evaluations // (count + 1))
-    return replace(plate, order=replace(plate.order, request=replace(plate.request, preview_every=every)))
+    return prepared.with_previews(max(1, prepared.request.evaluations // (count + 1))) if count else prepared
 
 
 @router.get("/v1/models", responses=answers(404), summary="The served model, and its aliases")

@@ -21,7 +21,7 @@ from mezzotint.serve.api.drawing import draw_all, stream_all
 from mezzotint.serve.api.openai_schemas import ImageFields
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.api.sse import DONE, EventStream, ServerEvent, opened
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.services import Services
 from mezzotint.serve.wire import Drawn, Step
 
@@ -82,7 +82,7 @@ class Answer:
 
     kind: str
     fields: ImageFields
-    plates: Sequence[Plate]
+    requests: Sequence[PreparedRequest]
     services: Services
     caller: Caller
 
@@ -92,8 +92,8 @@ class Answer:
         Raises:
             MezzotintError: why the first that failed did; then there is none.
         """
-        drawn = await draw_all(self.services, self.caller, self.plates)
-        facts = Facts(created=int(time.time()), usage=usage_of(self.plates), **self._facts())
+        drawn = await draw_all(self.services, self.caller, self.requests)
+        facts = Facts(created=int(time.time()), usage=usage_of(self.requests), **self._facts())
         items = []
         for each in drawn:
             items.append((await self._item(each, request)).model_dump_json(exclude_unset=True))
@@ -111,7 +111,7 @@ class Answer:
         return EventStream(await opened(self._events()), end=DONE)
 
     def _facts(self) -> dict[str, Any]:
-        width, height = self.plates[0].request.size
+        width, height = self.requests[0].request.size
         return {
             "background": "opaque",
             "output_format": self.fields.format,
@@ -135,9 +135,9 @@ class Answer:
         return ImageItem(b64_json=_base64(drawn.data), **told)
 
     async def _events(self) -> AsyncGenerator[ServerEvent | None]:
-        waiting = set(range(len(self.plates)))
+        waiting = set(range(len(self.requests)))
         partials: Counter[int] = Counter()
-        async with aclosing(stream_all(self.services, self.caller, self.plates)) as told:
+        async with aclosing(stream_all(self.services, self.caller, self.requests)) as told:
             async for number, event in told:
                 # Once every picture is queued none can be refused any more: the answer can begin.
                 if waiting:
@@ -156,7 +156,7 @@ class Answer:
         return self._event("partial_image", number, preview, {"partial_image_index": index})
 
     def _completed(self, number: int, drawn: Drawn) -> ServerEvent:
-        usage = usage_of(self.plates[number : number + 1]).model_dump()
+        usage = usage_of(self.requests[number : number + 1]).model_dump()
         return self._event("completed", number, drawn.data, {"receipt": drawn.receipt, "usage": usage})
 
     def _event(self, what: str, number: int, picture: bytes, more: dict[str, Any]) -> ServerEvent:
@@ -166,17 +166,17 @@ class Answer:
             "b64_json": _base64(picture),
             "created_at": int(time.time()),
             **self._facts(),
-            "seed": self.plates[number].request.seed,
+            "seed": self.requests[number].request.seed,
             **more,
         }
         return ServerEvent(data, kind)
 
 
-def usage_of(plates: Sequence[Plate]) -> Usage:
-    """What the plates count as in tokens."""
-    text = sum(_text_tokens(plate) for plate in plates)
-    drawn = sum(_tiles(*plate.request.size) for plate in plates)
-    read = sum(_tiles_read(plate) for plate in plates)
+def usage_of(requests: Sequence[PreparedRequest]) -> Usage:
+    """What the requests count as in tokens."""
+    text = sum(_text_tokens(prepared) for prepared in requests)
+    drawn = sum(_tiles(*prepared.request.size) for prepared in requests)
+    read = sum(_tiles_read(prepared) for prepared in requests)
     return Usage(
         input_tokens=text + read,
         output_tokens=drawn,
@@ -186,14 +186,14 @@ def usage_of(plates: Sequence[Plate]) -> Usage:
     )
 
 
-def _text_tokens(plate: Plate) -> int:
-    text = plate.request.prompt + (plate.request.negative_prompt or "")
+def _text_tokens(prepared: PreparedRequest) -> int:
+    text = prepared.request.prompt + (prepared.request.negative_prompt or "")
     return -(-len(text.encode()) // TOKEN_BYTES)
 
 
-def _tiles_read(plate: Plate) -> int:
+def _tiles_read(prepared: PreparedRequest) -> int:
     """Pictures that are read are resized to the size that is drawn; those of controls, in the end."""
-    request = plate.request
+    request = prepared.request
     image = 0 if request.image is None else _tiles(request.width, request.height)
     return image + len(request.controls) * _tiles(*request.size)
 

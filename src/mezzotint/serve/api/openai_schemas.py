@@ -16,28 +16,23 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from mezzotint.core import (
-    MAX_CONTROL_SCALE,
     MAX_CONTROLS,
-    MAX_HIRES_SCALE,
-    MAX_LORA_SCALE,
     MAX_LORAS,
-    MAX_PROMPT_CHARACTERS,
     RANDOM_SEED_BITS,
     Control,
     GenerationRequest,
     Hires,
     Lora,
     ModelLimits,
-    Preprocessor,
     Priority,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
-from mezzotint.imaging.uploads import decode_base64, read_upload
 from mezzotint.resolving_added import check_names, limits_with
-from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS, seeds_of
+from mezzotint.serve.api.bounds import MAX_IMAGES, seeds_of
 from mezzotint.serve.api.fields import Fields
-from mezzotint.serve.api.styles import PRESETS, STYLES
+from mezzotint.serve.api.openai_objects import ControlFields, HiresFields, LoraFields
+from mezzotint.serve.api.styles import with_styles
 
 __all__ = [
     "ALIASES",
@@ -90,45 +85,6 @@ def _unless(refused: str, param: str, why: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
-
-
-class LoraFields(Fields):
-    """One of `loras`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    name: str = Field(description="as /v1/capabilities tells it")
-    scale: float = Field(1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="how much of it")
-
-
-class ControlFields(Fields):
-    """One of `controls`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    name: str = Field(description="the ControlNet's, as /v1/capabilities tells it")
-    image: str = Field(description="base64 or a data: URL; what it reads, at the picture's size")
-    preprocessor: Preprocessor = Field("none", description="canny: the image's edges are read in its place")
-    scale: float = Field(1.0, ge=0, le=MAX_CONTROL_SCALE, description="how strongly it holds")
-    start: float = Field(0.0, ge=0, le=1, description="from which part of the steps on")
-    end: float = Field(1.0, ge=0, le=1, description="until which")
-
-    def read(self, param: str) -> Control:
-        data = decode_base64(self.image, param, MAX_UPLOAD_BYTES)
-        image = read_upload(data, param=param, max_pixels=MAX_UPLOAD_PIXELS)
-        return Control(self.name, image, self.preprocessor, self.scale, self.start, self.end)
-
-
-class HiresFields(Fields):
-    """`hires`: a second, larger stage."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    scale: float = Field(
-        Hires.scale, gt=1, le=MAX_HIRES_SCALE, description="how many times wider and higher than size"
-    )
-    strength: float | None = Field(None, description="how far from the enlarged picture to go, above 0…1")
-    steps: int | None = Field(None, description="of which the last steps × strength are taken")
 
 
 class ImageFields(Fields):
@@ -239,9 +195,8 @@ class ImageFields(Fields):
             emphasis=bool(self.emphasis),
             hires=None if self.hires is None else Hires(**self.hires.model_dump()),
             priority=self.priority,
-            preview_every=0,
         )
-        return self._styled(request)
+        return with_styles(request, self.style, self.style_preset)
 
     def _prompt(self) -> str:
         return ""
@@ -262,22 +217,6 @@ class ImageFields(Fields):
             return self.num_inference_steps
         return None if share == 1.0 else min(ceil(limits.default_steps * share), limits.max_steps)
 
-    def _styled(self, request: GenerationRequest) -> GenerationRequest:
-        if self.style_preset is not None and self.style_preset not in PRESETS:
-            raise InvalidRequest(f"style_preset must be one of {', '.join(PRESETS)}", param="style_preset")
-        named = (STYLES.get(self.style or ""), PRESETS.get(self.style_preset or ""))
-        styled = request
-        # An empty prompt stays empty, and is refused.
-        for style in filter(None, named) if request.prompt.strip() else ():
-            styled = replace(
-                styled,
-                prompt=style.prompt(styled.prompt),
-                negative_prompt=style.negative_prompt(styled.negative_prompt),
-            )
-        _check_length("prompt", request.prompt, styled.prompt)
-        _check_length("negative_prompt", request.negative_prompt, styled.negative_prompt)
-        return styled
-
     def _refuse_what_is_not_served(self) -> None:
         for name in NOT_SERVED:
             # To say no to what is not served is to ask for nothing; in a form, no is a text.
@@ -294,16 +233,6 @@ class ImageFields(Fields):
             raise InvalidRequest("response_format must be b64_json with stream", param="response_format")
         if self.partial_images and not self.stream:
             raise InvalidRequest("partial_images needs stream", param="partial_images")
-
-
-def _check_length(name: str, sent: str | None, styled: str | None) -> None:
-    length, added = len(sent or ""), len(styled or "") - len(sent or "")
-    if added and length + added > MAX_PROMPT_CHARACTERS:
-        raise InvalidRequest(
-            f"{name} has {length:,} characters, and {added} more with the style's words; at most "
-            f"{MAX_PROMPT_CHARACTERS:,} are accepted",
-            param=name,
-        )
 
 
 class GenerationFields(ImageFields):

@@ -22,8 +22,9 @@ from mezzotint.core import (
 )
 from mezzotint.errors import PermissionDenied
 from mezzotint.imaging.formats import CONTENT_TYPES
+from mezzotint.imaging.uploads import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 from mezzotint.samplers import SAMPLERS
-from mezzotint.serve.api.bounds import MAX_IMAGES, MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
+from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf, caller_of, check_query
 from mezzotint.serve.api.documented import OPEN
 from mezzotint.serve.telemetry.exposition import CONTENT_TYPE

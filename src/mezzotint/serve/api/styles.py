@@ -7,10 +7,13 @@ in the answer as `revised_prompt` and in the receipt, so nothing of this is hidd
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-__all__ = ["PRESETS", "STYLES", "Style"]
+from mezzotint.core import MAX_PROMPT_CHARACTERS, GenerationRequest
+from mezzotint.errors import InvalidRequest
+
+__all__ = ["PRESETS", "with_styles"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,35 @@ PRESETS: Mapping[str, Style] = MappingProxyType(
         "pixel-art": Style("pixel art, low-res, blocky, 8-bit graphics", "photo, smooth, blurry"),
     }
 )
+
+
+def with_styles(request: GenerationRequest, style: str | None, preset: str | None) -> GenerationRequest:
+    """The request with the words of a `style` and a `style_preset` laid round its prompts.
+
+    Raises:
+        InvalidRequest: there is no such preset, or a prompt is too long with its words.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise InvalidRequest(f"style_preset must be one of {', '.join(PRESETS)}", param="style_preset")
+    named = (STYLES.get(style or ""), PRESETS.get(preset or ""))
+    styled = request
+    # An empty prompt stays empty, and is refused.
+    for each in filter(None, named) if request.prompt.strip() else ():
+        styled = replace(
+            styled,
+            prompt=each.prompt(styled.prompt),
+            negative_prompt=each.negative_prompt(styled.negative_prompt),
+        )
+    _check_length("prompt", request.prompt, styled.prompt)
+    _check_length("negative_prompt", request.negative_prompt, styled.negative_prompt)
+    return styled
+
+
+def _check_length(name: str, sent: str | None, styled: str | None) -> None:
+    length, added = len(sent or ""), len(styled or "") - len(sent or "")
+    if added and length + added > MAX_PROMPT_CHARACTERS:
+        raise InvalidRequest(
+            f"{name} has {length:,} characters, and {added} more with the style's words; at most "
+            f"{MAX_PROMPT_CHARACTERS:,} are accepted",
+            param=name,
+        )

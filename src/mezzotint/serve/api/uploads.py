@@ -12,8 +12,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from mezzotint.errors import InvalidRequest, NotSupported, PayloadTooLarge
-from mezzotint.serve.api.bounds import MAX_UPLOAD_BYTES
-from mezzotint.serve.api.errors import as_invalid_request
+from mezzotint.imaging.uploads import MAX_UPLOAD_BYTES
+from mezzotint.serve.api.errors import invalid_body
 from mezzotint.serve.api.json_bodies import parse
 
 __all__ = ["form_schema", "read_form"]
@@ -157,8 +157,7 @@ def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
     try:
         return kind.model_validate(values, strict=False)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise as_invalid_request({**first, "loc": ("body", *first["loc"])}) from None
+        raise invalid_body(error) from None
 
 
 def _in_json(schema: Mapping[str, Any]) -> dict[str, str]:
@@ -180,8 +179,7 @@ def _parsed(kind: type[BaseModel], name: str, told_as: str, text: str) -> Any:
     try:
         return TypeAdapter(annotation).validate_python(told)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise as_invalid_request({**first, "loc": ("body", name, *first["loc"])}) from None
+        raise invalid_body(error, name) from None
 
 
 def form_schema(

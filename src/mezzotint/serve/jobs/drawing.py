@@ -26,7 +26,7 @@ from mezzotint.serve.batch import together, watch
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.jobs.patience import insist
 from mezzotint.serve.jobs.work import WAITING_SECONDS, Work
-from mezzotint.serve.plate import Plate
+from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.stores.images import ImageStore
 from mezzotint.serve.stores.job import Job
 from mezzotint.serve.stores.jobs import JobStore
@@ -89,29 +89,29 @@ class Drawing:
         request = replace(await self._work.to_request(self._images), deadline_s=left_s)
         finished = {image.index for image in self._job.images}
         missing = [number for number in range(self._job.n) if number not in finished]
-        plates = {number: await self._plate(number, request, caller) for number in missing}
-        if not plates:
+        requests = {number: await self._prepare(number, request, caller) for number in missing}
+        if not requests:
             return
         self._steps = dict.fromkeys(missing, 0)
-        self._total_steps = plates[missing[0]].request.steps_taken
+        self._total_steps = requests[missing[0]].request.steps_taken
         # Asking for the job was its one request.
         caller = replace(caller, requests_per_minute=None)
         self._going = set(missing)
-        cost_s = self._gateway.cost_s(list(plates.values()))
+        cost_s = self._gateway.cost_s(list(requests.values()))
         async with (
-            self._access.admit(caller, images=len(plates), compute_s=cost_s) as self._admission,
+            self._access.admit(caller, images=len(requests), compute_s=cost_s) as self._admission,
             in_background(self._tell_progress()),
         ):
             self._admitted.set()
             try:
-                admitted = self._gateway.admit(list(plates.values()), at_once=False)
+                admitted = self._gateway.admit(list(requests.values()), at_once=False)
                 numbered = zip(missing, admitted, strict=True)
-                await together(*(self._draw(number, plate) for number, plate in numbered))
+                await together(*(self._draw(number, prepared) for number, prepared in numbered))
             except asyncio.CancelledError:
                 self._admission.goes_on = self._is_given_up()
                 raise
 
-    async def _plate(self, number: int, request: GenerationRequest, caller: Caller) -> Plate:
+    async def _prepare(self, number: int, request: GenerationRequest, caller: Caller) -> PreparedRequest:
         return await self._gateway.prepare(
             replace(request, seed=self._work.first_seed + number),
             format=self._work.format,
@@ -123,13 +123,13 @@ class Drawing:
             longest_s=MAX_DEADLINE_SECONDS,
         )
 
-    async def _draw(self, number: int, plate: Plate) -> None:
+    async def _draw(self, number: int, prepared: PreparedRequest) -> None:
         """One picture. While others of the job go on, it waits for room instead of ending them; not after a
         loss, which it may have made."""
         while True:
             self._going.add(number)
             try:
-                await watch(self._gateway, number, plate, self._take)
+                await watch(self._gateway, number, prepared, self._take)
                 return
             except MezzotintError as error:
                 # Too late for this one is not too late for those that go on, which are kept.
@@ -203,7 +203,7 @@ class Drawing:
 
     async def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
         try:
-            await self._store.append_event(self._job.id, kind, data)
+            await self._store.events.append(self._job.id, kind, data)
         except StoreUnavailable as error:
             # The pictures matter more than news of them.
             logger.warning("no news of job %s: %s", self._job.id, error.message)

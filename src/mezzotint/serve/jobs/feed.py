@@ -52,7 +52,7 @@ class Feed:
             JobNotFound: there is no such job any more.
             StoreUnavailable: the past cannot be read. What comes after it is waited for.
         """
-        if after and after > await self._store.last_event_id():
+        if after and after > await self._store.events.last_id():
             # What comes would count as heard for ever.
             after = 0
         await self._start()
@@ -85,7 +85,7 @@ class Feed:
                 yield event
 
     async def _past(self, job_id: str, after: int) -> AsyncGenerator[JobEvent]:
-        while events := await self._store.events_after(after, (job_id,), PAGE):
+        while events := await self._store.events.after(after, (job_id,), PAGE):
             for event in events:
                 yield event
             after = events[-1].id
@@ -93,7 +93,7 @@ class Feed:
     async def _start(self) -> None:
         async with self._starting:
             if self._cursor is None:
-                self._cursor = await self._store.last_event_id()
+                self._cursor = await self._store.events.last_id()
                 # For all who listen: what it logs is not of the request that happened to come first.
                 self._polling = asyncio.create_task(self._poll(self._cursor), context=Context())
 
@@ -117,9 +117,9 @@ class Feed:
     async def _pass_on(self, cursor: int) -> int:
         """Tell the listeners what is new; the cursor from there."""
         # Asked before the listeners are counted: who comes later looks back on all of these.
-        newest = await self._store.last_event_id()
+        newest = await self._store.events.last_id()
         while cursor < newest:
-            events = await self._store.events_after(cursor, tuple(self._listeners), PAGE)
+            events = await self._store.events.after(cursor, tuple(self._listeners), PAGE)
             for event in events:
                 for listener in self._listeners.get(event.job_id, ()):
                     listener.put_nowait(event)

@@ -98,7 +98,7 @@ class Work:
 
         try:
             image, mask = await keep(drawn.image), await keep(drawn.mask)
-            controls = [{**_told(each), "image": await keep(each.image)} for each in drawn.controls]
+            controls = [{**_without_image(each), "image": await keep(each.image)} for each in drawn.controls]
         except BaseException:
             await images.delete(kept)
             raise
@@ -137,7 +137,7 @@ class Work:
         return replace(self.request, image=image, mask=mask, controls=tuple(controls))
 
 
-def _told(control: Control) -> dict[str, Any]:
+def _without_image(control: Control) -> dict[str, Any]:
     """All of it but its picture."""
     return {each.name: getattr(control, each.name) for each in fields(control) if each.name != "image"}
 

@@ -14,7 +14,7 @@ from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from mezzotint.errors import SettingInvalid
+from mezzotint.errors import SettingInvalid, os_error_text
 from mezzotint.models.locations import data_home
 
 __all__ = ["SETTING", "create_engine", "describe_failure", "read_url"]
@@ -52,7 +52,7 @@ def read_url(url: str) -> URL:
     try:
         parsed = _read_file(url) if url.startswith(FILE) else make_url(url)
     except OSError as error:
-        raise SettingInvalid(f"{SETTING}: cannot use {url}: {_reason(error)}", param=SETTING) from None
+        raise SettingInvalid(f"{SETTING}: cannot use {url}: {os_error_text(error)}", param=SETTING) from None
     except (ArgumentError, ValueError):
         # Not repeated: a password may be in it.
         raise SettingInvalid(f"{SETTING} takes {ACCEPTED}", param=SETTING) from None
@@ -83,7 +83,7 @@ def _make_folder(folder: Path) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SettingInvalid(
-            f"MEZZOTINT_HOME takes a folder that can be written; {folder}: {_reason(error)}",
+            f"MEZZOTINT_HOME takes a folder that can be written; {folder}: {os_error_text(error)}",
             param="MEZZOTINT_HOME",
         ) from None
     return folder
@@ -98,7 +98,9 @@ def _check_file(database: str | None) -> None:
             pass
     except (OSError, ValueError) as error:
         # A name with a NUL never comes to the system.
-        raise SettingInvalid(f"{SETTING}: cannot write {database}: {_reason(error)}", param=SETTING) from None
+        raise SettingInvalid(
+            f"{SETTING}: cannot write {database}: {os_error_text(error)}", param=SETTING
+        ) from None
 
 
 def create_engine(url: URL, setting: str = "") -> AsyncEngine:
@@ -140,8 +142,3 @@ def describe_failure(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = str(cause).strip().splitlines()
     return lines[0] if lines else type(cause).__name__
-
-
-def _reason(error: OSError | ValueError) -> str:
-    told = error.strerror if isinstance(error, OSError) else None
-    return (told or str(error)).lower()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -17,6 +16,7 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 
 from mezzotint.errors import ImageNotFound, SettingInvalid, StoreUnavailable
 from mezzotint.imaging.formats import CONTENT_TYPES
+from mezzotint.models.bucket import S3_SCHEME, bucket_error_text, open_bucket
 from mezzotint.models.locations import data_home
 
 __all__ = ["ImageStore", "open_images"]
@@ -117,9 +117,8 @@ class ImageStore:
         except FAILURES as error:
             self.failures += 1
             if not self._is_failing:
-                reason = "no answer in time" if isinstance(error, TimeoutError) else _first_line(error)
                 # A picture's name lets whoever has it see the picture.
-                logger.error("the picture store does not answer: %s", NAME.sub("…", reason))
+                logger.error("the picture store does not answer: %s", NAME.sub("…", _reason(error)))
             self._is_failing = True
             raise StoreUnavailable(
                 "the picture store does not answer just now", retry_after_s=RETRY_SECONDS
@@ -146,26 +145,18 @@ async def open_images(url: str, ttl_s: float, now: Callable[[], float]) -> Async
             await store.put_async(probe, b"can be written")
             await store.delete_async(probe)
     except (*FAILURES, ValueError) as error:
-        reason = "no answer in time" if isinstance(error, TimeoutError) else _first_line(error)
         raise SettingInvalid(
-            f"{SETTING} takes {ACCEPTED}; not {url or data_home()!s}: {reason}", param=SETTING
+            f"{SETTING} takes {ACCEPTED}; not {url or data_home()!s}: {_reason(error)}", param=SETTING
         ) from None
     yield ImageStore(store, ttl_s, now)
 
 
 def _make_store(url: str) -> ObjectStore:
-    if url.startswith("s3://"):
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        return S3Store(
-            bucket,
-            prefix=prefix.strip("/") or None,
-            client_options={
-                # Given options, the library reads no AWS_ALLOW_HTTP of its own.
-                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("true", "1"),
-                "connect_timeout": timedelta(seconds=3),
-                "timeout": timedelta(seconds=10),
-            },
-            retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
+    if url.startswith(S3_SCHEME):
+        return open_bucket(
+            url,
+            {"connect_timeout": timedelta(seconds=3), "timeout": timedelta(seconds=10)},
+            {"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
         )
     if "://" in url:
         raise ValueError("no such kind of store")
@@ -178,9 +169,9 @@ def _make_store(url: str) -> ObjectStore:
     return LocalStore(folder)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    # What follows is the library's own structures.
-    told = str(error).partition("Debug source")[0]
-    return " ".join(told.split())[:300]
+    return bucket_error_text(error)

@@ -49,8 +49,8 @@ async def sweep(database: Database, jobs: JobStore, images: ImageStore, job_ttl_
     parts: tuple[Callable[[], Awaitable[object]], ...] = (
         database.set_clock,
         jobs.settle,
-        jobs.forget_progress,
-        lambda: jobs.forget(job_ttl_s, images.delete),
+        jobs.expired.forget_progress,
+        lambda: jobs.expired.forget(job_ttl_s, images.delete),
         lambda: _forget_usage(database),
         images.sweep,
     )

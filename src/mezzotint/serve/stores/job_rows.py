@@ -16,15 +16,12 @@ from sqlalchemy import (
     Select,
     and_,
     case,
-    delete,
     func,
     insert,
     literal,
-    not_,
     or_,
     select,
     text,
-    tuple_,
     union_all,
     update,
 )
@@ -32,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.core import PRIORITIES
 from mezzotint.errors import DeadlineExceeded, GenerationFailed, JobNotFound
-from mezzotint.serve.stores.job import FINAL, STATES, TRANSITIONS, Job, JobImage, JobState
+from mezzotint.serve.stores.job import FINAL, TRANSITIONS, Job, JobImage, JobState
 from mezzotint.serve.stores.tables import job_events, job_images, jobs
 
 __all__ = [
@@ -41,7 +38,6 @@ __all__ = [
     "MAX_LOST",
     "SWEEP_BATCH",
     "as_job",
-    "forget_progress",
     "get_job",
     "has_overdue",
     "has_work",
@@ -125,21 +121,6 @@ async def settle_overdue(connection: AsyncConnection, now: float) -> None:
     often = and_(lost, jobs.c.lost >= MAX_LOST)
     await move(connection, "failed", often, now, error=BROKEN.to_dict())
     await move(connection, "queued", lost, now, lost=jobs.c.lost + 1, not_before=now)
-
-
-async def forget_progress(
-    connection: AsyncConnection, after: tuple[float, int], until: float
-) -> tuple[float, int] | None:
-    """Forget all events but states, of a batch of jobs that ended up to `until`.
-
-    after: when the last batch's last job ended, and its sequence. Returned are this one's; `None`: no more.
-    """
-    order = (jobs.c.finished, jobs.c.sequence)
-    ended = select(jobs.c.id, *order).where(tuple_(*order) > after, jobs.c.finished <= until)
-    rows = (await connection.execute(ended.order_by(*order).limit(SWEEP_BATCH))).all()
-    of_these = job_events.c.job_id.in_([row.id for row in rows])
-    await connection.execute(delete(job_events).where(of_these, not_(job_events.c.kind.in_(STATES))))
-    return (rows[-1].finished, rows[-1].sequence) if len(rows) == SWEEP_BATCH else None
 
 
 def _ready(now: float, not_of: Collection[str]) -> ColumnElement[bool]:

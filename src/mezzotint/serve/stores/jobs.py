@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, delete, func, insert, or_, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.core import PRIORITIES
-from mezzotint.errors import (
-    IdempotencyConflict,
-    InvalidRequest,
-    JobNotFound,
-    MezzotintError,
-    QueueFull,
-)
+from mezzotint.errors import IdempotencyConflict, InvalidRequest, QueueFull
 from mezzotint.serve.stores.database import Database
-from mezzotint.serve.stores.group import Group
-from mezzotint.serve.stores.job import FINAL, UNFINISHED, UPLOADS, Job, JobEvent, JobState, NewJob
+from mezzotint.serve.stores.expired_jobs import ExpiredJobs
+from mezzotint.serve.stores.job import FINAL, UNFINISHED, Job, JobState, NewJob
+from mezzotint.serve.stores.job_events import JobEvents
 from mezzotint.serve.stores.job_rows import (
     BROKEN,
     ENDED,
     MAX_LOST,
-    SWEEP_BATCH,
     as_job,
-    forget_progress,
     get_job,
     has_overdue,
     has_work,
@@ -39,22 +30,15 @@ from mezzotint.serve.stores.job_rows import (
     next_sequence,
     settle_overdue,
     tell,
-    tell_all,
 )
-from mezzotint.serve.stores.tables import job_events, job_images, jobs
+from mezzotint.serve.stores.tables import job_images, jobs
 
 __all__ = ["MAX_IDEMPOTENCY_KEY", "JobStore"]
 
 T = TypeVar("T")
-News = tuple[str, str, Mapping[str, Any]]
-"""The job's id, the event's kind, and what it tells."""
 
 QUEUE_FULL_SECONDS = 30.0
 MAX_IDEMPOTENCY_KEY = 255
-# Of a job that has ended, whoever comes later is told only how.
-EVENTS_SECONDS = 3_600.0
-# By how much later than its time of ending a job's end may be seen, or by another gateway's clock.
-LATE_SECONDS = 600.0
 
 
 class JobStore:
@@ -66,15 +50,15 @@ class JobStore:
     failed job holds its error.
 
     ended: how many jobs this store brought to each final state.
+    events: what is told of jobs. expired: those that ended long ago.
     """
 
     def __init__(self, database: Database, max_jobs: int) -> None:
         self._database = database
         self._max_jobs = max_jobs
         self.ended: Counter[JobState] = Counter()
-        self._news = Group(self._append)
-        # The progress of what ended before is forgotten already.
-        self._forgotten_until = 0.0
+        self.events = JobEvents(database)
+        self.expired = ExpiredJobs(database)
 
     async def create(self, job: NewJob) -> Job:
         """Queue a job; with an idempotency key that was used before, the job of that time.
@@ -305,65 +289,6 @@ class JobStore:
 
         return await self._change(work)
 
-    async def append_event(self, id: str, kind: str, data: Mapping[str, Any]) -> int:
-        """Tell of something; the event's id. Events become visible in the order of their ids.
-
-        Those that are told at about the same time are written together: many jobs in progress would
-        otherwise keep the one writer of SQLite busy, and whoever asks for a job waits for it.
-
-        Raises:
-            JobNotFound: there is none.
-        """
-        return await self._news.do((id, kind, data))
-
-    async def _append(self, events: Sequence[News]) -> list[int | MezzotintError]:
-        async def work(connection: AsyncConnection) -> list[int]:
-            if self._database.is_postgresql:
-                # Everyone who tells waits for this commit. A crash of the database may forget progress.
-                await connection.execute(text("SET LOCAL synchronous_commit TO off"))
-            return await tell_all(connection, events, self._database.now())
-
-        try:
-            return [*await self._change(work)]
-        except IntegrityError:
-            if len(events) == 1:
-                return [JobNotFound("no such job")]
-        # One of them is of no job; that is no reason for the others not to be told.
-        return [answer for event in events for answer in await self._append([event])]
-
-    async def last_event_id(self) -> int:
-        """The newest event's id; 0 when there is none."""
-
-        async def work(connection: AsyncConnection) -> int:
-            return await connection.scalar(select(func.max(job_events.c.id))) or 0
-
-        return await self._database.read(work)
-
-    async def events_after(
-        self, last_id: int, ids: Collection[str] | None = None, limit: int = 1000
-    ) -> list[JobEvent]:
-        """Events with a higher id, in order; of these jobs, or of all."""
-        statement = select(job_events).where(job_events.c.id > last_id)
-        if ids is not None:
-            statement = statement.where(job_events.c.job_id.in_(ids))
-        statement = statement.order_by(job_events.c.id).limit(limit)
-
-        async def work(connection: AsyncConnection) -> list[JobEvent]:
-            rows = await connection.execute(statement)
-            return [JobEvent(row.id, row.job_id, row.kind, row.data, row.created) for row in rows]
-
-        return await self._database.read(work)
-
-    async def latest_event(self, id: str, kind: str) -> JobEvent | None:
-        """The job's newest event of this kind."""
-        of_kind = select(job_events).where(job_events.c.job_id == id, job_events.c.kind == kind)
-
-        async def work(connection: AsyncConnection) -> JobEvent | None:
-            row = (await connection.execute(of_kind.order_by(job_events.c.id.desc()).limit(1))).first()
-            return None if row is None else JobEvent(row.id, row.job_id, row.kind, row.data, row.created)
-
-        return await self._database.read(work)
-
     async def settle(self) -> None:
         """Fail what is past its deadline, queue again what lost its owner."""
         now = self._database.now()
@@ -374,46 +299,6 @@ class JobStore:
         # Asked all the time, as `claim` is.
         while await self._database.read(look):
             await self._change(lambda connection: settle_overdue(connection, now))
-
-    async def forget_progress(self) -> None:
-        """Of jobs that ended an hour ago, forget all events but their states."""
-        until = self._database.now() - EVENTS_SECONDS
-        # Only what has become an hour old since the last time: looking at all jobs takes long.
-        after: tuple[float, int] | None = (self._forgotten_until, 0)
-        while after is not None:
-            after = await self._database.write(partial(forget_progress, after=after, until=until))
-        self._forgotten_until = until - LATE_SECONDS
-
-    async def forget(self, ttl_s: float, drop: Callable[[Collection[str]], Awaitable[None]]) -> int:
-        """Forget the jobs that ended `ttl_s` ago; how many.
-
-        drop: called before with the names of their pictures, of those that they start from too.
-        """
-        now = self._database.now()
-        ended = select(jobs.c.id, jobs.c.request).where(jobs.c.finished < now - ttl_s).limit(SWEEP_BATCH)
-
-        async def look(connection: AsyncConnection) -> tuple[list[str], list[str]]:
-            old = (await connection.execute(ended)).all()
-            ids = [row.id for row in old]
-            drawn = await connection.scalars(select(job_images.c.name).where(job_images.c.job_id.in_(ids)))
-            uploads = [name for row in old for name in _uploads(row.request)]
-            return ids, [*uploads, *drawn]
-
-        forgotten = 0
-        while True:
-            ids, names = await self._database.read(look)
-            if not ids:
-                return forgotten
-            # Should this end in between, the next round finds the job again.
-            await drop(names)
-            forgotten += await self._delete(ids)
-
-    async def _delete(self, ids: Collection[str]) -> int:
-        async def work(connection: AsyncConnection) -> int:
-            # Their events and pictures go with them.
-            return (await connection.execute(delete(jobs).where(jobs.c.id.in_(ids)))).rowcount
-
-        return await self._database.write(work)
 
     async def _change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """A transaction that changes states or tells events."""
@@ -428,13 +313,6 @@ class JobStore:
         answer = await self._database.write(locked)
         self.ended.update(ended)
         return answer
-
-
-def _uploads(request: Mapping[str, Any]) -> list[str]:
-    if UPLOADS in request:
-        return list(request[UPLOADS])
-    # A version before this one did not list them.
-    return [name for key in ("image", "mask") if (name := request.get(key))]
 
 
 async def _same_job(connection: AsyncConnection, job: NewJob) -> Job | None:

@@ -65,11 +65,11 @@ def facts_of(record: logging.LogRecord) -> Facts:
     }
     facts.update(getattr(record, "facts", {}))
     if record.exc_info and record.exc_info[1] is not None:
-        facts["exception"] = _told(record.exc_info[1])
+        facts["exception"] = _traceback_lines(record.exc_info[1])
     return facts
 
 
-def _told(error: BaseException) -> list[str]:
+def _traceback_lines(error: BaseException) -> list[str]:
     """The exception and its causes, the last first: type, then the calls that led to it."""
     told = []
     seen: BaseException | None = error

@@ -13,7 +13,7 @@ from mezzotint.core import ADDED, GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.wire import Drawn, Order
 
-__all__ = ["Plate", "draw_the_same", "with_pictures_of"]
+__all__ = ["PreparedRequest", "draw_the_same", "with_pictures_of"]
 
 # What makes the picture beside the request, as the receipt tells it.
 MADE_BY = ("model", "revision", "backend", "dtype", "versions")
@@ -26,7 +26,7 @@ def draw_the_same(one: BackendInfo, other: BackendInfo) -> bool:
 
 
 @dataclass(frozen=True)
-class Plate:
+class PreparedRequest:
     """A complete order, who it is for, by whom it is drawn, and until when on `time.monotonic`'s clock."""
 
     order: Order
@@ -41,7 +41,7 @@ class Plate:
     @property
     def etag(self) -> str:
         """Names the picture that would follow from it, weakly (RFC 9110, 8.8.1): drawn in a batch, a channel
-        may differ by 1/255 from the same picture drawn alone. Of a plate with images, reads them all."""
+        may differ by 1/255 from the same picture drawn alone. Of a request with images, reads them all."""
         hashes = {each.name: each.sha256 for each in self.info.limits.embeddings}
         read = [{"name": name, "sha256": hashes[name]} for name in self.request.embeddings]
         return _etag(self.order, {**_made_by(self.info), "embeddings": read}, self.info.device)
@@ -52,6 +52,10 @@ class Plate:
         made_by = {name: drawn.receipt[name] for name in MADE_BY}
         made_by["embeddings"] = drawn.receipt.get("embeddings", [])
         return _etag(self.order, made_by, self.info.device)
+
+    def with_previews(self, every: int) -> PreparedRequest:
+        """The same with a preview at every so many-th step; with 0, none."""
+        return replace(self, order=replace(self.order, request=replace(self.request, preview_every=every)))
 
 
 def with_pictures_of(first: ResolvedRequest, asked: GenerationRequest) -> GenerationRequest:

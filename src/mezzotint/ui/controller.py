@@ -12,14 +12,14 @@ from PIL import Image
 
 from mezzotint.ui.browsers import Browser, Browsers
 from mezzotint.ui.drawing import WORDLESS, Drawing
-from mezzotint.ui.form import Wish
+from mezzotint.ui.form import JobRequest
 from mezzotint.ui.monitor import Monitor
 from mezzotint.ui.receipts import recipe_of_told
 from mezzotint.ui.sentences import Notice, notice_of
 from mezzotint.ui.service import Refused, Service, ServiceError
 from mezzotint.ui.views import View, Views
 
-__all__ = ["Desk"]
+__all__ = ["Controller"]
 
 NO_PROMPT = Notice("Say what to draw first, then press Enter.")
 
@@ -27,7 +27,7 @@ NO_PROMPT = Notice("Say what to draw first, then press Enter.")
 VARY_STRENGTH = 0.6
 
 
-class Desk:
+class Controller:
     """Everything behind the page. One for the process."""
 
     def __init__(self, service: Service) -> None:
@@ -49,12 +49,12 @@ class Desk:
         view.browser_id = browser.id
         return browser, view
 
-    async def draw(self, browser: Browser, wish: Wish) -> Notice | None:
+    async def draw(self, browser: Browser, request: JobRequest) -> Notice | None:
         """Begin a drawing; what was wrong, if anything."""
         # A picture can be followed without words.
-        if not wish.prompt.strip() and wish.guide is None:
+        if not request.prompt.strip() and request.guide is None:
             return NO_PROMPT
-        return await self._ask(browser, wish)
+        return await self._ask(browser, request)
 
     async def cancel(self, browser: Browser, id: str) -> Notice | None:
         try:
@@ -92,7 +92,7 @@ class Desk:
                 data, _ = await self.service.picture(id, n)
         except ServiceError as error:
             return notice_of(error)
-        wish = Wish(
+        request = JobRequest(
             recipe.prompt,
             recipe.negative_prompt,
             emphasis=bool(recipe.emphasis),
@@ -103,13 +103,13 @@ class Desk:
             strength=VARY_STRENGTH,
             image=data,
         )
-        return await self._ask(browser, wish)
+        return await self._ask(browser, request)
 
-    async def _ask(self, browser: Browser, wish: Wish) -> Notice | None:
-        prompt = wish.prompt.strip() or WORDLESS
-        with browser.asking(Drawing.asked_for(prompt, wish.n, wish.drawn_size)):
+    async def _ask(self, browser: Browser, request: JobRequest) -> Notice | None:
+        prompt = request.prompt.strip() or WORDLESS
+        with browser.asking(Drawing.asked_for(prompt, request.n, request.drawn_size)):
             try:
-                job = await self.service.create_job(wish.body())
+                job = await self.service.create_job(request.body())
             except ServiceError as error:
                 return notice_of(error)
             browser.add(Drawing.of_job(job, prompt))
