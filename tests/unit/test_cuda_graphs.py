@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from mezzotint.backends import cuda_graphs
-from mezzotint.backends.cuda_graphs import GraphedCalls
+from mezzotint.backends.cuda_graphs import CALLS_BETWEEN, MAX_FAILURES, GraphedCalls
 
 
 class Recorder:
@@ -161,12 +162,40 @@ def test_the_kind_that_was_used_longest_ago_makes_room() -> None:
     assert recorder.records == 4
 
 
-def test_what_cannot_be_recorded_is_called_and_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_recorded_is_called_and_seldom_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     unet, recorder = Unet(), Recorder()
     recorder.fails = True
     graphed, plain = GraphedCalls(unet, recorder, calls_before=0), Unet()
-    for seed in range(5):
+    times = (MAX_FAILURES + 2) * CALLS_BETWEEN
+    for seed in range(times):
         args, kwargs = inputs(1, seed)
         torch.testing.assert_close(graphed(*args, **kwargs)[0], plain(*args, **kwargs)[0])
-    assert unet.calls == 5
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert unet.calls == times
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * MAX_FAILURES
+
+
+def test_a_recording_that_another_thread_disturbed_is_made_later() -> None:
+    recorder = Recorder()
+    recorder.fails = True
+    graphed = GraphedCalls(Unet(), recorder, calls_before=0)
+    args, kwargs = inputs(1, 0)
+    graphed(*args, **kwargs)
+    recorder.fails = False
+    for _ in range(CALLS_BETWEEN):
+        graphed(*args, **kwargs)
+        assert graphed.recorded == 0
+    graphed(*args, **kwargs)
+    assert (graphed.recorded, graphed.replayed) == (1, 1)
+
+
+def test_what_one_thread_has_called_is_not_ready_in_another() -> None:
+    graphed = GraphedCalls(Unet(), Recorder(), calls_before=2)
+    args, kwargs = inputs(1, 0)
+    for _ in range(2):
+        graphed(*args, **kwargs)
+    thread = threading.Thread(target=lambda: graphed(*args, **kwargs))
+    thread.start()
+    thread.join()
+    assert graphed.recorded == 0
+    graphed(*args, **kwargs)
+    assert graphed.recorded == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ MAX_BYTES = 64 * 2**20
 # Calls of one kind before it is recorded: the first compiles and chooses kernels, the second finds all ready.
 CALLS_BEFORE = 2
 MAX_COUNTED = 256
+# A recording fails when another thread waits for the device meanwhile, as one that compiles does. So it is tried
+# again, after so many calls and so often.
+CALLS_BETWEEN = 50
+MAX_FAILURES = 3
 # For as long as the process lives, for torch goes on asking them.
 LOST: list[Any] = []
 
@@ -121,9 +126,10 @@ class GraphedCalls:
         self._call, self._recorder = call, recorder
         self._max_graphs, self._calls_before = max_graphs, calls_before
         self._graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self._counts: OrderedDict[Hashable, int] = OrderedDict()
-        # Kinds that are not recorded: they cannot be, or hold too much.
-        self._impossible: OrderedDict[Hashable, None] = OrderedDict()
+        # By thread too: kernels are chosen, and their handles made, for each anew.
+        self._counts: OrderedDict[tuple[int, Hashable], int] = OrderedDict()
+        # How often recording a kind has failed; the most where one holds too much.
+        self._failures: OrderedDict[Hashable, int] = OrderedDict()
         self.recorded = self.replayed = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +141,7 @@ class GraphedCalls:
         if graph is None:
             result = self._call(*args, **kwargs)
             if _bytes(inputs) + _bytes(_taken_apart(result)[1]) > MAX_BYTES:
-                self._give_up(kind)
+                self._note_failures(kind, MAX_FAILURES)
             return result
         self._graphs.move_to_end(kind)
         for held, given in zip(graph.inputs, inputs, strict=True):
@@ -146,16 +152,20 @@ class GraphedCalls:
         return _copied(graph.result)
 
     def _is_due(self, kind: Hashable) -> bool:
-        if kind in self._impossible:
-            self._impossible.move_to_end(kind)
+        if self._failures.get(kind, 0) >= MAX_FAILURES:
+            self._failures.move_to_end(kind)
             return False
-        seen = self._counts.pop(kind, 0)
+        key = (threading.get_ident(), kind)
+        seen = self._counts.pop(key, 0)
         if seen >= self._calls_before:
             return True
-        self._counts[kind] = seen + 1
+        self._count(key, seen + 1)
+        return False
+
+    def _count(self, key: tuple[int, Hashable], seen: int) -> None:
+        self._counts[key] = seen
         if len(self._counts) > MAX_COUNTED:
             self._counts.popitem(last=False)
-        return False
 
     def _record(self, kind: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Recorded | None:
         while len(self._graphs) >= self._max_graphs:
@@ -165,19 +175,20 @@ class GraphedCalls:
             replay, result = self._recorder.record(lambda: self._call(*held_args, **held_kwargs))
         except RuntimeError as error:
             # Passes of this kind are launched kernel by kernel, as without graphs.
-            logger.warning("a pass cannot be recorded: %s", error)
-            self._give_up(kind)
+            logger.warning("a pass could not be recorded: %s", error)
+            self._note_failures(kind, self._failures.get(kind, 0) + 1)
+            self._count((threading.get_ident(), kind), self._calls_before - CALLS_BETWEEN)
             return None
         self.recorded += 1
         _, held = _taken_apart((held_args, held_kwargs))
         graph = self._graphs[kind] = _Recorded(held, replay, result)
         return graph
 
-    def _give_up(self, kind: Hashable) -> None:
-        self._impossible[kind] = None
-        self._impossible.move_to_end(kind)
-        if len(self._impossible) > MAX_COUNTED:
-            self._impossible.popitem(last=False)
+    def _note_failures(self, kind: Hashable, count: int) -> None:
+        self._failures[kind] = count
+        self._failures.move_to_end(kind)
+        if len(self._failures) > MAX_COUNTED:
+            self._failures.popitem(last=False)
 
 
 def _bytes(tensors: tuple[torch.Tensor, ...]) -> int:

@@ -227,7 +227,7 @@ class Engine:
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
         """Measure what a pass costs by batch, of the default size and each of `sizes` (width, height); draw
-        once at each of these with and without guidance, then one image as a request would. Where sizes are
+        once at each of them with and without guidance, then one image as a request would. Where sizes are
         compiled ahead, those are drawn by default.
 
         Raises:
@@ -240,7 +240,7 @@ class Engine:
             self._jobs.append((partial(calibrate, self._backend, self.cost, sizes, self._changed), done))
             self._changed.notify_all()
         done.result()
-        for width, height in sizes or self.info.limits.served or ():
+        for width, height in [*(sizes or self.info.limits.served or ()), (None, None)]:
             for guidance_scale in (0.0, 5.0):
                 self.generate(
                     GenerationRequest(
