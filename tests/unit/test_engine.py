@@ -568,7 +568,9 @@ def test_warm_up_draws_at_each_size_it_is_given_with_and_without_guidance() -> N
 
     with Engine(FakeBackend(fault=note)) as engine:
         engine.warm_up([(64, 96), (256, 128)])
-    assert seen == {(*size, guided) for size in [(64, 96), (256, 128), (128, 128)] for guided in (True, False)}
+    assert seen == {
+        (*size, guided) for size in [(64, 96), (256, 128), (128, 128)] for guided in (True, False)
+    }
 
 
 def test_warm_up_measures_each_size_it_is_given_by_width() -> None:

@@ -31,8 +31,8 @@ MAX_BYTES = 64 * 2**20
 # Calls of one kind before it is recorded: the first compiles and chooses kernels, the second finds all ready.
 CALLS_BEFORE = 2
 MAX_COUNTED = 256
-# A recording fails when another thread waits for the device meanwhile, as one that compiles does. So it is tried
-# again, after so many calls and so often.
+# A recording fails when another thread waits for the device meanwhile, as one that compiles does. So it is
+# tried again, after so many calls and so often.
 CALLS_BETWEEN = 50
 MAX_FAILURES = 3
 # For as long as the process lives, for torch goes on asking them.

@@ -66,6 +66,7 @@ class Preset:
     trials: int
     rounds: int
     repetitions: int
+    products: int
     loop_steps: int
     compiled: tuple[Compile, ...]
     tuning: Tuning
@@ -81,11 +82,13 @@ FULL = Preset(
     widths=(1, 2, 4, 8, 16),
     steps=20,
     mixed_steps=(15, 20, 30, 50),
-    backlog=16,
+    # The last of them are decoded beside no step: of sixteen that would be a twentieth of the time.
+    backlog=24,
     arrivals=60,
     trials=60,
     rounds=2,
     repetitions=30,
+    products=100_000,
     loop_steps=30,
     # The whole UNet last: it takes longest, and only where the part is asked for alone is there the time.
     compiled=("blocks", "unet"),
@@ -93,15 +96,15 @@ FULL = Preset(
     set_up_seconds=30.0,
     budgets={
         "matrix": 10,
-        "unet": 60,
+        "unet": 45,
         "throughput": 100,
-        "switches": 50,
-        "quantisation": 50,
-        "loop": 25,
+        "switches": 45,
+        "quantisation": 45,
+        "loop": 20,
         "decode": 15,
-        "compile": 90,
-        "load": 100,
-        "controls": 20,
+        "compile": 140,
+        "load": 85,
+        "controls": 15,
         "memory": 5,
     },
 )
@@ -118,6 +121,7 @@ QUICK = Preset(
     trials=6,
     rounds=1,
     repetitions=2,
+    products=2,
     loop_steps=12,
     compiled=("blocks",),
     tuning=Tuning(),
@@ -253,9 +257,14 @@ class GpuBench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def seconds_of(self, run: Callable[[], object], *, budget: float = 2.0) -> float:
+    def seconds_of(
+        self, run: Callable[[], object], *, budget: float = 2.0, repetitions: int | None = None
+    ) -> float:
         """Mean seconds of `run` over repetitions that are handed over together, after four that do not count:
-        the first ones compile and record, the last tells how many there is time for."""
+        the first ones compile and record, the last tells how many there is time for.
+
+        repetitions: at most; by default the preset's.
+        """
         with torch.inference_mode():
             for _ in range(3):
                 run()
@@ -264,7 +273,8 @@ class GpuBench:
             run()
             self.synchronise()
             one = time.perf_counter() - began
-            count = max(2, min(self.preset.repetitions, int(min(budget, self.left) / max(one, 1e-6))))
+            most = repetitions or self.preset.repetitions
+            count = max(2, min(most, int(min(budget, self.left) / max(one, 1e-6))))
             began = time.perf_counter()
             for _ in range(count):
                 run()
@@ -302,7 +312,9 @@ class GpuBench:
 
     def rate_of_product(self, side: int) -> float:
         one, other = torch.randn(2, side, side, device=self.device, dtype=self.preset.dtype)
-        return 2 * side**3 / self.seconds_of(lambda: one @ other, budget=1.0) / 1e12
+        # Long enough for the clock to settle at what the power allows, which is what passes run at.
+        seconds = self.seconds_of(lambda: one @ other, budget=1.0, repetitions=self.preset.products)
+        return 2 * side**3 / seconds / 1e12
 
 
 def open_bench(*, quick: bool, device: str = "auto") -> GpuBench:
