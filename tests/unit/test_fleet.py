@@ -63,6 +63,16 @@ def test_the_replica_that_would_have_it_done_first_is_chosen(fleet: Fleet) -> No
     assert fleet.choose(request()) == "a"
 
 
+def test_a_full_replica_is_chosen_only_when_all_are(fleet: Fleet) -> None:
+    # The tenant holds half of what a takes on; b, with more behind it, has room for it.
+    mine = {"backlogs": {"mine": 30.0}}
+    fleet.update([report("a", **mine), report("b", 35.0)], 0.0)
+    assert fleet.choose(request(tenant="mine")) == "b"
+    assert fleet.choose(request(tenant="other")) == "a"
+    fleet.update([report("b", 60.0)], 0.0)
+    assert fleet.choose(request(tenant="mine")) == "a"
+
+
 def test_only_a_replica_that_serves_its_loras_is_chosen(fleet: Fleet) -> None:
     info = FakeBackend(loras=(ServedLora("ink", "Ink", "a" * 64),)).info
     fleet.update([report("with", 5.0, info=info), report("without")], 0.0)

@@ -78,12 +78,15 @@ class Fleet:
         return min(costs, default=0.0)
 
     def choose(self, request: ResolvedRequest, avoid: Collection[str] = ()) -> str:
-        """The replica that would have it done first; the empty name when none is known to be able to."""
-        able = self._able(request, avoid)
-        if not able:
-            return ""
-        # Gateways that know the same must not all choose the same.
-        return min(able, key=lambda name: (self._finish_s(name, request), random.random()))
+        """Of the replicas that have room, or else of all, the one that would have it done first; the empty
+        name when none is known to be able to."""
+
+        def rank(name: str) -> tuple[bool, float, float]:
+            is_full = self._wait_s(name, request, 1) is not None
+            # Gateways that know the same must not all choose the same.
+            return is_full, self._finish_s(name, request), random.random()
+
+        return min(self._able(request, avoid), key=rank, default="")
 
     def refusal(
         self, request: ResolvedRequest, avoid: Collection[str] = (), *, count: int = 1
