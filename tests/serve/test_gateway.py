@@ -28,6 +28,7 @@ from mezzotint.errors import (
     ReplicaLost,
     ShuttingDown,
 )
+from mezzotint.serve.batch import together
 from mezzotint.serve.gateway import Gateway, Replicas, open_gateway
 from mezzotint.serve.health import FAILURES_IN_A_ROW
 from mezzotint.serve.replica import EngineReplica
@@ -387,6 +388,14 @@ async def test_an_engine_that_hangs_in_a_pass_is_unhealthy(monkeypatch: pytest.M
             while not (await replica.report()).healthy:
                 await asyncio.sleep(0.02)
         await replica.check_health()
+
+
+async def test_pictures_of_which_one_is_cancelled_by_nobody_are_a_fault_and_not_left_unanswered() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="cancelled"):
+        await together(asyncio.sleep(0), cancelled())
 
 
 async def test_a_refusal_of_the_request_itself_is_told_at_once() -> None:
