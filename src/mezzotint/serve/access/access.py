@@ -6,6 +6,7 @@ import asyncio
 import base64
 import ipaddress
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -181,17 +182,18 @@ class Access:
 
     async def run(self) -> None:
         """Write usage and keep leases, until cancelled."""
-        renew_in = RENEW_SECONDS
+        renew_at = time.monotonic() + RENEW_SECONDS
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            renew_in -= TICK_SECONDS
             try:
+                # By the clock and before all else: where the database is slow, a turn takes long.
+                began = time.monotonic()
+                if began >= renew_at and self._held:
+                    await self._limits.renew(set(self._held))
+                    renew_at = began + RENEW_SECONDS
                 await self._usage.flush()
                 if self._to_release:
                     await self._release_all()
-                if renew_in <= 0 and self._held:
-                    await self._limits.renew(set(self._held))
-                    renew_in = RENEW_SECONDS
             except StoreUnavailable:
                 continue
             except Exception:
