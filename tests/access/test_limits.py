@@ -506,6 +506,26 @@ async def test_the_quota_is_one_for_all_gateways_and_of_any_24_hours(gateways: G
             pass
 
 
+async def test_what_is_given_back_is_of_the_hour_that_was_charged(gateways: Gateways) -> None:
+    caller = await gateways.caller(compute_s_per_day=100.0)
+
+    async def fail_after_an_hour() -> None:
+        async with gateways.one.admit(caller, images=1, compute_s=100.0):
+            gateways.clock.time += HOUR_SECONDS
+            raise GenerationFailed("broken")
+
+    with pytest.raises(GenerationFailed):
+        await fail_after_an_hour()
+    await usage_written(gateways.one)
+    # That hour no longer counts, and the next one does.
+    gateways.clock.time += 24 * HOUR_SECONDS
+    async with gateways.one.admit(caller, images=1, compute_s=100.0):
+        pass
+    with pytest.raises(RateLimited):
+        async with gateways.one.admit(caller, images=1, compute_s=1.0):
+            pass
+
+
 @pytest.mark.parametrize(
     ("error", "charged"),
     [
