@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from mezzotint.serve.stores import database
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.keys import HOUR_SECONDS, KeyStore, NewKey, read_key
 from tests.api.inprocess import usage_written
+from tests.waiting import until
 
 NEW = NewKey("alice")
 
@@ -448,6 +450,29 @@ async def test_a_long_drawing_keeps_its_place(gateways: Gateways) -> None:
                     pass
 
 
+async def test_a_place_is_kept_however_long_the_database_takes_for_what_else_is_written(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, turns, caller = Clock(), 0, Caller("key", concurrent_images=1)
+    monkeypatch.setattr(module, "TICK_SECONDS", 0.001)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock), raising=False)
+
+    async def take_long() -> None:
+        nonlocal turns
+        turns += 1
+        clock.time += LEASE_SECONDS / 4
+
+    async with open_database(database_url) as database, open_access(database, requires_keys=True) as access:
+        database.now = clock
+        monkeypatch.setattr(access._usage, "flush", take_long)
+        async with access.admit(caller, images=1, compute_s=1.0):
+            begun = turns
+            await until(lambda: turns >= begun + 8, "twice the time of a lease")
+            with pytest.raises(RateLimited):
+                async with access.admit(caller, images=1, compute_s=1.0):
+                    pass
+
+
 async def renewed(gateways: Gateways, caller: Caller) -> None:
     from sqlalchemy import select
 
@@ -475,6 +500,26 @@ async def test_the_quota_is_one_for_all_gateways_and_of_any_24_hours(gateways: G
     assert caught.value.retry_after_s == pytest.approx(23 * HOUR_SECONDS - 5.0, abs=1.0)
     gateways.clock.time += caught.value.retry_after_s or 0.0
     async with gateways.one.admit(caller, images=1, compute_s=60.0):
+        pass
+    with pytest.raises(RateLimited):
+        async with gateways.one.admit(caller, images=1, compute_s=1.0):
+            pass
+
+
+async def test_what_is_given_back_is_of_the_hour_that_was_charged(gateways: Gateways) -> None:
+    caller = await gateways.caller(compute_s_per_day=100.0)
+
+    async def fail_after_an_hour() -> None:
+        async with gateways.one.admit(caller, images=1, compute_s=100.0):
+            gateways.clock.time += HOUR_SECONDS
+            raise GenerationFailed("broken")
+
+    with pytest.raises(GenerationFailed):
+        await fail_after_an_hour()
+    await usage_written(gateways.one)
+    # That hour no longer counts, and the next one does.
+    gateways.clock.time += 24 * HOUR_SECONDS
+    async with gateways.one.admit(caller, images=1, compute_s=100.0):
         pass
     with pytest.raises(RateLimited):
         async with gateways.one.admit(caller, images=1, compute_s=1.0):

@@ -9,8 +9,9 @@ import json
 import math
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost, Stor
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
-from mezzotint.serve.jobs import runner
+from mezzotint.serve.jobs import drawing, feed, runner
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores import database, janitor
 from mezzotint.serve.stores.clock import Clock, steady
@@ -729,3 +730,48 @@ async def test_a_database_that_is_away_is_told_of_once(caplog: pytest.LogCapture
                 running.wake()
                 await asyncio.sleep(0.01)
     assert caplog.text.count("jobs wait") == 1
+
+
+async def test_a_database_that_is_lost_while_a_job_is_drawn_and_followed_is_told_of_once(
+    server: Gate,
+    passes: threading.Semaphore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(drawing, "NEWS_SECONDS", 0.01)
+    monkeypatch.setattr(feed, "POLL_SECONDS", 0.01)
+    store, refused = server.services.jobs, Counter[str]()
+
+    async def gone(_: object) -> None:
+        raise OSError("the server is gone")
+
+    def counted(name: str) -> None:
+        ask = getattr(store, name)
+
+        async def count(*arguments: Any) -> Any:
+            try:
+                return await ask(*arguments)
+            except StoreUnavailable:
+                refused[name] += 1
+                raise
+
+        monkeypatch.setattr(store, name, count)
+
+    async def asked_in_vain() -> bool:
+        passes.release()
+        return min(refused["append_event"], refused["last_event_id"]) >= 3
+
+    job = await create(server, **GATED)
+    passes.release(1)
+    await running(server, job)
+    async with aclosing(server.services.feed.follow(job["id"])) as told:
+        await anext(told)
+        for name in ("append_event", "last_event_id"):
+            counted(name)
+        with monkeypatch.context() as patch:
+            for name in ("_reading", "_writing"):
+                patch.setattr(server.services.database, name, gone)
+            await until(asked_in_vain, "news to be told and looked for in vain")
+    lines = Counter(record.getMessage() for record in caplog.records)
+    assert lines["the database does not answer: the server is gone"] == 1
+    assert max(lines.values()) == 1, lines

@@ -87,6 +87,16 @@ async def test_a_fault_in_a_stream_is_told_as_an_internal_error_without_a_traceb
     assert b"secret" not in body
 
 
+async def test_a_cancellation_that_nobody_asked_for_is_a_fault_and_no_wait_without_end() -> None:
+    async def events() -> AsyncGenerator[ServerEvent | None]:
+        yield ServerEvent({"step": 1})
+        raise asyncio.CancelledError
+
+    body = await asyncio.wait_for(answered(EventStream(events(), end=DONE)), LIMIT_SECONDS)
+    assert b'"code":"internal_error"' in body
+    assert body.endswith(DONE)
+
+
 async def test_an_error_before_the_first_event_is_raised_by_opened() -> None:
     async def events() -> AsyncGenerator[ServerEvent | None]:
         if sse.PING_SECONDS:

@@ -28,6 +28,7 @@ from mezzotint.errors import (
     ReplicaLost,
     ShuttingDown,
 )
+from mezzotint.serve.batch import together
 from mezzotint.serve.dispatch import Replicas
 from mezzotint.serve.gateway import Gateway, open_gateway
 from mezzotint.serve.health import FAILURES_IN_A_ROW
@@ -197,9 +198,13 @@ async def test_who_takes_the_picture_only_after_the_deadline_hears_of_no_deadlin
 
 
 @pytest.mark.parametrize(
-    "full", [QueueFull("full", retry_after_s=0.05), DeadlineUnreachable("too long", retry_after_s=0.05)]
+    "full", [QueueFull("full", retry_after_s=600.0), DeadlineUnreachable("too long", retry_after_s=600.0)]
 )
-async def test_what_a_lost_replica_had_waits_for_room_on_another(full: MezzotintError) -> None:
+async def test_what_a_lost_replica_had_waits_for_room_on_another(
+    full: MezzotintError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that has no room for long does not keep it from another that has.
+    monkeypatch.setattr("mezzotint.serve.dispatch.RETRY_AFTER_SECONDS", 0.05)
     async with gateway_over(two()) as (gateway, several):
         prepared = await gateway.prepare(GenerationRequest("a", steps=1))
         asked: list[str] = []
@@ -388,6 +393,14 @@ async def test_an_engine_that_hangs_in_a_pass_is_unhealthy(monkeypatch: pytest.M
             while not (await replica.report()).healthy:
                 await asyncio.sleep(0.02)
         await replica.check_health()
+
+
+async def test_pictures_of_which_one_is_cancelled_by_nobody_are_a_fault_and_not_left_unanswered() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(RuntimeError, match="cancelled"):
+        await together(asyncio.sleep(0), cancelled())
 
 
 async def test_a_refusal_of_the_request_itself_is_told_at_once() -> None:

@@ -1,11 +1,13 @@
-"""What the gateway hears of Ray: its refusals as errors of the tree. The handle is a fake; no Ray runs."""
+"""What the gateway hears of Ray: its refusals as errors of the tree. The handle is a fake, its responses are
+Ray's own; no Ray runs."""
 
 from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator
-from typing import Any
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 
@@ -17,29 +19,66 @@ from mezzotint.serve.wire import Order
 
 
 class RefusingHandle:
-    """A deployment handle each of whose calls ends in one exception of Ray's."""
+    """A deployment handle each of whose calls ends in one exception, told as Ray's own responses tell it."""
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-        self.asked = self.cancelled = 0
-        self.info = self.generate = self
+    def __init__(self, error: Exception, *, by: Literal["router", "replica"] = "replica") -> None:
+        self.error, self.by = error, by
+        self.responses: list[Any] = []
+        self.info = SimpleNamespace(remote=lambda: self._respond(is_streaming=False))
+        self.generate = SimpleNamespace(remote=lambda order: self._respond(is_streaming=True))
 
     def options(self, *, stream: bool) -> RefusingHandle:
         return self
 
-    def remote(self, *_: object) -> RefusingHandle:
-        return self
+    def broadcast(self, method: str, *arguments: object) -> Any:
+        from ray.serve.handle import DeploymentBroadcastResponse
 
-    def __await__(self) -> Any:
-        self.asked += 1
-        raise self.error
+        async def answers() -> list[Any]:
+            if self.by == "router":
+                raise self.error
+            return [self._result(is_streaming=False)]
 
-    async def __aiter__(self) -> AsyncIterator[None]:
-        raise self.error
-        yield
+        return DeploymentBroadcastResponse(answers(), None)
 
-    def cancel(self) -> None:
-        self.cancelled += 1
+    def _respond(self, *, is_streaming: bool) -> Any:
+        from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
+
+        taken: Future[Any] = Future()
+        if self.by == "router":
+            taken.set_exception(self.error)
+        else:
+            taken.set_result(self._result(is_streaming=is_streaming))
+        kind = DeploymentResponseGenerator if is_streaming else DeploymentResponse
+        self.responses.append(kind(taken, SimpleNamespace(request_id="a")))
+        return self.responses[-1]
+
+    def _result(self, *, is_streaming: bool) -> Any:
+        from ray import ObjectRefGenerator
+        from ray.serve._private.replica_result import ActorReplicaResult
+
+        error = self.error
+
+        # In place of the objects that a replica's answer is kept in, which want a Ray that runs.
+        class Object:
+            def __await__(self) -> Any:
+                raise error
+
+        class Objects(ObjectRefGenerator):
+            def __init__(self) -> None:
+                pass
+
+            def __del__(self) -> None:
+                pass
+
+            async def __anext__(self) -> Object:
+                return Object()
+
+        class Result(ActorReplicaResult):
+            def cancel(self) -> None:
+                pass
+
+        kept = Objects() if is_streaming else Object()
+        return Result(kept, SimpleNamespace(is_streaming=is_streaming, request_id="a"))
 
 
 REFUSALS: dict[str, tuple[tuple[object, ...], type[MezzotintError]]] = {
@@ -61,14 +100,14 @@ async def test_what_ray_refuses_is_told_as_an_error_that_will_pass(name: str) ->
     from mezzotint.serve.routing import RayReplicas
 
     arguments, kind = REFUSALS[name]
-    handle = RefusingHandle(getattr(exceptions, name)(*arguments))
+    handle = RefusingHandle(getattr(exceptions, name)(*arguments), by="router")
     with pytest.raises(kind) as refused:
         await RayReplicas(handle).info()
     assert refused.value.retry_after_s
     with pytest.raises(kind) as refused:
         await anext(RayReplicas(handle).generate(order()))
     assert refused.value.retry_after_s
-    assert handle.cancelled == 1
+    assert handle.responses[-1].cancelled()
 
 
 def every_loss() -> list[type[Exception]]:
@@ -87,17 +126,44 @@ def every_loss() -> list[type[Exception]]:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("by", ["router", "replica"])
 @pytest.mark.parametrize("kind", every_loss(), ids=lambda kind: kind.__name__)
-async def test_whatever_ray_loses_is_told_as_a_lost_replica(kind: type[Exception]) -> None:
+async def test_whatever_ray_loses_is_told_as_a_lost_replica(
+    kind: type[Exception], by: Literal["router", "replica"]
+) -> None:
     from mezzotint.serve.routing import RayReplicas
 
     # What its own constructor takes is Ray's.
-    handle = RefusingHandle(kind.__new__(kind))
+    handle = RefusingHandle(kind.__new__(kind), by=by)
+    assert await RayReplicas(handle).reports() == []
     with pytest.raises(ModelLoading):
         await RayReplicas(handle).info()
     with pytest.raises(ReplicaLost) as lost:
         await anext(RayReplicas(handle).generate(order()))
     assert lost.value.retry_after_s
+
+
+@pytest.mark.filterwarnings("ignore")
+async def test_whoever_cancels_the_asking_hears_of_no_loss() -> None:
+    from mezzotint.serve.routing import RayReplicas
+
+    asked: asyncio.Queue[None] = asyncio.Queue()
+
+    async def wait() -> None:
+        asked.put_nowait(None)
+        await asyncio.Event().wait()
+
+    class Silent(RefusingHandle):
+        def _result(self, *, is_streaming: bool) -> Any:
+            return SimpleNamespace(get_async=wait, __anext__=wait, cancel=lambda: None)
+
+    replicas = RayReplicas(Silent(RuntimeError()))
+    for asking in (replicas.info(), anext(replicas.generate(order())), replicas.reports()):
+        task = asyncio.ensure_future(asking)
+        await asyncio.wait_for(asked.get(), 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -124,7 +190,7 @@ async def test_a_gateway_waits_for_a_replica_whatever_ray_loses_first(
     handle = RefusingHandle(OutOfMemoryError("killed"))
     starting = asyncio.create_task(Gateway(RayReplicas(handle), 1.0).start())
     async with asyncio.timeout(60):
-        while handle.asked < 3 and not starting.done():
+        while len(handle.responses) < 3 and not starting.done():
             await asyncio.sleep(0.01)
     assert not starting.done()
     starting.cancel()

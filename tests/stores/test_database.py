@@ -128,6 +128,27 @@ async def test_work_whose_caller_leaves_is_done_whole(database_url: str) -> None
                 await asyncio.sleep(0.01)
 
 
+async def test_work_that_hangs_lets_its_connection_go_though_its_caller_has_left(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_database(database_url) as database:
+        await rows(database)
+        monkeypatch.setattr(module, "ANSWER_SECONDS", 0.3)
+        hanging = asyncio.Event()
+
+        async def work(connection: AsyncConnection) -> None:
+            hanging.set()
+            await asyncio.Event().wait()
+
+        caller = asyncio.create_task(database.read(work))
+        await hanging.wait()
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while database._engine.pool.checkedout():  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+
+
 async def test_many_writers_at_once_all_get_their_turn(database_url: str) -> None:
     async with open_database(database_url) as one, open_database(database_url) as other:
         await asyncio.gather(*(put_row((one, other)[i % 2], f"key{i:02}") for i in range(60)))

@@ -63,6 +63,27 @@ def test_the_replica_that_would_have_it_done_first_is_chosen(fleet: Fleet) -> No
     assert fleet.choose(request()) == "a"
 
 
+def test_a_full_replica_is_chosen_only_when_all_are(fleet: Fleet) -> None:
+    # The tenant holds half of what a takes on; b, with more behind it, has room for it.
+    mine = {"backlogs": {"mine": 30.0}}
+    fleet.update([report("a", **mine), report("b", 35.0)], 0.0)
+    assert fleet.choose(request(tenant="mine")) == "b"
+    assert fleet.choose(request(tenant="other")) == "a"
+    fleet.update([report("b", backlogs={"mine": 40.0})], 0.0)
+    assert fleet.choose(request(tenant="mine")) == "a"
+
+
+def test_of_anothers_work_only_a_fair_share_comes_first(fleet: Fleet) -> None:
+    fleet.update([report("a", backlogs={"mine": 20.0}), report("b", 29.0)], 0.0)
+    # Six seconds after 20 of one's own, or with six of the other's.
+    assert fleet.choose(request(steps=60, tenant="mine")) == "b"
+    with fleet.sending("b", request(steps=50, tenant="mine")):
+        # With 11 of the other's, after five of one's own.
+        assert fleet.choose(request(steps=60, tenant="mine")) == "b"
+    # Done as soon on both, it goes where less is left for those who come next.
+    assert fleet.choose(request(tenant="third")) == "a"
+
+
 def test_only_a_replica_that_serves_its_loras_is_chosen(fleet: Fleet) -> None:
     info = FakeBackend(loras=(ServedLora("ink", "Ink", "a" * 64),)).info
     fleet.update([report("with", 5.0, info=info), report("without")], 0.0)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-__all__ = ["in_background"]
+__all__ = ["in_background", "is_cancelled"]
 
 
 @asynccontextmanager
@@ -22,3 +22,10 @@ async def in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def is_cancelled() -> bool:
+    """Whether the running task was told to end. A `CancelledError` without that is not its own: what it
+    waited for was cancelled, by whomever."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

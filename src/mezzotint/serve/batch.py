@@ -25,6 +25,9 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
             tasks = [group.create_task(each) for each in work]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
+    if any(task.cancelled() for task in tasks):
+        # A group goes on without it. Told as a cancellation of this work, it would be nobody's to answer.
+        raise RuntimeError("what was waited for was cancelled, and not by whoever waits")
     return [task.result() for task in tasks]
 
 

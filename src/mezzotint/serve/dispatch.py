@@ -88,9 +88,11 @@ class Dispatcher:
                 return
             except (QueueFull, DeadlineUnreachable) as error:
                 if lost is not None:
-                    # It had a place already, and waits for another as long as its deadline lets it.
+                    # It had a place already, and waits for another as long as its deadline lets it. It
+                    # looks again soon, whatever this replica says: another may have room before.
                     left = max(0.0, prepared.deadline - time.monotonic())
-                    await asyncio.sleep(min(error.retry_after_s or RETRY_AFTER_SECONDS, left))
+                    wait = error.retry_after_s or RETRY_AFTER_SECONDS
+                    await asyncio.sleep(min(wait, RETRY_AFTER_SECONDS, left))
                     continue
                 if isinstance(error, DeadlineUnreachable):
                     raise

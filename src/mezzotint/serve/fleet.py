@@ -39,6 +39,13 @@ class _Known:
     asked: float
     sent: list[_Sent] = field(default_factory=list)
 
+    def backlogs_s(self) -> dict[str, float]:
+        """By tenant."""
+        backlogs = dict(self.report.backlogs)
+        for each in self.sent:
+            backlogs[each.tenant] = backlogs.get(each.tenant, 0.0) + each.work_s
+        return backlogs
+
     def backlog_s(self, tenant: str | None = None) -> float:
         told = self.report.backlogs
         backlog = sum(told.values()) if tenant is None else told.get(tenant, 0.0)
@@ -79,12 +86,16 @@ class Fleet:
         return min(costs, default=0.0)
 
     def choose(self, request: ResolvedRequest, avoid: Collection[str] = ()) -> str:
-        """The replica that would have it done first; the empty name when none is known to be able to."""
-        able = self._able(request, avoid)
-        if not able:
-            return ""
-        # Gateways that know the same must not all choose the same.
-        return min(able, key=lambda name: (self._finish_s(name, request), random.random()))
+        """Of the replicas that have room, or else of all, the one that would have it done first; the empty
+        name when none is known to be able to."""
+
+        def rank(name: str) -> tuple[bool, float, float, float]:
+            is_full = self._wait_s(name, request, 1) is not None
+            backlog_s = self._known[name].backlog_s()
+            # Gateways that know the same must not all choose the same.
+            return is_full, self._finish_s(name, request), backlog_s, random.random()
+
+        return min(self._able(request, avoid), key=rank, default="")
 
     def refusal(
         self, request: ResolvedRequest, avoid: Collection[str] = (), *, count: int = 1
@@ -145,8 +156,12 @@ class Fleet:
         ]
 
     def _finish_s(self, name: str, request: ResolvedRequest) -> float:
+        """As the engine expects it, where all have one priority: passes are shared fairly, so of every other
+        tenant's work as much comes first as the request's own tenant will have had."""
         known = self._known[name]
-        return known.backlog_s() + _work_s(known.report, request)
+        others = known.backlogs_s()
+        own_s = others.pop(request.tenant, 0.0) + _work_s(known.report, request)
+        return own_s + sum(min(backlog_s, own_s) for backlog_s in others.values())
 
     def _wait_s(self, name: str, request: ResolvedRequest, count: int) -> float | None:
         known, report = self._known[name], self._known[name].report

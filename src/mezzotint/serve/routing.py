@@ -19,7 +19,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.errors import RETRY_AFTER_SECONDS, ModelLoading, QueueFull, ReplicaLost
+from mezzotint.errors import RETRY_AFTER_SECONDS, MezzotintError, ModelLoading, QueueFull, ReplicaLost
+from mezzotint.serve.background import is_cancelled
 from mezzotint.serve.dispatch import Replicas
 from mezzotint.serve.peers import Peers
 from mezzotint.serve.telemetry.exposition import Families
@@ -65,10 +66,18 @@ def _as_ours() -> Iterator[None]:
         raise ModelLoading("no replica is ready", retry_after_s=RETRY_AFTER_SECONDS) from None
     except RayTaskError:
         raise
-    # The replica, its worker, its node or its memory; or the answer, on its way here. A task that was
-    # cancelled is among them: who cancels from here hears of it no more, so its replica was told to end.
+    # The replica, its worker, its node or its memory; or the answer, on its way here.
     except RayError:
-        raise ReplicaLost("the replica was lost", retry_after_s=RETRY_AFTER_SECONDS) from None
+        raise _lost() from None
+    # A task that was cancelled, in asyncio's words: unless it is from here, its replica was told to end.
+    except asyncio.CancelledError:
+        if is_cancelled():
+            raise
+        raise _lost() from None
+
+
+def _lost() -> ReplicaLost:
+    return ReplicaLost("the replica was lost", retry_after_s=RETRY_AFTER_SECONDS)
 
 
 class RayReplicas(Replicas):
@@ -99,9 +108,10 @@ class RayReplicas(Replicas):
                 async for event in response:
                     yield event
         finally:
-            # Nothing happens to a response that has ended. One that no replica has taken yet is cancelled
-            # too, although Ray then complains that it cannot wait for the outcome on an event loop.
-            with suppress(RuntimeError):
+            # Nothing happens to a response that has ended; one that no replica took raises why once more. One
+            # that none has taken yet is cancelled too, although Ray then complains that it cannot wait for
+            # the outcome on an event loop.
+            with suppress(Exception):
                 response.cancel()
 
 
@@ -143,8 +153,9 @@ async def ask_all(
     # Not `results_async`, which has nothing to tell when one replica of many is silent.
     try:
         async with asyncio.timeout(within_s):
-            answers = await handle.broadcast(method, *arguments)._fetch_replica_results_async()
-    except (TimeoutError, DeploymentUnavailableError, RayError):
+            with _as_ours():
+                answers = await handle.broadcast(method, *arguments)._fetch_replica_results_async()
+    except (TimeoutError, MezzotintError, RayError):
         return []
     found = await asyncio.gather(*(_answer(answer, within_s) for answer in answers))
     return [each for each in found if each is not None]
@@ -153,6 +164,7 @@ async def ask_all(
 async def _answer(answer: Any, within_s: float) -> Any:
     try:
         async with asyncio.timeout(within_s):
-            return await answer.get_async()
-    except (TimeoutError, RayError):
+            with _as_ours():
+                return await answer.get_async()
+    except (TimeoutError, MezzotintError, RayError):
         return None

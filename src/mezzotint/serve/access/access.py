@@ -6,6 +6,7 @@ import asyncio
 import base64
 import ipaddress
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,7 @@ from mezzotint.errors import MezzotintError, StoreUnavailable, Unauthenticated
 from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.access.cache import KeyCache
 from mezzotint.serve.access.caller import ANYONE, Caller
-from mezzotint.serve.access.limits import LEASE_SECONDS, Limits, check_possible, has_limits
+from mezzotint.serve.access.limits import LEASE_SECONDS, Lease, Limits, check_possible, has_limits
 from mezzotint.serve.access.usage import UsageLog
 from mezzotint.serve.background import in_background
 from mezzotint.serve.stores.database import Database
@@ -112,20 +113,22 @@ class Access:
             share = admission.share_after(error)
             raise
         finally:
-            # The quota was charged with the lease, and the rest is counted here.
-            charged = lease is not None and caller.compute_s_per_day is not None
-            owed = compute_s * share - (compute_s if charged else 0.0)
             self._usage.add(
                 caller.id,
                 requests=1,
                 images=round(images * share),
-                compute_s=owed,
                 rejected=0 if share or admission.goes_on else 1,
             )
+            if lease is not None and caller.compute_s_per_day is not None:
+                # All of it was charged with the lease. Given back to a later hour than that, the rest would
+                # outlast the charge.
+                self._usage.add(caller.id, hour=lease.hour, compute_s=compute_s * share - compute_s)
+            else:
+                self._usage.add(caller.id, compute_s=compute_s * share)
             if lease is not None:
                 await self._release(lease)
 
-    async def _take(self, caller: Caller, images: int, compute_s: float) -> str | None:
+    async def _take(self, caller: Caller, images: int, compute_s: float) -> Lease | None:
         """The lease; `None` for a key without limits, and when nobody can say whether they are kept."""
         if not has_limits(caller):
             return None
@@ -139,19 +142,20 @@ class Access:
             self._usage.add(caller.id, requests=1, rejected=1)
             raise
         if caller.concurrent_images is not None:
-            self._held.add(lease)
+            self._held.add(lease.id)
         return lease
 
-    async def _taken(self, caller: Caller, images: int, compute_s: float) -> str:
+    async def _taken(self, caller: Caller, images: int, compute_s: float) -> Lease:
         """A lease. Of a caller that leaves meanwhile, what is taken all the same is given back."""
         taking = asyncio.ensure_future(self._limits.take(caller, images, compute_s))
 
-        def give_back(taken: asyncio.Future[str]) -> None:
+        def give_back(taken: asyncio.Future[Lease]) -> None:
             if taken.cancelled() or taken.exception() is not None:
                 return
-            self._to_release.add(taken.result())
+            lease = taken.result()
+            self._to_release.add(lease.id)
             if caller.compute_s_per_day is not None:
-                self._usage.add(caller.id, compute_s=-compute_s)
+                self._usage.add(caller.id, hour=lease.hour, compute_s=-compute_s)
 
         try:
             return await asyncio.shield(taking)
@@ -159,11 +163,11 @@ class Access:
             taking.add_done_callback(give_back)
             raise
 
-    async def _release(self, lease: str) -> None:
-        if lease not in self._held:
+    async def _release(self, lease: Lease) -> None:
+        if lease.id not in self._held:
             return
-        self._held.discard(lease)
-        self._to_release.add(lease)
+        self._held.discard(lease.id)
+        self._to_release.add(lease.id)
         await self._release_all()
 
     async def _release_all(self) -> None:
@@ -181,17 +185,18 @@ class Access:
 
     async def run(self) -> None:
         """Write usage and keep leases, until cancelled."""
-        renew_in = RENEW_SECONDS
+        renew_at = time.monotonic() + RENEW_SECONDS
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            renew_in -= TICK_SECONDS
             try:
+                # By the clock and before all else: where the database is slow, a turn takes long.
+                began = time.monotonic()
+                if began >= renew_at and self._held:
+                    await self._limits.renew(set(self._held))
+                    renew_at = began + RENEW_SECONDS
                 await self._usage.flush()
                 if self._to_release:
                     await self._release_all()
-                if renew_in <= 0 and self._held:
-                    await self._limits.renew(set(self._held))
-                    renew_in = RENEW_SECONDS
             except StoreUnavailable:
                 continue
             except Exception:

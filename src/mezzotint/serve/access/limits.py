@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from dataclasses import dataclass
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,7 +19,7 @@ from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.keys import HOUR_SECONDS
 from mezzotint.serve.stores.tables import leases, rates, usage
 
-__all__ = ["LEASE_SECONDS", "Limits", "check_possible", "has_limits"]
+__all__ = ["LEASE_SECONDS", "Lease", "Limits", "check_possible", "has_limits"]
 
 MINUTE_SECONDS = 60.0
 LEASE_SECONDS = 30.0
@@ -53,22 +54,30 @@ def check_possible(caller: Caller, images: int, compute_s: float) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Lease:
+    """hour: whose quota was charged, in hours since 1970."""
+
+    id: str
+    hour: int
+
+
 class Limits:
     """Every method raises `StoreUnavailable` when the database does not answer."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def take(self, caller: Caller, images: int, compute_s: float) -> str:
-        """Admit one request; the id of its lease. The quota is charged, and not given back by `release`.
+    async def take(self, caller: Caller, images: int, compute_s: float) -> Lease:
+        """Admit one request. The quota is charged, and not given back by `release`.
 
         Raises:
             RateLimited: the rate, concurrency or quota is used up; nothing was taken of any.
         """
-        lease = secrets.token_hex(16)
         now = self._database.now()
+        lease = Lease(secrets.token_hex(16), int(now // HOUR_SECONDS))
 
-        async def work(connection: AsyncConnection) -> str:
+        async def work(connection: AsyncConnection) -> Lease:
             paid_until = await self._lock(connection, caller)
             if caller.requests_per_minute is not None:
                 paid_until = _pay(caller.requests_per_minute, paid_until, now)
@@ -76,12 +85,12 @@ class Limits:
                 await connection.execute(statement.values(paid_until=paid_until))
             if caller.concurrent_images is not None:
                 await _check_concurrency(connection, caller.id, caller.concurrent_images - images, now)
-                row = {"id": lease, "key_id": caller.id, "images": images}
+                row = {"id": lease.id, "key_id": caller.id, "images": images}
                 row |= {"expected_end": now + compute_s, "expires": now + LEASE_SECONDS}
                 await connection.execute(insert(leases).values(row))
             if caller.compute_s_per_day is not None:
                 await _check_quota(connection, caller.id, caller.compute_s_per_day - compute_s, now)
-                await add_usage(self._database, connection, caller.id, now, compute_s=compute_s)
+                await add_usage(self._database, connection, caller.id, lease.hour, compute_s=compute_s)
             return lease
 
         return await self._database.write(work)
@@ -154,15 +163,15 @@ async def add_usage(
     database: Database,
     connection: AsyncConnection,
     key_id: str,
-    now: float,
+    hour: int,
     *,
     requests: int = 0,
     images: int = 0,
     compute_s: float = 0.0,
     rejected: int = 0,
 ) -> None:
-    """Add to what the key has used in this hour."""
+    """Add to what the key has used in an hour."""
     added = {"requests": requests, "images": images, "compute_s": compute_s, "rejected": rejected}
-    row = database.insert(usage).values(key_id=key_id, hour=int(now // HOUR_SECONDS), **added)
+    row = database.insert(usage).values(key_id=key_id, hour=hour, **added)
     sums = {name: usage.c[name] + row.excluded[name] for name in added}
     await connection.execute(row.on_conflict_do_update(index_elements=["key_id", "hour"], set_=sums))

@@ -19,6 +19,7 @@ from starlette.types import Send
 
 from mezzotint.errors import MezzotintError
 from mezzotint.serve.api.errors import error_body
+from mezzotint.serve.background import is_cancelled
 
 __all__ = ["DONE", "EventStream", "ServerEvent", "opened"]
 
@@ -118,7 +119,9 @@ async def _pump(events: Events, queue: asyncio.Queue[bytes | None]) -> None:
                 await queue.put(PING if event is None else event.encoded())
     except MezzotintError as error:
         await queue.put(_failure(error))
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, asyncio.CancelledError) and is_cancelled():
+            raise
         logger.exception("an event stream ended in an internal error")
         await queue.put(_failure(MezzotintError("internal error; the request id names it in the log")))
     await queue.put(None)

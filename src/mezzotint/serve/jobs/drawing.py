@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -33,8 +32,6 @@ from mezzotint.serve.stores.jobs import JobStore
 from mezzotint.serve.wire import Drawn, Step
 
 __all__ = ["Drawing"]
-
-logger = logging.getLogger(__name__)
 
 # At most four events of progress a second.
 NEWS_SECONDS = 0.25
@@ -202,8 +199,6 @@ class Drawing:
         return round(elapsed / progress - elapsed, 2) if progress else None
 
     async def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
-        try:
+        # The pictures matter more than news of them. The database itself logs that it does not answer, once.
+        with suppress(StoreUnavailable):
             await self._store.events.append(self._job.id, kind, data)
-        except StoreUnavailable as error:
-            # The pictures matter more than news of them.
-            logger.warning("no news of job %s: %s", self._job.id, error.message)

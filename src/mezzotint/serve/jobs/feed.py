@@ -105,9 +105,9 @@ class Feed:
     async def _poll(self, cursor: int) -> None:
         while self._listeners:
             try:
-                cursor = await self._pass_on(cursor)
-            except StoreUnavailable as error:
-                logger.warning("no news of jobs: %s", error.message)
+                # The database itself logs that it does not answer, once.
+                with suppress(StoreUnavailable):
+                    cursor = await self._pass_on(cursor)
             except Exception:
                 # Whoever listens would wait for ever.
                 logger.exception("the news of jobs go on after an internal error")

@@ -113,14 +113,17 @@ class Database:
             if settled is not None:
                 settled(False)
             raise
-        task = asyncio.get_running_loop().create_task(work)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(partial(self._forget, settled))
+        if settled is None:
+            # By the clock, for its caller may have left by then. Its driver may wait on for the server to
+            # confirm; nobody else does.
+            breaking_off = loop.call_later(ANSWER_SECONDS, task.cancel)
+            task.add_done_callback(lambda _: breaking_off.cancel())
         done, _ = await asyncio.wait({task}, timeout=ANSWER_SECONDS)
-        if not done:
-            if settled is None:
-                # Its driver may wait on for the server to confirm; nobody else does.
-                task.cancel()
+        if not done or task.cancelled():
             raise self._failed("no answer in time")
         try:
             answer = task.result()
