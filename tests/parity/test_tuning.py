@@ -209,3 +209,19 @@ def test_a_decoder_of_other_latents_is_refused(tiny_sdxl: Path, tmp_path: Path) 
     folder = tiny_decoder(tmp_path / "other", channels=16)
     with pytest.raises(ModelInvalid, match="16 channels, not of 4"):
         load_backend(str(tiny_sdxl), device="cpu", tuning=Tuning(preview_vae=folder))
+
+
+@pytest.mark.filterwarnings("ignore")  # torchao's own, as it is imported
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_prompt_of_zeros_is_quantised_to_zeros(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantize_ = pytest.importorskip("torchao.quantization").quantize_
+    # A CPU can, slowly, though torchao asks for a GPU.
+    monkeypatch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda _: None)
+    layer = nn.Sequential(nn.Linear(64, 32, bias=False, dtype=torch.bfloat16))
+    quantize_(layer, tuned.quantisation_of(kind))
+    rows = torch.randn(3, 64, dtype=torch.bfloat16)
+    rows[1] = 0
+    with torch.inference_mode():
+        found = layer(rows)
+    assert (found[1] == 0).all()
+    assert found.isfinite().all()

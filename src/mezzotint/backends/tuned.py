@@ -192,22 +192,25 @@ def _quantise(unet: Any, tuning: Tuning, device: torch.device) -> None:
         raise SettingInvalid("quantisation fp8 needs a GPU; a CPU takes none or int8", param="quantisation")
     if kind == "fp8" and unet.dtype != torch.bfloat16:
         raise SettingInvalid("quantisation fp8 needs dtype bf16", param="dtype")
+    from torchao.quantization import quantize_
+
+    quantize_(unet, quantisation_of(kind), filter_fn=_is_quantised)
+
+
+def quantisation_of(kind: str) -> Any:
+    """torchao's configuration of "int8" or "fp8"."""
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,
         Int8DynamicActivationInt8WeightConfig,
         PerRow,
-        quantize_,
     )
 
     # Left alone, torchao changes inductor's settings for the whole process.
-    config: Any = (
-        Float8DynamicActivationFloat8WeightConfig(
-            granularity=PerRow(), activation_value_lb=LEAST_SCALED, set_inductor_config=False
-        )
-        if kind == "fp8"
-        else Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    if kind == "int8":
+        return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    return Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), activation_value_lb=LEAST_SCALED, set_inductor_config=False
     )
-    quantize_(unet, config, filter_fn=_is_quantised)
 
 
 def _is_quantised(module: Any, name: str) -> bool:
