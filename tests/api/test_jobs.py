@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.rows import BatchKey
-from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost, StoreUnavailable
+from mezzotint.errors import GenerationFailed, MezzotintError, QueueFull, ReplicaLost, StoreUnavailable
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
@@ -34,7 +34,7 @@ from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores import database, janitor
 from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
-from mezzotint.serve.stores.job import FINAL, Job
+from mezzotint.serve.stores.job import FINAL, Job, NewJob
 from mezzotint.serve.stores.job_rows import MAX_LOST, settle_overdue
 from mezzotint.serve.stores.jobs import JobStore
 from mezzotint.serve.stores.tables import jobs
@@ -223,6 +223,43 @@ async def test_a_job_that_is_not_taken_leaves_no_picture(tmp_path: Path, replica
         response = await server.client.post(JOBS, json={**SMALL, "image": image})
         assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
         assert list((tmp_path / "images").iterdir()) == []
+
+
+@pytest.mark.parametrize("during", ["put", "create"])
+async def test_a_client_that_leaves_leaves_no_picture_of_a_job_that_is_not_taken(
+    tmp_path: Path, replica: EngineReplica, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    async with gate(settings_of(tmp_path, max_jobs=1), replica) as server:
+        services = server.services
+        services.runner._full_until = math.inf
+        await create(server)
+        put, ask, refused = services.images.put, services.jobs.create, asyncio.Event()
+
+        def leave(now: str) -> None:
+            if now == during:
+                asyncio.get_running_loop().call_soon(asking.cancel)
+
+        async def put_and_leave(*arguments: Any) -> str:
+            leave("put")
+            return await put(*arguments)
+
+        async def ask_and_leave(new: NewJob) -> Job:
+            leave("create")
+            try:
+                return await ask(new)
+            except QueueFull:
+                refused.set()
+                raise
+
+        monkeypatch.setattr(services.images, "put", put_and_leave)
+        monkeypatch.setattr(services.jobs, "create", ask_and_leave)
+        image = png(np.full((64, 64, 3), 90, np.uint8))
+        asking = asyncio.create_task(server.client.post(JOBS, json={**SMALL, "image": image}))
+        await asyncio.wait({asking})
+        assert asking.cancelled()
+        async with asyncio.timeout(WAIT_SECONDS):
+            await refused.wait()
+        await until(lambda: not list((tmp_path / "images").iterdir()), "its picture to be deleted")
 
 
 async def test_a_picture_is_kept_only_where_the_database_takes_its_job(server: Gate, tmp_path: Path) -> None:
