@@ -203,7 +203,7 @@ class Drawing:
 
     async def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
         try:
-            await self._store.append_event(self._job.id, kind, data)
+            await self._store.append_event(self._job.id, self._owner, kind, data)
         except StoreUnavailable as error:
             # The pictures matter more than news of them.
             logger.warning("no news of job %s: %s", self._job.id, error.message)
