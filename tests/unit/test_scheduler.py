@@ -483,6 +483,25 @@ def test_telling_all_where_they_stand_takes_no_step_for_each_pair_of_tenants() -
     assert calls(400) < 6 * calls(100)
 
 
+def test_a_plan_does_not_compare_each_request_with_each_tenant() -> None:
+    compared = 0
+
+    class Name(str):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    scheduler = Scheduler(BATCHES)
+    for i in range(400):
+        scheduler.submit(f"{i}", [Stage(GUIDED, 20)], 0.0, tenant=Name(i))
+    compared = 0
+    scheduler.plan(0.0)
+    assert compared < 4 * 400
+
+
 def test_decoding_counts_in_the_work_and_in_the_share() -> None:
     cost = cost_of({1: 0.1, 2: 0.2})
     cost.observe_decode(GUIDED, 1.0)

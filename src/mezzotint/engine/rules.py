@@ -32,6 +32,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 from mezzotint.engine.rows import BatchKey, Cost, Row, State, evaluation_seconds, pass_seconds, within
@@ -112,14 +113,16 @@ class Moment:
         queues: dict[str, deque[Ranked]] = {}
         for each in sorted(ranked):
             queues.setdefault(each[1].tenant, deque()).append(each)
-        charged = dict(self.charged)
+        turns = [(self.charged[tenant], own[0][1].order, tenant) for tenant, own in queues.items()]
+        heapq.heapify(turns)
         chosen: list[Ranked] = []
-        while queues and len(chosen) < count:
-            tenant = min(queues, key=lambda t: (charged[t], queues[t][0][1].order))
-            chosen.append(queues[tenant].popleft())
-            charged[tenant] += self._usual_charge(chosen[-1][1])
-            if not queues[tenant]:
-                del queues[tenant]
+        while turns and len(chosen) < count:
+            charged, _, tenant = heapq.heappop(turns)
+            own = queues[tenant]
+            chosen.append(own.popleft())
+            if own:
+                charged += self._usual_charge(chosen[-1][1])
+                heapq.heappush(turns, (charged, own[0][1].order, tenant))
         return chosen
 
     def _usual_charge(self, row: Row) -> float:
@@ -148,14 +151,21 @@ class Moment:
         newcomers = [each for each in ranked if each[1].state is State.QUEUED]
         return within(room, [row for _, row in self._fairly(running + self._with_room(newcomers), most)])
 
+    @cached_property
+    def _held(self) -> Counter[str]:
+        """How many of each tenant hold latents."""
+        return Counter(row.tenant for row in self.requests if row.state is not State.QUEUED)
+
     def _with_room(self, newcomers: list[Ranked]) -> list[Ranked]:
         """Those that may hold latents beside the requests that do."""
-        held = Counter(row.tenant for row in self.requests if row.state is not State.QUEUED)
+        held = self._held
         room = self.max_running - held.total()
         most = max(1, int(TENANT_SHARE * self.max_running))
+        tenants: dict[str, list[Ranked]] = {}
+        for each in newcomers:
+            tenants.setdefault(each[1].tenant, []).append(each)
         chosen: list[Ranked] = []
-        for tenant in {row.tenant for _, row in newcomers}:
-            own = [each for each in newcomers if each[1].tenant == tenant]
+        for tenant, own in tenants.items():
             chosen += heapq.nsmallest(min(room, most - held[tenant]), own)
         return self._fairly(chosen, room)
 
