@@ -189,8 +189,20 @@ def test_a_short_job_passes_a_backlog_that_is_overdue_and_the_backlog_keeps_its_
     assert plan.rows == (*overdue[: places - 1], "short")
 
 
-def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one() -> None:
-    scheduler = Scheduler(BATCHES)
+@pytest.mark.parametrize(("steps", "priority"), [(200, "high"), (4, "normal")])
+def test_where_there_is_one_place_what_is_overdue_leaves_each_fourth_pass_to_the_best_of_the_others(
+    steps: int, priority: Priority
+) -> None:
+    scheduler = Scheduler(SATURATED)
+    for id in ("old", "younger", "youngest"):
+        scheduler.submit(id, [Stage(GUIDED, 100)], 0.0)
+    scheduler.submit("better", [Stage(GUIDED, steps)], 1000.0, priority=priority)
+    assert [run_pass(scheduler, 1000.0) for _ in range(12)] == [*[("old",)] * 3, ("better",)] * 3
+
+
+@pytest.mark.parametrize(("cost", "most"), [(BATCHES, 50), (SATURATED, 50 * 4 // 3)])
+def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one(cost: StepCost, most: int) -> None:
+    scheduler = Scheduler(cost)
     scheduler.submit("long", [Stage(GUIDED, 50)], 0.0)
     passes = 0
     while scheduler.state("long"):
@@ -198,7 +210,7 @@ def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one() -> None
             scheduler.submit(f"{passes}/{id}", [Stage(GUIDED, 1)], 1000.0)
         run_pass(scheduler, 1000.0)
         passes += 1
-    assert passes == 50
+    assert passes <= most
 
 
 def test_max_running_bounds_the_requests_that_hold_latents() -> None:
