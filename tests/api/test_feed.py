@@ -79,7 +79,9 @@ async def test_nothing_is_lost_and_nothing_told_twice_however_writers_and_listen
 
     async def write(job: Job) -> None:
         for number in range(25):
-            written[job.id].append(await store.events.append(job.id, "progress", {"number": number}))
+            told = await store.events.append(job.id, OWNER, "progress", {"number": number})
+            assert told is not None
+            written[job.id].append(told)
             await asyncio.sleep(chance.uniform(0, 0.01))
         await store.finish(job.id, OWNER, "done")
 
@@ -103,7 +105,7 @@ async def test_nothing_is_lost_and_nothing_told_twice_however_writers_and_listen
 
 async def test_an_id_that_no_event_has_come_to_is_as_if_none_were_named(store: CountingStore) -> None:
     [job] = await started(store, 1)
-    await store.events.append(job.id, "progress", {})
+    await store.events.append(job.id, OWNER, "progress", {})
     async with Feed(store) as feed, asyncio.timeout(30):
         async with aclosing(feed.follow(job.id, await store.events.last_id() + 1000)) as events:
             told = [await anext(events) for _ in range(3)]
@@ -181,7 +183,7 @@ async def test_many_listeners_cost_what_one_costs(
         store.asked.clear()
         began = time.monotonic()
         for _ in range(10):
-            await store.events.append(jobs[0].id, "progress", {})
+            await store.events.append(jobs[0].id, OWNER, "progress", {})
             await asyncio.sleep(feeds.POLL_SECONDS)
         async with asyncio.timeout(60):
             while not (store.asked["last_id"] and store.asked["after"]):

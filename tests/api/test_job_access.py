@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,18 @@ import httpx
 import pytest
 
 from mezzotint.backends.fake import FakeBackend
-from mezzotint.core import ResolvedRequest
-from mezzotint.errors import GenerationFailed, MezzotintError
+from mezzotint.core import GenerationRequest, ResolvedRequest
+from mezzotint.engine.rows import BatchKey
+from mezzotint.errors import GenerationFailed, MezzotintError, QueueFull
 from mezzotint.serve.access import access
 from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.access.limits import Limits
+from mezzotint.serve.jobs import runner
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores.keys import KeyStore, NewKey
 from mezzotint.serve.wire import Order, WireEvent
 from tests.api.inprocess import Gate, gate, replica_of, settings_of, usage_written
-from tests.waiting import until
+from tests.waiting import WAIT_SECONDS, until
 
 JOBS = "/v1/images/jobs"
 SMALL = {"prompt": "a lighthouse", "size": "64x64", "num_inference_steps": 4, "seed": 11}
@@ -137,6 +141,46 @@ async def test_jobs_beyond_a_keys_concurrency_wait_for_it(server: Gate, make_key
     assert begun <= 3 * len(jobs)
     response = await server.client.post(JOBS, json={**SMALL, "n": 2}, headers=mine)
     assert (response.status_code, response.json()["error"]["param"]) == (403, "n")
+
+
+async def test_a_key_whose_share_of_the_engine_is_used_up_keeps_no_other_keys_job_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "PAUSE_SECONDS", 0.01)
+    opened = threading.Event()
+
+    def closed(where: str, request: ResolvedRequest, done: int) -> None:
+        assert where != "step" or opened.wait(WAIT_SECONDS)
+
+    settings = settings_of(tmp_path, auth="on", max_backlog_s=100.0)
+    replica = replica_of(settings, FakeBackend(fault=closed, max_width=1))
+    replica._engine.cost.calibrate(BatchKey(128, 128, True), {1: 1.0})
+    try:
+        async with gate(settings, replica) as server:
+            jobs, keys = server.services.jobs, KeyStore(server.services.database)
+            flood, flooding = await keys.create(NewKey("flood"))
+            _, asking = await keys.create(NewKey("other"))
+            with suppress(QueueFull):
+                while True:
+                    replica._engine.submit(GenerationRequest("a fox", steps=20, tenant=flood.caller.id))
+            server.services.runner._full_until = math.inf
+            for text in [flooding] * 6 + [asking]:
+                # 20 s of work each: of the flood's there is no room for another one.
+                job = await create(
+                    server, {"authorization": f"Bearer {text}"}, size="128x128", num_inference_steps=20
+                )
+            server.services.runner._full_until = 0.0
+
+            async def taken() -> bool:
+                # By an engine: else there is no news of it.
+                return await jobs.events.latest(job["id"], "progress") is not None
+
+            await until(taken, "an engine to take the other key's job")
+            begun = [each.job_id for each in await jobs.events.after(0) if each.kind == "running"]
+    finally:
+        opened.set()
+        replica.close()
+    assert job["id"] in begun[:5]
 
 
 @pytest.mark.parametrize("path", ["generations", "generations, streamed", "jobs", "txt2img"])

@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.rows import BatchKey
-from mezzotint.errors import GenerationFailed, MezzotintError, ReplicaLost, StoreUnavailable
+from mezzotint.errors import GenerationFailed, MezzotintError, QueueFull, ReplicaLost, StoreUnavailable
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
@@ -35,7 +35,7 @@ from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores import database, janitor
 from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
-from mezzotint.serve.stores.job import FINAL, Job
+from mezzotint.serve.stores.job import FINAL, Job, NewJob
 from mezzotint.serve.stores.job_rows import MAX_LOST, settle_overdue
 from mezzotint.serve.stores.jobs import JobStore
 from mezzotint.serve.stores.tables import jobs
@@ -226,6 +226,43 @@ async def test_a_job_that_is_not_taken_leaves_no_picture(tmp_path: Path, replica
         assert list((tmp_path / "images").iterdir()) == []
 
 
+@pytest.mark.parametrize("during", ["put", "create"])
+async def test_a_client_that_leaves_leaves_no_picture_of_a_job_that_is_not_taken(
+    tmp_path: Path, replica: EngineReplica, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    async with gate(settings_of(tmp_path, max_jobs=1), replica) as server:
+        services = server.services
+        services.runner._full_until = math.inf
+        await create(server)
+        put, ask, refused = services.images.put, services.jobs.create, asyncio.Event()
+
+        def leave(now: str) -> None:
+            if now == during:
+                asyncio.get_running_loop().call_soon(asking.cancel)
+
+        async def put_and_leave(*arguments: Any) -> str:
+            leave("put")
+            return await put(*arguments)
+
+        async def ask_and_leave(new: NewJob) -> Job:
+            leave("create")
+            try:
+                return await ask(new)
+            except QueueFull:
+                refused.set()
+                raise
+
+        monkeypatch.setattr(services.images, "put", put_and_leave)
+        monkeypatch.setattr(services.jobs, "create", ask_and_leave)
+        image = png(np.full((64, 64, 3), 90, np.uint8))
+        asking = asyncio.create_task(server.client.post(JOBS, json={**SMALL, "image": image}))
+        await asyncio.wait({asking})
+        assert asking.cancelled()
+        async with asyncio.timeout(WAIT_SECONDS):
+            await refused.wait()
+        await until(lambda: not list((tmp_path / "images").iterdir()), "its picture to be deleted")
+
+
 async def test_a_picture_is_kept_only_where_the_database_takes_its_job(server: Gate, tmp_path: Path) -> None:
     database = server.services.database
     # Away, as it was found a moment ago.
@@ -368,7 +405,7 @@ async def test_a_job_that_its_own_runner_lost_and_claims_again_is_drawn_once_mor
         await connection.execute(update(jobs).values(lease_ends=0.0))
         await settle_overdue(connection, server.services.database.now())
 
-    store = server.services.jobs
+    store = server.services.jobs.events
     claim, release = store.claim, store.release
 
     async def lose_and_claim(*arguments: Any, **options: Any) -> Job | None:
@@ -759,14 +796,14 @@ async def test_a_database_that_is_lost_while_a_job_is_drawn_and_followed_is_told
 
     async def asked_in_vain() -> bool:
         passes.release()
-        return min(refused["append_event"], refused["last_event_id"]) >= 3
+        return min(refused["append"], refused["last_id"]) >= 3
 
     job = await create(server, **GATED)
     passes.release(1)
     await running(server, job)
     async with aclosing(server.services.feed.follow(job["id"])) as told:
         await anext(told)
-        for name in ("append_event", "last_event_id"):
+        for name in ("append", "last_id"):
             counted(name)
         with monkeypatch.context() as patch:
             for name in ("_reading", "_writing"):

@@ -60,6 +60,14 @@ async def kinds(store: JobStore, id: str) -> list[str]:
     return [event.kind for event in await store.events.after(0, [id])]
 
 
+async def begun(store: JobStore, count: int) -> list[Job]:
+    """So many jobs of "runner"."""
+    for _ in range(count):
+        await store.create(NEW)
+    claimed = [await store.claim("runner", LEASE) for _ in range(count)]
+    return [job for job in claimed if job is not None]
+
+
 def test_every_state_is_in_the_table_and_final_ones_have_no_way_out() -> None:
     assert set(TRANSITIONS) == set(STATES)
     assert {"done", "failed", "cancelled"} == FINAL
@@ -162,6 +170,7 @@ async def test_a_job_whose_owner_vanished_is_drawn_by_another_who_alone_is_heard
     assert (again.id, again.owner, again.lost) == (job.id, "other", 1)
     assert [image.name for image in again.images] == ["first"]
     assert not await stores.one.set_image(job.id, "lost", 1, "late", {"seed": 8})
+    assert await stores.one.events.append(job.id, "lost", "progress", {}) is None
     assert not await stores.one.finish(job.id, "lost", "failed", ERROR)
     assert not await stores.one.release(job.id, "lost", 1.0)
     assert await stores.one.renew([job.id], "lost", LEASE) == {}
@@ -313,7 +322,12 @@ async def test_many_that_are_late_are_settled_in_batches_and_none_of_them_is_dra
     found = await stores.other.claim("other", LEASE)
     assert found is not None
     assert found.id == in_time.id
-    await stores.other.settle()
+    settled = []
+    for _ in range(3):
+        settled.append(stores.other.ended["failed"])
+        await stores.other.settle()
+    # One batch each time that it is asked, the first as it claimed.
+    assert settled == [3, 6, 8]
     for id in late:
         assert await kinds(stores.one, id) == ["queued", "failed"]
     assert stores.other.ended == Counter(failed=len(late))
@@ -330,7 +344,8 @@ async def test_many_that_lost_their_owner_are_settled_in_batches_and_none_that_w
     for id in to_stop:
         await stores.one.cancel(id)
     stores.clock.ahead = LEASE + 1
-    await stores.other.settle()
+    for _ in range(3):
+        await stores.other.settle()
     states = {job.id: (await stores.one.get(job.id)).state for job in made}
     assert {id for id, state in states.items() if state == "cancelled"} == to_stop
     assert {id for id, state in states.items() if state == "queued"} == states.keys() - to_stop
@@ -393,14 +408,14 @@ async def test_every_end_is_counted_once_by_the_store_that_brought_it(stores: St
 
 
 async def test_a_listener_misses_no_event_and_gets_none_twice(stores: Stores) -> None:
-    jobs = [await stores.one.create(NEW) for _ in range(4)]
+    jobs = await begun(stores.one, 4)
     last = await stores.one.events.last_id()
     told = 0
 
     async def tell(store: JobStore, id: str) -> None:
         nonlocal told
         for number in range(15):
-            await store.events.append(id, "progress", {"number": number})
+            await store.events.append(id, "runner", "progress", {"number": number})
             told += 1
 
     heard: list[int] = []
@@ -420,60 +435,63 @@ async def test_a_listener_misses_no_event_and_gets_none_twice(stores: Stores) ->
     assert heard == sorted(heard)
 
 
-async def test_an_event_of_no_job_is_refused_and_those_told_with_it_are_not(stores: Stores) -> None:
-    with pytest.raises(JobNotFound):
-        await stores.one.events.append("job_unknown", "progress", {})
-    jobs = [await stores.one.create(NEW) for _ in range(3)]
-    ids = [jobs[0].id, "job_unknown", jobs[1].id, "job_unknown_too", jobs[2].id]
-    told = await asyncio.gather(
-        *(stores.one.events.append(id, "progress", {}) for id in ids), return_exceptions=True
-    )
-    assert [isinstance(answer, JobNotFound) for answer in told] == [False, True, False, True, False]
-    for job in jobs:
-        assert await kinds(stores.one, job.id) == ["queued", "progress"]
+async def test_events_of_a_job_that_is_not_held_are_not_told_and_those_told_with_them_are(
+    stores: Stores,
+) -> None:
+    jobs = await begun(stores.one, 4)
+    await stores.one.finish(jobs[1].id, "runner", "done")
+    await stores.one.release(jobs[2].id, "runner", 0.0)
+    ids = [jobs[0].id, jobs[1].id, jobs[2].id, "job_unknown", jobs[3].id]
+    told = await asyncio.gather(*(stores.one.events.append(id, "runner", "progress", {}) for id in ids))
+    assert [answer is not None for answer in told] == [True, False, False, False, True]
+    seen = {job.id: (await kinds(stores.one, job.id))[2:] for job in jobs}
+    assert list(seen.values()) == [["progress"], ["done"], ["queued"], ["progress"]]
+    assert await stores.one.events.append(jobs[1].id, "runner", "progress", {}) is None
 
 
 async def test_events_told_at_once_are_written_together(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [await stores.one.create(NEW) for _ in range(10)]
+    jobs = await begun(stores.one, 10)
     transactions: list[int] = []
     append = stores.one.events._append
 
-    async def counted(events: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Any]:
+    async def counted(events: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -> list[Any]:
         transactions.append(len(events))
         return await append(events)
 
     monkeypatch.setattr(stores.one.events._news, "_work", counted)
-    told = await asyncio.gather(*(stores.one.events.append(job.id, "progress", {}) for job in jobs))
+    told = await asyncio.gather(*(stores.one.events.append(job.id, "runner", "progress", {}) for job in jobs))
     assert told == sorted(set(told))
     assert (sum(transactions), len(transactions)) == (10, 1)
 
 
 async def test_a_teller_that_leaves_does_not_take_its_event_or_others_with_it(stores: Stores) -> None:
-    jobs = [await stores.one.create(NEW) for _ in range(2)]
-    tellers = [asyncio.create_task(stores.one.events.append(job.id, "progress", {})) for job in jobs]
+    jobs = await begun(stores.one, 2)
+    tellers = [
+        asyncio.create_task(stores.one.events.append(job.id, "runner", "progress", {})) for job in jobs
+    ]
     await asyncio.sleep(0)
     tellers[0].cancel()
     await tellers[1]
     for job in jobs:
-        assert await kinds(stores.one, job.id) == ["queued", "progress"]
+        assert await kinds(stores.one, job.id) == ["queued", "running", "progress"]
 
 
 async def test_when_the_database_does_not_answer_every_teller_hears_of_it(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = [await stores.one.create(NEW) for _ in range(2)]
+    jobs = await begun(stores.one, 2)
 
     async def fail(*_: Any) -> None:
         raise StoreUnavailable("it does not")
 
     with monkeypatch.context() as patch:
         patch.setattr(stores.one.events._database, "write", fail)
-        tellers = (stores.one.events.append(job.id, "progress", {}) for job in jobs)
+        tellers = (stores.one.events.append(job.id, "runner", "progress", {}) for job in jobs)
         told = await asyncio.gather(*tellers, return_exceptions=True)
     assert [type(answer) for answer in told] == [StoreUnavailable] * 2
-    assert await stores.one.events.append(jobs[0].id, "progress", {})
+    assert await stores.one.events.append(jobs[0].id, "runner", "progress", {})
 
 
 async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stores: Stores) -> None:
@@ -485,7 +503,7 @@ async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stor
     old = await stores.one.create(replace(NEW, request={"prompt": "a", "image": "upload", "mask": None}))
     running = await stores.one.create(NEW)
     await stores.one.claim("runner", 100_000.0)
-    await stores.one.events.append(old.id, "progress", {})
+    await stores.one.events.append(old.id, "runner", "progress", {})
     await stores.one.set_image(old.id, "runner", 0, "name", {"seed": 7})
     await stores.one.finish(old.id, "runner", "done")
     await stores.one.claim("runner", 100_000.0)
@@ -506,7 +524,9 @@ async def test_what_ended_long_ago_is_forgotten_with_all_that_belongs_to_it(stor
     assert await kinds(stores.one, old.id) == []
     assert (await stores.one.get(running.id)).state == "running"
     # An event's number is never given out again.
-    assert await stores.one.events.append(running.id, "progress", {}) > last
+    told = await stores.one.events.append(running.id, "runner", "progress", {})
+    assert told is not None
+    assert told > last
 
 
 async def test_progress_is_forgotten_in_batches_and_all_of_it(
@@ -515,22 +535,25 @@ async def test_progress_is_forgotten_in_batches_and_all_of_it(
     monkeypatch.setattr(expired_jobs, "SWEEP_BATCH", 3)
     made = [await stores.one.create(replace(NEW, deadline_s=1.0)) for _ in range(7)]
     for job in made:
-        await stores.one.events.append(job.id, "progress", {})
+        await stores.one.claim("runner", LEASE)
+        await stores.one.events.append(job.id, "runner", "progress", {})
+        await stores.one.release(job.id, "runner", 10.0)
     # All of them end at the same moment.
     stores.clock.ahead = 2.0
-    await stores.one.settle()
+    for _ in range(3):
+        await stores.one.settle()
     stores.clock.ahead = 5_000.0
     await stores.one.expired.forget_progress()
     for job in made:
-        assert await kinds(stores.one, job.id) == ["queued", "failed"]
+        assert await kinds(stores.one, job.id) == ["queued", "running", "queued", "failed"]
 
 
 async def test_progress_that_is_forgotten_is_not_looked_for_again(stores: Stores) -> None:
     async def end_one() -> Job:
         job = await stores.one.create(NEW)
         await stores.one.claim("runner", LEASE)
+        await stores.one.events.append(job.id, "runner", "progress", {})
         await stores.one.finish(job.id, "runner", "done")
-        await stores.one.events.append(job.id, "progress", {})
         return job
 
     first = await end_one()
@@ -538,7 +561,7 @@ async def test_progress_that_is_forgotten_is_not_looked_for_again(stores: Stores
     await stores.one.expired.forget_progress()
     assert await kinds(stores.one, first.id) == ["queued", "running", "done"]
     # What only a look at all that ever ended would find.
-    await stores.one.events.append(first.id, "progress", {})
+    await stores.one._change(lambda each: job_rows.tell(each, first.id, "progress", {}, stores.clock()))
     second = await end_one()
     stores.clock.ahead = 10_000.0
     await stores.one.expired.forget_progress()

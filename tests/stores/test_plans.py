@@ -89,7 +89,7 @@ async def _use(store: JobStore) -> None:
     await store.held([job.id], "runner")
     await store.renew([job.id], "runner", 30.0)
     await store.set_image(job.id, "runner", 0, "name", {"seed": 0})
-    await store.events.append(job.id, "progress", {})
+    await store.events.append(job.id, "runner", "progress", {})
     await store.release(job.id, "runner", 0.0, lost=True)
     await store.claim("runner", 30.0)
     await store.finish(job.id, "runner", "done")

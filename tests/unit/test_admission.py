@@ -120,6 +120,21 @@ def test_who_asks_for_more_than_its_deadline_allows_even_alone_is_not_told_to_as
         fill(engine, "another")
 
 
+def test_who_asks_for_more_pictures_than_its_deadline_allows_is_not_told_to_ask_again(engine: Engine) -> None:
+    wanted = replace(REQUEST, deadline_s=50.0)
+    engine.submit(wanted, group="three")
+    engine.submit(wanted, group="three")
+    with pytest.raises(
+        DeadlineUnreachable, match=r"takes 60\.0 s with nothing ahead of it but others of its request, "
+    ) as refused:
+        engine.submit(wanted, group="three")
+    assert not refused.value.retryable
+    # To others they are ahead, and will be done.
+    with pytest.raises(DeadlineUnreachable) as told:
+        engine.submit(wanted)
+    assert told.value.retryable
+
+
 def test_a_short_request_is_not_refused_for_the_long_ones_it_will_pass(engine: Engine, gate: Gate) -> None:
     for _ in range(3):
         engine.submit(REQUEST)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 
 from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progress, Queued, ResolvedRequest
 from mezzotint.engine.admission import seconds_until_room
@@ -18,7 +19,6 @@ from mezzotint.engine.observer import Observer
 from mezzotint.engine.rows import BatchKey, batch_key, stages_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.scheduler import Scheduler
-from mezzotint.engine.standing import seconds_alone
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import DeadlineExceeded, DeadlineUnreachable, MezzotintError, QueueFull
 
@@ -56,11 +56,16 @@ class RequestTable:
         """
         request, deadline = ticket.request, ticket.deadline
         stages, tenant = stages_of(request), request.tenant
-        self._check_room(self.scheduler.seconds_of_work(stages), tenant, ticket.group)
-        standing = self.scheduler.outlook(stages, ticket.submitted, tenant=tenant, priority=request.priority)
+        # Its own company is not what a picture waits for: they are let in together.
+        company = {id for id, each in self.tickets.items() if ticket.group and each.group == ticket.group}
+        self._check_room(self.scheduler.seconds_of_work(stages), tenant, company)
+        outlook = partial(
+            self.scheduler.outlook, stages, ticket.submitted, tenant=tenant, priority=request.priority
+        )
+        standing = outlook()
         # An assumed cost is no reason to refuse anyone.
         if self._cost.is_measured and request.deadline_s is not None:
-            _check_deadline(request.deadline_s, standing.eta_s, seconds_alone(self._cost, stages))
+            _check_deadline(request.deadline_s, standing.eta_s, outlook(among=company).eta_s, company)
         self.scheduler.submit(
             ticket.request_id,
             stages,
@@ -72,9 +77,7 @@ class RequestTable:
         self.tickets[ticket.request_id] = ticket
         ticket.stream.put(Queued(ticket.request_id, standing.position, standing.eta_s))
 
-    def _check_room(self, work_s: float, tenant: str, group: str) -> None:
-        # Its own company is not what a picture waits for: they ask for room together.
-        company = {id for id, each in self.tickets.items() if group and each.group == group}
+    def _check_room(self, work_s: float, tenant: str, company: Collection[str]) -> None:
         backlog = self.scheduler.backlog_seconds(without=company)
         queued = self.queued - sum(self.tickets[id].started is None for id in company)
         wait = seconds_until_room(
@@ -227,16 +230,17 @@ class RequestTable:
         return Progress(request_id, step, request.steps_taken, preview)
 
 
-def _check_deadline(deadline_s: float, eta_s: float, alone_s: float) -> None:
-    """alone_s: what the picture takes on an engine that has nothing else to do."""
+def _check_deadline(deadline_s: float, eta_s: float, alone_s: float, company: Collection[str]) -> None:
+    """alone_s: what the picture takes, with its company, on an engine that has nothing else to do."""
     if eta_s <= deadline_s:
         return
     # What is left of it is a little less than was asked for.
     told = f"and the deadline is {round(deadline_s, 2):g} s"
     if alone_s > deadline_s:
+        besides, fewer = (" but others of its request", "fewer pictures, ") if company else ("", "")
         raise DeadlineUnreachable(
-            f"the picture takes {alone_s:.1f} s with nothing ahead of it, {told}; "
-            "fewer steps or a smaller size take less",
+            f"the picture takes {alone_s:.1f} s with nothing ahead of it{besides}, {told}; "
+            f"{fewer}fewer steps or a smaller size take less",
             param="deadline_s",
         )
     raise DeadlineUnreachable(

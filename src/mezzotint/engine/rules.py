@@ -12,9 +12,9 @@ The rules, in order:
 2. The window takes *overdue* requests first, in order of arrival, up to `overdue_share` of its places; then
    those of higher priority; then those with the fewest evaluations left, ties in order of arrival. (One of a
    later, larger stage counts as many as take its time.) Overdue means: in the system for more than `stretch`
-   times what the request would take alone. So nothing waits for ever, a backlog drains first come, first
-   served instead of sharing itself slow, and a short job still passes the backlog where a window has room
-   for two.
+   times what the request would take alone. A window with room for one takes turns: the overdue one has that
+   share of its passes. So nothing waits for ever, a backlog drains first come, first served instead of
+   sharing itself slow, and a short job still passes the backlog.
 3. The pass takes the head of the window, as wide as lowers the total waiting most: the width w with the
    highest Σ weight/(evaluations left) ÷ (seconds of a pass of width w). This is Smith's rule (W. E. Smith,
    1956) for a server that takes batches: equals go together, and a nearly finished request does not pay for
@@ -32,6 +32,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 from mezzotint.engine.rows import BatchKey, Cost, Row, State, evaluation_seconds, pass_seconds, within
@@ -83,14 +84,16 @@ class Moment:
         active = [row for row in self.requests if row.active]
         expired = [row for row in active if row.deadline is not None and row.deadline <= self.now]
         gone = set(expired)
-        windows = self._in_turn(self._windows([row for row in active if row not in gone]))
+        found = self._windows([row for row in active if row not in gone])
+        windows = self._in_turn([window for window, _ in found])
         chosen = self._pass(windows)
         going = set(chosen)
+        giving_way = [row for window, row in found if row is not None and window[0] in going]
         return Plan(
             request_ids=tuple(row.id for row in chosen),
             starting=tuple(row.id for row in chosen if row.state is State.QUEUED),
             expired=tuple(row.id for row in expired),
-            passed_over=tuple(row.id for row in chain(*windows) if row not in going),
+            passed_over=tuple(row.id for row in chain(*windows, giving_way) if row not in going),
         )
 
     def ranked(self, row: Row) -> Ranked:
@@ -113,14 +116,16 @@ class Moment:
         queues: dict[str, deque[Ranked]] = {}
         for each in sorted(ranked):
             queues.setdefault(each[1].tenant, deque()).append(each)
-        charged = dict(self.charged)
+        turns = [(self.charged[tenant], own[0][1].order, tenant) for tenant, own in queues.items()]
+        heapq.heapify(turns)
         chosen: list[Ranked] = []
-        while queues and len(chosen) < count:
-            tenant = min(queues, key=lambda t: (charged[t], queues[t][0][1].order))
-            chosen.append(queues[tenant].popleft())
-            charged[tenant] += self._usual_charge(chosen[-1][1])
-            if not queues[tenant]:
-                del queues[tenant]
+        while turns and len(chosen) < count:
+            charged, _, tenant = heapq.heappop(turns)
+            own = queues[tenant]
+            chosen.append(own.popleft())
+            if own:
+                charged += self._usual_charge(chosen[-1][1])
+                heapq.heappush(turns, (charged, own[0][1].order, tenant))
         return chosen
 
     def _usual_charge(self, row: Row) -> float:
@@ -129,34 +134,54 @@ class Moment:
 
     # Rules 1 and 2: who may run
 
-    def _windows(self, rows: list[Row]) -> list[list[Row]]:
-        """Those of each shape, in the order in which they take places in a pass; none is empty."""
+    def _windows(self, rows: list[Row]) -> list[tuple[list[Row], Row | None]]:
+        """Those of each shape, in the order in which they take places in a pass; none is empty. And who gives
+        way there to an overdue request, for there is no place for both."""
         shapes: dict[BatchKey, list[Row]] = {}
         for row in rows:
             shapes.setdefault(row.key.shape, []).append(row)
         windows = [self._window(alike) for alike in shapes.values()]
-        return [window for window in windows if window]
+        return [(window, giving_way) for window, giving_way in windows if window]
 
-    def _window(self, rows: list[Row]) -> list[Row]:
+    def _window(self, rows: list[Row]) -> tuple[list[Row], Row | None]:
         keys = {row.key for row in rows}
         most = max(self.cost.knee(key) for key in keys)
         room = max(key.unet_rows * self.cost.knee(key) for key in keys)
         overdue = sorted((row for row in rows if self._overdue(row)), key=lambda row: row.order)
-        # Those beyond their share rank as if they were not.
-        first = set(within(int(self.rules.overdue_share * room), overdue) or overdue[:1])
+        share = self.rules.overdue_share
+        first = within(int(share * room), overdue)
+        if first or not overdue:
+            return self._places(rows, first, most, room), None
+        # One place is shared in turns.
+        window, others = (self._places(rows, some, most, room) for some in (overdue[:1], []))
+        if not others:
+            return window, None
+        is_due = others[0].passed_over * (1 - share) >= share
+        return (others, None) if is_due else (window, others[0])
+
+    def _places(self, rows: list[Row], first: Collection[Row], most: int, room: int) -> list[Row]:
+        """Who has the places, `first` before the others."""
+        # Those overdue that are beyond their share rank as if they were not.
         ranked = [(self._rank(row, overdue=row in first), row) for row in rows]
         running = [each for each in ranked if each[1].state is State.RUNNING]
         newcomers = [each for each in ranked if each[1].state is State.QUEUED]
         return within(room, [row for _, row in self._fairly(running + self._with_room(newcomers), most)])
 
+    @cached_property
+    def _held(self) -> Counter[str]:
+        """How many of each tenant hold latents."""
+        return Counter(row.tenant for row in self.requests if row.state is not State.QUEUED)
+
     def _with_room(self, newcomers: list[Ranked]) -> list[Ranked]:
         """Those that may hold latents beside the requests that do."""
-        held = Counter(row.tenant for row in self.requests if row.state is not State.QUEUED)
+        held = self._held
         room = self.max_running - held.total()
         most = max(1, int(TENANT_SHARE * self.max_running))
+        tenants: dict[str, list[Ranked]] = {}
+        for each in newcomers:
+            tenants.setdefault(each[1].tenant, []).append(each)
         chosen: list[Ranked] = []
-        for tenant in {row.tenant for _, row in newcomers}:
-            own = [each for each in newcomers if each[1].tenant == tenant]
+        for tenant, own in tenants.items():
             chosen += heapq.nsmallest(min(room, most - held[tenant]), own)
         return self._fairly(chosen, room)
 

@@ -11,7 +11,7 @@ wants less than its share saves up no more than `patience` passes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from mezzotint.core import Priority
 from mezzotint.engine.rows import TRANSITIONS, WEIGHTS, Cost, Row, Stage, State, pass_seconds
@@ -154,24 +154,31 @@ class Scheduler:
         return backlogs
 
     def outlook(
-        self, stages: Sequence[Stage], now: float, *, tenant: str = "", priority: Priority = "normal"
+        self,
+        stages: Sequence[Stage],
+        now: float,
+        *,
+        tenant: str = "",
+        priority: Priority = "normal",
+        among: Collection[str] | None = None,
     ) -> Standing:
-        """Where a request would stand that came now."""
+        """Where a request would stand that came now. `among`: as if these alone were here."""
         row = Row("", tuple(stages), now, None, self._submitted + 1, tenant, WEIGHTS[priority])
-        return next(standing for standing in self._standings(now, row) if standing.id == row.id)
+        here = self._rows.values() if among is None else [self._rows[id] for id in among]
+        return next(each for each in self._standings(now, (*here, row)) if each.id == row.id)
 
     def waiting(self, now: float) -> list[Standing]:
         """Where each queued request stands."""
-        return [standing for standing in self._standings(now) if standing.state is State.QUEUED]
+        here = self._standings(now, self._rows.values())
+        return [standing for standing in here if standing.state is State.QUEUED]
 
     def seconds_of_work(self, stages: Sequence[Stage]) -> float:
         """What a request adds to the backlog: its share of its passes, and its decoding."""
         return seconds_of_work(self._cost, stages)
 
-    def _standings(self, now: float, *newcomers: Row) -> Iterator[Standing]:
+    def _standings(self, now: float, rows: Iterable[Row]) -> Iterator[Standing]:
         moment = self._at(now)
-        rows = [row for row in self._rows.values() if row.evaluations_left]
-        return standings([moment.ranked(row) for row in (*rows, *newcomers)], self._cost)
+        return standings([moment.ranked(row) for row in rows if row.evaluations_left], self._cost)
 
     def _seconds_of(self, row: Row) -> float:
         return self.seconds_of_work(row.left)

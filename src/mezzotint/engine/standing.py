@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from types import MappingProxyType
 
 from mezzotint.engine.rows import BatchKey, Cost, Row, Stage, State, evaluation_seconds
 from mezzotint.engine.rules import Ranked
 
-__all__ = ["Standing", "seconds_alone", "seconds_of_work", "standings"]
+__all__ = ["Standing", "seconds_of_work", "standings"]
 
 # A tenant that is charged nothing has all done at once.
 MIN_CHARGE = 1e-9
@@ -80,9 +79,7 @@ def seconds_of_work(cost: Cost, stages: Iterable[Stage]) -> float:
     )
 
 
-def seconds_alone(
-    cost: Cost, stages: Iterable[Stage], company: Mapping[BatchKey, int] = MappingProxyType({})
-) -> float:
+def seconds_alone(cost: Cost, stages: Iterable[Stage], company: Mapping[BatchKey, int]) -> float:
     """What these stages take with nothing before them, in passes as wide as `company` says of a key."""
 
     def batch(key: BatchKey) -> int:

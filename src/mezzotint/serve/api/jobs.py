@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
+from mezzotint.core import ResolvedRequest
 from mezzotint.errors import IdempotencyConflict, ImageNotFound, QueueFull
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.serve.access.caller import Caller
@@ -72,17 +73,9 @@ async def create(
     # Asked without a key too: no picture is kept where there is no database to take the job it belongs to.
     job = await services.jobs.replay(new)
     if job is None:
-        work = await _work(fields, services, caller)
-        try:
-            priority = work.request.priority or new.priority
-            job = await services.jobs.create(replace(new, request=work.to_json(), priority=priority))
-        except (IdempotencyConflict, QueueFull):
-            # No job will take them with it.
-            await services.images.delete(work.uploads)
-            raise
-        if Work.from_json(job.request).uploads != work.uploads:
-            # Another request of this idempotency key, at the same time, made the job.
-            await services.images.delete(work.uploads)
+        first, work = await _work(fields, services, caller)
+        # A client that leaves leaves no pictures behind that no job will take with it.
+        job = await asyncio.shield(_made(new, first, work, services, caller))
         services.runner.wake()
     answer = await _whole(job, request, services)
     return JSONResponse(
@@ -90,8 +83,8 @@ async def create(
     )
 
 
-async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
-    """What is to be drawn, complete, and its pictures kept.
+async def _work(fields: JobFields, services: Services, caller: Caller) -> tuple[ResolvedRequest, Work]:
+    """The first picture's request, and what is to be drawn, complete but for pictures.
 
     Raises:
         MezzotintError: a field is not accepted, or the key may not.
@@ -100,17 +93,31 @@ async def _work(fields: JobFields, services: Services, caller: Caller) -> Work:
     requests = await prepare_all(fields, services, caller, image=image, mask=mask)
     cost_s = services.gateway.cost_s(requests)
     check_possible(caller, len(requests), cost_s)
+    first = requests[0].request
+    return first, Work.of(
+        first,
+        model=(await services.gateway.served()).model,
+        format=fields.format,
+        compression=fields.output_compression,
+        cost_s=cost_s,
+    )
+
+
+async def _made(new: NewJob, first: ResolvedRequest, work: Work, services: Services, caller: Caller) -> Job:
+    """The job, its pictures kept; or none, and none of them."""
     # Asking counts now, drawing when it is drawn.
     async with services.access.admit(caller, images=0, compute_s=0.0):
-        first = requests[0].request
-        work = Work.of(
-            first,
-            model=(await services.gateway.served()).model,
-            format=fields.format,
-            compression=fields.output_compression,
-            cost_s=cost_s,
-        )
-        return await work.with_pictures_of(first, services.images, services.settings.job_ttl_s)
+        work = await work.with_pictures_of(first, services.images, services.settings.job_ttl_s)
+    try:
+        priority = work.request.priority or new.priority
+        job = await services.jobs.create(replace(new, request=work.to_json(), priority=priority))
+    except (IdempotencyConflict, QueueFull):
+        await services.images.delete(work.uploads)
+        raise
+    if Work.from_json(job.request).uploads != work.uploads:
+        # Another request of this idempotency key, at the same time, made the job.
+        await services.images.delete(work.uploads)
+    return job
 
 
 @router.get(

@@ -201,4 +201,4 @@ class Drawing:
     async def _tell(self, kind: str, data: Mapping[str, Any]) -> None:
         # The pictures matter more than news of them. The database itself logs that it does not answer, once.
         with suppress(StoreUnavailable):
-            await self._store.events.append(self._job.id, kind, data)
+            await self._store.events.append(self._job.id, self._owner, kind, data)

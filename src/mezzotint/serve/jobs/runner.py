@@ -19,6 +19,7 @@ from mezzotint.errors import (
     DeadlineExceeded,
     DeadlineUnreachable,
     MezzotintError,
+    QueueFull,
     RateLimited,
     ReplicaLost,
     StoreUnavailable,
@@ -88,6 +89,8 @@ class JobRunner:
         self._full_until = 0.0
         # These callers' limits were used up: nothing of theirs is claimed before, unless one of theirs ends.
         self._limited_until: dict[str, float] = {}
+        # The engines refused these callers, whose share of them may be used up: the others are asked first.
+        self._refused_until: dict[str, float] = {}
         self._woken = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -149,6 +152,10 @@ class JobRunner:
         # Not for long: leases are to be renewed.
         while self._full_until < time.monotonic() < began + CLAIMING_SECONDS and self._pictures() < room:
             job = await self._claimed()
+            if job is None and self._refused_until:
+                # All others were asked.
+                self._refused_until.clear()
+                continue
             if job is None:
                 return
             before = self._held.get(job.id)
@@ -167,7 +174,7 @@ class JobRunner:
     async def _claimed(self) -> Job | None:
         """The next job. What the store gives while this gateway is told to stop goes back at once."""
         claiming = asyncio.ensure_future(
-            self._store.claim(self._owner, LEASE_SECONDS, not_of=self._limited())
+            self._store.claim(self._owner, LEASE_SECONDS, not_of=self._excluded())
         )
         try:
             return await asyncio.shield(claiming)
@@ -180,10 +187,11 @@ class JobRunner:
     def _pictures(self) -> int:
         return sum(held.job.n for held in self._held.values())
 
-    def _limited(self) -> tuple[str, ...]:
+    def _excluded(self) -> tuple[str, ...]:
         now = time.monotonic()
         self._limited_until = {id: until for id, until in self._limited_until.items() if until > now}
-        return tuple(self._limited_until)
+        self._refused_until = {id: until for id, until in self._refused_until.items() if until > now}
+        return (*self._limited_until, *self._refused_until)
 
     async def _room(self) -> float:
         try:
@@ -262,6 +270,10 @@ class JobRunner:
             wait_s = 0.0
         elif not isinstance(error, DeadlineUnreachable):
             self._full_until = time.monotonic() + PAUSE_SECONDS
+            if isinstance(error, QueueFull):
+                # With those refused before: else the first would be asked again before the last ever was.
+                until = self._full_until + wait_s
+                self._refused_until = dict.fromkeys((*self._refused_until, job.caller), until)
         # What ends every replica that draws it must not go on for ever.
         lost = isinstance(error, ReplicaLost)
         if held.stopped != "lost":

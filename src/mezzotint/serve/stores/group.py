@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from mezzotint.errors import MezzotintError
-
 __all__ = ["Group"]
 
 Item = TypeVar("Item")
@@ -15,11 +13,9 @@ Answer = TypeVar("Answer")
 
 
 class Group(Generic[Item, Answer]):
-    """work: does a list of items; an answer for each in order, or the error that is one's alone."""
+    """work: does a list of items; an answer for each in order."""
 
-    def __init__(
-        self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | MezzotintError]]]
-    ) -> None:
+    def __init__(self, work: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]]) -> None:
         self._work = work
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
         self._running: asyncio.Task[None] | None = None
@@ -28,7 +24,6 @@ class Group(Generic[Item, Answer]):
         """The item's answer, once it is done with what else has come. It is done even if the caller leaves.
 
         Raises:
-            MezzotintError: the item's own error.
             Exception: whatever `work` raised, which is everybody's.
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -56,9 +51,5 @@ class Group(Generic[Item, Answer]):
                 raise
         else:
             for (_, future), answer in zip(together, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, MezzotintError):
-                    future.set_exception(answer)
-                else:
+                if not future.done():
                     future.set_result(answer)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 from sqlalchemy import func, select, text
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mezzotint.errors import JobNotFound, MezzotintError
 from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.group import Group
 from mezzotint.serve.stores.job import JobEvent
 from mezzotint.serve.stores.job_rows import lock_events, tell_all
-from mezzotint.serve.stores.tables import job_events
+from mezzotint.serve.stores.tables import job_events, jobs
 
 __all__ = ["JobEvents"]
 
-News = tuple[str, str, Mapping[str, Any]]
-"""The job's id, the event's kind, and what it tells."""
+News = tuple[str, str, str, Mapping[str, Any]]
+"""The job's id, its owner, the event's kind, and what it tells."""
 
 
 class JobEvents:
@@ -29,32 +28,32 @@ class JobEvents:
         self._database = database
         self._news = Group(self._append)
 
-    async def append(self, id: str, kind: str, data: Mapping[str, Any]) -> int:
-        """Tell of something; the event's id. Events become visible in the order of their ids.
+    async def append(self, id: str, owner: str, kind: str, data: Mapping[str, Any]) -> int | None:
+        """Tell of something; the event's id. Events become visible in the order of their ids. `None`: `owner`
+        does not hold the job, and nothing was told.
 
         Those that are told at about the same time are written together: many jobs in progress would
         otherwise keep the one writer of SQLite busy, and whoever asks for a job waits for it.
-
-        Raises:
-            JobNotFound: there is none.
         """
-        return await self._news.do((id, kind, data))
+        return await self._news.do((id, owner, kind, data))
 
-    async def _append(self, events: Sequence[News]) -> list[int | MezzotintError]:
-        async def work(connection: AsyncConnection) -> list[int]:
+    async def _append(self, events: Sequence[News]) -> list[int | None]:
+        named = {id for id, *_ in events}
+        running = select(jobs.c.id, jobs.c.owner).where(jobs.c.state == "running", jobs.c.id.in_(named))
+
+        async def work(connection: AsyncConnection) -> list[int | None]:
+            # Nobody else changes a state until the commit.
             await lock_events(connection)
             if self._database.is_postgresql:
                 # Everyone who tells waits for this commit. A crash of the database may forget progress.
                 await connection.execute(text("SET LOCAL synchronous_commit TO off"))
-            return await tell_all(connection, events, self._database.now())
+            owners = {row.id: row.owner for row in await connection.execute(running)}
+            is_heard = [owners.get(id) == owner for id, owner, *_ in events]
+            heard = [(id, kind, data) for id, _, kind, data in compress(events, is_heard)]
+            numbers = iter(await tell_all(connection, heard, self._database.now()) if heard else ())
+            return [next(numbers) if each else None for each in is_heard]
 
-        try:
-            return [*await self._database.write(work)]
-        except IntegrityError:
-            if len(events) == 1:
-                return [JobNotFound("no such job")]
-        # One of them is of no job; that is no reason for the others not to be told.
-        return [answer for event in events for answer in await self._append([event])]
+        return await self._database.write(work)
 
     async def last_id(self) -> int:
         """The newest event's id; 0 when there is none."""

@@ -290,14 +290,16 @@ class JobStore:
         return await self._change(work)
 
     async def settle(self) -> None:
-        """Fail what is past its deadline, queue again what lost its owner."""
+        """Fail what is past its deadline, queue again what lost its owner: a batch of each, so that whoever
+        asks again and again has time for other things between two.
+        """
         now = self._database.now()
 
         async def look(connection: AsyncConnection) -> bool:
             return await connection.scalar(has_overdue(now)) is not None
 
         # Asked all the time, as `claim` is.
-        while await self._database.read(look):
+        if await self._database.read(look):
             await self._change(lambda connection: settle_overdue(connection, now))
 
     async def _change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
