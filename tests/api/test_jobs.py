@@ -405,7 +405,7 @@ async def test_a_job_that_its_own_runner_lost_and_claims_again_is_drawn_once_mor
         await connection.execute(update(jobs).values(lease_ends=0.0))
         await settle_overdue(connection, server.services.database.now())
 
-    store = server.services.jobs.events
+    store = server.services.jobs
     claim, release = store.claim, store.release
 
     async def lose_and_claim(*arguments: Any, **options: Any) -> Job | None:
@@ -777,7 +777,7 @@ async def test_a_database_that_is_lost_while_a_job_is_drawn_and_followed_is_told
 ) -> None:
     monkeypatch.setattr(drawing, "NEWS_SECONDS", 0.01)
     monkeypatch.setattr(feed, "POLL_SECONDS", 0.01)
-    store, refused = server.services.jobs, Counter[str]()
+    store, refused = server.services.jobs.events, Counter[str]()
 
     async def gone(_: object) -> None:
         raise OSError("the server is gone")
