@@ -42,7 +42,7 @@ VARIANTS = (
     Rules(patience=16),
     Rules(narrowing=1.0),
     Rules(narrowing=1.5),
-    Rules(narrowing=2.0),
+    Rules(narrowing=1.75),
     Rules(narrowing=float("inf")),
 )
 

@@ -17,8 +17,9 @@ from mezzotint.engine.rows import BatchKey
 
 __all__ = ["StepCost"]
 
-# A pass is as large as nine tenths of the best throughput needs: the last tenth costs the most waiting.
-KNEE_SHARE = 0.9
+# A pass is as large as so much of the best throughput needs. The last of it costs the most waiting; but what a
+# device could draw and does not is missing when it is nearly full (docs/decisions/0002).
+KNEE_SHARE = 0.95
 # Weight of the newest observation: steady against one slow pass, moved by a dozen.
 SMOOTHING = 0.1
 # One pass counts for no more than this many times what was expected: it may have been the machine's fault.
@@ -114,7 +115,7 @@ class StepCost:
         return self._guess(key, batch) * _interpolate(known, near)
 
     def knee(self, key: BatchKey) -> int:
-        """The smallest batch within a tenth of the best throughput, 1…max_batch."""
+        """The smallest batch within a twentieth of the best throughput, 1…max_batch."""
         key = key.cost_key
         knee = self._knees.get(key)
         if knee is None:

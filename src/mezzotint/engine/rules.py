@@ -54,7 +54,7 @@ class Rules:
     stretch: float = 2.0
     overdue_share: float = 0.75
     patience: int = 8
-    narrowing: float = 1.75
+    narrowing: float = 2.0
 
 
 @dataclass(frozen=True)
