@@ -41,6 +41,8 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "MAX_RETRY_AFTER_SECONDS",
+    "RETRY_AFTER_SECONDS",
     "BodyTooSlow",
     "DeadlineExceeded",
     "DeadlineUnreachable",

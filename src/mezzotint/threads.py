@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 
-__all__ = ["default_threads", "prepare_libraries", "prepare_threads"]
+__all__ = ["default_threads", "prepare_libraries"]
 
 # Chosen by measurement: docs/decisions/0006.
 SPINS = 10_000

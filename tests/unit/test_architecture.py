@@ -176,6 +176,28 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
             )
 
 
+def test_what_one_module_takes_from_another_is_among_the_names_that_it_offers() -> None:
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+    offered = {path: names for path, tree in trees.items() if (names := _offered(tree)) is not None}
+    assert len(offered) > 200
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mezzotint."):
+                continue
+            source = PACKAGE.parent.joinpath(*str(node.module).split(".")).with_suffix(".py")
+            taken = {each.name for each in node.names}
+            hidden = taken - offered.get(source, taken)
+            assert not hidden, f"{node.module} does not offer {hidden}, which {path.name} takes"
+
+
+def _offered(tree: ast.Module) -> set[str] | None:
+    """What `__all__` lists."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return set(ast.literal_eval(node.value))
+    return None
+
+
 @pytest.mark.parametrize("room", sorted(WITHOUT))
 def test_a_room_stays_clear_of_what_it_must_not_know(room: str) -> None:
     assert modules(room), f"no room {room}"

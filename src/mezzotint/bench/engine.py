@@ -29,7 +29,9 @@ from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.ticket import Ticket
 
 __all__ = [
+    "FULL",
     "PARTS",
+    "QUICK",
     "Bench",
     "Effort",
     "Result",

@@ -25,7 +25,15 @@ from mezzotint.core import Cancelled, Done, Failed, GenerationRequest, Pixels, R
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import MezzotintError
 
-__all__ = ["Draw", "Pass", "RecordingBackend", "blocking_server", "engine_server", "request_batch_server"]
+__all__ = [
+    "MAX_BATCH",
+    "Draw",
+    "Pass",
+    "RecordingBackend",
+    "blocking_server",
+    "engine_server",
+    "request_batch_server",
+]
 
 Draw = Callable[[Sequence[GenerationRequest]], Any]
 """One pipeline call: requests that differ only in prompt and seed, to their images."""

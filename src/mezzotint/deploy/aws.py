@@ -9,7 +9,7 @@ from typing import Any
 from mezzotint.deploy.pace import Pace
 from mezzotint.deploy.runner import TRIES, CallFailed, Runner
 
-__all__ = ["Aws", "error_code"]
+__all__ = ["Aws", "error_code", "parsed"]
 
 ERROR = re.compile(r"An error occurred \((\w[\w.]*)\)")
 

@@ -17,7 +17,7 @@ from mezzotint.deploy.runner import CallFailed, Runner
 from mezzotint.deploy.terraform import Root
 from mezzotint.errors import DeployFailed, SettingInvalid
 
-__all__ = ["CLUSTER_TAG", "Answers", "Deployment", "environment_of"]
+__all__ = ["CLUSTER_TAG", "Answers", "Deployment", "environment_of", "shown_failure"]
 
 # On every AWS resource of a deployment.
 CLUSTER_TAG = "mezzotint.dev/cluster"

@@ -17,8 +17,8 @@ from mezzotint.engine.rows import BatchKey
 
 __all__ = ["StepCost"]
 
-# A pass is as large as so much of the best throughput needs. The last of it costs the most waiting; but what a
-# device could draw and does not is missing when it is nearly full (docs/decisions/0002).
+# A pass is as large as so much of the best throughput needs. The last of it costs the most waiting; but what
+# a device could draw and does not is missing when it is nearly full (docs/decisions/0002).
 KNEE_SHARE = 0.95
 # Weight of the newest observation: steady against one slow pass, moved by a dozen.
 SMOOTHING = 0.1

@@ -22,7 +22,7 @@ from mezzotint.engine.scheduler import Scheduler
 from mezzotint.engine.ticket import Ticket
 from mezzotint.errors import DeadlineExceeded, DeadlineUnreachable, MezzotintError, QueueFull
 
-__all__ = ["RequestTable"]
+__all__ = ["QUEUE_NEWS_SECONDS", "RequestTable"]
 
 # How often those who wait are told where they stand.
 QUEUE_NEWS_SECONDS = 0.5

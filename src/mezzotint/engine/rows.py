@@ -12,6 +12,7 @@ from typing import Protocol
 from mezzotint.core import Lora, Priority, ResolvedRequest
 
 __all__ = [
+    "CONTROL_SHARE",
     "TRANSITIONS",
     "WEIGHTS",
     "BatchKey",

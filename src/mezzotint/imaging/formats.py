@@ -11,7 +11,7 @@ from mezzotint.core import Image
 from mezzotint.errors import InvalidRequest, OutputUnwritable, os_error_text
 from mezzotint.imaging.metadata import JPEG_EXIF_BYTES, exif_block, png_chunks
 
-__all__ = ["CONTENT_TYPES", "check_output", "encode", "format_name", "format_of", "save"]
+__all__ = ["CONTENT_TYPES", "check_output", "encode", "format_name", "save"]
 
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 """The formats by name, and what HTTP calls them."""

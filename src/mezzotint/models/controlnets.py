@@ -13,7 +13,7 @@ from mezzotint.errors import ModelInvalid
 from mezzotint.models.manifest import files_hash
 from mezzotint.models.named import SUFFIX, Choice, Found, Kind, is_file
 
-__all__ = ["find_controlnets", "is_controlnet", "read_choice"]
+__all__ = ["find_controlnets", "read_choice"]
 
 
 # Of a folder that was pulled whole, what counts.

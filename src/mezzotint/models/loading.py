@@ -38,7 +38,7 @@ from mezzotint.models.reading_controlnets import read_controlnet
 from mezzotint.models.reading_loras import read_embedding, read_lora
 from mezzotint.tuning import Tuning
 
-__all__ = ["DTYPES", "load_backend", "revision_of"]
+__all__ = ["DTYPES", "load_backend", "revision_of", "versions"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BATCH, CUDA_BATCH = 8, 16

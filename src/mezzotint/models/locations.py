@@ -23,6 +23,7 @@ __all__ = [
     "CheckReport",
     "ListedModel",
     "base_of",
+    "catalogue_path",
     "check",
     "compiled_home",
     "data_home",
@@ -31,6 +32,7 @@ __all__ = [
     "limits_of",
     "list_models",
     "models_home",
+    "verify",
 ]
 
 SDXL_SAMPLE_SIZE = 128

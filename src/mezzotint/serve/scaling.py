@@ -14,7 +14,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from mezzotint.config import Settings
 
-__all__ = ["BACKLOG", "BacklogPolicy", "autoscaling", "wanted_replicas"]
+__all__ = ["BacklogPolicy", "autoscaling", "wanted_replicas"]
 
 BACKLOG = "backlog_s"
 # Fewer replicas must be able to do the work in this share of the time, so that one that goes is not missed.

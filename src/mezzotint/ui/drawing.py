@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from mezzotint.ui.names import FILE_NAME, JOB_ID
 
-__all__ = ["FINAL", "WORDLESS", "Drawing", "Shape", "State"]
+__all__ = ["FINAL", "SIZE", "WORDLESS", "Drawing", "Shape", "State"]
 
 State = Literal["asked", "queued", "running", "done", "failed", "cancelled", "lost"]
 """The job's own; before them `asked`, until the service has answered; after them `lost`, when it knows the

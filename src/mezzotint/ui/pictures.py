@@ -17,7 +17,7 @@ from mezzotint.ui.names import FILE_NAME, JOB_ID
 from mezzotint.ui.sentences import notice_of
 from mezzotint.ui.service import Refused, Service, ServiceError
 
-__all__ = ["converted", "pictures_of"]
+__all__ = ["pictures_of"]
 
 # A picture never changes, and its address cannot be guessed.
 HEADERS = {"Cache-Control": "private, max-age=3600, immutable"}

@@ -15,7 +15,7 @@ from mezzotint.imaging.metadata import read_receipt
 from mezzotint.samplers import find_sampler
 from mezzotint.ui.guides import AS_IT_IS, Guide, guides_of
 
-__all__ = ["Recipe", "read_recipe", "recipe_of", "recipe_of_told"]
+__all__ = ["Recipe", "read_recipe", "recipe_of_told"]
 
 MAX_TEXT = 20_000
 USER_COMMENT = 0x9286

@@ -18,7 +18,7 @@ from mezzotint.ui.guides import AS_IT_IS, EDGES
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.stages import OFF, choice_of, read_choice, stage_in_words
 
-__all__ = ["Editor", "Form", "Guiding", "Settings"]
+__all__ = ["Editor", "Form", "Guiding", "Settings", "filled_in", "offered"]
 
 BRUSH = gr.Brush(colors=["#e11d48"], default_color="#e11d48", color_mode="fixed", default_size=24)
 MODES = [

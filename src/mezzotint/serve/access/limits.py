@@ -19,7 +19,7 @@ from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.keys import HOUR_SECONDS
 from mezzotint.serve.stores.tables import leases, rates, usage
 
-__all__ = ["LEASE_SECONDS", "Lease", "Limits", "check_possible", "has_limits"]
+__all__ = ["LEASE_SECONDS", "Lease", "Limits", "add_usage", "check_possible", "has_limits"]
 
 MINUTE_SECONDS = 60.0
 LEASE_SECONDS = 30.0

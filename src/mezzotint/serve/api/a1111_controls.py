@@ -34,7 +34,7 @@ from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
 from mezzotint.serve.api.errors import invalid_body
 from mezzotint.serve.api.fields import Fields
 
-__all__ = ["SCRIPTS", "router", "with_controls"]
+__all__ = ["router", "with_controls"]
 
 SCRIPTS = "alwayson_scripts"
 NAME = "controlnet"
