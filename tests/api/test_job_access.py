@@ -153,7 +153,7 @@ async def test_a_key_whose_share_of_the_engine_is_used_up_keeps_no_other_keys_jo
         assert where != "step" or opened.wait(WAIT_SECONDS)
 
     settings = settings_of(tmp_path, auth="on", max_backlog_s=100.0)
-    replica = replica_of(settings, FakeBackend(fault=closed, max_width=1))
+    replica = replica_of(settings, FakeBackend(fault=closed, max_batch=1))
     replica._engine.cost.calibrate(BatchKey(128, 128, True), {1: 1.0})
     try:
         async with gate(settings, replica) as server:
