@@ -129,7 +129,9 @@ def test_the_engine_draws_them_in_both_stages_and_its_receipt_tells(
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, as it is imported
-@pytest.mark.parametrize("tuning", [Tuning(compile="blocks"), Tuning(fused_projections="on")], ids=str)
+@pytest.mark.parametrize(
+    "tuning", [Tuning(compile="blocks", channels_last="on"), Tuning(fused_projections="on")], ids=str
+)
 def test_a_tuned_unet_is_held_too(
     tiny_sdxl: Path, controlnets: list[str], controls_studio: Studio, tuning: Tuning
 ) -> None:

@@ -78,13 +78,11 @@ def with_plain_weights(tuning: Tuning) -> Tuning:
 
 
 def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
-    """Lay the VAE's weights out, and where things are compiled what its pictures cost in that order."""
-    if is_on(tuning.channels_last, device):
-        vae.to(memory_format=torch.channels_last)
-        if tuning.compile != "none":
-            keep_channels_last(vae)
-            for half in (vae.encoder, vae.decoder):
-                half.register_forward_pre_hook(lambda *_: prepare_compiling())
+    """Lay the VAE out, in place."""
+    _lay_out(vae, tuning, device)
+    if tuning.compile != "none":
+        for half in (vae.encoder, vae.decoder):
+            half.register_forward_pre_hook(lambda *_: prepare_compiling())
 
 
 def tune_controlnet(
@@ -93,13 +91,14 @@ def tune_controlnet(
     """Lay a ControlNet out and part it, in place: what reads a picture, once, and what to call for a pass of
     the rest, whose `controlnet_cond` is what was read.
 
-    Its weights stay as they are and are not compiled: it is there for some of the rows and evaluations.
+    Its blocks are neither quantised nor compiled: it is there for some of the rows and evaluations.
     """
-    if is_on(tuning.channels_last, device):
-        net.to(memory_format=torch.channels_last)
+    _lay_out(net, tuning, device)
     # It depends on nothing but the picture, and diffusers computes it anew in each evaluation.
     read, net.controlnet_cond_embedding = net.controlnet_cond_embedding, torch.nn.Identity()
     compute = compute_with(net, tuning, device)
+    if tuning.compile != "none":
+        compute = _prepared(compute)
     if is_on(tuning.cuda_graphs, device):
         compute = GraphedCalls(compute, CudaRecorder())
     return read, compute
@@ -113,19 +112,24 @@ def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., 
     """
     if tuning.cuda_graphs == "on" and device.type != "cuda":
         raise SettingInvalid("cuda_graphs must be auto or off on a CPU, not on", param="cuda_graphs")
-    if is_on(tuning.channels_last, device):
-        unet.to(memory_format=torch.channels_last)
+    _lay_out(unet, tuning, device)
     if is_on(tuning.fused_projections, device):
         _fuse_projections(unet)
     if tuning.quantisation != "none":
         _quantise(unet, tuning, device)
     compute = compute_with(unet, tuning, device)
     if tuning.compile != "none":
-        if is_on(tuning.channels_last, device):
-            keep_channels_last(unet)
         _compile(unet, tuning.compile, tuning.compile_cache)
         compute = _prepared(compute)
     return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
+
+
+def _lay_out(module: Any, tuning: Tuning, device: torch.device) -> None:
+    """In the order that tensor cores read; and where things are compiled, its group norms made for it."""
+    if is_on(tuning.channels_last, device):
+        module.to(memory_format=torch.channels_last)
+        if tuning.compile != "none":
+            keep_channels_last(module)
 
 
 def compute_with(unet: Callable[..., Any], tuning: Tuning, device: torch.device) -> Callable[..., Any]:

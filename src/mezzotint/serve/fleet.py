@@ -1,8 +1,8 @@
 """What one gateway knows of the engine replicas: who finishes first, and whether anyone has room.
 
 Reports are a moment old, so what this gateway has sent since is added to them. Other gateways' sendings are
-known with the next report. Pure but for its clock and the chance that settles
-a tie; the engines stay the authority on what they take.
+known with the next report. Pure but for its clock and the chance that settles a tie; the engines stay the
+authority on what they take.
 """
 
 from __future__ import annotations
