@@ -200,6 +200,29 @@ def test_where_there_is_one_place_what_is_overdue_leaves_each_fourth_pass_to_the
     assert [run_pass(scheduler, 1000.0) for _ in range(12)] == [*[("old",)] * 3, ("better",)] * 3
 
 
+def test_places_that_the_overdue_fill_are_shared_in_turns_whoever_else_waits() -> None:
+    cost = cost_of({1: 0.12, 2: 0.24})
+    cost.learn(UNGUIDED, {1: 0.06, 2: 0.12})
+    scheduler = Scheduler(cost)
+    for id in ("old", "younger"):
+        scheduler.submit(id, [Stage(UNGUIDED, 100)], 0.0)
+    # With it a pass has room for two rows, and still for one image.
+    scheduler.submit("guided", [Stage(GUIDED, 100)], 1000.0)
+    scheduler.submit("better", [Stage(UNGUIDED, 4)], 1000.0, priority="high")
+    passes = [run_pass(scheduler, 1000.0) for _ in range(8)]
+    assert sum("better" in each for each in passes) == 2
+
+
+def test_the_turn_of_the_best_does_not_begin_anew_with_each_that_is_better() -> None:
+    scheduler = Scheduler(SATURATED)
+    scheduler.submit("old", [Stage(GUIDED, 100)], 0.0)
+    passes = []
+    for number in range(12):
+        scheduler.submit(f"better {number}", [Stage(GUIDED, 90 - number)], 1000.0, priority="high")
+        passes += run_pass(scheduler, 1000.0)
+    assert passes.count("old") == 9
+
+
 @pytest.mark.parametrize(("cost", "most"), [(BATCHES, 50), (SATURATED, 50 * 4 // 3)])
 def test_a_lasting_stream_of_short_jobs_does_not_starve_an_overdue_one(cost: StepCost, most: int) -> None:
     scheduler = Scheduler(cost)

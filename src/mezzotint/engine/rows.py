@@ -171,7 +171,9 @@ class Row:
     tenant: str
     weight: float
     state: State = State.QUEUED
+    # In a row: passes it was left out of, and passes it was in.
     passed_over: int = 0
+    unbroken: int = 0
     key: BatchKey = field(init=False)
     remaining: int = field(init=False)
     later: tuple[Stage, ...] = field(init=False)
@@ -186,6 +188,12 @@ class Row:
         self.remaining -= 1
         self.evaluations_left -= 1
         self.passed_over = 0
+        self.unbroken += 1
+
+    def pass_over(self) -> None:
+        """Left out of a pass that it might have been in."""
+        self.passed_over += 1
+        self.unbroken = 0
 
     def go_on(self) -> None:
         """To the next stage."""

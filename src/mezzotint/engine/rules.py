@@ -12,8 +12,8 @@ The rules, in order:
 2. The window takes *overdue* requests first, in order of arrival, up to `overdue_share` of its places; then
    those of higher priority; then those with the fewest evaluations left, ties in order of arrival. (One of a
    later, larger stage counts as many as take its time.) Overdue means: in the system for more than `stretch`
-   times what the request would take alone. A window with room for one takes turns: the overdue one has that
-   share of its passes. So nothing waits for ever, a backlog drains first come, first served instead of
+   times what the request would take alone. Where they take all places, as where there is one, they have
+   that share of the passes. So nothing waits for ever, a backlog drains first come, first served instead of
    sharing itself slow, and a short job still passes the backlog.
 3. The pass takes the head of the window, as wide as lowers the total waiting most: the width w with the
    highest Σ weight/(evaluations left) ÷ (seconds of a pass of width w). This is Smith's rule (W. E. Smith,
@@ -88,7 +88,7 @@ class Moment:
         windows = self._in_turn([window for window, _ in found])
         chosen = self._pass(windows)
         going = set(chosen)
-        giving_way = [row for window, row in found if row is not None and window[0] in going]
+        giving_way = [row for window, row in found if row is not None and going & set(window)]
         return Plan(
             request_ids=tuple(row.id for row in chosen),
             starting=tuple(row.id for row in chosen if row.state is State.QUEUED),
@@ -135,8 +135,8 @@ class Moment:
     # Rules 1 and 2: who may run
 
     def _windows(self, rows: list[Row]) -> list[tuple[list[Row], Row | None]]:
-        """Those of each shape, in the order in which they take places in a pass; none is empty. And who gives
-        way there to an overdue request, for there is no place for both."""
+        """Those of each shape, in the order in which they take places in a pass; none is empty. And the
+        overdue request that gives way there, if one does."""
         shapes: dict[BatchKey, list[Row]] = {}
         for row in rows:
             shapes.setdefault(row.key.shape, []).append(row)
@@ -149,15 +149,14 @@ class Moment:
         room = max(key.unet_rows * self.cost.knee(key) for key in keys)
         overdue = sorted((row for row in rows if self._overdue(row)), key=lambda row: row.order)
         share = self.rules.overdue_share
-        first = within(int(share * room), overdue)
-        if first or not overdue:
-            return self._places(rows, first, most, room), None
-        # One place is shared in turns.
-        window, others = (self._places(rows, some, most, room) for some in (overdue[:1], []))
-        if not others:
+        first = within(int(share * room), overdue) or overdue[:1]
+        window = self._places(rows, first, most, room)
+        if not window or not set(window) <= set(first):
             return window, None
-        is_due = others[0].passed_over * (1 - share) >= share
-        return (others, None) if is_due else (window, others[0])
+        # They have all the places there are: so these are shared in turns.
+        others = self._places(rows, [], most, room)
+        is_due = window[0].unbroken * (1 - share) >= share
+        return (others, window[0]) if is_due and others[0] not in window else (window, None)
 
     def _places(self, rows: list[Row], first: Collection[Row], most: int, room: int) -> list[Row]:
         """Who has the places, `first` before the others."""

@@ -78,7 +78,7 @@ class Scheduler:
         self._level(plan, self._rules.patience * pass_seconds(self._cost, moved) if moved else 0.0)
         for id in plan.passed_over:
             if id in self._rows:
-                self._rows[id].passed_over += 1
+                self._rows[id].pass_over()
         finished = tuple(row.id for row in moved if row.remaining == 0)
         for id in finished:
             self._move(id, State.DECODING)
