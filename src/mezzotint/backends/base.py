@@ -30,7 +30,8 @@ class BackendInfo:
     device: str
     dtype: str
     limits: ModelLimits
-    max_batch: int
+    # A default for what a replica of an earlier version tells, which calls it otherwise.
+    max_batch: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def receipt(self, request: ResolvedRequest, warnings: tuple[str, ...] = ()) -> Receipt:

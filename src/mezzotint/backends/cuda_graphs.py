@@ -168,8 +168,6 @@ class GraphedCalls:
             self._counts.popitem(last=False)
 
     def _record(self, kind: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Recorded | None:
-        while len(self._graphs) >= self._max_graphs:
-            self._graphs.popitem(last=False)
         held_args, held_kwargs = _copied(args), _copied(kwargs)
         try:
             replay, result = self._recorder.record(lambda: self._call(*held_args, **held_kwargs))
@@ -180,6 +178,9 @@ class GraphedCalls:
             self._count((threading.get_ident(), kind), self._calls_before - CALLS_BETWEEN)
             return None
         self.recorded += 1
+        self._failures.pop(kind, None)
+        while len(self._graphs) >= self._max_graphs:
+            self._graphs.popitem(last=False)
         _, held = _taken_apart((held_args, held_kwargs))
         graph = self._graphs[kind] = _Recorded(held, replay, result)
         return graph

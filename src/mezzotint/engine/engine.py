@@ -227,8 +227,8 @@ class Engine:
 
     def warm_up(self, sizes: Sequence[tuple[int, int]] = ()) -> Image:
         """Measure what a pass costs by batch, of the default size and each of `sizes` (width, height); draw
-        once at each of them with and without guidance, then one image as a request would. Where sizes are
-        compiled ahead, those are drawn by default.
+        once at each of them with and without guidance, the default size as a request would, and last. Where
+        sizes are compiled ahead, those are drawn by default.
 
         Raises:
             MezzotintError: the model cannot draw.
@@ -240,20 +240,24 @@ class Engine:
             self._jobs.append((partial(calibrate, self._backend, self.cost, sizes, self._changed), done))
             self._changed.notify_all()
         done.result()
-        for width, height in [*(sizes or self.info.limits.served or ()), (None, None)]:
-            for guidance_scale in (0.0, 5.0):
-                self.generate(
-                    GenerationRequest(
-                        WARM_UP_PROMPT,
-                        width=width,
-                        height=height,
-                        steps=1,
-                        guidance_scale=guidance_scale,
-                        seed=0,
-                    )
+        limits = self.info.limits
+        kinds = [(size, scale) for size in sizes or limits.served or () for scale in (0.0, 5.0)]
+        # One row alone is computed by other kernels than two.
+        other = 5.0 if limits.default_guidance_scale <= 1 else 0.0
+        kinds.append(((limits.default_width, limits.default_height), other))
+        for (width, height), guidance_scale in dict.fromkeys(kinds):
+            self.generate(
+                GenerationRequest(
+                    WARM_UP_PROMPT,
+                    width=width,
+                    height=height,
+                    steps=1,
+                    guidance_scale=guidance_scale,
+                    seed=0,
                 )
+            )
         # With a look on the way, for the first of these pays for what the later ones find ready.
-        halfway = max(1, self.info.limits.default_steps // 2)
+        halfway = max(1, limits.default_steps // 2)
         return self.generate(GenerationRequest(WARM_UP_PROMPT, seed=0, preview_every=halfway))
 
     def status(self) -> EngineStatus:

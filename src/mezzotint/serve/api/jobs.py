@@ -75,8 +75,10 @@ async def create(
     if job is None:
         first, work = await _work(fields, services, caller)
         # A client that leaves leaves no pictures behind that no job will take with it.
-        job = await asyncio.shield(_made(new, first, work, services, caller))
-        services.runner.wake()
+        making = asyncio.create_task(_made(new, first, work, services, caller))
+        # Why there is no job then is nobody's to hear.
+        making.add_done_callback(lambda made: made.cancelled() or made.exception())
+        job = await asyncio.shield(making)
     answer = await _whole(job, request, services)
     return JSONResponse(
         answer.model_dump(), 202, {"Location": f"{services.settings.public_url.rstrip('/')}{ROUTE}/{job.id}"}
@@ -117,6 +119,7 @@ async def _made(new: NewJob, first: ResolvedRequest, work: Work, services: Servi
     if Work.from_json(job.request).uploads != work.uploads:
         # Another request of this idempotency key, at the same time, made the job.
         await services.images.delete(work.uploads)
+    services.runner.wake()
     return job
 
 

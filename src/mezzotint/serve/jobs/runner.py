@@ -281,5 +281,7 @@ class JobRunner:
 
     async def _finish(self, held: _Held, state: JobState, error: MezzotintError | None = None) -> None:
         told = None if error is None else error.to_dict()
+        # What it had of the engines is free again.
+        self._refused_until.pop(held.job.caller, None)
         if held.stopped != "lost":
             await insist(lambda: self._store.finish(held.job.id, self._owner, state, told))
