@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import json
 import math
@@ -228,7 +229,11 @@ async def test_a_job_that_is_not_taken_leaves_no_picture(tmp_path: Path, replica
 
 @pytest.mark.parametrize("during", ["put", "create"])
 async def test_a_client_that_leaves_leaves_no_picture_of_a_job_that_is_not_taken(
-    tmp_path: Path, replica: EngineReplica, monkeypatch: pytest.MonkeyPatch, during: str
+    tmp_path: Path,
+    replica: EngineReplica,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    during: str,
 ) -> None:
     async with gate(settings_of(tmp_path, max_jobs=1), replica) as server:
         services = server.services
@@ -261,6 +266,27 @@ async def test_a_client_that_leaves_leaves_no_picture_of_a_job_that_is_not_taken
         async with asyncio.timeout(WAIT_SECONDS):
             await refused.wait()
         await until(lambda: not list((tmp_path / "images").iterdir()), "its picture to be deleted")
+        # What was refused is told of here, where nobody has heard of it: when nothing holds it any more.
+        asking = asyncio.create_task(asyncio.sleep(0))
+        await asking
+        gc.collect()
+        assert [each for each in caplog.records if each.name == "asyncio"] == []
+
+
+async def test_a_key_that_the_engines_refused_is_asked_again_when_a_job_of_its_ends(
+    server: Gate, passes: threading.Semaphore
+) -> None:
+    job = await create(server, **GATED)
+    passes.release(1)
+    await running(server, job)
+    runner = server.services.runner
+    [caller] = {held.job.caller for held in runner._held.values()}
+    # Nothing is claimed meanwhile: when nobody else has work, all are asked again.
+    runner._full_until = math.inf
+    runner._refused_until = {caller: math.inf, "another": math.inf}
+    passes.release(ALL)
+    await ended(server, job)
+    assert set(runner._refused_until) == {"another"}
 
 
 async def test_a_picture_is_kept_only_where_the_database_takes_its_job(server: Gate, tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from mezzotint.backends import tuned
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.tuned import compute_with, is_on
+from mezzotint.bench.fullsize import TINY, build
 from mezzotint.core import GenerationRequest, Pixels
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.loading import load_backend
@@ -175,6 +177,33 @@ def test_passes_are_compiled_without_a_limit_in_whichever_thread() -> None:
     thread.start()
     thread.join()
     assert seen == [tuned.RECOMPILE_LIMIT]
+
+
+def test_pictures_are_decoded_and_encoded_without_a_limit_too() -> None:
+    vae = build(TINY, device=CPU, dtype=torch.float32).vae
+    tuned.tune_vae(vae, Tuning(compile="blocks"), CPU)
+    seen: list[int] = []
+    for half in (vae.encoder, vae.decoder):
+        half.forward = lambda: seen.append(torch._dynamo.config.recompile_limit)
+        thread = threading.Thread(target=half)
+        thread.start()
+        thread.join()
+    assert seen == [tuned.RECOMPILE_LIMIT] * 2
+
+
+def test_what_is_compiled_for_a_square_is_for_other_shapes_too() -> None:
+    compiled = CompileCounter()
+    double = torch.compile(lambda pixels: pixels * 2, backend=compiled, dynamic=True)
+
+    def run() -> None:
+        tuned.prepare_compiling()
+        for shape in ((2, 16, 16), (2, 16, 24), (3, 8, 8)):
+            double(torch.ones(shape))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert compiled.frame_count == 1
 
 
 def tiny_decoder(folder: Path, channels: int = 4) -> str:

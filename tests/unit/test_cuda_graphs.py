@@ -188,6 +188,26 @@ def test_a_recording_that_another_thread_disturbed_is_made_later() -> None:
     assert (graphed.recorded, graphed.replayed) == (1, 1)
 
 
+def test_disturbances_that_were_got_over_are_forgotten_and_cost_no_other_recording() -> None:
+    recorder = Recorder()
+    graphed = GraphedCalls(Unet(), recorder, calls_before=0, max_graphs=1)
+    args, kwargs = inputs(1, 0)
+    other = inputs(2, 0)
+    for _ in range(MAX_FAILURES + 1):
+        graphed(*args, **kwargs)
+        recorder.fails = True
+        graphed(*other[0], **other[1])
+        replayed = graphed.replayed
+        graphed(*args, **kwargs)
+        # Still there, though another was to take its place.
+        assert graphed.replayed == replayed + 1
+        recorder.fails = False
+        recorded = graphed.recorded
+        for _ in range(CALLS_BETWEEN + 1):
+            graphed(*other[0], **other[1])
+        assert graphed.recorded == recorded + 1
+
+
 def test_what_one_thread_has_called_is_not_ready_in_another() -> None:
     graphed = GraphedCalls(Unet(), Recorder(), calls_before=2)
     args, kwargs = inputs(1, 0)

@@ -181,6 +181,13 @@ def test_decoding_costs_once_a_picture_by_the_pixel_and_nothing_where_it_is_not_
     assert fleet.cost_s(request(steps=10)) == pytest.approx(1.0)
 
 
+def test_a_replica_that_calls_its_batch_otherwise_is_read_too() -> None:
+    info = report("a").info
+    earlier = object.__new__(type(info))
+    vars(earlier).update({name: told for name, told in vars(info).items() if name != "max_batch"})
+    assert pickle.loads(pickle.dumps(earlier)).max_batch == 1
+
+
 def test_only_when_no_replica_has_room_is_the_request_refused(fleet: Fleet) -> None:
     fleet.update([report("a", 59.5), report("b", 58.0)], 0.0)
     assert fleet.refusal(request(steps=10)) is None
