@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from mezzotint.backends.base import Backend, BackendInfo, PendingPreview
+from mezzotint.backends.base import Backend, BackendInfo, MakeWay, PendingPreview, go_straight_on
 from mezzotint.backends.fake import Fault
 from mezzotint.core import Pixels, ResolvedRequest
 from mezzotint.errors import MezzotintError
@@ -63,10 +63,10 @@ class Instrumented:
     def preview(self, request_id: str) -> PendingPreview:
         return self._backend.preview(request_id)
 
-    def decode(self, request_id: str) -> Pixels:
+    def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
         time.sleep(self._decode_seconds)
         self._raise_fault("decode", *self._rows[request_id])
-        return self._backend.decode(request_id)
+        return self._backend.decode(request_id, make_way)
 
     def release(self, request_id: str) -> None:
         self._rows.pop(request_id, None)

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from mezzotint.backends.base import go_straight_on
 from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, Progress, ResolvedRequest
 from mezzotint.engine.engine import Engine
+from mezzotint.engine.pace import DecodePace, Passes
 from mezzotint.errors import GenerationFailed, SettingInvalid
 from mezzotint.models.loading import load_backend
 from mezzotint.resolving import resolve
@@ -212,7 +214,8 @@ def test_the_schedulers_left_to_themselves_wait(fresh_modules: Make, name: str) 
     assert isinstance(failed["a"], GenerationFailed)
 
 
-def test_decodes_beside_steps_change_neither(fresh_modules: Make) -> None:
+@pytest.mark.parametrize("making_way", [False, True])
+def test_decodes_beside_steps_change_neither(fresh_modules: Make, making_way: bool) -> None:
     backend = fresh_modules()
     request = request_for(backend, steps=10)
     expected = draw(backend, request)
@@ -225,11 +228,19 @@ def test_decodes_beside_steps_change_neither(fresh_modules: Make) -> None:
             backend.step(["finished"])
         # At once: the last pass is still in the queue.
         decoded: list[Pixels] = []
-        thread = threading.Thread(target=lambda into=decoded: into.append(backend.decode("finished")))
+        passes = Passes(threading.Condition())
+        way = DecodePace(passes, lambda: 1) if making_way else go_straight_on
+        passes.begin(0.0)
+        thread = threading.Thread(
+            target=lambda into=decoded, way=way: into.append(backend.decode("finished", way))
+        )
         thread.start()
         for _ in range(other.evaluations):
             assert backend.step(["running"]) == {}
+            passes.begin(0.0)
+        passes.stop()
         thread.join(60)
+        assert not isinstance(way, DecodePace) or way.rested > 0
         pairs = ((decoded[0], expected), (backend.decode("running"), untouched))
         for found, alone in pairs:
             assert np.abs(found.astype(int) - alone.astype(int)).max() <= 1

@@ -336,7 +336,7 @@ async def test_the_cost_of_requests_is_their_seconds_of_an_engine() -> None:
 
 async def test_a_model_that_draws_one_colour_is_never_a_picture_and_its_replica_is_replaced() -> None:
     class Blank(FakeBackend):
-        def decode(self, request_id: str) -> Any:
+        def decode(self, request_id: str, make_way: Any = None) -> Any:
             return super().decode(request_id) * 0
 
     async with gateway_over({"a": Blank()}) as (gateway, several):

@@ -17,7 +17,7 @@ from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedCo
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
-__all__ = ["Backend", "BackendInfo", "PendingPreview"]
+__all__ = ["Backend", "BackendInfo", "MakeWay", "PendingPreview", "go_straight_on"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,15 @@ PendingPreview = Callable[[], Pixels | None]
 """A preview to come: called, its pixels, or None as long as the device is still at them."""
 
 
+MakeWay = Callable[[Callable[[], None]], None]
+"""Called between the pieces of a decode, for the passes beside it: it may rest for a while, or raise where
+nobody wants the picture any more. It is given what waits until the device has done the pieces so far."""
+
+
+def go_straight_on(finish: Callable[[], None]) -> None:
+    """A decode that makes way for nobody."""
+
+
 class Backend(Protocol):
     """Six methods, a description and counters."""
 
@@ -115,11 +124,12 @@ class Backend(Protocol):
         """A cheap image of the running picture: latent height × latent width × 3, or the picture's size."""
         ...
 
-    def decode(self, request_id: str) -> Pixels:
-        """The finished latents as pixels, height × width × 3.
+    def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
+        """The finished latents as pixels, height × width × 3. Where decoding has pieces, `make_way` is
+        called between them.
 
         Raises:
-            MezzotintError: no usable picture came out.
+            MezzotintError: no usable picture came out. And what `make_way` raises.
         """
         ...
 

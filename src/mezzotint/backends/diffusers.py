@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mezzotint.backends.base import BackendInfo, PendingPreview
+from mezzotint.backends.base import BackendInfo, MakeWay, PendingPreview, go_straight_on
 from mezzotint.backends.conditioning import Conditioning, guidance_embedding
 from mezzotint.backends.controls import ControlNets, EncodedControl, Inputs
 from mezzotint.backends.failures import failure, failures_of, not_finite
@@ -220,7 +220,7 @@ class DiffusersBackend:
             return self._pictures.preview(row.sampling.predict_clean(*row.last))
 
     @torch.inference_mode()
-    def decode(self, request_id: str) -> Pixels:
+    def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
         row = self._rows[request_id]
         with failures_of("decoding the picture"), self._streams.decodes():
             if row.in_pass is not None:
@@ -228,7 +228,7 @@ class DiffusersBackend:
                 row.in_pass.look()
             if not row.finite:
                 raise not_finite()
-            return self._pictures.decode(row.latents)
+            return self._pictures.decode(row.latents, make_way)
 
     def release(self, request_id: str) -> None:
         self._rows.pop(request_id, None)

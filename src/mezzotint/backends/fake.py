@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mezzotint.backends.base import BackendInfo, PendingPreview
+from mezzotint.backends.base import BackendInfo, MakeWay, PendingPreview, go_straight_on
 from mezzotint.core import (
     PIXELS_PER_LATENT,
     ModelLimits,
@@ -41,6 +41,8 @@ FAKE_LIMITS = ModelLimits(
     max_size=1024,
     max_pixels=1024 * 1024,
 )
+
+DECODE_PIECES = 4
 
 Fault = Callable[[str, ResolvedRequest, int], MezzotintError | None]
 """Asked at each "start", "step" and "decode" with the request and its evaluations so far."""
@@ -151,11 +153,13 @@ class FakeBackend:
         pixels = _noise(request, height, width, salt=done)
         return lambda: pixels
 
-    def decode(self, request_id: str) -> Pixels:
+    def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
         request, done = self._rows[request_id]
         if done != request.evaluations:
             raise AssertionError(f"decoded after {done} of {request.evaluations} evaluations")
-        _sleep(self._decode_seconds)
+        for _ in range(DECODE_PIECES):
+            _sleep(self._decode_seconds / DECODE_PIECES)
+            make_way(lambda: None)
         self._raise_fault("decode", request, done)
         self._decoded += 1
         if self._decoded > self._nan_after:

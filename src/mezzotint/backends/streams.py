@@ -51,6 +51,10 @@ class Streams(Protocol):
         """Bring `tensor` to the CPU by one copy, in this thread's queue. Waits for nothing."""
         ...
 
+    def finish(self) -> None:
+        """Wait until all is done that this thread's queue holds."""
+        ...
+
 
 class HostStreams:
     """A CPU does what it is told before it returns."""
@@ -68,6 +72,9 @@ class HostStreams:
 
     def fetch(self, tensor: torch.Tensor, begun: Any = None) -> Fetched:
         return _OnHost(tensor)
+
+    def finish(self) -> None:
+        pass
 
 
 class _OnHost:
@@ -111,18 +118,22 @@ class CudaStreams:
     def fetch(self, tensor: torch.Tensor, begun: Any = None) -> Fetched:
         return _FromCuda(tensor, begun)
 
+    def finish(self) -> None:
+        event = _blocking_event()
+        event.record()
+        event.synchronize()
+
 
 class _FromCuda:
     def __init__(self, tensor: torch.Tensor, begun: Any) -> None:
         self._begun = begun
         self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self._tensor.copy_(tensor, non_blocking=True)
-        # Waited for with `blocking`, it leaves the processor and the interpreter to others.
-        self._event = torch.cuda.Event(enable_timing=begun is not None, blocking=True)  # type: ignore[no-untyped-call]
+        self._event = _blocking_event(enable_timing=begun is not None)
         self._event.record()
 
     def arrived(self) -> bool:
-        return bool(self._event.query())  # type: ignore[no-untyped-call]
+        return bool(self._event.query())
 
     def wait(self) -> torch.Tensor:
         self._event.synchronize()
@@ -130,6 +141,11 @@ class _FromCuda:
 
     def device_seconds(self) -> float:
         return float(self._begun.elapsed_time(self._event)) / 1000
+
+
+def _blocking_event(*, enable_timing: bool = False) -> Any:
+    """Who waits for it leaves the processor and the interpreter to others."""
+    return torch.cuda.Event(enable_timing=enable_timing, blocking=True)  # type: ignore[no-untyped-call]
 
 
 def streams_of(device: torch.device) -> Streams:

@@ -97,11 +97,11 @@ FULL = Preset(
     budgets={
         "matrix": 10,
         "unet": 45,
-        "throughput": 100,
+        "throughput": 95,
         "switches": 45,
         "quantisation": 45,
         "loop": 20,
-        "decode": 15,
+        "decode": 20,
         "compile": 140,
         "load": 85,
         "controls": 15,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import statistics
@@ -15,11 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import psutil
 import torch
 
+from mezzotint.backends.base import Backend, MakeWay, go_straight_on
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.bench.engine import (
@@ -36,6 +40,7 @@ from mezzotint.bench.gpu_controls import controls
 from mezzotint.bench.load import Server, backlog, poisson, replay
 from mezzotint.bench.reference import unet_inputs
 from mezzotint.bench.servers import MAX_BATCH, blocking_server, engine_server, request_batch_server
+from mezzotint.engine.pace import DecodePace, Passes
 from mezzotint.engine.rows import BatchKey
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Quantisation, Tuning
@@ -177,15 +182,21 @@ def loop(bench: GpuBench) -> list[Result]:
 
 
 def decode(bench: GpuBench) -> list[Result]:
-    """What a decode beside them does to the steps' p99, and the steps to a decode."""
+    """What decodes beside them do to the steps' p99, making way as the engine's do and going straight on; and
+    the steps to a decode."""
     backend = bench.backend
     mix = bench.mix(bench.size, steps=(min(bench.preset.trials + 8, 150),))
     width = bench.preset.widths[1]
     ids = [f"beside-{number}" for number in range(width + 1)]
     requests = [resolve(request, bench.info.limits) for request in bench.requests(mix, width + 1)]
-    alone: list[float] = []
-    beside: list[float] = []
-    decodes: list[float] = []
+    passes = Passes(threading.Condition())
+    ways: dict[str, Callable[[], MakeWay]] = {
+        "making way": lambda: DecodePace(passes, lambda: 1),
+        "going straight on": lambda: go_straight_on,
+    }
+    # Alone first: of what a pass takes, decodes have a share.
+    steps: dict[str, list[float]] = {name: [] for name in ("alone", *ways)}
+    decodes: dict[str, list[float]] = {name: [] for name in ways}
     decoder = ThreadPoolExecutor(1)
     try:
         # The last of them is decoded again and again, in one thread, for cuDNN plans for each anew.
@@ -193,30 +204,42 @@ def decode(bench: GpuBench) -> list[Result]:
         backend.step(ids[-1:])
         for _ in range(2):
             decoder.submit(backend.decode, ids[-1]).result()
-        for number in range(2 * bench.preset.rounds):
+        for number, name in product(range(bench.preset.rounds), steps):
             for request_id, request in zip(ids[:-1], requests, strict=False):
                 backend.release(request_id)
                 backend.start(request_id, request)
-            if not bench.has_time(f"decode, block {number + 1}"):
+            if not bench.has_time(f"decode, round {number + 1}, {name}"):
                 continue
-            steps = bench.preset.trials
-            if number % 2 == 0:
-                alone += _steps(backend, ids[:-1], steps)
-            else:
-                with _decoding(decoder, lambda: backend.decode(ids[-1]), decodes):
-                    beside += _steps(backend, ids[:-1], steps)
+            with ExitStack() as stack:
+                if name in ways:
+                    decode = partial(_decode_once, backend, ids[-1], ways[name])
+                    stack.enter_context(_decoding(decoder, decode, decodes[name]))
+                stack.callback(passes.stop)
+                expected = statistics.median(steps["alone"] or [math.inf])
+                steps[name] += _steps(backend, ids[:-1], bench.preset.trials, passes, expected)
     finally:
         decoder.shutdown()
         for request_id in ids:
             backend.release(request_id)
-    if not alone or not beside:
+    if not all(steps.values()):
         return []
-    ratio = percentile(beside, 0.99) / percentile(alone, 0.99)
-    name = f"p99 of steps of width {width} with decodes beside ÷ without, {bench.size}²"
-    return [
-        at_most("decode", name, ratio, 1.3, alone=alone, beside=beside),
-        figure("decode", "seconds of a decode beside steps, median", statistics.median(decodes)),
-    ]
+    results = []
+    for name in ways:
+        ratio = percentile(steps[name], 0.99) / percentile(steps["alone"], 0.99)
+        label = f"p99 of steps of width {width}, decodes beside them {name} ÷ without, {bench.size}²"
+        details = {"alone": steps["alone"], "beside": steps[name]}
+        results.append(
+            at_most("decode", label, ratio, 1.3, **details)
+            if name == "making way"
+            else figure("decode", label, ratio, **details)
+        )
+        label = f"seconds of a decode {name}, median"
+        results.append(figure("decode", label, statistics.median(decodes[name])))
+    return results
+
+
+def _decode_once(backend: Backend, request_id: str, way: Callable[[], MakeWay]) -> object:
+    return backend.decode(request_id, way())
 
 
 def compile_(bench: GpuBench) -> list[Result]:
@@ -407,10 +430,12 @@ def _pass(
     return lambda: compute(*args, **kwargs)
 
 
-def _steps(backend: Any, ids: Sequence[str], count: int) -> list[float]:
-    """Seconds of each of `count` steps, without the first three."""
+def _steps(backend: Backend, ids: Sequence[str], count: int, passes: Passes, expected: float) -> list[float]:
+    """Seconds of each of `count` steps, without the first three. `passes` are told of each, that it takes
+    about `expected`."""
     seconds = []
     for _ in range(count):
+        passes.begin(expected)
         began = time.perf_counter()
         failed = backend.step(ids)
         seconds.append(time.perf_counter() - began)

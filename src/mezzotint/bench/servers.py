@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mezzotint.backends.base import Backend, BackendInfo, PendingPreview
+from mezzotint.backends.base import Backend, BackendInfo, MakeWay, PendingPreview, go_straight_on
 from mezzotint.bench.load import Server
 from mezzotint.core import Cancelled, Done, Failed, GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.engine.engine import Engine
@@ -179,8 +179,8 @@ class RecordingBackend:
     def preview(self, request_id: str) -> PendingPreview:
         return self.inner.preview(request_id)
 
-    def decode(self, request_id: str) -> Pixels:
-        return self.inner.decode(request_id)
+    def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
+        return self.inner.decode(request_id, make_way)
 
     def release(self, request_id: str) -> None:
         self.inner.release(request_id)

@@ -33,6 +33,7 @@ from mezzotint.engine.calibration import WARM_UP_PROMPT, calibrate
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
 from mezzotint.engine.outlook import EngineStatus, Outlook
+from mezzotint.engine.pace import DecodePace, Passes
 from mezzotint.engine.previews import Previews
 from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.rows import State, batch_key, evaluation_seconds, measured_as, tells_of
@@ -78,6 +79,8 @@ class Engine:
         self._previews = Previews(backend)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
+        # What decodes make way for.
+        self._under_way = Passes(self._changed)
         self._closing = False
         self._passes = 0
         self._pass_s = self._busy_s = 0.0
@@ -336,7 +339,9 @@ class Engine:
                     return None
                 plan = self._requests.plan(time.monotonic())
                 if plan.request_ids:
+                    self._under_way.begin(self._requests.expected_seconds(plan))
                     return plan
+                self._under_way.stop()
                 if not self._jobs and not self._requests.has_ended:
                     # Those who wait although nothing can run (the decoder holds every slot) have deadlines,
                     # and want to hear where they stand.
@@ -412,6 +417,7 @@ class Engine:
         with self._changed:
             self._closing = True
             self._requests.fail_all(error)
+            self._under_way.stop()
             jobs, self._jobs = self._jobs, deque()
         for _, future in jobs:
             future.set_exception(error)
@@ -425,9 +431,10 @@ class Engine:
         decode_s = 0.0
         if ticket is not None:
             began = time.monotonic()
+            pace = DecodePace(self._under_way, partial(self._decodes, request_id))
             try:
-                pixels = self._backend.decode(request_id)
-                decode_s = time.monotonic() - began
+                pixels = self._backend.decode(request_id, pace)
+                decode_s = time.monotonic() - began - pace.rested
                 pixels.flags.writeable = False
                 if ticket.stages[1:]:
                     outcome = ticket.stages[1].begun_from(pixels)
@@ -438,6 +445,13 @@ class Engine:
         with self._changed:
             self._requests.decoded(request_id, outcome, decode_s)
             self._changed.notify_all()
+
+    def _decodes(self, request_id: str) -> int:
+        """How many pictures are to be decoded, of which this is one; raises where it no longer is."""
+        with self._changed:
+            if request_id not in self._requests.tickets:
+                raise GenerationFailed("nobody waits for the picture any more")
+            return self._requests.scheduler.count(State.DECODING)
 
     # Any thread
 

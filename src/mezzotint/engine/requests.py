@@ -16,7 +16,7 @@ from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progre
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
-from mezzotint.engine.rows import BatchKey, batch_key, stages_of
+from mezzotint.engine.rows import BatchKey, batch_key, measured_as, stages_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.scheduler import Scheduler
 from mezzotint.engine.ticket import Ticket
@@ -135,6 +135,11 @@ class RequestTable:
     def keys(self, plan: Plan) -> list[BatchKey]:
         """Of each image in the pass."""
         return [batch_key(self.tickets[request_id].stages[0]) for request_id in plan.request_ids]
+
+    def expected_seconds(self, plan: Plan) -> float:
+        """Of the pass."""
+        key, batch = measured_as(self.keys(plan))
+        return self._cost.seconds(key, batch)
 
     def wants_preview(self, request_id: str) -> bool:
         """Whether one is due after the evaluation that has just run and is not settled yet."""
