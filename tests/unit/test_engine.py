@@ -222,7 +222,7 @@ def test_between_its_stages_a_request_holds_no_latents_and_no_place_in_the_queue
         plan = table.plan(time.monotonic())
         table.start(request_id, ())
         assert table.settle(plan, {}, {}) == (request_id,)
-        assert table.take_to_decode(request_id) is ticket
+        assert table.take_to_decode() is ticket
         picture = np.zeros((128, 128, 3), np.uint8)
         table.decoded(request_id, ticket.stages[1].begun_from(picture), 0.1)
         return ticket
@@ -245,6 +245,32 @@ def test_between_its_stages_a_request_holds_no_latents_and_no_place_in_the_queue
     assert table.plan(time.monotonic()).starting == ("b",)
     table.start("b", ())
     assert table.take_ended() == ([], [])
+
+
+def test_the_decoder_turns_to_whoever_has_waited_longest_by_the_weight_of_its_priority() -> None:
+    table = RequestTable(StepCost(8), max_queue=8)
+    waited: Mapping[str, float] = {"normal": 10.0, "low": 30.0, "high": 3.0, "normal and late": 90.0}
+    for name in waited:
+        deadline_s = 60.0 if "late" in name else None
+        request = resolve(ask(steps=1, priority=name.split()[0], deadline_s=deadline_s), FAKE_LIMITS)
+        table.submit(Ticket(name, request, lambda _: None))
+    plan = table.plan(time.monotonic())
+    for name in waited:
+        table.start(name, ())
+    table.settle(plan, {}, {})
+    for name, seconds in waited.items():
+        ticket = table.tickets[name]
+        ticket.submitted = ticket.last_step = time.monotonic() - seconds
+    late = table.tickets["normal and late"]
+    table.ask_to_cancel("low")
+    taken = [table.take_to_decode()]
+    assert table.take_ended() == (["normal and late"], [])
+    table.plan(time.monotonic())
+    # Whoever is cancelled before the decoder turns to it has no more to wait for.
+    assert table.take_ended() == (["low"], [])
+    taken += [table.take_to_decode(), table.take_to_decode()]
+    assert [each and each.request_id for each in taken] == ["high", "normal", None]
+    assert isinstance(list(late.stream)[-1], Failed)
 
 
 def test_the_second_stage_counts_in_the_wait_before_it_is_there() -> None:

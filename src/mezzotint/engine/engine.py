@@ -394,8 +394,8 @@ class Engine:
             self._passes += 1
             self._pass_s += seconds
             finished = self._requests.settle(plan, failed, previews)
-        for request_id in finished:
-            self._decoder.submit(self._decode, request_id)
+        for _ in finished:
+            self._decoder.submit(self._decode)
 
     def _forget_ended(self) -> None:
         with self._changed:
@@ -424,26 +424,28 @@ class Engine:
 
     # The decoder's thread
 
-    def _decode(self, request_id: str) -> None:
+    def _decode(self) -> None:
+        """One of those that wait for it; nothing where one of them has ended meanwhile."""
         with self._changed:
-            ticket = self._requests.take_to_decode(request_id)
-        outcome: Image | ResolvedRequest | MezzotintError | None = None
-        decode_s = 0.0
-        if ticket is not None:
-            began = time.monotonic()
-            pace = DecodePace(self._under_way, partial(self._decodes, request_id))
-            try:
-                pixels = self._backend.decode(request_id, pace)
-                decode_s = time.monotonic() - began - pace.rested
-                pixels.flags.writeable = False
-                if ticket.stages[1:]:
-                    outcome = ticket.stages[1].begun_from(pixels)
-                else:
-                    outcome = Image(pixels, self.info.receipt(ticket.request, ticket.warnings))
-            except Exception as error:
-                outcome = _as_error(error)
+            ticket = self._requests.take_to_decode()
+            self._changed.notify_all()
+        if ticket is None:
+            return
+        outcome: Image | ResolvedRequest | MezzotintError
+        decode_s, began = 0.0, time.monotonic()
+        pace = DecodePace(self._under_way, partial(self._decodes, ticket.request_id))
+        try:
+            pixels = self._backend.decode(ticket.request_id, pace)
+            decode_s = time.monotonic() - began - pace.rested
+            pixels.flags.writeable = False
+            if ticket.stages[1:]:
+                outcome = ticket.stages[1].begun_from(pixels)
+            else:
+                outcome = Image(pixels, self.info.receipt(ticket.request, ticket.warnings))
+        except Exception as error:
+            outcome = _as_error(error)
         with self._changed:
-            self._requests.decoded(request_id, outcome, decode_s)
+            self._requests.decoded(ticket.request_id, outcome, decode_s)
             self._changed.notify_all()
 
     def _decodes(self, request_id: str) -> int:

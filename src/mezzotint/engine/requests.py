@@ -16,7 +16,7 @@ from mezzotint.core import Cancelled, Done, Event, Failed, Image, Pixels, Progre
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.cost import StepCost
 from mezzotint.engine.observer import Observer
-from mezzotint.engine.rows import BatchKey, batch_key, measured_as, stages_of
+from mezzotint.engine.rows import WEIGHTS, BatchKey, batch_key, measured_as, stages_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.scheduler import Scheduler
 from mezzotint.engine.ticket import Ticket
@@ -39,8 +39,9 @@ class RequestTable:
         self.max_queue = max_queue
         self.max_backlog_s = max_backlog_s
         self._cancels: set[str] = set()
-        # The decoder has these in hand; the backend must not forget one before it lets go.
-        self._in_decoder: set[str] = set()
+        self._to_decode: list[str] = []
+        # The decoder has it in hand; the backend must not forget it before it lets go.
+        self._in_decoder: str | None = None
         self._ended: deque[str] = deque()
         # Between two stages, with something of the first in the backend.
         self._over: set[str] = set()
@@ -162,27 +163,38 @@ class RequestTable:
                 ticket.first_step = ticket.first_step or now
                 ticket.last_step = now if request_id in finished else None
                 ticket.stream.put(self._progress(request_id, previews.get(request_id)))
-        self._in_decoder.update(finished)
+        self._to_decode += finished
         return finished
 
-    def take_to_decode(self, request_id: str) -> Ticket | None:
-        """The request that the decoder turns to; None when there is nothing left to decode it for."""
-        ticket = self.tickets.get(request_id)
-        if ticket is not None and ticket.deadline is not None and ticket.deadline <= time.monotonic():
-            self.fail(request_id, DeadlineExceeded("the request's deadline passed"))
+    def take_to_decode(self) -> Ticket | None:
+        """The request that the decoder turns to: the one that has waited longest, an hour of high priority as
+        long as four of normal. None when there is none left to decode."""
+        now = time.monotonic()
+        for request_id in list(self._to_decode):
+            deadline = self.tickets[request_id].deadline
+            if deadline is not None and deadline <= now:
+                self.fail(request_id, DeadlineExceeded("the request's deadline passed"))
+
+        def waited(request_id: str) -> float:
+            ticket = self.tickets[request_id]
+            return (now - (ticket.last_step or now)) * WEIGHTS[ticket.request.priority]
+
+        if not self._to_decode:
             return None
-        if ticket is not None:
-            ticket.decoding = time.monotonic()
+        self._in_decoder = max(self._to_decode, key=waited)
+        self._to_decode.remove(self._in_decoder)
+        ticket = self.tickets[self._in_decoder]
+        ticket.decoding = now
         return ticket
 
     def decoded(
-        self, request_id: str, outcome: Image | ResolvedRequest | MezzotintError | None, decode_s: float
+        self, request_id: str, outcome: Image | ResolvedRequest | MezzotintError, decode_s: float
     ) -> None:
-        """The decoder lets go of a request, with its picture, its next stage, an error, or nothing for a
-        cancelled one. Decoding took `decode_s` seconds."""
-        self._in_decoder.discard(request_id)
+        """The decoder lets go of a request, with its picture, its next stage, or an error. Decoding took
+        `decode_s` seconds."""
+        self._in_decoder = None
         ticket = self.tickets.get(request_id)
-        if ticket is None or outcome is None:
+        if ticket is None:
             # Cancelled meanwhile: it has been answered, and only waits to be forgotten.
             self._ended.append(request_id)
         elif isinstance(outcome, ResolvedRequest):
@@ -224,7 +236,9 @@ class RequestTable:
         ticket = self.tickets.pop(request_id)
         ticket.stream.put(event)
         self.observer.ended(ticket, event)
-        if request_id not in self._in_decoder:
+        if request_id in self._to_decode:
+            self._to_decode.remove(request_id)
+        if request_id != self._in_decoder:
             self._ended.append(request_id)
 
     def _progress(self, request_id: str, preview: Pixels | None) -> Progress:
