@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from mezzotint.backends.base import BackendInfo
@@ -24,7 +24,7 @@ from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2I
 from mezzotint.serve.api.bounds import seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
-from mezzotint.serve.api.json_bodies import JsonRoute
+from mezzotint.serve.api.json_bodies import JsonRoute, forget_body
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.prepared import PreparedRequest, with_pictures_of
 from mezzotint.serve.runs import Run
@@ -40,16 +40,15 @@ router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=JsonRoute, re
 
 
 @router.post("/txt2img", responses=DRAWING, summary="Draw pictures")
-async def txt2img(fields: Txt2Img, caller: CallerOf, services: ServicesOf) -> Response:
-    return await _answer(fields, fields.to_request(), caller, services)
+async def txt2img(fields: Txt2Img, request: Request, caller: CallerOf, services: ServicesOf) -> Response:
+    return await _answer(fields, request, caller, services)
 
 
 @router.post(
     "/img2img", responses=DRAWING, summary="Draw pictures from a picture; with a mask, a part of it anew"
 )
-async def img2img(fields: Img2Img, caller: CallerOf, services: ServicesOf) -> Response:
-    wanted = await asyncio.to_thread(_with_uploads, fields, fields.to_request())
-    return await _answer(fields, wanted, caller, services)
+async def img2img(fields: Img2Img, request: Request, caller: CallerOf, services: ServicesOf) -> Response:
+    return await _answer(fields, request, caller, services)
 
 
 def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequest:
@@ -63,16 +62,22 @@ def _with_uploads(fields: Img2Img, request: GenerationRequest) -> GenerationRequ
     return fields.with_pictures(request, image, mask)
 
 
-async def _answer(fields: Txt2Img, wanted: GenerationRequest, caller: Caller, services: Services) -> Response:
+async def _wanted(fields: Txt2Img, services: Services) -> GenerationRequest:
+    """With its pictures decoded."""
+    wanted = fields.to_request()
+    if isinstance(fields, Img2Img):
+        wanted = await asyncio.to_thread(_with_uploads, fields, wanted)
     if fields.alwayson_scripts:
         limits = (await services.gateway.served()).limits
         with named_as_sent(wanted, limits, SENT_AS):
             wanted = await asyncio.to_thread(with_controls, wanted, fields.alwayson_scripts, limits)
-        # The answer's echo has no use for its pictures.
-        fields.alwayson_scripts = None
-    requests = await _prepare(fields, wanted, caller, services)
-    # Decoded as they were sent, nobody needs the pictures while they are drawn.
-    del wanted
+    return wanted
+
+
+async def _answer(fields: Txt2Img, request: Request, caller: Caller, services: Services) -> Response:
+    requests = await _prepare(fields, await _wanted(fields, services), caller, services)
+    fields.forget_pictures()
+    forget_body(request)
     # Before anything is drawn for an answer that cannot be written.
     echo = echo_of(fields)
     cost_s = services.gateway.cost_s(requests)

@@ -50,8 +50,8 @@ def echo_of(fields: Txt2Img) -> str:
         InvalidRequest: a field that nobody looked at holds a number that JSON does not know.
     """
     echo = fields.model_dump()
-    if not echo.get("include_init_images"):
-        echo.update({name: None for name in ("init_images", "mask") if name in echo})
+    if "init_images" in echo:
+        echo["init_images"] = echo["init_images"] or None
     written = []
     for name, value in echo.items():
         # Of A1111's own defaults one is infinite.

@@ -179,6 +179,10 @@ class Txt2Img(Fields):
             hires=self._hires(),
         )
 
+    def forget_pictures(self) -> None:
+        """Let go of those that are decoded by now, and that the answer does not repeat."""
+        self.alwayson_scripts = None
+
     def _said_of_both(self) -> Mapping[str, object]:
         """Fields of the second stage that are fields of the first again, with what those say."""
         return {
@@ -204,6 +208,11 @@ class Img2Img(Txt2Img):
 
     def _has_mask(self) -> bool:
         return bool(self.mask)
+
+    def forget_pictures(self) -> None:
+        super().forget_pictures()
+        if not self.include_init_images:
+            self.init_images, self.mask = [], None
 
     def with_pictures(
         self, request: GenerationRequest, image: Pixels, mask: Mask | None

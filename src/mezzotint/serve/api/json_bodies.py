@@ -12,12 +12,11 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.types import Message
 
 from mezzotint.errors import InvalidRequest, PayloadTooLarge
 from mezzotint.serve.api.dependencies import KeyedRoute, caller_of
 
-__all__ = ["JsonRoute", "parse"]
+__all__ = ["JsonRoute", "forget_body", "parse"]
 
 # Values, lists and objects, counting what looks like one inside of texts: two prompts at their longest, all
 # of commas, are less than half of it.
@@ -43,18 +42,48 @@ class JsonRoute(KeyedRoute):
 
         async def handle_counted(request: Request) -> Response:
             await caller_of(request)
-            body = await request.body()
-            _check_parts(body)
-            return await _handled(handle, request, body)
+            return await _handled(handle, await _read(request))
 
         return handle_counted
 
 
+def forget_body(request: Request) -> None:
+    """Let go of the JSON that was sent, which the framework keeps until it is answered. Pictures in it were
+    decoded, and may wait for long to be drawn from."""
+    getattr(request.state, "sent", {}).clear()
+
+
 class _StrictRequest(Request):
-    """Whose JSON is parsed here and nowhere else."""
+    """Whose JSON is parsed here, once, and whose bytes are not kept."""
+
+    def __init__(self, request: Request, body: bytes) -> None:
+        super().__init__(request.scope, request.receive)
+        self._sent = body
+
+    async def body(self) -> bytes:
+        # The framework only looks whether there is any.
+        return self._sent[:1]
 
     async def json(self) -> Any:
-        return parse(await self.body())
+        sent, self._sent = self._sent, b""
+        parsed = parse(sent)
+        if isinstance(parsed, dict):
+            self.state.sent = parsed
+        return parsed
+
+
+async def _read(request: Request) -> _StrictRequest:
+    """
+    Raises:
+        PayloadTooLarge: the body has too many values.
+        InvalidRequest: it is said to be something else than JSON, or said to be nothing.
+    """
+    body = b"".join([chunk async for chunk in request.stream()])
+    _check_parts(body)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and kind != "application/json" and not kind.endswith("+json"):
+        raise InvalidRequest("the body must be application/json", param="content-type")
+    return _StrictRequest(request, body)
 
 
 def parse(text: str | bytes, refusal: str = "the body is not valid JSON", param: str | None = None) -> Any:
@@ -91,24 +120,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-async def _handled(
-    handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request, body: bytes
-) -> Response:
-    """`handle` on the request, whose body has been read.
-
-    Raises:
-        InvalidRequest: the body is said to be something else than JSON, or said to be nothing.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if body and kind != "application/json" and not kind.endswith("+json"):
-        raise InvalidRequest("the body must be application/json", param="content-type")
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Message:
-        return messages.pop() if messages else await request.receive()
-
+async def _handled(handle: Callable[[Request], Coroutine[Any, Any, Response]], request: Request) -> Response:
     try:
-        return await handle(_StrictRequest(request.scope, receive))
+        return await handle(request)
     except HTTPException as error:
         # FastAPI's own for whatever parsing raises.
         if isinstance(error.__cause__, InvalidRequest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from mezzotint.imaging.uploads import check_mask_size, read_mask, read_upload
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
-from mezzotint.serve.api.json_bodies import JsonRoute
+from mezzotint.serve.api.json_bodies import JsonRoute, forget_body
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.api.openai_answers import Answer, ImagesAnswer
 from mezzotint.serve.api.openai_schemas import (
@@ -59,7 +60,7 @@ WITH_FILES = {**DRAWING, **answers(415)}
 async def generations(
     fields: GenerationFields, request: Request, services: ServicesOf, caller: CallerOf
 ) -> Response:
-    return await _answer("image_generation", fields, request, services, caller)
+    return await _answer("image_generation", fields, request, services, caller, {})
 
 
 router.add_api_route(
@@ -80,11 +81,7 @@ router.add_api_route(
 )
 async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
     fields, files = await read_form(request, EditFields, ("image", "mask"), NOT_SERVED)
-    image = await asyncio.to_thread(_image, _only(files["image"], "image"))
-    mask = None
-    if files["mask"]:
-        mask = await asyncio.to_thread(_mask, _only(files["mask"], "mask"))
-    return await _answer("image_edit", fields, request, services, caller, image, mask)
+    return await _answer("image_edit", fields, request, services, caller, files)
 
 
 @router.post(
@@ -95,8 +92,7 @@ async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Res
 )
 async def variations(request: Request, services: ServicesOf, caller: CallerOf) -> Response:
     fields, files = await read_form(request, VariationFields, ("image",), NOT_SERVED)
-    image = await asyncio.to_thread(_image, _only(files["image"], "image"))
-    return await _answer("image_variation", fields, request, services, caller, image)
+    return await _answer("image_variation", fields, request, services, caller, files)
 
 
 def _only(files: list[bytes], param: str) -> bytes:
@@ -122,14 +118,28 @@ async def _answer(
     request: Request,
     services: Services,
     caller: Caller,
-    image: Pixels | None = None,
-    mask: Mask | None = None,
+    files: dict[str, list[bytes]],
 ) -> Response:
-    requests = await prepare_all(fields, services, caller, image=image, mask=mask)
+    requests = await _prepared(fields, services, caller, files)
+    # They are decoded and brought to size, and may wait for long.
+    files.clear()
+    fields.forget_pictures()
+    forget_body(request)
     answer = Answer(kind, fields, requests, services, caller)
     if fields.stream:
         return await answer.streamed()
     return await answer.whole(request)
+
+
+async def _prepared(
+    fields: ImageFields, services: Services, caller: Caller, files: Mapping[str, list[bytes]]
+) -> list[PreparedRequest]:
+    image = mask = None
+    if "image" in files:
+        image = await asyncio.to_thread(_image, _only(files["image"], "image"))
+    if files.get("mask"):
+        mask = await asyncio.to_thread(_mask, _only(files["mask"], "mask"))
+    return await prepare_all(fields, services, caller, image=image, mask=mask)
 
 
 async def prepare_all(

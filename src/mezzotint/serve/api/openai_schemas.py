@@ -209,6 +209,9 @@ class ImageFields(Fields):
         """
         return ()
 
+    def forget_pictures(self) -> None:
+        """Let go of those that are decoded by now."""
+
     def _steps(self, limits: ModelLimits) -> int | None:
         share = QUALITIES[self.quality or "auto"]
         if self.num_inference_steps is not None:
@@ -250,6 +253,9 @@ class GenerationFields(ImageFields):
         asked = self.controls or ()
         check_names([each.name for each in asked], limits)
         return tuple(each.read(f"controls[{number}].image") for number, each in enumerate(asked))
+
+    def forget_pictures(self) -> None:
+        self.controls = None
 
 
 class EditFields(GenerationFields):
