@@ -225,7 +225,11 @@ def test_the_mask_is_blurred_and_inverted_as_asked() -> None:
     blurred = prepared()
     assert 0 < blurred[16, 14] < blurred[16, 17] < 255
     # The edge is upright, so blurring sideways is all there is.
-    assert (prepared(mask_blur=0, mask_blur_x=4) == blurred).all()
+    assert (prepared(mask_blur_x=4, mask_blur_y=0) == blurred).all()
+    assert (prepared(mask_blur_x=0) == mask).all()
+    # A1111's own example of a request has its defaults of the two sides beside the one for both.
+    assert (prepared(mask_blur=0, mask_blur_x=4, mask_blur_y=4) == mask).all()
+    assert (prepared(mask_blur=4, mask_blur_x=0, mask_blur_y=0) == blurred).all()
 
 
 def test_under_a_mask_the_original_is_kept_whatever_a1111_would_do_by_default() -> None:
