@@ -45,7 +45,12 @@ CHATTY = {
     "s_churn": 0,
     "s_tmax": math.inf,
     "s_noise": 1.0,
-    "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"},
+    "override_settings": {
+        "CLIP_stop_at_last_layers": 1,
+        "sd_vae": "Automatic",
+        "show_progress_every_n_steps": 5,
+        "show_progress_type": "Full",
+    },
     "override_settings_restore_afterwards": True,
     "script_name": None,
     "script_args": [],

@@ -57,6 +57,8 @@ HARMLESS = frozenset(
         "return_grid",
         "save_images",
         "seed_enable_extras",
+        # Of previews alone.
+        "show_progress_type",
         # Without a strength, which is refused, it says nothing.
         "subseed",
     }
