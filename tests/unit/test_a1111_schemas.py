@@ -226,7 +226,8 @@ def test_the_mask_is_blurred_and_inverted_as_asked() -> None:
         return found
 
     assert (prepared(mask_blur=0) == mask).all()
-    assert (prepared(mask_blur=0, inpainting_mask_invert=1) == 255 - mask).all()
+    for invert, expected in ((1, 255 - mask), (True, 255 - mask), (0, mask), (False, mask)):
+        assert (prepared(mask_blur=0, inpainting_mask_invert=invert) == expected).all()
     blurred = prepared()
     assert 0 < blurred[16, 14] < blurred[16, 17] < 255
     # The edge is upright, so blurring sideways is all there is.

@@ -200,7 +200,8 @@ class Img2Img(Txt2Img):
     mask_blur: Whole | None = Field(None, ge=0, le=64, description="pixels, whatever the two of a side say")
     mask_blur_x: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
     mask_blur_y: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
-    inpainting_mask_invert: Whole | None = Field(None, ge=0, le=1, description="1 redraws the black")
+    # A1111's own tests say true and false.
+    inpainting_mask_invert: int | None = Field(None, ge=0, le=1, description="1 redraws the black")
     include_init_images: bool = False
 
     def _has_mask(self) -> bool:
