@@ -52,7 +52,8 @@ def echo_of(fields: Txt2Img) -> str:
     Raises:
         InvalidRequest: a field that nobody looked at holds a number that JSON does not know.
     """
-    echo = fields.model_dump()
+    # A key that SillyTavern leaves in the body too.
+    echo = fields.model_dump(exclude={"auth"})
     if not echo.get("include_init_images"):
         echo.update({name: None for name in ("init_images", "mask") if name in echo})
     written = []
