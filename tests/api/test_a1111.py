@@ -19,6 +19,7 @@ from PIL import Image
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.serve.api.a1111_answers import written
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.runs import Run
 from mezzotint.serve.wire import Drawn
@@ -433,6 +434,22 @@ async def test_after_an_interruption_the_lists_in_info_go_along_with_the_picture
     assert (info["all_seeds"], info["all_subseeds"]) == ([8], [8])
     assert (info["all_prompts"], info["all_negative_prompts"]) == (["a lighthouse"], ["blue"])
     assert len(info["infotexts"]) == 1
+
+
+async def test_between_two_pictures_that_are_written_down_others_are_served() -> None:
+    drawn = [Drawn(bytes([number]) * 1000, "png", {}, 0.0, 0.0) for number in range(10)]
+    turns: list[int] = []
+
+    async def another() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    asking = asyncio.create_task(another())
+    files = json.loads(await written(drawn))
+    asking.cancel()
+    assert [base64.b64decode(file) for file in files] == [each.data for each in drawn]
+    assert len(turns) >= len(drawn)
 
 
 async def test_the_lists_that_clients_ask_for_on_their_start_are_there(server: Gate) -> None:

@@ -344,9 +344,23 @@ class TestA1111:
         receipt = await self.drawn(server, wide)
         assert (receipt.width, receipt.height) == (128, 128)
 
-    @pytest.mark.parametrize("mode", ["Just Resize", 0, "Crop and Resize", 1, "Resize and Fill", 2])
+    @pytest.mark.parametrize(
+        ("mode", "expected"),
+        [
+            ("Just Resize", "pressed"),
+            (0, "pressed"),
+            ("Crop and Resize", "cropped"),
+            (1, "cropped"),
+            ("Scale to Fit (Inner Fit)", "cropped"),
+            ("Inner Fit (Scale to Fit)", "cropped"),
+            ("Resize and Fill", "filled"),
+            (2, "filled"),
+            ("Envelope (Outer Fit)", "filled"),
+            ("Outer Fit (Shrink to Fit)", "filled"),
+        ],
+    )
     async def test_a_wide_one_is_pressed_cropped_or_put_on_a_canvas(
-        self, server: Gate, mode: str | int
+        self, server: Gate, mode: str | int, expected: str
     ) -> None:
         wide = lines(0, 192, 96)
         receipt = await self.drawn(
@@ -354,9 +368,8 @@ class TestA1111:
         )
         filled = np.zeros((96, 96, 3), np.uint8)
         filled[24:72] = resize_image(wide, 96, 48)
-        made = {"J": resize_image(wide, 96, 96), "C": wide[:, 48:144], "R": filled}
-        expected = made["JCR"[mode] if isinstance(mode, int) else mode[0]]
-        assert receipt.controls[0].image_sha256 == pixels_sha256(expected)
+        made = {"pressed": resize_image(wide, 96, 96), "cropped": wide[:, 48:144], "filled": filled}
+        assert receipt.controls[0].image_sha256 == pixels_sha256(made[expected])
 
     async def test_without_a_picture_of_its_own_the_one_that_is_drawn_from_is_meant(
         self, server: Gate
@@ -365,6 +378,16 @@ class TestA1111:
         image = photo(2, 128, 128)
         receipt = await self.drawn(server, unit, route="img2img", init_images=[encoded(image)])
         assert receipt.controls[0].image_sha256 == pixels_sha256(image) == receipt.image_sha256
+
+    @pytest.mark.parametrize("mode", [None, "Crop and Resize", 2])
+    async def test_the_lines_of_the_picture_that_is_drawn_from_lie_where_it_is_drawn(
+        self, server: Gate, mode: str | int | None
+    ) -> None:
+        unit = {"model": "canny", "module": "canny", "resize_mode": mode}
+        size = {"width": 96, "height": 96}
+        wide = photo(2, 192, 96)
+        receipt = await self.drawn(server, unit, route="img2img", init_images=[encoded(wide)], **size)
+        assert receipt.controls[0].image_sha256 == receipt.image_sha256
 
     @pytest.mark.parametrize("place", ["image", "input_image", "dict"])
     async def test_its_picture_may_stand_in_three_places(self, server: Gate, place: str) -> None:

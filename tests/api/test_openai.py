@@ -545,6 +545,35 @@ async def test_a_forms_character_set_is_one_of_few(
         assert error_of(answer)["param"] == "content-type"
 
 
+@pytest.mark.parametrize(
+    ("form", "part", "prompt", "drawn"),
+    [
+        ("", "", "Füchse 狐".encode(), "Füchse 狐"),
+        ("", "", "狐".encode("gbk"), None),
+        ("", "", "Füchse".encode("latin-1"), None),
+        ("; charset=latin-1", "", "Füchse".encode("latin-1"), "Füchse"),
+        ("; charset=us-ascii", "", "Füchse".encode(), None),
+        # Java's clients say of each part what it is written in.
+        ("", "; charset=ISO-8859-1", "Füchse".encode("latin-1"), "Füchse"),
+        ("; charset=latin-1", "; charset=UTF-8", "Füchse".encode(), "Füchse"),
+        ("", "; charset=gbk", "狐".encode("gbk"), None),
+    ],
+)
+async def test_a_forms_text_is_read_as_what_it_is_said_to_be_or_refused(
+    client: httpx.AsyncClient, form: str, part: str, prompt: bytes, drawn: str | None
+) -> None:
+    head = b"--x\r\nContent-Disposition: form-data; name="
+    text = b'"prompt"\r\nContent-Type: text/plain' + part.encode() + b"\r\n\r\n" + prompt
+    parts = [text, b'"image"; filename="a.png"\r\n\r\n' + png()]
+    body = b"".join(head + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    kind = {"content-type": f"multipart/form-data; boundary=x{form}"}
+    answer = await client.post(EDITS, content=body, headers=kind)
+    if drawn is None:
+        assert (answer.status_code, error_of(answer)["param"]) == (400, "prompt")
+    else:
+        assert answer.json()["data"][0]["revised_prompt"] == drawn
+
+
 async def test_a_form_that_breaks_off_is_refused_and_not_drawn_without_its_last_part(
     client: httpx.AsyncClient,
 ) -> None:

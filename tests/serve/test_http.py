@@ -229,6 +229,15 @@ async def test_a_field_of_a_query_that_is_not_known_or_given_twice_is_refused(
     assert (response.status_code, error_of(response)["param"]) == (400, param)
 
 
+async def test_a_query_that_is_no_utf_8_is_refused_and_not_drawn_as_something_else(
+    client: httpx.AsyncClient,
+) -> None:
+    for prompt, status in (("%E7%8B%90", 200), ("%BA%FC", 400), ("%ED%A0%80", 400)):
+        response = await client.get(f"/imagine?prompt=a+{prompt}")
+        assert response.status_code == status
+    assert "UTF-8" in error_of(response)["message"]
+
+
 async def test_a1111s_routes_refuse_an_unknown_field_of_a_query_in_their_own_shape(
     client: httpx.AsyncClient,
 ) -> None:

@@ -13,11 +13,14 @@ from mezzotint.core import MAX_SEED, Lora
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.api import a1111_schemas
+from mezzotint.serve.api.a1111_answers import echo_of
 from mezzotint.serve.api.a1111_schemas import Img2Img, Txt2Img, sampler_of
 from mezzotint.serve.api.bounds import seeds_of
 
 # SillyTavern's request, with A1111's own defaults for the rest.
 CHATTY = {
+    "url": "http://localhost:7860",
+    "auth": "user:key",
     "prompt": "a lighthouse",
     "negative_prompt": "",
     "seed": -1,
@@ -45,7 +48,12 @@ CHATTY = {
     "s_churn": 0,
     "s_tmax": math.inf,
     "s_noise": 1.0,
-    "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"},
+    "override_settings": {
+        "CLIP_stop_at_last_layers": 1,
+        "sd_vae": "Automatic",
+        "show_progress_every_n_steps": 5,
+        "show_progress_type": "Full",
+    },
     "override_settings_restore_afterwards": True,
     "script_name": None,
     "script_args": [],
@@ -58,6 +66,28 @@ CHATTY = {
     "refiner_switch_at": 0.8,
     "clip_skip": 1,
 }
+# KoboldAI Lite's, which are A1111's own defaults.
+SETTINGS = {
+    "eta_noise_seed_delta": 0.0,
+    "CLIP_stop_at_last_layers": 1.0,
+    "ddim_discretize": "uniform",
+    "img2img_fix_steps": False,
+    "sd_hypernetwork": "None",
+    "inpainting_mask_weight": 1.0,
+    "initial_noise_multiplier": 1.0,
+    "comma_padding_backtrack": 20.0,
+}
+
+
+def test_settings_that_say_what_holds_anyway_are_let_pass() -> None:
+    assert Txt2Img(prompt="a", override_settings=SETTINGS).to_request()
+    for name, other in (("ddim_discretize", "quad"), ("comma_padding_backtrack", 50)):
+        with pytest.raises(NotSupported, match=name):
+            Txt2Img(prompt="a", override_settings={**SETTINGS, name: other}).to_request()
+
+
+def test_a_key_in_the_body_is_not_told_back() -> None:
+    assert "key" not in echo_of(Txt2Img.model_validate(CHATTY))
 
 
 def test_what_says_nothing_is_let_pass() -> None:
@@ -221,11 +251,16 @@ def test_the_mask_is_blurred_and_inverted_as_asked() -> None:
         return found
 
     assert (prepared(mask_blur=0) == mask).all()
-    assert (prepared(mask_blur=0, inpainting_mask_invert=1) == 255 - mask).all()
+    for invert, expected in ((1, 255 - mask), (True, 255 - mask), (0, mask), (False, mask)):
+        assert (prepared(mask_blur=0, inpainting_mask_invert=invert) == expected).all()
     blurred = prepared()
     assert 0 < blurred[16, 14] < blurred[16, 17] < 255
     # The edge is upright, so blurring sideways is all there is.
-    assert (prepared(mask_blur=0, mask_blur_x=4) == blurred).all()
+    assert (prepared(mask_blur_x=4, mask_blur_y=0) == blurred).all()
+    assert (prepared(mask_blur_x=0) == mask).all()
+    # A1111's own example of a request has its defaults of the two sides beside the one for both.
+    assert (prepared(mask_blur=0, mask_blur_x=4, mask_blur_y=4) == mask).all()
+    assert (prepared(mask_blur=4, mask_blur_x=0, mask_blur_y=0) == blurred).all()
 
 
 def test_under_a_mask_the_original_is_kept_whatever_a1111_would_do_by_default() -> None:

@@ -173,8 +173,10 @@ def test_a1111_masks_redraw_what_is_white_or_painted() -> None:
     grey[2:5, 3:7] = 255
     assert np.array_equal(mask(file(PilImage.fromarray(grey), "PNG")), grey)
     assert np.array_equal(mask(file(PilImage.fromarray(grey).convert("RGBA"), "PNG")), grey)
-    strokes = np.dstack([np.zeros((8, 8, 3), np.uint8), grey])
-    assert np.array_equal(mask(file(PilImage.fromarray(strokes), "PNG")), grey)
+    # Whole, for what is blurred of half a stroke would be less than its middle.
+    for alpha, painted in ((255, True), (129, True), (128, False)):
+        strokes = np.dstack([np.zeros((8, 8, 3), np.uint8), np.where(grey > 0, np.uint8(alpha), np.uint8(0))])
+        assert np.array_equal(mask(file(PilImage.fromarray(strokes), "PNG")), grey if painted else grey * 0)
 
 
 def test_a_mask_without_transparency_says_what_is_missing() -> None:

@@ -17,7 +17,15 @@ from mezzotint.errors import ModelNotFound, NotSupported
 from mezzotint.imaging.uploads import check_mask_size, read_mask_text, read_upload_text
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
-from mezzotint.serve.api.a1111_answers import ERRORS, A1111Error, Answer, echo_of, info_of, state_of
+from mezzotint.serve.api.a1111_answers import (
+    ERRORS,
+    A1111Error,
+    Answer,
+    echo_of,
+    info_of,
+    state_of,
+    written,
+)
 from mezzotint.serve.api.a1111_controls import with_controls
 from mezzotint.serve.api.a1111_fields import check_neutral
 from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img
@@ -86,10 +94,10 @@ async def _answer(fields: Txt2Img, request: Request, caller: Caller, services: S
     with services.runs.entered(caller.id, run):
         async with services.access.admit(caller, images=len(requests), compute_s=cost_s) as admission:
             drawn = await run.draw(services.gateway, admission)
-    images = [base64.b64encode(each.data).decode() for each in drawn if fields.send_images]
+    images = await written(drawn if fields.send_images else ())
     info = json.dumps(info_of(fields, requests[0], drawn, run))
-    body = f'{{"images":{json.dumps(images)},"parameters":{echo},"info":{json.dumps(info)}}}'
-    return Response(body, media_type="application/json")
+    rest = f',"parameters":{echo},"info":{json.dumps(info)}}}'
+    return Response(b'{"images":' + images + rest.encode(), media_type="application/json")
 
 
 async def _prepare(

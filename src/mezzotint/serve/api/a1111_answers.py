@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import math
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +22,7 @@ from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.runs import Run
 from mezzotint.serve.wire import Drawn, RunStatus
 
-__all__ = ["ERRORS", "A1111Error", "Answer", "echo_of", "info_of", "state_of"]
+__all__ = ["ERRORS", "A1111Error", "Answer", "echo_of", "info_of", "state_of", "written"]
 
 
 class A1111Error(BaseModel):
@@ -49,7 +52,8 @@ def echo_of(fields: Txt2Img) -> str:
     Raises:
         InvalidRequest: a field that nobody looked at holds a number that JSON does not know.
     """
-    echo = fields.model_dump()
+    # A key that SillyTavern leaves in the body too.
+    echo = fields.model_dump(exclude={"auth"})
     if "init_images" in echo:
         echo["init_images"] = echo["init_images"] or None
     written = []
@@ -106,6 +110,17 @@ def info_of(fields: Txt2Img, prepared: PreparedRequest, drawn: list[Drawn], run:
         "version": f"mezzotint {__version__}",
         "interrupted": run.interrupted,
     }
+
+
+async def written(drawn: Sequence[Drawn]) -> bytes:
+    """The files as a list of JSON."""
+    files = []
+    for each in drawn:
+        # In base64 there is nothing to escape.
+        files.append(b'"' + base64.b64encode(each.data) + b'"')
+        # Ten large pictures take half a second to write down; between two of them others are served.
+        await asyncio.sleep(0)
+    return b"[" + b",".join(files) + b"]"
 
 
 def state_of(run: RunStatus | None) -> dict[str, Any]:

@@ -41,8 +41,10 @@ NAME = "controlnet"
 PLACE = f"{SCRIPTS}.{NAME}"
 
 Shaping = Callable[[Pixels, int, int], Pixels]
-# By name and, as older clients have them, by number.
-JUST, CROP, FILL = ("just resize", "0"), ("crop and resize", "1"), ("resize and fill", "2")
+# By name and, as older clients have them, by number and by the names of then.
+JUST = ("just resize", "0")
+CROP = ("crop and resize", "1", "scale to fit (inner fit)", "inner fit (scale to fit)")
+FILL = ("resize and fill", "2", "envelope (outer fit)", "outer fit (shrink to fit)")
 RESIZE_MODES: Mapping[str, Shaping] = {
     **dict.fromkeys(JUST, lambda image, width, height: image),
     **dict.fromkeys(CROP, cropped_to),
@@ -121,14 +123,18 @@ class Unit(Fields):
 
     def control(self, place: str, drawn_from: Pixels | None, shape: tuple[int, int]) -> Control:
         """place: of its picture. drawn_from: what it reads where it has none. shape: width and height."""
-        picture, image = self.picture, drawn_from
-        if picture is not None:
-            image = read_upload_text(picture, place)
-        if image is None:
+        if self.picture is not None:
+            sent = read_upload_text(self.picture, place)
+            image = RESIZE_MODES[str(self.resize_mode).casefold()](sent, *shape)
+        elif drawn_from is not None:
+            # Brought to size as it is to be drawn from, whatever the unit says: cropped, its lines would lie
+            # elsewhere than what is drawn. So does the extension.
+            image = drawn_from
+        else:
             raise InvalidRequest(f"{place} is required", param=SCRIPTS)
         return Control(
             name=self.net,
-            image=RESIZE_MODES[str(self.resize_mode).casefold()](image, *shape),
+            image=image,
             preprocessor="canny" if self.module.casefold() == "canny" else "none",
             scale=self.weight,
             start=self.guidance_start,

@@ -33,9 +33,12 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "mask_round": (True,),
     "CLIP_stop_at_last_layers": (1, 2),
     "clip_skip": (1, 2),
+    "comma_padding_backtrack": (20,),
+    "ddim_discretize": ("uniform",),
     "hr_checkpoint_name": ("Use same checkpoint",),
     "hr_sampler_name": ("Use same sampler",),
     "hr_scheduler": ("Use same scheduler",),
+    "inpainting_mask_weight": (1,),
     "sd_vae": ("Automatic",),
 }
 CHOOSES_BY_ZERO = ("s_noise", "initial_noise_multiplier")
@@ -57,6 +60,11 @@ HARMLESS = frozenset(
         "return_grid",
         "save_images",
         "seed_enable_extras",
+        # Of previews alone.
+        "show_progress_type",
+        # SillyTavern's own, by which it found this server.
+        "auth",
+        "url",
         # Without a strength, which is refused, it says nothing.
         "subseed",
     }

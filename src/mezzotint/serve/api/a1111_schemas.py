@@ -50,6 +50,7 @@ MAX_TAGGED_CHARACTERS = 2 * MAX_PROMPT_CHARACTERS
 # A1111's "extra networks" in a prompt; of a LoRA, its name and how much of it.
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>", re.IGNORECASE)
 LORA = re.compile(r"([^:]+)(?::([^:=]*))?")
+MASK_BLUR = 4
 FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 
 
@@ -200,10 +201,11 @@ class Img2Img(Txt2Img):
     init_images: list[str] = Field(min_length=1, description="one base64 file or data: URL")
     mask: str | None = Field(None, description="base64 file or data: URL; white is redrawn")
     denoising_strength: Real = 0.75
-    mask_blur: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
-    mask_blur_x: Whole | None = Field(None, ge=0, le=64)
-    mask_blur_y: Whole | None = Field(None, ge=0, le=64)
-    inpainting_mask_invert: Whole | None = Field(None, ge=0, le=1, description="1 redraws the black")
+    mask_blur: Whole | None = Field(None, ge=0, le=64, description="pixels, whatever the two of a side say")
+    mask_blur_x: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
+    mask_blur_y: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
+    # A1111's own tests say true and false.
+    inpainting_mask_invert: int | None = Field(None, ge=0, le=1, description="1 redraws the black")
     include_init_images: bool = False
 
     def _has_mask(self) -> bool:
@@ -223,11 +225,9 @@ class Img2Img(Txt2Img):
 
     def _prepared(self, mask: Mask) -> Mask:
         inverted = 255 - mask if self.inpainting_mask_invert else mask
-        blur = 4 if self.mask_blur is None else self.mask_blur
-        radius = (
-            blur if self.mask_blur_x is None else self.mask_blur_x,
-            blur if self.mask_blur_y is None else self.mask_blur_y,
-        )
+        # As in A1111, whose own defaults of the two sides clients send beside the one for both.
+        sides = (self.mask_blur_x, self.mask_blur_y) if self.mask_blur is None else (self.mask_blur,) * 2
+        radius = tuple(MASK_BLUR if side is None else side for side in sides)
         # The latents' mask is hard, so blurring it first rounds its outline: as in A1111 with mask_round.
         return np.asarray(PilImage.fromarray(inverted).filter(ImageFilter.GaussianBlur(radius)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
@@ -63,8 +64,12 @@ class KeyedRoute(APIRoute):
 
 
 async def check_query(request: Request) -> None:
-    """Refuse what a parser would silently let fall: a field that the route does not know, and of
-    `seed=1&seed=2` one of the two."""
+    """Refuse what a parser would silently let fall or replace: a field that the route does not know, of
+    `seed=1&seed=2` one of the two, and bytes that are no UTF-8."""
+    try:
+        unquote_to_bytes(request.scope["query_string"]).decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("the address has what is no UTF-8 in its query") from None
     known = _known_fields(request.scope["route"].dependant)
     seen = set()
     for name, _ in request.query_params.multi_items():

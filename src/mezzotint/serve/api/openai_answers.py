@@ -96,10 +96,11 @@ class Answer:
         facts = Facts(created=int(time.time()), usage=usage_of(self.requests), **self._facts())
         items = []
         for each in drawn:
-            items.append((await self._item(each, request)).model_dump_json(exclude_unset=True))
+            items.append((await self._item(each, request)).model_dump_json(exclude_unset=True).encode())
             # A large picture takes ten milliseconds to write down; between two of them others are served.
             await asyncio.sleep(0)
-        body = f'{facts.model_dump_json()[:-1]},"data":[{",".join(items)}]}}'
+        head = facts.model_dump_json()[:-1] + ',"data":['
+        body = head.encode() + b",".join(items) + b"]}"
         return Response(body, headers={"Cache-Control": "no-store"}, media_type="application/json")
 
     async def streamed(self) -> Response:

@@ -9,7 +9,7 @@ from fastapi import Request
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException, MultiPartParser, MultipartPart
 
 from mezzotint.errors import InvalidRequest, NotSupported, PayloadTooLarge
 from mezzotint.imaging.uploads import MAX_UPLOAD_BYTES
@@ -59,6 +59,22 @@ class _Parser(MultiPartParser):
             raise PayloadTooLarge(f"{name}: {what} has at most {most:,} bytes", param=name)
         super().on_part_data(data, start, end)
 
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is None:
+            self.items.append((part.field_name, self._text_of(part)))
+        else:
+            super().on_part_end()
+
+    def _text_of(self, part: MultipartPart) -> str:
+        # Starlette looks at the form's character set alone, and takes what is not in it for Latin-1.
+        name, kind = part.field_name, dict(part.item_headers).get(b"content-type", b"")
+        try:
+            return part.data.decode(_charset_of(kind.decode("latin-1"), name) or self._charset)
+        except UnicodeDecodeError as error:
+            found = f"no {error.encoding.upper()} at byte {error.start + 1}"
+            raise InvalidRequest(f"{name}: {found}; a file must have a filename", param=name) from None
+
     def on_end(self) -> None:
         self.ended = True
 
@@ -72,7 +88,8 @@ async def read_form(
     that clients know as files or objects.
 
     Raises:
-        InvalidRequest: not such a form, an unknown field, text where a file is meant or the reverse.
+        InvalidRequest: not such a form, an unknown field, text where a file is meant or the reverse, or text
+            that is not in its character set.
         NotSupported: a file, or a part of an object (`name[part]`), of a field that is not served.
         PayloadTooLarge: a file of more than 50 MB, a text of more than 64 KiB, or too many of them.
     """
@@ -119,7 +136,7 @@ async def _parse(request: Request) -> FormData:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise InvalidRequest("the body must be multipart/form-data", param="content-type")
-    _check_charset(request.headers["content-type"])
+    _charset_of(request.headers["content-type"], "content-type")
     parser = _Parser(
         request.headers,
         request.stream(),
@@ -138,13 +155,20 @@ async def _parse(request: Request) -> FormData:
     return form
 
 
-def _check_charset(content_type: str) -> None:
+def _charset_of(content_type: str, param: str) -> str | None:
+    """The character set that it tells, if any.
+
+    Raises:
+        InvalidRequest: on `param`, when it is none of the few that are read.
+    """
+    told = parse_options_header(content_type)[1].get(b"charset")
+    if told is None:
+        return None
+    charset = told.decode("latin-1")
     # Some that Python knows take time that grows with the square of the text.
-    told = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
-    if told.lower().replace("_", "-") not in CHARSETS:
-        raise InvalidRequest(
-            "a form's character set must be utf-8, us-ascii or latin-1", param="content-type"
-        )
+    if charset.lower().replace("_", "-") not in CHARSETS:
+        raise InvalidRequest("a form's character set must be utf-8, us-ascii or latin-1", param=param)
+    return charset
 
 
 def _check(kind: type[_Fields], texts: Mapping[str, str]) -> _Fields:
