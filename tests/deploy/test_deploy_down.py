@@ -173,6 +173,13 @@ class TestBrokenOff:
             up.down()
         assert len(up.called("infra destroy")) == 2
 
+    @pytest.mark.parametrize("how", ["unstored", "unstored, reset"])
+    def test_what_a_destroy_could_not_store_is_stored_before_the_next(self, up: Site, how: str) -> None:
+        up.fail("infra destroy", how)
+        up.down()
+        assert len(up.called("infra state push")) == 1
+        assert_gone(up)
+
     def test_without_its_state_it_removes_what_it_can_and_lists_the_rest(self, up: Site) -> None:
         shutil.rmtree(up.folder)
         up.short = {"leftovers_gone", "listing"}

@@ -103,6 +103,21 @@ class TestStages:
         redone = applies(site)[len(before) :]
         assert redone == [root for root in ("infra", "addons") if at <= STAGES.index(root)]
 
+    @pytest.mark.parametrize("how", ["unstored", "unstored, reset"])
+    @pytest.mark.parametrize("root", ["infra", "addons"])
+    def test_a_state_that_terraform_could_not_store_is_stored_before_anything_else_is_planned(
+        self, site: Site, root: str, how: str
+    ) -> None:
+        site.fail(f"{root} apply", how)
+        if how == "unstored":
+            with pytest.raises(DeployFailed, match=f"stage {root} failed") as caught:
+                site.up()
+            assert "ExpiredToken" in caught.value.message
+        site.up()
+        assert len(site.called(f"{root} state push")) == 1
+        assert applies(site).count(root) == 1
+        assert set(site.state["stages"]) == set(STAGES)
+
     @pytest.mark.parametrize("how", ["throttle", "reset"])
     @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "keys"])
     def test_what_may_pass_is_tried_again(self, site: Site, stage: str, how: str) -> None:

@@ -54,6 +54,7 @@ def new_world() -> dict:
         "rotated": 0,
         "protected": True,
         "stale": [],
+        "unstored": {"infra": None, "addons": None},
         "failures": [],
         "leaks": [],
         "orphans": [],
@@ -184,7 +185,7 @@ AWS = {
     "rds delete-db-instance": "--db-instance-identifier --final-db-snapshot-identifier",
     "rds delete-db-snapshot": "--db-snapshot-identifier",
     "rds delete-db-instance-automated-backup": "--db-instance-automated-backups-arn",
-    "s3api list-object-versions": "--bucket --max-items",
+    "s3api list-object-versions": "--bucket --no-paginate --max-keys",
     "s3api delete-objects": "--bucket --delete",
     "s3api get-bucket-location": "--bucket",
     "s3api delete-bucket": "--bucket",
@@ -286,6 +287,13 @@ class World:
             backend = json.loads((place / "backend_override.tf.json").read_text())["terraform"]["backend"]
             Path(backend["local"]["path"]).write_text("{}")
             raise Refused(1, "Error: creating the rest: it did not work")
+        if how.startswith("unstored"):
+            # All that was made is known to this file alone.
+            root, place = root_of(line.split()[1:]), Path(line.split()[1].removeprefix("-chdir="))
+            self.s["unstored"][root] = ROOTS[root] if " apply " in line else self.s["made"][root][:-1]
+            (place / "errored.tfstate").write_text("{}")
+            told = {"unstored": "ExpiredToken", "unstored, reset": "connection reset by peer"}[how]
+            raise Refused(1, f"Error: Failed to save state: {told}")
         if how == "hang":
             self._hang(line)
         raise AssertionError(how)
@@ -478,11 +486,13 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     value["place"] = str(place)
     if command in ("plan", "apply", "destroy", "state") and s["locked"]:
         raise Refused(1, "Error: Error acquiring the state lock")
+    if command in ("plan", "apply", "destroy") and s["unstored"][root] is not None:
+        raise AssertionError("it would be made a second time, or what is stored would be the newer one")
     if "local" in backend and command in ("show", "output", "destroy") and not state.exists():
         # Whatever was made, this state does not know of it.
         return "{}"
     answer = TERRAFORM[command](s, root, value, options)
-    if command == "apply":
+    if command == "apply" or (command == "state" and options[0] == "push"):
         state.write_text("{}")
     return answer
 
@@ -535,6 +545,12 @@ def terraform_show(s: dict, root: str, value: dict, options: list[str]) -> objec
 
 
 def terraform_state(s: dict, root: str, value: dict, options: list[str]) -> object:
+    if options[0] == "push":
+        if options[-1] != str(Path(value["place"]) / "errored.tfstate") or not Path(options[-1]).exists():
+            raise Refused(1, f"Error: open {options[-1]}: no such file or directory")
+        s["made"][root], s["unstored"][root] = s["unstored"][root], None
+        take_effect(s, root)
+        return ""
     if options[0] != "rm":
         raise Refused(1, "unknown command")
     # What is forgotten is there all the same.
@@ -820,7 +836,7 @@ def s3(s: dict, command: str, options: dict) -> object:
     if bucket not in s["buckets"]:
         raise aws_error("NoSuchBucket")
     if command == "list-object-versions":
-        some = min(s["buckets"][bucket], int(options["--max-items"][0]), 2)
+        some = min(s["buckets"][bucket], int(options["--max-keys"][0]), 2)
         return {"Versions": [{"Key": f"k{i}", "VersionId": "v"} for i in range(some)]} if some else ""
     if command == "delete-objects":
         asked = json.loads(Path(options["--delete"][0].removeprefix("file://")).read_text())
