@@ -26,6 +26,7 @@ __all__ = [
     "empty_buckets",
     "holds_objects",
     "kept_resources",
+    "listed_versions",
     "prepare_for_destroy",
     "snapshots",
     "still_there",
@@ -108,7 +109,7 @@ def _empty(d: Deployment, bucket: str) -> None:
         d.say(f"  would delete all of s3://{bucket}")
         return
     deleted = 0
-    while versions := _versions(d, bucket):
+    while versions := listed_versions(d, bucket):
         _delete(d, bucket, versions)
         deleted += len(versions)
     d.say(f"  deleted {deleted} objects and versions of s3://{bucket}")
@@ -213,12 +214,13 @@ def _belongs_to(each: Owned, buckets: set[str], keys: set[str]) -> bool:
 
 def holds_objects(d: Deployment, bucket: str) -> bool:
     """Or versions of objects that were deleted."""
-    return bool(_versions(d, bucket, at_most=1))
+    return bool(listed_versions(d, bucket, at_most=1))
 
 
-def _versions(d: Deployment, bucket: str, at_most: int = 1_000) -> list[dict[str, str]]:
-    """Up to so many objects, versions and marks of deletion."""
-    page = ("--bucket", bucket, "--max-items", str(at_most))
+def listed_versions(d: Deployment, bucket: str, at_most: int = 1_000) -> list[dict[str, str]]:
+    """Up to so many objects, versions and marks of deletion, of which S3 deletes 1,000 at once."""
+    # One page of S3's own: `--max-items` counts versions alone, and reads on through any number of marks.
+    page = ("--bucket", bucket, "--no-paginate", "--max-keys", str(at_most))
     found = d.aws("s3api", "list-object-versions", *page, missing=NO_BUCKET) or {}
     listed = [*(found.get("Versions") or []), *(found.get("DeleteMarkers") or [])]
     return [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in listed]
