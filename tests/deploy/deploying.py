@@ -38,6 +38,7 @@ VARIABLES = {
     "certificate_arn model_uri zone_count",
     "addons": "region account_id cluster_name vpc_id accelerator interruption_queue monitoring",
 }
+REQUIRED = ("region", "vpc_id", "interruption_queue")
 OVERLAY = """resources: [../../base]
 images:
   - {name: mezzotint/neuron, newName: registry.invalid/mezzotint/neuron, newTag: change-me}
@@ -63,7 +64,8 @@ def make_source(checkout: Path) -> Path:
     for root, names in VARIABLES.items():
         folder = deploy / "terraform" / root
         folder.mkdir(parents=True)
-        text = "".join(f'variable "{name}" {{}}\n' for name in names.split())
+        default = {name: "" if name in REQUIRED else " default = null " for name in names.split()}
+        text = "".join(f'variable "{name}" {{{value}}}\n' for name, value in default.items())
         (folder / "variables.tf").write_text(text)
     overlay = deploy / "kubernetes/overlays/inf2"
     overlay.mkdir(parents=True)

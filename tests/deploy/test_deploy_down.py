@@ -192,6 +192,13 @@ class TestBrokenOff:
         world = up.world.read()
         assert (world["balancers"], world["instances"]) == ({}, {})
 
+    def test_without_its_notes_and_with_terraforms_state_in_s3_everything_goes(self, site: Site) -> None:
+        backend = {"bucket": "states"}
+        site.up(backend=backend)
+        shutil.rmtree(site.folder)
+        site.down(backend=backend)
+        assert_gone(site)
+
     def test_a_cluster_that_went_by_other_ways_leaves_its_charts_to_be_forgotten(self, up: Site) -> None:
         world = up.world.read()
         infra = [each for each in world["made"]["infra"] if "aws_eks_cluster" not in each[0]]

@@ -14,6 +14,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ KMS = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/data-key"
 # How many calls it takes a controller to do what it does.
 DELAY = 2
 TAG = "mezzotint.dev/cluster"
+CNI_TAG = "cluster.k8s.amazonaws.com/name"
 ELB_TAG = "elbv2.k8s.aws/cluster"
 
 
@@ -486,6 +488,14 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     value["place"] = str(place)
     if command in ("plan", "apply", "destroy", "state") and s["locked"]:
         raise Refused(1, "Error: Error acquiring the state lock")
+    if command in ("plan", "destroy"):
+        declared = "".join(path.read_text() for path in place.glob("*.tf"))
+        given = json.loads(Path(value["-var-file"]).read_text())
+        missing = set(re.findall(r'^variable "(\w+)" {}', declared, re.MULTILINE)) - given.keys()
+        if missing:
+            raise Refused(1, f"Error: No value for required variable: {', '.join(sorted(missing))}")
+        if not isinstance(given.get("lb_cidrs", []), list):
+            raise Refused(1, "Error: Invalid value for input variable: lb_cidrs: list of string required")
     if command in ("plan", "apply", "destroy") and s["unstored"][root] is not None:
         raise AssertionError("it would be made a second time, or what is stored would be the newer one")
     if "local" in backend and command in ("show", "output", "destroy") and not state.exists():
@@ -655,6 +665,8 @@ def matches(options: dict, tags: dict) -> bool:
 
 
 OWN = {TAG: CLUSTER}
+# What the VPC CNI puts on the interfaces that it makes, and no more.
+OF_THE_CNI = {CNI_TAG: CLUSTER, "node.k8s.amazonaws.com/instance_id": "i-gone"}
 
 
 def pairs(tags: dict) -> list:
@@ -686,13 +698,13 @@ def ec2(s: dict, command: str, options: dict) -> object:
             found.append({"InstanceId": "i-system", "State": {"Name": "running"}, "Tags": tags})
         return {"Reservations": [{"Instances": [each]} for each in found]}
     simple = {
-        "describe-network-interfaces": ("NetworkInterfaces", "NetworkInterfaceId", "interfaces"),
-        "describe-volumes": ("Volumes", "VolumeId", "volumes"),
+        "describe-network-interfaces": ("NetworkInterfaces", "NetworkInterfaceId", "interfaces", OF_THE_CNI),
+        "describe-volumes": ("Volumes", "VolumeId", "volumes", OWN),
     }
     if command in simple:
-        title, id, kind = simple[command]
-        state = {"Status": "available", "State": "available"}
-        return {title: [{id: each, **state, "Tags": pairs(OWN)} for each in s[kind] if matches(options, OWN)]}
+        title, id, kind, tags = simple[command]
+        state = {"Status": "available", "State": "available", "Tags": pairs(tags)}
+        return {title: [{id: each, **state} for each in s[kind] if matches(options, tags)]}
     if command == "describe-security-groups":
         return {"SecurityGroups": security_groups(s, options)}
     if command == "describe-security-group-rules":

@@ -225,7 +225,9 @@ def _ensure_variables(d: Deployment, name: str) -> None:
     root = d.root(name)
     if not root.has_variables:
         declared = root.declared()
-        given = {**d.folder.state.get("outputs", {}), **d.variables(root)}
+        # `infra` goes last, so its state has its outputs as long as anything wants them.
+        outputs = {} if name == "infra" else d.folder.state.get("outputs") or d.root("infra").outputs()
+        given = {**outputs, **d.variables(root)}
         root.set_variables({each: value for each, value in given.items() if each in declared})
 
 
