@@ -18,6 +18,8 @@ from mezzotint.errors import DeployFailed
 __all__ = ["Left", "cluster_tags", "find_leftovers", "load_balancers", "remove_leftovers", "tag_filters"]
 
 ELB_CLUSTER_TAG = "elbv2.k8s.aws/cluster"
+# The only one on the interfaces that the VPC CNI makes, which stay where a node ends before they are deleted.
+CNI_CLUSTER_TAG = "cluster.k8s.amazonaws.com/name"
 # EKS's own, which go with the cluster: its node groups' instances, its security group.
 OF_EKS = ("eks:nodegroup-name", "aws:eks:cluster-name")
 TAGS_AT_ONCE = 20
@@ -106,6 +108,7 @@ def cluster_tags(d: Deployment) -> dict[str, str]:
         CLUSTER_TAG: d.cluster,
         f"kubernetes.io/cluster/{d.cluster}": "owned",
         ELB_CLUSTER_TAG: d.cluster,
+        CNI_CLUSTER_TAG: d.cluster,
     }
 
 
