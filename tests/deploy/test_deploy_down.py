@@ -180,6 +180,12 @@ class TestBrokenOff:
         assert len(up.called("infra state push")) == 1
         assert_gone(up)
 
+    def test_a_database_whose_deletion_an_earlier_down_has_begun_is_waited_for(self, up: Site) -> None:
+        up.world.change(database_goes_after=3, snapshots={"mezzotint-final": "mezzotint"})
+        up.down()
+        assert_gone(up)
+        assert set(up.world.read()["snapshots"]) == {"mezzotint-final"}
+
     def test_without_its_state_it_removes_what_it_can_and_lists_the_rest(self, up: Site) -> None:
         shutil.rmtree(up.folder)
         up.short = {"leftovers_gone", "listing"}
@@ -291,6 +297,17 @@ class TestRefusals:
             ):
                 d.check_account()
         assert self.untouched(up)
+
+    def test_another_region_is_refused_while_kept_buckets_have_the_names(self, up: Site) -> None:
+        up.down()
+        with up.deployment(region="eu-west-1") as d:
+            d.aws.region = "us-west-2"
+            with pytest.raises(SettingInvalid, match=r"buckets, which `down` kept, are in us-west-2"):
+                d.check_account()
+        up.down(delete_data=True)
+        with up.deployment(region="eu-west-1") as d:
+            d.aws.region = "us-west-2"
+            d.check_account()
 
     def test_a_kubeconfig_of_another_cluster_is_refused(self, up: Site) -> None:
         up.world.change(leads_to=ARN.replace("cluster/mezzotint", "cluster/production"))

@@ -55,6 +55,7 @@ def new_world() -> dict:
         "api_keys": [],
         "rotated": 0,
         "protected": True,
+        "database_goes_after": 0,
         "stale": [],
         "unstored": {"infra": None, "addons": None},
         "failures": [],
@@ -824,14 +825,24 @@ def rds(s: dict, command: str, options: dict) -> object:
         return {"DBSnapshots": [*found, {"DBSnapshotIdentifier": "of-others", "TagList": []}]}
     if command == "delete-db-snapshot":
         del s["snapshots"][options["--db-snapshot-identifier"][0]]
-    elif command == "delete-db-instance":
+        return {}
+    if command in ("delete-db-instance", "modify-db-instance") and not made(s, "aws_db_instance"):
+        raise aws_error("DBInstanceNotFound")
+    if command == "describe-db-instances" and s["database_goes_after"]:
+        s["database_goes_after"] -= 1
+        if s["database_goes_after"] == 0:
+            s["made"]["infra"] = [each for each in s["made"]["infra"] if "aws_db_instance" not in each[0]]
+        return {"DBInstances": [{"DBInstanceStatus": "deleting"}]}
+    if command in ("delete-db-instance", "modify-db-instance") and s["database_goes_after"]:
+        raise aws_error("InvalidDBInstanceState", "Instance mezzotint is already being deleted.")
+    if command == "delete-db-instance":
         s["snapshots"][options["--final-db-snapshot-identifier"][0]] = CLUSTER
         s["made"]["infra"] = [each for each in s["made"]["infra"] if "aws_db_instance" not in each[0]]
     elif command == "modify-db-instance":
         s["protected"] = False
     elif command == "describe-db-instances" and not made(s, "aws_db_instance"):
         raise aws_error("DBInstanceNotFound")
-    return {}
+    return {"DBInstances": [{"DBInstanceStatus": "available"}]}
 
 
 def made(s: dict, kind: str) -> bool:

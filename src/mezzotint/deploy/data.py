@@ -86,16 +86,26 @@ def delete_databases(d: Deployment, owned: Iterable[Owned]) -> None:
 
 
 def _delete_database(d: Deployment, database: str, snapshot: str) -> None:
-    d.say(f"  the database's last snapshot is {snapshot}")
     named = ("--db-instance-identifier", database)
     last = ("--final-db-snapshot-identifier", snapshot)
-    d.aws("rds", "delete-db-instance", *named, *last, changes=True, missing=NO_DATABASE)
+    if d.aws("rds", "delete-db-instance", *named, *last, changes=True, missing=NO_DATABASE) is not None:
+        d.say(f"  the database's last snapshot is {snapshot}")
+        _wait_for_its_end(d, database)
 
+
+def _wait_for_its_end(d: Deployment, database: str) -> None:
     def look() -> str:
-        found = d.aws("rds", "describe-db-instances", *named, missing=NO_DATABASE)
-        return "" if found is None else f"{database} is {found['DBInstances'][0]['DBInstanceStatus']}"
+        status = _database_status(d, database)
+        return status and f"{database} is {status}"
 
     d.wait("the database to go", "database_gone", look)
+
+
+def _database_status(d: Deployment, database: str) -> str:
+    """Empty where there is none."""
+    named = ("--db-instance-identifier", database)
+    found = d.aws("rds", "describe-db-instances", *named, missing=NO_DATABASE)
+    return "" if found is None else str(found["DBInstances"][0]["DBInstanceStatus"])
 
 
 def empty_buckets(d: Deployment, owned: Iterable[Owned]) -> None:
@@ -131,7 +141,11 @@ def prepare_for_destroy(d: Deployment, owned: Iterable[Owned]) -> None:
         if not each.values.get("deletion_protection"):
             continue
         if each.type == "aws_db_instance":
-            name = ("--db-instance-identifier", str(each.values.get("identifier")), "--apply-immediately")
+            database = str(each.values.get("identifier"))
+            if _database_status(d, database) == "deleting":
+                # A `down` that was broken off has begun it; until its end RDS refuses every change.
+                _wait_for_its_end(d, database)
+            name = ("--db-instance-identifier", database, "--apply-immediately")
             change = "--no-deletion-protection"
             d.aws("rds", "modify-db-instance", *name, change, changes=True, missing=NO_DATABASE)
         elif each.type == "aws_eks_cluster":
