@@ -302,7 +302,7 @@ class TestRefusals:
         up.down()
         with up.deployment(region="eu-west-1") as d:
             d.aws.region = "us-west-2"
-            with pytest.raises(SettingInvalid, match=r"buckets, which `down` kept, are in us-west-2"):
+            with pytest.raises(SettingInvalid, match=r"buckets, which were kept, are in us-west-2"):
                 d.check_account()
         up.down(delete_data=True)
         with up.deployment(region="eu-west-1") as d:

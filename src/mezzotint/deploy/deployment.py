@@ -123,6 +123,13 @@ class Deployment:
             raise SettingInvalid(
                 f"region is {self.config.region}; {self.cluster} was deployed to {kept}", param="region"
             )
+        buckets = [address for address in self.folder.state.get("kept") or {} if "aws_s3_bucket" in address]
+        if kept and kept != self.config.region and buckets:
+            raise SettingInvalid(
+                f"region is {self.config.region}; {self.cluster}'s buckets, which were kept, are in {kept}, "
+                "and their names are taken everywhere: `down --delete-data` there, or another cluster's name",
+                param="region",
+            )
 
     def enter_cluster(self) -> None:
         """Write the kubeconfig, and see that it leads to the cluster that is meant.
