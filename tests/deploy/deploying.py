@@ -236,6 +236,10 @@ class Service:
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         path = urlsplit(handler.path)
+        if self.wrong == "no HTTP":
+            handler.wfile.write(b"SSH-2.0\r\n")
+            handler.close_connection = True
+            return None
         if path.path == "/readyz":
             self.not_ready -= 1
             return self.send(handler, 503 if self.not_ready >= 0 else 200, "text/plain", b"")

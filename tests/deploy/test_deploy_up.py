@@ -470,6 +470,12 @@ class TestReadiness:
         service.wrong = ""
         site.up()
 
+    def test_what_answers_in_another_protocol_is_not_reached(self, site: Site, service: Service) -> None:
+        site.short = {"reachable"}
+        service.wrong = "no HTTP"
+        with pytest.raises(DeployFailed, match=r"stage verify failed: .* is not reached: SSH-2.0"):
+            site.up()
+
     def test_an_internal_load_balancer_that_is_not_reached_says_from_where_it_is(self, site: Site) -> None:
         site.short = {"reachable"}
         site.world.change(address="127.0.0.1:9")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mezzotint.config_file import read_table
 from mezzotint.errors import SettingInvalid
@@ -20,7 +21,6 @@ REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 ACCOUNT = re.compile(r"\d{12}")
 IMAGE = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*@sha256:[0-9a-f]{64}")
 SCHEMES = ("internal", "internet-facing")
-EVERYBODY = ("0.0.0.0/0", "::/0")
 # Said elsewhere in the file; said again as variables of terraform's, they could differ.
 NOT_VARIABLES = (
     "cluster_name",
@@ -96,8 +96,14 @@ def read_config(path: Path | None, **flags: Any) -> DeployConfig:
     images = {**given.get("images", {}), **(flags.pop("images", None) or {})}
     given |= {name: value for name, value in flags.items() if value is not None}
     given["region"] = given.get("region") or os.environ.get("AWS_REGION") or ""
-    given["cidrs"] = tuple(given.get("cidrs", ()))
+    given["cidrs"] = _listed("cidrs", given.get("cidrs", ()))
     return _checked(replace(DeployConfig(**given), images=images))
+
+
+def _listed(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise SettingInvalid(f"{name} takes a list; not {value!r}", param=name)
+    return tuple(value)
 
 
 def _flattened(path: Path) -> dict[str, Any]:
@@ -177,14 +183,27 @@ def _check_load_balancer(config: DeployConfig) -> None:
         )
         # The load balancer's own name is not the certificate's.
         _require(config.url.startswith("https://"), "url", "https://… of the certificate's name", config.url)
+    if config.url:
+        _require(_is_address(config.url), "url", "an address such as https://draw.example.com", config.url)
 
 
 def _is_network(cidr: object) -> bool:
+    """One with its prefix's length, which terraform wants too, and not everybody, however that is written."""
     try:
-        ipaddress.ip_network(cidr if isinstance(cidr, str) else "")
+        network = ipaddress.ip_network(cidr if isinstance(cidr, str) else "")
     except ValueError:
         return False
-    return cidr not in EVERYBODY
+    return "/" in str(cidr) and network.prefixlen > 0
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # The port is read when it is asked for, and may be none.
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(whole) and url.isascii() and url.isprintable() and " " not in url
 
 
 def _require(fine: bool, name: str, accepted: str, value: object) -> None:
