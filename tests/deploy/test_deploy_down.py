@@ -298,6 +298,18 @@ class TestRefusals:
                 d.check_account()
         assert self.untouched(up)
 
+    def test_another_account_is_refused_until_all_is_removed_and_no_data_kept(self, up: Site) -> None:
+        up.down()
+        up.world.change(account="999999999999")
+        with pytest.raises(SettingInvalid, match="mezzotint was deployed to 123456789012"):
+            up.up()
+        up.world.change(account="123456789012")
+        up.down(delete_data=True)
+        up.world.change(account="999999999999")
+        with up.deployment() as d:
+            d.check_account()
+        assert d.account == "999999999999"
+
     def test_another_region_is_refused_while_kept_buckets_have_the_names(self, up: Site) -> None:
         up.down()
         with up.deployment(region="eu-west-1") as d:
