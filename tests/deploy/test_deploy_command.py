@@ -18,7 +18,7 @@ import yaml
 
 from mezzotint.cli.main import run
 from mezzotint.deploy.checkout import find_source
-from mezzotint.deploy.config import OVERLAYS, DeployConfig, read_config
+from mezzotint.deploy.config import OVERLAYS, QUOTAS, DeployConfig, read_config
 from mezzotint.deploy.data import empty_buckets, listed_versions
 from mezzotint.deploy.deployment import environment_of
 from mezzotint.deploy.folder import Folder
@@ -130,9 +130,10 @@ class TestConfiguration:
             read_config(self.write(tmp_path, text))
 
     def test_every_overlay_has_an_instance_and_a_quota(self) -> None:
-        for overlay in OVERLAYS.values():
-            assert re.fullmatch(r"[a-z0-9]+\.\d*xlarge", overlay.instance_type)
-            assert re.fullmatch(r"L-[0-9A-F]{8}", overlay.quota)
+        for instance in OVERLAYS.values():
+            assert re.fullmatch(r"[a-z0-9]+\.\d*xlarge", instance)
+            assert instance.startswith(tuple(QUOTAS))
+        assert all(re.fullmatch(r"L-[0-9A-F]{8}", code) for code, _ in QUOTAS.values())
 
     def test_a_place_without_the_folder_deploy_is_one_clear_error(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -188,6 +188,19 @@ class TestChecks:
             site.up()
         assert not site.called("terraform -chdir")
 
+    @pytest.mark.parametrize(
+        ("instance", "family", "code"),
+        [("p5.4xlarge", "P", "L-417A185B"), ("gr6.4xlarge", "G and VT", "L-DB2E81BA")],
+    )
+    def test_the_quota_is_the_one_of_the_instances_that_are_asked_for(
+        self, site: Site, instance: str, family: str, code: str
+    ) -> None:
+        site.world.change(quota=0)
+        with pytest.raises(DeployFailed, match=f"on-demand {family} instances .* the quota {code}"):
+            site.up(instance_type=instance)
+        site.up(until="tools", instance_type="x9.large")
+        assert any("which quota holds for x9.large is not known" in line for line in site.said)
+
     def test_a_quota_that_may_not_be_read_is_said_and_is_no_failure(self, site: Site) -> None:
         site.fail("get-service-quota", "denied")
         site.up()

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from mezzotint.config_file import read_table
 from mezzotint.errors import SettingInvalid
 
-__all__ = ["NOT_VARIABLES", "OVERLAYS", "DeployConfig", "Overlay", "read_config"]
+__all__ = ["NOT_VARIABLES", "OVERLAYS", "QUOTAS", "DeployConfig", "read_config"]
 
 CLUSTER = re.compile(r"(?=.{3,24}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
@@ -35,22 +35,15 @@ NOT_VARIABLES = (
 BACKEND = ("bucket", "key_prefix", "region", "kms_key_id")
 
 
-@dataclass(frozen=True)
-class Overlay:
-    """instance_type: of an engine, unless said otherwise. quota, family: AWS's code and name of the limit on
-    running vCPUs of that family, on demand.
-    """
-
-    instance_type: str
-    quota: str
-    family: str
-
-
 IMAGES = ("mezzotint/cpu", "mezzotint/cuda", "mezzotint/neuron", "mezzotint/ui")
-OVERLAYS = {
-    "gpu": Overlay("g6e.xlarge", "L-DB2E81BA", "G and VT"),
-    "inf2": Overlay("inf2.8xlarge", "L-1945791B", "Inf"),
-    "trn1": Overlay("trn1.2xlarge", "L-2C3B7624", "Trn"),
+# Each with its engines' instances, unless said otherwise.
+OVERLAYS = {"gpu": "g6e.xlarge", "inf2": "inf2.8xlarge", "trn1": "trn1.2xlarge"}
+# By what an instance type begins with: AWS's code and name of the limit on that family's vCPUs, on demand.
+QUOTAS = {
+    "g": ("L-DB2E81BA", "G and VT"),
+    "p": ("L-417A185B", "P"),
+    "inf": ("L-1945791B", "Inf"),
+    "trn": ("L-2C3B7624", "Trn"),
 }
 
 
