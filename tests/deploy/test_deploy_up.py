@@ -356,6 +356,27 @@ class TestKeys:
         site.up()
         assert site.world.read()["restarted"] == ["page"]
 
+    @pytest.mark.parametrize("broken_off", ["keys create metrics", "rollout restart"])
+    def test_a_page_whose_start_a_failure_prevented_is_started_anew_by_the_next_up(
+        self, site: Site, broken_off: str
+    ) -> None:
+        site.fail(broken_off, "exit")
+        with pytest.raises(DeployFailed, match="stage keys failed"):
+            site.up()
+        site.up()
+        assert site.world.read()["restarted"] == ["page"]
+
+    def test_so_is_one_whose_key_was_taken_away_and_made_again(self, site: Site) -> None:
+        site.up()
+        objects = site.world.read()["objects"]
+        del objects["secrets/mezzotint-page"]
+        site.world.change(objects=objects)
+        site.fail("rollout restart", "exit")
+        with pytest.raises(DeployFailed, match="stage keys failed"):
+            site.up()
+        site.up()
+        assert site.world.read()["restarted"] == ["page", "page"]
+
     def test_the_service_is_asked_with_the_pages_key(self, site: Site, service: Service) -> None:
         site.up()
         data = site.world.read()["objects"]["secrets/mezzotint-page"]["data"]
