@@ -65,7 +65,7 @@ class TestConfiguration:
             [load_balancer]
             scheme = "internet-facing"
             cidrs = ["203.0.113.0/24"]
-            certificate = "arn:aws:acm:eu-central-1:123456789012:certificate/x"
+            certificate = "arn:aws:acm:us-west-2:123456789012:certificate/x"
             url = "https://draw.example"
             [images]
             "mezzotint/cpu" = "registry.example:5000/mezzotint/cpu@{DIGEST}"
@@ -113,9 +113,15 @@ class TestConfiguration:
             ("[load_balancer]\nurl = 'http://draw example.com'", "url takes an address such as https://"),
             ("[load_balancer]\ncertificate = 'x'", "certificate takes an ARN of ACM"),
             (
-                "[load_balancer]\ncertificate = 'arn:aws:acm:r:1:certificate/x'",
+                "[load_balancer]\ncertificate = 'arn:aws:acm:us-west-2:123456789012:certificate/x'",
                 "url takes https://… of the certificate's name",
             ),
+            (
+                "region = 'us-west-2'\n[load_balancer]\nurl = 'https://x.example'\n"
+                "certificate = 'arn:aws:acm:us-east-1:123456789012:certificate/x'",
+                "certificate takes one of the region, us-west-2; not 'arn:aws:acm:us-east-1",
+            ),
+            ("[load_balancer]\ncertificate = 'arn:x:acm:'", "certificate takes an ARN of ACM"),
             ("[images]\n'mezzotint/cpu' = 'x:latest'", "images.mezzotint/cpu takes a reference by digest"),
             ("[images]\n'nginx' = 'x'", "images takes the names mezzotint/cpu"),
             ("[terraform]\nregion = 'x'", "terraform takes variables that have no setting"),

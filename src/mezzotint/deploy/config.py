@@ -19,6 +19,7 @@ __all__ = ["NOT_VARIABLES", "OVERLAYS", "QUOTAS", "DeployConfig", "read_config"]
 CLUSTER = re.compile(r"(?=.{3,24}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 ACCOUNT = re.compile(r"\d{12}")
+CERTIFICATE = re.compile(r"arn:[a-z-]+:acm:[a-z0-9-]+:\d{12}:certificate/.+")
 IMAGE = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*@sha256:[0-9a-f]{64}")
 SCHEMES = ("internal", "internet-facing")
 # Said elsewhere in the file; said again as variables of terraform's, they could differ.
@@ -169,13 +170,16 @@ def _check_load_balancer(config: DeployConfig) -> None:
         _require(bool(config.cidrs), "cidrs", "who may reach an internet-facing load balancer", "nobody")
     if config.certificate:
         _require(
-            config.certificate.startswith("arn:") and ":acm:" in config.certificate,
+            bool(CERTIFICATE.fullmatch(config.certificate)),
             "certificate",
             "an ARN of ACM",
             config.certificate,
         )
         # The load balancer's own name is not the certificate's.
         _require(config.url.startswith("https://"), "url", "https://… of the certificate's name", config.url)
+        # A load balancer takes those of its own region alone, and without one never gets an address.
+        own = not config.region or config.certificate.split(":")[3] == config.region
+        _require(own, "certificate", f"one of the region, {config.region}", config.certificate)
     if config.url:
         _require(_is_address(config.url), "url", "an address such as https://draw.example.com", config.url)
 
