@@ -250,6 +250,12 @@ class TestLeftovers:
         assert up.called("revoke-security-group-ingress", "--group-id sg-eks")
         assert_gone(up)
 
+    def test_logs_that_eks_and_rds_began_anew_go_and_other_clusters_stay(self, up: Site) -> None:
+        others = up.world.read()["log_groups"]
+        up.down()
+        assert up.world.read()["log_groups"] == others
+        assert any("removing log group /aws/eks/mezzotint/cluster" in line for line in up.said)
+
     def test_other_clusters_load_balancers_nodes_and_groups_stay(self, up: Site) -> None:
         up.world.change(leaks=["balancer"])
         up.short = {"load_balancers_gone"}

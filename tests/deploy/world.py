@@ -56,6 +56,7 @@ def new_world() -> dict:
         "rotated": 0,
         "protected": True,
         "database_goes_after": 0,
+        "log_groups": ["/aws/eks/mezzotint-two/cluster", "/aws/rds/instance/mezzotint-two/postgresql"],
         "stale": [],
         "unstored": {"infra": None, "addons": None},
         "failures": [],
@@ -128,6 +129,8 @@ ADDONS = [
     ("module.addons.aws_iam_role.load_balancer", "aws_iam_role", {"id": "mezzotint-lb"}, ""),
 ]
 ROOTS = {"infra": INFRA, "addons": ADDONS}
+# Terraform's, and made again by EKS and RDS, without a tag, for what they wrote last.
+LOG_GROUPS = ["/aws/eks/mezzotint/cluster", "/aws/rds/instance/mezzotint/postgresql"]
 OUTPUTS = {
     "cluster_name": CLUSTER,
     "region": REGION,
@@ -192,6 +195,8 @@ AWS = {
     "s3api delete-objects": "--bucket --delete",
     "s3api get-bucket-location": "--bucket",
     "s3api delete-bucket": "--bucket",
+    "logs describe-log-groups": "--log-group-name-prefix",
+    "logs delete-log-group": "--log-group-name",
     "kms describe-key": "--key-id",
     "kms schedule-key-deletion": "--key-id --pending-window-in-days",
     "ecr delete-repository": "--repository-name --force",
@@ -533,6 +538,8 @@ def terraform_apply(s: dict, root: str, value: dict, options: list[str]) -> obje
             if f"to = {address}\n" not in imported:
                 raise Refused(1, f"Error: {address}: BucketAlreadyOwnedByYou")
         s["orphans"] = []
+        if not s["made"]["infra"] and set(LOG_GROUPS) & set(s["log_groups"]):
+            raise Refused(1, "Error: creating CloudWatch Logs Log Group: ResourceAlreadyExistsException")
     s["made"][root], s["variables"][root] = list(ROOTS[root]), variables
     take_effect(s, root)
     return "Apply complete!\n"
@@ -585,6 +592,7 @@ def terraform_destroy(s: dict, root: str, value: dict, options: list[str]) -> ob
     s["made"][root] = [each for each in s["made"][root] if each[0] not in addresses]
     if any("aws_eks_cluster" in each for each in addresses):
         s["objects"], s["deleted"], s["api_keys"] = {}, {}, []
+        s["log_groups"] += LOG_GROUPS
     return "Destroy complete!\n"
 
 
@@ -877,6 +885,14 @@ def kms(s: dict, command: str, options: dict) -> object:
     return {"KeyMetadata": {"KeyState": state}}
 
 
+def logs(s: dict, command: str, options: dict) -> object:
+    if command == "delete-log-group":
+        s["log_groups"].remove(options["--log-group-name"][0])
+        return {}
+    [prefix] = options["--log-group-name-prefix"]
+    return {"logGroups": [{"logGroupName": name} for name in s["log_groups"] if name.startswith(prefix)]}
+
+
 def ecr(s: dict, command: str, options: dict) -> object:
     if not made(s, "aws_ecr_repository"):
         raise aws_error("RepositoryNotFoundException")
@@ -909,6 +925,7 @@ SERVICES = {
     "elbv2": elb,
     "rds": rds,
     "s3api": s3,
+    "logs": logs,
     "kms": kms,
     "ecr": ecr,
     "resourcegroupstaggingapi": tagging,

@@ -20,7 +20,7 @@ from mezzotint.deploy.data import (
 )
 from mezzotint.deploy.deployment import Deployment
 from mezzotint.deploy.kubectl import NAMESPACE
-from mezzotint.deploy.leftovers import load_balancers, remove_leftovers
+from mezzotint.deploy.leftovers import load_balancers, remove_leftovers, remove_log_groups
 from mezzotint.deploy.proof import Found, look_for_billables, split, tagged
 from mezzotint.deploy.runner import CallFailed
 from mezzotint.deploy.stages import DOWN, STAGES
@@ -242,6 +242,8 @@ def _proof(r: Removal) -> None:
     def look() -> str:
         nonlocal last
         last = look_for_billables(d)
+        if not last.left:
+            last = replace(last, left=remove_log_groups(d))
         return ", ".join(last.left)
 
     try:
