@@ -38,6 +38,7 @@ VARIABLES = {
     "certificate_arn model_uri zone_count",
     "addons": "region account_id cluster_name vpc_id accelerator interruption_queue monitoring",
 }
+REQUIRED = ("region", "vpc_id", "interruption_queue")
 OVERLAY = """resources: [../../base]
 images:
   - {name: mezzotint/neuron, newName: registry.invalid/mezzotint/neuron, newTag: change-me}
@@ -63,7 +64,8 @@ def make_source(checkout: Path) -> Path:
     for root, names in VARIABLES.items():
         folder = deploy / "terraform" / root
         folder.mkdir(parents=True)
-        text = "".join(f'variable "{name}" {{}}\n' for name in names.split())
+        default = {name: "" if name in REQUIRED else " default = null " for name in names.split()}
+        text = "".join(f'variable "{name}" {{{value}}}\n' for name, value in default.items())
         (folder / "variables.tf").write_text(text)
     overlay = deploy / "kubernetes/overlays/inf2"
     overlay.mkdir(parents=True)
@@ -234,6 +236,10 @@ class Service:
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         path = urlsplit(handler.path)
+        if self.wrong == "no HTTP":
+            handler.wfile.write(b"SSH-2.0\r\n")
+            handler.close_connection = True
+            return None
         if path.path == "/readyz":
             self.not_ready -= 1
             return self.send(handler, 503 if self.not_ready >= 0 else 200, "text/plain", b"")

@@ -18,7 +18,8 @@ import yaml
 
 from mezzotint.cli.main import run
 from mezzotint.deploy.checkout import find_source
-from mezzotint.deploy.config import OVERLAYS, DeployConfig, read_config
+from mezzotint.deploy.config import OVERLAYS, QUOTAS, DeployConfig, read_config
+from mezzotint.deploy.data import empty_buckets, listed_versions
 from mezzotint.deploy.deployment import environment_of
 from mezzotint.deploy.folder import Folder
 from mezzotint.deploy.interrupts import Interrupts
@@ -29,7 +30,7 @@ from mezzotint.deploy.proof import ONE_BY_ONE
 from mezzotint.deploy.redaction import Redaction
 from mezzotint.deploy.runner import CallFailed, Runner
 from mezzotint.deploy.stages import DOWN, UP
-from mezzotint.deploy.terraform import Root
+from mezzotint.deploy.terraform import Owned, Root
 from mezzotint.errors import SettingInvalid
 from tests.deploy import world as model
 from tests.deploy.deploying import DIGEST, Site, serving
@@ -64,7 +65,7 @@ class TestConfiguration:
             [load_balancer]
             scheme = "internet-facing"
             cidrs = ["203.0.113.0/24"]
-            certificate = "arn:aws:acm:eu-central-1:123456789012:certificate/x"
+            certificate = "arn:aws:acm:us-west-2:123456789012:certificate/x"
             url = "https://draw.example"
             [images]
             "mezzotint/cpu" = "registry.example:5000/mezzotint/cpu@{DIGEST}"
@@ -101,12 +102,26 @@ class TestConfiguration:
             ("[load_balancer]\nscheme = 'public'", "scheme takes internal or internet-facing"),
             ("[load_balancer]\nscheme = 'internet-facing'", "cidrs takes who may reach"),
             ("[load_balancer]\ncidrs = ['0.0.0.0/0']", "cidrs takes networks .* not everybody"),
+            ("[load_balancer]\ncidrs = ['0.0.0.0/00']", "cidrs takes networks .* not everybody"),
+            ("[load_balancer]\ncidrs = ['0::/0']", "cidrs takes networks .* not everybody"),
+            ("[load_balancer]\ncidrs = ['203.0.113.7']", "cidrs takes networks such as 203.0.113.7/32"),
+            ("[load_balancer]\ncidrs = '203.0.113.7/32'", "cidrs takes a list; not '203.0.113.7/32'"),
+            ("[load_balancer]\ncidrs = 5", "cidrs takes a list; not 5"),
             ("[load_balancer]\ncidrs = ['x']", "cidrs takes networks"),
+            ("[load_balancer]\nurl = 'draw.example.com'", "url takes an address such as https://"),
+            ("[load_balancer]\nurl = 'http://draw.example.com:80x'", "url takes an address such as https://"),
+            ("[load_balancer]\nurl = 'http://draw example.com'", "url takes an address such as https://"),
             ("[load_balancer]\ncertificate = 'x'", "certificate takes an ARN of ACM"),
             (
-                "[load_balancer]\ncertificate = 'arn:aws:acm:r:1:certificate/x'",
+                "[load_balancer]\ncertificate = 'arn:aws:acm:us-west-2:123456789012:certificate/x'",
                 "url takes https://… of the certificate's name",
             ),
+            (
+                "region = 'us-west-2'\n[load_balancer]\nurl = 'https://x.example'\n"
+                "certificate = 'arn:aws:acm:us-east-1:123456789012:certificate/x'",
+                "certificate takes one of the region, us-west-2; not 'arn:aws:acm:us-east-1",
+            ),
+            ("[load_balancer]\ncertificate = 'arn:x:acm:'", "certificate takes an ARN of ACM"),
             ("[images]\n'mezzotint/cpu' = 'x:latest'", "images.mezzotint/cpu takes a reference by digest"),
             ("[images]\n'nginx' = 'x'", "images takes the names mezzotint/cpu"),
             ("[terraform]\nregion = 'x'", "terraform takes variables that have no setting"),
@@ -121,9 +136,10 @@ class TestConfiguration:
             read_config(self.write(tmp_path, text))
 
     def test_every_overlay_has_an_instance_and_a_quota(self) -> None:
-        for overlay in OVERLAYS.values():
-            assert re.fullmatch(r"[a-z0-9]+\.\d*xlarge", overlay.instance_type)
-            assert re.fullmatch(r"L-[0-9A-F]{8}", overlay.quota)
+        for instance in OVERLAYS.values():
+            assert re.fullmatch(r"[a-z0-9]+\.\d*xlarge", instance)
+            assert instance.startswith(tuple(QUOTAS))
+        assert all(re.fullmatch(r"L-[0-9A-F]{8}", code) for code, _ in QUOTAS.values())
 
     def test_a_place_without_the_folder_deploy_is_one_clear_error(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -293,6 +309,8 @@ class TestCommand:
         site = Site(tmp_path)
         options = self.arguments(site)
         with site.deployment():
+            # A file that is replaced while it is read looks like this: a name, and nothing behind it.
+            (site.folder / "source/.state0").symlink_to("gone")
             process = site.command("status", *options[:2])
             out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, err
@@ -328,7 +346,7 @@ class TestRealTools:
 
         # Of the aws command itself: its own commands and options, and those of its paging.
         own_commands = {"eks update-kubeconfig"}
-        own_options = {"--max-items", "--region", "--output"}
+        own_options = {"--no-paginate", "--region", "--output"}
         session = botocore.session.get_session()
         asked = [(" ".join(call), option) for *call, option in ONE_BY_ONE.values()]
         asked += [(f"ec2 {kind.delete}", kind.option) for kind in KINDS]
@@ -344,8 +362,32 @@ class TestRealTools:
             assert name is not None, call
             shape = operations.operation_model(name).input_shape
             members = {f"--{xform_name(each, '-')}" for each in (shape.members if shape else {})}
-            given = {option.replace("--no-", "--") for option in options.split()} - own_options
+            asked_for = set(options.split()) - own_options
+            given = {option.replace("--no-", "--") for option in asked_for}
             assert given <= members, f"{call}: {given - members}"
+
+    @pytest.mark.skipif(shutil.which("aws") is None, reason="aws is not installed")
+    def test_what_is_deleted_of_a_bucket_at_once_is_no_more_than_was_asked_for(
+        self, tmp_path: Path, s3_url: str
+    ) -> None:
+        """Of the real aws command, whose own paging counts versions and not the marks of what was deleted."""
+        import boto3
+
+        bucket = s3_url.split("/")[2]
+        s3 = boto3.client("s3")
+        s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        for key in "abcd":
+            s3.put_object(Bucket=bucket, Key=key, Body=b"")
+            s3.delete_object(Bucket=bucket, Key=key)
+        site = Site(tmp_path)
+        with Interrupts() as interrupts:
+            environment = environment_of("us-east-1", os.environ)
+            site.launch = Processes(interrupts, environment, grace_s=PATIENCE_S, progress_s=PATIENCE_S)
+            with site.deployment(region="us-east-1") as d:
+                assert len(listed_versions(d, bucket, at_most=5)) == 5
+                empty_buckets(d, [Owned("bucket", "aws_s3_bucket", {"bucket": bucket})])
+        left = s3.list_object_versions(Bucket=bucket)
+        assert not {"Versions", "DeleteMarkers"} & left.keys()
 
     @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
     def test_every_call_of_kubectl_has_options_that_it_knows(self, tmp_path: Path) -> None:
@@ -419,7 +461,14 @@ class TestRealTools:
             assert again.plan().add == 1
             again.apply()
             assert id in {each.id for each in again.resources()}
-            again.destroy()
+            # As terraform leaves it where the place of the state does not answer any more.
+            state = folder.path / "terraform/infra/terraform.tfstate"
+            state.replace(folder.source / "terraform/infra/errored.tfstate")
+            later = Root("infra", source, {}, runner, folder, Pace())
+            assert not later.plan().changes
+            assert id in {each.id for each in later.resources()}
+            assert not (folder.source / "terraform/infra/errored.tfstate").exists()
+            later.destroy()
         assert (folder.path / "terraform/infra/terraform.tfstate").is_file()
         assert sorted(path.name for path in infra.iterdir()) == ["main.tf"]
 

@@ -173,6 +173,19 @@ class TestBrokenOff:
             up.down()
         assert len(up.called("infra destroy")) == 2
 
+    @pytest.mark.parametrize("how", ["unstored", "unstored, reset"])
+    def test_what_a_destroy_could_not_store_is_stored_before_the_next(self, up: Site, how: str) -> None:
+        up.fail("infra destroy", how)
+        up.down()
+        assert len(up.called("infra state push")) == 1
+        assert_gone(up)
+
+    def test_a_database_whose_deletion_an_earlier_down_has_begun_is_waited_for(self, up: Site) -> None:
+        up.world.change(database_goes_after=3, snapshots={"mezzotint-final": "mezzotint"})
+        up.down()
+        assert_gone(up)
+        assert set(up.world.read()["snapshots"]) == {"mezzotint-final"}
+
     def test_without_its_state_it_removes_what_it_can_and_lists_the_rest(self, up: Site) -> None:
         shutil.rmtree(up.folder)
         up.short = {"leftovers_gone", "listing"}
@@ -184,6 +197,13 @@ class TestBrokenOff:
             assert thing in caught.value.message
         world = up.world.read()
         assert (world["balancers"], world["instances"]) == ({}, {})
+
+    def test_without_its_notes_and_with_terraforms_state_in_s3_everything_goes(self, site: Site) -> None:
+        backend = {"bucket": "states"}
+        site.up(backend=backend)
+        shutil.rmtree(site.folder)
+        site.down(backend=backend)
+        assert_gone(site)
 
     def test_a_cluster_that_went_by_other_ways_leaves_its_charts_to_be_forgotten(self, up: Site) -> None:
         world = up.world.read()
@@ -229,6 +249,12 @@ class TestLeftovers:
         up.down()
         assert up.called("revoke-security-group-ingress", "--group-id sg-eks")
         assert_gone(up)
+
+    def test_logs_that_eks_and_rds_began_anew_go_and_other_clusters_stay(self, up: Site) -> None:
+        others = up.world.read()["log_groups"]
+        up.down()
+        assert up.world.read()["log_groups"] == others
+        assert any("removing log group /aws/eks/mezzotint/cluster" in line for line in up.said)
 
     def test_other_clusters_load_balancers_nodes_and_groups_stay(self, up: Site) -> None:
         up.world.change(leaks=["balancer"])
@@ -277,6 +303,29 @@ class TestRefusals:
             ):
                 d.check_account()
         assert self.untouched(up)
+
+    def test_another_account_is_refused_until_all_is_removed_and_no_data_kept(self, up: Site) -> None:
+        up.down()
+        up.world.change(account="999999999999")
+        with pytest.raises(SettingInvalid, match="mezzotint was deployed to 123456789012"):
+            up.up()
+        up.world.change(account="123456789012")
+        up.down(delete_data=True)
+        up.world.change(account="999999999999")
+        with up.deployment() as d:
+            d.check_account()
+        assert d.account == "999999999999"
+
+    def test_another_region_is_refused_while_kept_buckets_have_the_names(self, up: Site) -> None:
+        up.down()
+        with up.deployment(region="eu-west-1") as d:
+            d.aws.region = "us-west-2"
+            with pytest.raises(SettingInvalid, match=r"buckets, which were kept, are in us-west-2"):
+                d.check_account()
+        up.down(delete_data=True)
+        with up.deployment(region="eu-west-1") as d:
+            d.aws.region = "us-west-2"
+            d.check_account()
 
     def test_a_kubeconfig_of_another_cluster_is_refused(self, up: Site) -> None:
         up.world.change(leads_to=ARN.replace("cluster/mezzotint", "cluster/production"))

@@ -103,6 +103,21 @@ class TestStages:
         redone = applies(site)[len(before) :]
         assert redone == [root for root in ("infra", "addons") if at <= STAGES.index(root)]
 
+    @pytest.mark.parametrize("how", ["unstored", "unstored, reset"])
+    @pytest.mark.parametrize("root", ["infra", "addons"])
+    def test_a_state_that_terraform_could_not_store_is_stored_before_anything_else_is_planned(
+        self, site: Site, root: str, how: str
+    ) -> None:
+        site.fail(f"{root} apply", how)
+        if how == "unstored":
+            with pytest.raises(DeployFailed, match=f"stage {root} failed") as caught:
+                site.up()
+            assert "ExpiredToken" in caught.value.message
+        site.up()
+        assert len(site.called(f"{root} state push")) == 1
+        assert applies(site).count(root) == 1
+        assert set(site.state["stages"]) == set(STAGES)
+
     @pytest.mark.parametrize("how", ["throttle", "reset"])
     @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "keys"])
     def test_what_may_pass_is_tried_again(self, site: Site, stage: str, how: str) -> None:
@@ -172,6 +187,19 @@ class TestChecks:
         with pytest.raises(DeployFailed, match=r"Inf instances in us-west-2, and one inf2.8xlarge has 32"):
             site.up()
         assert not site.called("terraform -chdir")
+
+    @pytest.mark.parametrize(
+        ("instance", "family", "code"),
+        [("p5.4xlarge", "P", "L-417A185B"), ("gr6.4xlarge", "G and VT", "L-DB2E81BA")],
+    )
+    def test_the_quota_is_the_one_of_the_instances_that_are_asked_for(
+        self, site: Site, instance: str, family: str, code: str
+    ) -> None:
+        site.world.change(quota=0)
+        with pytest.raises(DeployFailed, match=f"on-demand {family} instances .* the quota {code}"):
+            site.up(instance_type=instance)
+        site.up(until="tools", instance_type="x9.large")
+        assert any("which quota holds for x9.large is not known" in line for line in site.said)
 
     def test_a_quota_that_may_not_be_read_is_said_and_is_no_failure(self, site: Site) -> None:
         site.fail("get-service-quota", "denied")
@@ -328,6 +356,27 @@ class TestKeys:
         site.up()
         assert site.world.read()["restarted"] == ["page"]
 
+    @pytest.mark.parametrize("broken_off", ["keys create metrics", "rollout restart"])
+    def test_a_page_whose_start_a_failure_prevented_is_started_anew_by_the_next_up(
+        self, site: Site, broken_off: str
+    ) -> None:
+        site.fail(broken_off, "exit")
+        with pytest.raises(DeployFailed, match="stage keys failed"):
+            site.up()
+        site.up()
+        assert site.world.read()["restarted"] == ["page"]
+
+    def test_so_is_one_whose_key_was_taken_away_and_made_again(self, site: Site) -> None:
+        site.up()
+        objects = site.world.read()["objects"]
+        del objects["secrets/mezzotint-page"]
+        site.world.change(objects=objects)
+        site.fail("rollout restart", "exit")
+        with pytest.raises(DeployFailed, match="stage keys failed"):
+            site.up()
+        site.up()
+        assert site.world.read()["restarted"] == ["page", "page"]
+
     def test_the_service_is_asked_with_the_pages_key(self, site: Site, service: Service) -> None:
         site.up()
         data = site.world.read()["objects"]["secrets/mezzotint-page"]["data"]
@@ -454,6 +503,12 @@ class TestReadiness:
             site.up()
         service.wrong = ""
         site.up()
+
+    def test_what_answers_in_another_protocol_is_not_reached(self, site: Site, service: Service) -> None:
+        site.short = {"reachable"}
+        service.wrong = "no HTTP"
+        with pytest.raises(DeployFailed, match=r"stage verify failed: .* is not reached: SSH-2.0"):
+            site.up()
 
     def test_an_internal_load_balancer_that_is_not_reached_says_from_where_it_is(self, site: Site) -> None:
         site.short = {"reachable"}

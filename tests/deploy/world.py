@@ -14,6 +14,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ KMS = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/data-key"
 # How many calls it takes a controller to do what it does.
 DELAY = 2
 TAG = "mezzotint.dev/cluster"
+CNI_TAG = "cluster.k8s.amazonaws.com/name"
 ELB_TAG = "elbv2.k8s.aws/cluster"
 
 
@@ -53,7 +55,10 @@ def new_world() -> dict:
         "api_keys": [],
         "rotated": 0,
         "protected": True,
+        "database_goes_after": 0,
+        "log_groups": ["/aws/eks/mezzotint-two/cluster", "/aws/rds/instance/mezzotint-two/postgresql"],
         "stale": [],
+        "unstored": {"infra": None, "addons": None},
         "failures": [],
         "leaks": [],
         "orphans": [],
@@ -124,6 +129,8 @@ ADDONS = [
     ("module.addons.aws_iam_role.load_balancer", "aws_iam_role", {"id": "mezzotint-lb"}, ""),
 ]
 ROOTS = {"infra": INFRA, "addons": ADDONS}
+# Terraform's, and made again by EKS and RDS, without a tag, for what they wrote last.
+LOG_GROUPS = ["/aws/eks/mezzotint/cluster", "/aws/rds/instance/mezzotint/postgresql"]
 OUTPUTS = {
     "cluster_name": CLUSTER,
     "region": REGION,
@@ -184,10 +191,12 @@ AWS = {
     "rds delete-db-instance": "--db-instance-identifier --final-db-snapshot-identifier",
     "rds delete-db-snapshot": "--db-snapshot-identifier",
     "rds delete-db-instance-automated-backup": "--db-instance-automated-backups-arn",
-    "s3api list-object-versions": "--bucket --max-items",
+    "s3api list-object-versions": "--bucket --no-paginate --max-keys",
     "s3api delete-objects": "--bucket --delete",
     "s3api get-bucket-location": "--bucket",
     "s3api delete-bucket": "--bucket",
+    "logs describe-log-groups": "--log-group-name-prefix",
+    "logs delete-log-group": "--log-group-name",
     "kms describe-key": "--key-id",
     "kms schedule-key-deletion": "--key-id --pending-window-in-days",
     "ecr delete-repository": "--repository-name --force",
@@ -286,6 +295,13 @@ class World:
             backend = json.loads((place / "backend_override.tf.json").read_text())["terraform"]["backend"]
             Path(backend["local"]["path"]).write_text("{}")
             raise Refused(1, "Error: creating the rest: it did not work")
+        if how.startswith("unstored"):
+            # All that was made is known to this file alone.
+            root, place = root_of(line.split()[1:]), Path(line.split()[1].removeprefix("-chdir="))
+            self.s["unstored"][root] = ROOTS[root] if " apply " in line else self.s["made"][root][:-1]
+            (place / "errored.tfstate").write_text("{}")
+            told = {"unstored": "ExpiredToken", "unstored, reset": "connection reset by peer"}[how]
+            raise Refused(1, f"Error: Failed to save state: {told}")
         if how == "hang":
             self._hang(line)
         raise AssertionError(how)
@@ -478,11 +494,21 @@ def terraform(s: dict, arguments: list[str], stdin: str) -> object:
     value["place"] = str(place)
     if command in ("plan", "apply", "destroy", "state") and s["locked"]:
         raise Refused(1, "Error: Error acquiring the state lock")
+    if command in ("plan", "destroy"):
+        declared = "".join(path.read_text() for path in place.glob("*.tf"))
+        given = json.loads(Path(value["-var-file"]).read_text())
+        missing = set(re.findall(r'^variable "(\w+)" {}', declared, re.MULTILINE)) - given.keys()
+        if missing:
+            raise Refused(1, f"Error: No value for required variable: {', '.join(sorted(missing))}")
+        if not isinstance(given.get("lb_cidrs", []), list):
+            raise Refused(1, "Error: Invalid value for input variable: lb_cidrs: list of string required")
+    if command in ("plan", "apply", "destroy") and s["unstored"][root] is not None:
+        raise AssertionError("it would be made a second time, or what is stored would be the newer one")
     if "local" in backend and command in ("show", "output", "destroy") and not state.exists():
         # Whatever was made, this state does not know of it.
         return "{}"
     answer = TERRAFORM[command](s, root, value, options)
-    if command == "apply":
+    if command == "apply" or (command == "state" and options[0] == "push"):
         state.write_text("{}")
     return answer
 
@@ -512,6 +538,8 @@ def terraform_apply(s: dict, root: str, value: dict, options: list[str]) -> obje
             if f"to = {address}\n" not in imported:
                 raise Refused(1, f"Error: {address}: BucketAlreadyOwnedByYou")
         s["orphans"] = []
+        if not s["made"]["infra"] and set(LOG_GROUPS) & set(s["log_groups"]):
+            raise Refused(1, "Error: creating CloudWatch Logs Log Group: ResourceAlreadyExistsException")
     s["made"][root], s["variables"][root] = list(ROOTS[root]), variables
     take_effect(s, root)
     return "Apply complete!\n"
@@ -535,6 +563,12 @@ def terraform_show(s: dict, root: str, value: dict, options: list[str]) -> objec
 
 
 def terraform_state(s: dict, root: str, value: dict, options: list[str]) -> object:
+    if options[0] == "push":
+        if options[-1] != str(Path(value["place"]) / "errored.tfstate") or not Path(options[-1]).exists():
+            raise Refused(1, f"Error: open {options[-1]}: no such file or directory")
+        s["made"][root], s["unstored"][root] = s["unstored"][root], None
+        take_effect(s, root)
+        return ""
     if options[0] != "rm":
         raise Refused(1, "unknown command")
     # What is forgotten is there all the same.
@@ -558,6 +592,7 @@ def terraform_destroy(s: dict, root: str, value: dict, options: list[str]) -> ob
     s["made"][root] = [each for each in s["made"][root] if each[0] not in addresses]
     if any("aws_eks_cluster" in each for each in addresses):
         s["objects"], s["deleted"], s["api_keys"] = {}, {}, []
+        s["log_groups"] += LOG_GROUPS
     return "Destroy complete!\n"
 
 
@@ -639,6 +674,8 @@ def matches(options: dict, tags: dict) -> bool:
 
 
 OWN = {TAG: CLUSTER}
+# What the VPC CNI puts on the interfaces that it makes, and no more.
+OF_THE_CNI = {CNI_TAG: CLUSTER, "node.k8s.amazonaws.com/instance_id": "i-gone"}
 
 
 def pairs(tags: dict) -> list:
@@ -670,13 +707,13 @@ def ec2(s: dict, command: str, options: dict) -> object:
             found.append({"InstanceId": "i-system", "State": {"Name": "running"}, "Tags": tags})
         return {"Reservations": [{"Instances": [each]} for each in found]}
     simple = {
-        "describe-network-interfaces": ("NetworkInterfaces", "NetworkInterfaceId", "interfaces"),
-        "describe-volumes": ("Volumes", "VolumeId", "volumes"),
+        "describe-network-interfaces": ("NetworkInterfaces", "NetworkInterfaceId", "interfaces", OF_THE_CNI),
+        "describe-volumes": ("Volumes", "VolumeId", "volumes", OWN),
     }
     if command in simple:
-        title, id, kind = simple[command]
-        state = {"Status": "available", "State": "available"}
-        return {title: [{id: each, **state, "Tags": pairs(OWN)} for each in s[kind] if matches(options, OWN)]}
+        title, id, kind, tags = simple[command]
+        state = {"Status": "available", "State": "available", "Tags": pairs(tags)}
+        return {title: [{id: each, **state} for each in s[kind] if matches(options, tags)]}
     if command == "describe-security-groups":
         return {"SecurityGroups": security_groups(s, options)}
     if command == "describe-security-group-rules":
@@ -796,14 +833,24 @@ def rds(s: dict, command: str, options: dict) -> object:
         return {"DBSnapshots": [*found, {"DBSnapshotIdentifier": "of-others", "TagList": []}]}
     if command == "delete-db-snapshot":
         del s["snapshots"][options["--db-snapshot-identifier"][0]]
-    elif command == "delete-db-instance":
+        return {}
+    if command in ("delete-db-instance", "modify-db-instance") and not made(s, "aws_db_instance"):
+        raise aws_error("DBInstanceNotFound")
+    if command == "describe-db-instances" and s["database_goes_after"]:
+        s["database_goes_after"] -= 1
+        if s["database_goes_after"] == 0:
+            s["made"]["infra"] = [each for each in s["made"]["infra"] if "aws_db_instance" not in each[0]]
+        return {"DBInstances": [{"DBInstanceStatus": "deleting"}]}
+    if command in ("delete-db-instance", "modify-db-instance") and s["database_goes_after"]:
+        raise aws_error("InvalidDBInstanceState", "Instance mezzotint is already being deleted.")
+    if command == "delete-db-instance":
         s["snapshots"][options["--final-db-snapshot-identifier"][0]] = CLUSTER
         s["made"]["infra"] = [each for each in s["made"]["infra"] if "aws_db_instance" not in each[0]]
     elif command == "modify-db-instance":
         s["protected"] = False
     elif command == "describe-db-instances" and not made(s, "aws_db_instance"):
         raise aws_error("DBInstanceNotFound")
-    return {}
+    return {"DBInstances": [{"DBInstanceStatus": "available"}]}
 
 
 def made(s: dict, kind: str) -> bool:
@@ -820,7 +867,7 @@ def s3(s: dict, command: str, options: dict) -> object:
     if bucket not in s["buckets"]:
         raise aws_error("NoSuchBucket")
     if command == "list-object-versions":
-        some = min(s["buckets"][bucket], int(options["--max-items"][0]), 2)
+        some = min(s["buckets"][bucket], int(options["--max-keys"][0]), 2)
         return {"Versions": [{"Key": f"k{i}", "VersionId": "v"} for i in range(some)]} if some else ""
     if command == "delete-objects":
         asked = json.loads(Path(options["--delete"][0].removeprefix("file://")).read_text())
@@ -836,6 +883,14 @@ def kms(s: dict, command: str, options: dict) -> object:
         forget(s, "aws_kms_key")
     state = "Enabled" if made(s, "aws_kms_key") else "PendingDeletion"
     return {"KeyMetadata": {"KeyState": state}}
+
+
+def logs(s: dict, command: str, options: dict) -> object:
+    if command == "delete-log-group":
+        s["log_groups"].remove(options["--log-group-name"][0])
+        return {}
+    [prefix] = options["--log-group-name-prefix"]
+    return {"logGroups": [{"logGroupName": name} for name in s["log_groups"] if name.startswith(prefix)]}
 
 
 def ecr(s: dict, command: str, options: dict) -> object:
@@ -870,6 +925,7 @@ SERVICES = {
     "elbv2": elb,
     "rds": rds,
     "s3api": s3,
+    "logs": logs,
     "kms": kms,
     "ecr": ecr,
     "resourcegroupstaggingapi": tagging,

@@ -70,6 +70,7 @@ module "storage" {
   backup_days              = var.backup_days
   cache_node_type          = var.cache_node_type
   picture_days             = var.picture_days
+  model_uri                = var.model_uri
   maintenance_window       = var.maintenance_window
   apply_now                = var.apply_now
   create_repositories      = var.create_repositories

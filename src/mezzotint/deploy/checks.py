@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from mezzotint.deploy.aws import error_code
-from mezzotint.deploy.config import OVERLAYS
+from mezzotint.deploy.config import OVERLAYS, QUOTAS
 from mezzotint.deploy.deployment import Deployment
 from mezzotint.deploy.runner import CallFailed
 from mezzotint.errors import DeployFailed, SettingInvalid
@@ -80,8 +80,7 @@ def _check_region(d: Deployment) -> None:
 
 def _check_engine(d: Deployment) -> None:
     """Raises DeployFailed: the engines' instances are not offered there, or the account may run none."""
-    overlay = OVERLAYS[d.config.overlay]
-    instance = d.config.instance_type or overlay.instance_type
+    instance = d.config.instance_type or OVERLAYS[d.config.overlay]
     offered = d.aws(
         "ec2",
         "describe-instance-type-offerings",
@@ -96,18 +95,26 @@ def _check_engine(d: Deployment) -> None:
     d.say(f"  {instance} is offered in {', '.join(zones)}")
     if len(zones) == 1:
         d.say("  in one zone only: an outage of it stops the engines")
+    _check_quota(d, instance)
+
+
+def _check_quota(d: Deployment, instance: str) -> None:
+    found = next((quota for begins, quota in QUOTAS.items() if instance.startswith(begins)), None)
+    if found is None:
+        d.say(f"  which quota holds for {instance} is not known here; if it is too small, nodes do not start")
+        return
+    code, family = found
     needed = _vcpus(d, instance)
-    allowed = _quota(d, overlay.quota)
+    allowed = _quota(d, code)
     if allowed is None:
         d.say("  the quota cannot be read with these credentials; if it is too small, nodes do not start")
     elif allowed < needed:
         raise DeployFailed(
-            f"the account may run {allowed:g} vCPUs of running on-demand {overlay.family} instances in "
-            f"{d.config.region}, and one {instance} has {needed}; ask AWS for more of the quota "
-            f"{overlay.quota}"
+            f"the account may run {allowed:g} vCPUs of running on-demand {family} instances in "
+            f"{d.config.region}, and one {instance} has {needed}; ask AWS for more of the quota {code}"
         )
     else:
-        d.say(f"  quota: {allowed:g} vCPUs of {overlay.family}, {allowed // needed:g} of {instance}")
+        d.say(f"  quota: {allowed:g} vCPUs of {family}, {allowed // needed:g} of {instance}")
 
 
 def _vcpus(d: Deployment, instance: str) -> int:

@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mezzotint.config_file import read_table
 from mezzotint.errors import SettingInvalid
 
-__all__ = ["NOT_VARIABLES", "OVERLAYS", "DeployConfig", "Overlay", "read_config"]
+__all__ = ["NOT_VARIABLES", "OVERLAYS", "QUOTAS", "DeployConfig", "read_config"]
 
 CLUSTER = re.compile(r"(?=.{3,24}$)[a-z][a-z0-9]*(-[a-z0-9]+)*")
 REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")
 ACCOUNT = re.compile(r"\d{12}")
+CERTIFICATE = re.compile(r"arn:[a-z-]+:acm:[a-z0-9-]+:\d{12}:certificate/.+")
 IMAGE = re.compile(r"[\w.-]+(:\d+)?(/[\w.-]+)*@sha256:[0-9a-f]{64}")
 SCHEMES = ("internal", "internet-facing")
-EVERYBODY = ("0.0.0.0/0", "::/0")
 # Said elsewhere in the file; said again as variables of terraform's, they could differ.
 NOT_VARIABLES = (
     "cluster_name",
@@ -35,22 +36,15 @@ NOT_VARIABLES = (
 BACKEND = ("bucket", "key_prefix", "region", "kms_key_id")
 
 
-@dataclass(frozen=True)
-class Overlay:
-    """instance_type: of an engine, unless said otherwise. quota, family: AWS's code and name of the limit on
-    running vCPUs of that family, on demand.
-    """
-
-    instance_type: str
-    quota: str
-    family: str
-
-
 IMAGES = ("mezzotint/cpu", "mezzotint/cuda", "mezzotint/neuron", "mezzotint/ui")
-OVERLAYS = {
-    "gpu": Overlay("g6e.xlarge", "L-DB2E81BA", "G and VT"),
-    "inf2": Overlay("inf2.8xlarge", "L-1945791B", "Inf"),
-    "trn1": Overlay("trn1.2xlarge", "L-2C3B7624", "Trn"),
+# Each with its engines' instances, unless said otherwise.
+OVERLAYS = {"gpu": "g6e.xlarge", "inf2": "inf2.8xlarge", "trn1": "trn1.2xlarge"}
+# By what an instance type begins with: AWS's code and name of the limit on that family's vCPUs, on demand.
+QUOTAS = {
+    "g": ("L-DB2E81BA", "G and VT"),
+    "p": ("L-417A185B", "P"),
+    "inf": ("L-1945791B", "Inf"),
+    "trn": ("L-2C3B7624", "Trn"),
 }
 
 
@@ -96,8 +90,14 @@ def read_config(path: Path | None, **flags: Any) -> DeployConfig:
     images = {**given.get("images", {}), **(flags.pop("images", None) or {})}
     given |= {name: value for name, value in flags.items() if value is not None}
     given["region"] = given.get("region") or os.environ.get("AWS_REGION") or ""
-    given["cidrs"] = tuple(given.get("cidrs", ()))
+    given["cidrs"] = _listed("cidrs", given.get("cidrs", ()))
     return _checked(replace(DeployConfig(**given), images=images))
+
+
+def _listed(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise SettingInvalid(f"{name} takes a list; not {value!r}", param=name)
+    return tuple(value)
 
 
 def _flattened(path: Path) -> dict[str, Any]:
@@ -170,21 +170,37 @@ def _check_load_balancer(config: DeployConfig) -> None:
         _require(bool(config.cidrs), "cidrs", "who may reach an internet-facing load balancer", "nobody")
     if config.certificate:
         _require(
-            config.certificate.startswith("arn:") and ":acm:" in config.certificate,
+            bool(CERTIFICATE.fullmatch(config.certificate)),
             "certificate",
             "an ARN of ACM",
             config.certificate,
         )
         # The load balancer's own name is not the certificate's.
         _require(config.url.startswith("https://"), "url", "https://… of the certificate's name", config.url)
+        # A load balancer takes those of its own region alone, and without one never gets an address.
+        own = not config.region or config.certificate.split(":")[3] == config.region
+        _require(own, "certificate", f"one of the region, {config.region}", config.certificate)
+    if config.url:
+        _require(_is_address(config.url), "url", "an address such as https://draw.example.com", config.url)
 
 
 def _is_network(cidr: object) -> bool:
+    """One with its prefix's length, which terraform wants too, and not everybody, however that is written."""
     try:
-        ipaddress.ip_network(cidr if isinstance(cidr, str) else "")
+        network = ipaddress.ip_network(cidr if isinstance(cidr, str) else "")
     except ValueError:
         return False
-    return cidr not in EVERYBODY
+    return "/" in str(cidr) and network.prefixlen > 0
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # The port is read when it is asked for, and may be none.
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(whole) and url.isascii() and url.isprintable() and " " not in url
 
 
 def _require(fine: bool, name: str, accepted: str, value: object) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "empty_buckets",
     "holds_objects",
     "kept_resources",
+    "listed_versions",
     "prepare_for_destroy",
     "snapshots",
     "still_there",
@@ -85,16 +86,26 @@ def delete_databases(d: Deployment, owned: Iterable[Owned]) -> None:
 
 
 def _delete_database(d: Deployment, database: str, snapshot: str) -> None:
-    d.say(f"  the database's last snapshot is {snapshot}")
     named = ("--db-instance-identifier", database)
     last = ("--final-db-snapshot-identifier", snapshot)
-    d.aws("rds", "delete-db-instance", *named, *last, changes=True, missing=NO_DATABASE)
+    if d.aws("rds", "delete-db-instance", *named, *last, changes=True, missing=NO_DATABASE) is not None:
+        d.say(f"  the database's last snapshot is {snapshot}")
+        _wait_for_its_end(d, database)
 
+
+def _wait_for_its_end(d: Deployment, database: str) -> None:
     def look() -> str:
-        found = d.aws("rds", "describe-db-instances", *named, missing=NO_DATABASE)
-        return "" if found is None else f"{database} is {found['DBInstances'][0]['DBInstanceStatus']}"
+        status = _database_status(d, database)
+        return status and f"{database} is {status}"
 
     d.wait("the database to go", "database_gone", look)
+
+
+def _database_status(d: Deployment, database: str) -> str:
+    """Empty where there is none."""
+    named = ("--db-instance-identifier", database)
+    found = d.aws("rds", "describe-db-instances", *named, missing=NO_DATABASE)
+    return "" if found is None else str(found["DBInstances"][0]["DBInstanceStatus"])
 
 
 def empty_buckets(d: Deployment, owned: Iterable[Owned]) -> None:
@@ -108,7 +119,7 @@ def _empty(d: Deployment, bucket: str) -> None:
         d.say(f"  would delete all of s3://{bucket}")
         return
     deleted = 0
-    while versions := _versions(d, bucket):
+    while versions := listed_versions(d, bucket):
         _delete(d, bucket, versions)
         deleted += len(versions)
     d.say(f"  deleted {deleted} objects and versions of s3://{bucket}")
@@ -130,7 +141,11 @@ def prepare_for_destroy(d: Deployment, owned: Iterable[Owned]) -> None:
         if not each.values.get("deletion_protection"):
             continue
         if each.type == "aws_db_instance":
-            name = ("--db-instance-identifier", str(each.values.get("identifier")), "--apply-immediately")
+            database = str(each.values.get("identifier"))
+            if _database_status(d, database) == "deleting":
+                # A `down` that was broken off has begun it; until its end RDS refuses every change.
+                _wait_for_its_end(d, database)
+            name = ("--db-instance-identifier", database, "--apply-immediately")
             change = "--no-deletion-protection"
             d.aws("rds", "modify-db-instance", *name, change, changes=True, missing=NO_DATABASE)
         elif each.type == "aws_eks_cluster":
@@ -213,12 +228,13 @@ def _belongs_to(each: Owned, buckets: set[str], keys: set[str]) -> bool:
 
 def holds_objects(d: Deployment, bucket: str) -> bool:
     """Or versions of objects that were deleted."""
-    return bool(_versions(d, bucket, at_most=1))
+    return bool(listed_versions(d, bucket, at_most=1))
 
 
-def _versions(d: Deployment, bucket: str, at_most: int = 1_000) -> list[dict[str, str]]:
-    """Up to so many objects, versions and marks of deletion."""
-    page = ("--bucket", bucket, "--max-items", str(at_most))
+def listed_versions(d: Deployment, bucket: str, at_most: int = 1_000) -> list[dict[str, str]]:
+    """Up to so many objects, versions and marks of deletion, of which S3 deletes 1,000 at once."""
+    # One page of S3's own: `--max-items` counts versions alone, and reads on through any number of marks.
+    page = ("--bucket", bucket, "--no-paginate", "--max-keys", str(at_most))
     found = d.aws("s3api", "list-object-versions", *page, missing=NO_BUCKET) or {}
     listed = [*(found.get("Versions") or []), *(found.get("DeleteMarkers") or [])]
     return [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in listed]

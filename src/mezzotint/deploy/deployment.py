@@ -110,18 +110,27 @@ class Deployment:
         """Raises SettingInvalid: the credentials are of another account than the one that is meant."""
         identity = self.aws("sts", "get-caller-identity")
         self.account = str(identity.get("Account", ""))
+        # What was all removed, and left no data, binds nobody.
+        before = {} if self.folder.is_empty and not self.folder.state.get("kept") else self.folder.state
         for meant, whose in (
             (self.config.account, "the one asked for is"),
-            (self.folder.state.get("account", ""), f"{self.cluster} was deployed to"),
+            (before.get("account", ""), f"{self.cluster} was deployed to"),
         ):
             if meant and meant != self.account:
                 raise SettingInvalid(
                     f"these credentials are of the account {self.account}; {whose} {meant}", param="account"
                 )
-        kept = self.folder.state.get("region", "")
-        if kept and kept != self.config.region and not self.folder.is_empty:
+        region, asked = before.get("region", ""), self.config.region
+        if region and region != asked and not self.folder.is_empty:
             raise SettingInvalid(
-                f"region is {self.config.region}; {self.cluster} was deployed to {kept}", param="region"
+                f"region is {asked}; {self.cluster} was deployed to {region}", param="region"
+            )
+        buckets = [address for address in before.get("kept") or {} if "aws_s3_bucket" in address]
+        if region and region != asked and buckets:
+            raise SettingInvalid(
+                f"region is {asked}; {self.cluster}'s buckets, which were kept, are in {region}, and their "
+                "names are taken everywhere: `down --delete-data` there, or another cluster's name",
+                param="region",
             )
 
     def enter_cluster(self) -> None:

@@ -20,7 +20,7 @@ from mezzotint.deploy.data import (
 )
 from mezzotint.deploy.deployment import Deployment
 from mezzotint.deploy.kubectl import NAMESPACE
-from mezzotint.deploy.leftovers import load_balancers, remove_leftovers
+from mezzotint.deploy.leftovers import load_balancers, remove_leftovers, remove_log_groups
 from mezzotint.deploy.proof import Found, look_for_billables, split, tagged
 from mezzotint.deploy.runner import CallFailed
 from mezzotint.deploy.stages import DOWN, STAGES
@@ -225,7 +225,9 @@ def _ensure_variables(d: Deployment, name: str) -> None:
     root = d.root(name)
     if not root.has_variables:
         declared = root.declared()
-        given = {**d.folder.state.get("outputs", {}), **d.variables(root)}
+        # `infra` goes last, so its state has its outputs as long as anything wants them.
+        outputs = {} if name == "infra" else d.folder.state.get("outputs") or d.root("infra").outputs()
+        given = {**outputs, **d.variables(root)}
         root.set_variables({each: value for each, value in given.items() if each in declared})
 
 
@@ -240,6 +242,8 @@ def _proof(r: Removal) -> None:
     def look() -> str:
         nonlocal last
         last = look_for_billables(d)
+        if not last.left:
+            last = replace(last, left=remove_log_groups(d))
         return ", ".join(last.left)
 
     try:

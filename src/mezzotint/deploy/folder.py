@@ -121,10 +121,19 @@ class Folder:
         """A copy to try things in, for a dry run: the folder itself is not touched."""
         with tempfile.TemporaryDirectory(prefix="mezzotint-deploy-") as name:
             trial = Path(name) / path.name
-            if path.is_dir():
-                shutil.copytree(
-                    path, trial, ignore=shutil.ignore_patterns("lock", "*.lock.info", ".terraform")
-                )
+            _copy_of_what_stays(path, trial)
             folder = cls(trial)
             folder.create()
             yield folder
+
+
+def _copy_of_what_stays(path: Path, copy: Path) -> None:
+    """A command may be at work there: what goes while this reads is not missed."""
+    for folder, inner, files in os.walk(path):
+        inner[:] = [name for name in inner if name != ".terraform"]
+        target = copy / Path(folder).relative_to(path)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            if name != "lock" and not name.endswith(".lock.info"):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.copy2(Path(folder) / name, target)

@@ -15,16 +15,20 @@ __all__ = ["gateway_pod", "make_keys"]
 # Whose: what the key may do more. Prometheus reads the metrics, which tell of every key.
 RIGHTS: dict[str, tuple[str, ...]] = {"page": (), "metrics": ("--admin",)}
 GATEWAY_PODS = "ray.io/group=gateways"
+STAGE = "keys"
 
 
 def make_keys(d: Deployment) -> None:
     missing = [name for name in RIGHTS if not d.kubectl.exists("secret", f"mezzotint-{name}")]
+    if "page" in missing:
+        # Broken off from here on, this leaves a page that runs without the key that is there.
+        d.folder.unmark(STAGE)
     if missing:
         pod = gateway_pod(d)
         _revoke_lost(d, pod, missing)
         for name in missing:
             apply_secret(d, f"mezzotint-{name}", {"api_key": _make_key(d, pod, name)})
-    if "page" in missing:
+    if not d.folder.is_done(STAGE, ""):
         # What is in its environment is read when it starts.
         d.kubectl.restart("page")
     wait_for_deployment(d, "page")

@@ -15,9 +15,20 @@ from mezzotint.deploy.deployment import CLUSTER_TAG, Deployment
 from mezzotint.deploy.runner import CallFailed
 from mezzotint.errors import DeployFailed
 
-__all__ = ["Left", "cluster_tags", "find_leftovers", "load_balancers", "remove_leftovers", "tag_filters"]
+__all__ = [
+    "Left",
+    "cluster_tags",
+    "find_leftovers",
+    "load_balancers",
+    "remove_leftovers",
+    "remove_log_groups",
+    "tag_filters",
+]
 
 ELB_CLUSTER_TAG = "elbv2.k8s.aws/cluster"
+# The only one on the interfaces that the VPC CNI makes, which stay where a node ends before they are deleted.
+CNI_CLUSTER_TAG = "cluster.k8s.amazonaws.com/name"
+LOG_GROUPS = ("/aws/eks/{}/cluster", "/aws/rds/instance/{}/")
 # EKS's own, which go with the cluster: its node groups' instances, its security group.
 OF_EKS = ("eks:nodegroup-name", "aws:eks:cluster-name")
 TAGS_AT_ONCE = 20
@@ -106,6 +117,7 @@ def cluster_tags(d: Deployment) -> dict[str, str]:
         CLUSTER_TAG: d.cluster,
         f"kubernetes.io/cluster/{d.cluster}": "owned",
         ELB_CLUSTER_TAG: d.cluster,
+        CNI_CLUSTER_TAG: d.cluster,
     }
 
 
@@ -139,6 +151,22 @@ def remove_leftovers(d: Deployment, kept_by: Iterable[str] = ()) -> None:
         except DeployFailed as error:
             d.say(f"  {error.message}; left for later")
     d.say(f"  {len(removed) or 'no'} leftovers")
+
+
+def remove_log_groups(d: Deployment) -> tuple[str, ...]:
+    """Those that EKS and RDS make anew for their last lines, when terraform has destroyed its own: without a
+    tag, for ever, and in the way of the next `up`. Only where neither is there to write any more.
+    """
+    found = []
+    for begins in LOG_GROUPS:
+        prefix = ("--log-group-name-prefix", begins.format(d.cluster))
+        listed = d.aws("logs", "describe-log-groups", *prefix).get("logGroups", [])
+        found += [str(each["logGroupName"]) for each in listed]
+    for name in found:
+        d.say(f"  removing log group {name}")
+        gone = ("ResourceNotFoundException",)
+        d.aws("logs", "delete-log-group", "--log-group-name", name, changes=True, missing=gone)
+    return tuple(f"log group {name}" for name in found)
 
 
 def find_leftovers(

@@ -81,8 +81,9 @@ class Runner:
         stdin: str | None = None,
         log: Path | None = None,
         accepted: tuple[int, ...] = (0,),
+        before_retry: Callable[[], None] | None = None,
     ) -> Ended:
-        """What the tool answered. `stdin` is never shown.
+        """What the tool answered. `stdin` is never shown. `before_retry` is called before each further try.
 
         Raises:
             CallFailed: it is missing, ended with a code that is not `accepted`, or not within `limit_s`.
@@ -102,6 +103,8 @@ class Runner:
             wait_s = self._pace.retry_s * 2 ** (attempt - 1)
             self._say(f"  {argv[0]}: {_last(said)}; again in {wait_s:g} s")
             time.sleep(wait_s)
+            if before_retry is not None:
+                before_retry()
         if ended.timed_out:
             raise CallFailed(argv, f"did not end within {limit_s:g} s and was stopped", said)
         times = f" at the {attempt}th try" if attempt > 1 else ""

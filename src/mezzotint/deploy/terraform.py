@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ VARIABLE = re.compile(r'^\s*variable\s+"?(\w+)"?\s*{', re.MULTILINE)
 NOT_COPIED = shutil.ignore_patterns(
     ".terraform", "*.tfstate*", "*.tfvars", "*.tfvars.json", "tests", "*.tftest.hcl"
 )
+# Where terraform leaves a state that it could not store, because credentials expired for one.
+UNSTORED = "errored.tfstate"
 # Another command's lock, or one that is just being released.
 LOCK_WAIT = "-lock-timeout=60s"
 QUIET = ("-input=false", "-no-color")
@@ -66,6 +68,7 @@ class Root:
         self._runner = runner
         self._folder = folder
         self._pace = pace
+        self._place = folder.source / "terraform" / name
         self._files = folder.terraform(name)
         self._variables = self._files / "variables.tfvars.json"
         self._plan = self._files / "plan"
@@ -132,12 +135,24 @@ class Root:
         self._prepare()
         argv = ("destroy", "-auto-approve", *QUIET, LOCK_WAIT, f"-var-file={self._variables}")
         unread = () if refresh else ("-refresh=false",)
-        self._call(*argv, *unread, limit=self.name, log=True, changes=True)
+        self._call(*argv, *unread, limit=self.name, log=True, changes=True, before_retry=self._store)
 
     def _prepare(self) -> None:
-        """Copy the root and its modules, and have their providers fetched; once a command."""
-        if self._ready:
-            return
+        """Copy the root and its modules, and have their providers fetched, once a command."""
+        if not self._ready:
+            self._copy()
+            self._call("init", *QUIET, "-reconfigure", limit="init", log=True)
+            self._ready = True
+        self._store()
+
+    def _store(self) -> None:
+        """The state that a call before could not: without it, what was made would be made a second time."""
+        unstored = self._place / UNSTORED
+        if unstored.exists():
+            self._call("state", "push", "-no-color", LOCK_WAIT, str(unstored), limit="change", changes=True)
+            unstored.unlink()
+
+    def _copy(self) -> None:
         copy = self._folder.source / "terraform"
         for each in (self.name, "modules"):
             _empty(copy / each)
@@ -150,8 +165,6 @@ class Root:
             f"import {{\n  to = {to}\n  id = {json.dumps(id)}\n}}\n" for to, id in self._imports.items()
         )
         (copy / self.name / "kept_imports.tf").write_text("".join(imports), encoding="utf-8")
-        self._call("init", *QUIET, "-reconfigure", limit="init", log=True)
-        self._ready = True
 
     def _where(self) -> dict[str, Any]:
         if not self._backend:
@@ -169,21 +182,26 @@ class Root:
         changes: bool = False,
         accepted: tuple[int, ...] = (0,),
         tries: int = TRIES,
+        before_retry: Callable[[], None] | None = None,
     ) -> Ended:
-        place = self._folder.source / "terraform" / self.name
-        argv = ["terraform", f"-chdir={place}", *arguments]
-        file = self._folder.logs / f"{self.name}-{arguments[0]}.log" if log else None
+        argv = ["terraform", f"-chdir={self._place}", *arguments]
         return self._runner.run(
-            argv, limit_s=self._pace.limit(limit), changes=changes, log=file, accepted=accepted, tries=tries
+            argv,
+            limit_s=self._pace.limit(limit),
+            changes=changes,
+            log=self._folder.logs / f"{self.name}-{arguments[0]}.log" if log else None,
+            accepted=accepted,
+            tries=tries,
+            before_retry=before_retry,
         )
 
 
 def _empty(folder: Path) -> None:
-    """All but the providers that were fetched, which are large."""
+    """All but the providers that were fetched, which are large, and a state that is nowhere else."""
     for each in folder.iterdir() if folder.is_dir() else ():
         if each.is_dir() and each.name != ".terraform":
             shutil.rmtree(each)
-        elif each.is_file():
+        elif each.is_file() and each.name != UNSTORED:
             each.unlink()
 
 

@@ -62,7 +62,7 @@ def wait_until_reachable(url: str, wait: Callable[[str, str, Callable[[], str]],
     def look() -> str:
         try:
             answer = _get(f"{url}/readyz", None, timeout_s=10)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             return f"{url} is not reached: {getattr(error, 'reason', error)}"
         return "" if answer.status == 200 else f"{url}/readyz answers {answer.status}"
 

@@ -6,6 +6,9 @@ locals {
   account   = data.aws_caller_identity.current.account_id
   partition = data.aws_partition.current.partition
   region    = data.aws_region.current.region
+
+  # A model that lies in a bucket of the site's own: its bucket and prefix.
+  other_models = var.model_uri == null ? [] : [regex("^s3://([^/]+)/+(.*?)/*$", var.model_uri)]
 }
 
 # One key for everything that is stored: whoever may read it is written in one place.
@@ -60,13 +63,13 @@ resource "aws_iam_role_policy" "service" {
         Sid      = "ListModels"
         Effect   = "Allow"
         Action   = "s3:ListBucket"
-        Resource = aws_s3_bucket.this["models"].arn
+        Resource = concat([aws_s3_bucket.this["models"].arn], [for place in local.other_models : "arn:${local.partition}:s3:::${place[0]}"])
       },
       {
         Sid      = "ReadModels"
         Effect   = "Allow"
         Action   = "s3:GetObject"
-        Resource = "${aws_s3_bucket.this["models"].arn}/*"
+        Resource = concat(["${aws_s3_bucket.this["models"].arn}/*"], [for place in local.other_models : "arn:${local.partition}:s3:::${join("/", place)}/*"])
       },
       # Without a condition on the prefix: where listing is not allowed, S3 says 403 for a picture that is gone, not 404.
       {

@@ -113,6 +113,32 @@ run "the_service_reads_models_and_writes_pictures_and_no_more" {
   }
 }
 
+run "a_model_in_another_bucket_is_read_too" {
+  variables {
+    model_uri = "s3://elsewhere/anime/v2/"
+  }
+
+  assert {
+    condition     = one([for statement in jsondecode(aws_iam_role_policy.service.policy).Statement : statement if statement.Sid == "ReadModels"]).Resource == ["arn:aws:s3:::plate-models-111122223333/*", "arn:aws:s3:::elsewhere/anime/v2/*"]
+    error_message = "Pods must read what they are told to fetch, and nothing beside it."
+  }
+
+  assert {
+    condition     = one([for statement in jsondecode(aws_iam_role_policy.service.policy).Statement : statement if statement.Sid == "ListModels"]).Resource == ["arn:aws:s3:::plate-models-111122223333", "arn:aws:s3:::elsewhere"]
+    error_message = "Without a right to list, S3 says of what is missing that it is forbidden."
+  }
+}
+
+run "a_name_is_no_place_of_a_model" {
+  command = plan
+
+  variables {
+    model_uri = "sdxl"
+  }
+
+  expect_failures = [var.model_uri]
+}
+
 run "database" {
   assert {
     condition     = aws_db_instance.this.storage_encrypted && aws_db_instance.this.kms_key_id == aws_kms_key.data.arn && !aws_db_instance.this.publicly_accessible

@@ -80,6 +80,17 @@ variable "picture_days" {
   }
 }
 
+variable "model_uri" {
+  description = "What engines' pods fetch, where it is in another bucket than this one's: s3://bucket/prefix. Its own KMS key must let them decrypt, where it has one."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.model_uri == null ? true : can(regex("^s3://[a-z0-9][a-z0-9.-]+/+[^/]", var.model_uri))
+    error_message = "model_uri must be of the form s3://bucket/prefix, as `mezzotint models push` or `compile` left it."
+  }
+}
+
 variable "maintenance_window" {
   description = "When AWS may restart database and cache, in UTC: ddd:hh:mm-ddd:hh:mm, an hour or more; the database's backup is in the hour after it. Null for times of AWS's choice."
   type        = string
