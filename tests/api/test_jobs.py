@@ -292,11 +292,11 @@ async def test_a_key_that_the_engines_refused_is_asked_again_when_a_job_of_its_e
 async def test_a_picture_is_kept_only_where_the_database_takes_its_job(server: Gate, tmp_path: Path) -> None:
     database = server.services.database
     # Away, as it was found a moment ago.
-    database._is_failing, database._ask_again_at = True, math.inf
+    database._reads.reason, database._reads.ask_again_at = "away", math.inf
     image = png(np.full((64, 64, 3), 90, np.uint8))
     response = await server.client.post(JOBS, json={**SMALL, "image": image})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
-    database._ask_again_at = 0.0
+    database._reads.ask_again_at = 0.0
     assert list((tmp_path / "images").glob("*")) == []
 
 
