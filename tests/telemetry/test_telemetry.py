@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -287,6 +288,19 @@ def test_spans_are_sent_to_the_collector_of_the_setting() -> None:
     assert resource.scope_spans[0].spans[0].name == "admission"
     names = {each.key: each.value.string_value for each in resource.resource.attributes}
     assert names["service.name"] == "mezzotint-gateway"
+
+
+def test_a_collector_that_is_silent_holds_no_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the sender waits for an answer; longer than this test does.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracing = Tracing.to(f"http://127.0.0.1:{silent.getsockname()[1]}", "gateway", "g1")
+        with tracing.span("admission"):
+            pass
+        closing = threading.Thread(target=tracing.close, daemon=True)
+        closing.start()
+        closing.join(30.0)
+        assert not closing.is_alive()
 
 
 async def test_a_stream_has_its_id_and_its_error_is_counted(
