@@ -25,6 +25,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.backends.fake import FakeBackend
+from mezzotint.cli.top import read
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import GenerationFailed, MezzotintError, QueueFull, ReplicaLost, StoreUnavailable
@@ -590,6 +591,8 @@ async def test_a_job_that_ends_every_replica_fails_and_another_is_drawn(
     assert (told["state"], told["error"]["code"]) == ("failed", "generation_failed")
     # Each time its pictures were sent once, and once more.
     assert ended_replicas <= 2 * 2 * (MAX_LOST + 1)
+    series = (await server.client.get("/metrics")).text
+    assert read(series).total("mezzotint_retries_total") > 0
     assert (await ended(server, sound))["state"] == "done"
 
 

@@ -163,6 +163,25 @@ async def test_the_series_are_well_formed_and_tell_what_happened(
     assert look.total("mezzotint_requests_in_flight", surface="imagine") == 0
 
 
+async def test_a_picture_that_shows_nothing_is_counted_as_one_that_came_to_nothing(
+    settings: Settings,
+) -> None:
+    replica = replica_of(settings, FakeBackend(blank_after=0))
+    try:
+        async with gate(settings, replica) as opened:
+            before = await series_of(opened.client)
+            blank = await opened.client.get("/imagine", params={"prompt": "a", "steps": "3"})
+            after = read(await series_of(opened.client))
+    finally:
+        replica.close()
+    assert blank.status_code == 500
+    # A rise from nothing is none, to Prometheus.
+    assert "generation_failed" in read(before).values_of("mezzotint_images_failed_total", "reason")
+    assert after.total("mezzotint_images_failed_total", reason="generation_failed") == 1
+    assert after.total("mezzotint_wasted_steps_total") == 3
+    assert after.total("mezzotint_images_total") == 0
+
+
 async def test_jobs_are_told_by_state_and_of_two_gateways_once(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, gateways=2)
     slow = replica_of(settings, FakeBackend(pass_seconds=0.1))
