@@ -397,6 +397,20 @@ def test_families_of_several_processes_are_kept_together() -> None:
     assert text == "# a\na 1\na 2\n# b\nb 1\n"
 
 
+def test_top_tells_no_rate_of_a_replica_that_did_not_answer_the_look_before() -> None:
+    def told(names: str) -> str:
+        types = "# TYPE mezzotint_backlog_seconds gauge\n# TYPE mezzotint_images_total counter\n"
+        samples = [
+            f'{series}{{replica="{name}"}} 9\n'
+            for series in ("mezzotint_backlog_seconds", "mezzotint_images_total")
+            for name in names
+        ]
+        return types + "".join(samples)
+
+    seen = view(read(told("a")), read(told("ab")))
+    assert [(each["images"], each["images_per_s"]) for each in seen["engines"]] == [(9, 0), (9, 0)]
+
+
 async def test_top_shows_replicas_and_rates_from_the_metrics_alone(
     settings: Settings, replica: EngineReplica
 ) -> None:
