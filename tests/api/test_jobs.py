@@ -34,7 +34,7 @@ from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
 from mezzotint.serve.jobs import drawing, feed, runner
 from mezzotint.serve.replica import EngineReplica
-from mezzotint.serve.stores import database, janitor
+from mezzotint.serve.stores import database, images, janitor
 from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.job import FINAL, Job, NewJob
@@ -594,6 +594,23 @@ async def test_a_job_that_ends_every_replica_fails_and_another_is_drawn(
     series = (await server.client.get("/metrics")).text
     assert read(series).total("mezzotint_retries_total") > 0
     assert (await ended(server, sound))["state"] == "done"
+
+
+async def test_a_job_whose_picture_cannot_be_read_keeps_no_other_waiting(
+    server: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((runner, "MIN_RETRY_SECONDS"), (runner, "PAUSE_SECONDS"), (images, "RETRY_SECONDS")):
+        monkeypatch.setattr(module, name, 0.01)
+    server.services.runner._full_until = math.inf
+    broken = await create(server, image=png(np.full((64, 64, 3), 90, np.uint8)))
+    [file] = (tmp_path / "images").iterdir()
+    file.unlink()
+    # Neither there nor not there.
+    file.symlink_to(file.name)
+    sound = await create(server)
+    server.services.runner._full_until = 0.0
+    assert (await ended(server, sound))["state"] == "done"
+    assert (await server.json("GET", f"{JOBS}/{broken['id']}"))["state"] in ("queued", "running")
 
 
 async def test_a_job_without_a_deadline_takes_longer_than_a_request_may(
