@@ -650,7 +650,7 @@ async def test_usage_that_is_written_though_nobody_waits_for_it_is_counted_once(
     async with asyncio.timeout(20):
         while store._tasks:
             await asyncio.sleep(0.01)
-    store._is_failing = False
+    store._writes.reason = ""
     await log.flush()
     [key] = await gateways.keys.list()
     assert key.used_images == 1
@@ -674,7 +674,7 @@ async def test_usage_that_could_not_be_written_is_written_later(
     # Refused at once, for the database is not asked again so soon.
     with pytest.raises(StoreUnavailable):
         await log.flush()
-    gateways.keys._database._is_failing = False
+    gateways.keys._database._writes.reason = ""
     await log.flush()
     [key] = await gateways.keys.list()
     assert key.used_images == 1

@@ -25,6 +25,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.backends.fake import FakeBackend
+from mezzotint.cli.top import read
 from mezzotint.core import ResolvedRequest
 from mezzotint.engine.rows import BatchKey
 from mezzotint.errors import GenerationFailed, MezzotintError, QueueFull, ReplicaLost, StoreUnavailable
@@ -33,7 +34,7 @@ from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.api.jobs import events as follow
 from mezzotint.serve.jobs import drawing, feed, runner
 from mezzotint.serve.replica import EngineReplica
-from mezzotint.serve.stores import database, janitor
+from mezzotint.serve.stores import database, images, janitor
 from mezzotint.serve.stores.clock import Clock, steady
 from mezzotint.serve.stores.database import open_database
 from mezzotint.serve.stores.job import FINAL, Job, NewJob
@@ -292,11 +293,11 @@ async def test_a_key_that_the_engines_refused_is_asked_again_when_a_job_of_its_e
 async def test_a_picture_is_kept_only_where_the_database_takes_its_job(server: Gate, tmp_path: Path) -> None:
     database = server.services.database
     # Away, as it was found a moment ago.
-    database._is_failing, database._ask_again_at = True, math.inf
+    database._reads.reason, database._reads.ask_again_at = "away", math.inf
     image = png(np.full((64, 64, 3), 90, np.uint8))
     response = await server.client.post(JOBS, json={**SMALL, "image": image})
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
-    database._ask_again_at = 0.0
+    database._reads.ask_again_at = 0.0
     assert list((tmp_path / "images").glob("*")) == []
 
 
@@ -590,7 +591,26 @@ async def test_a_job_that_ends_every_replica_fails_and_another_is_drawn(
     assert (told["state"], told["error"]["code"]) == ("failed", "generation_failed")
     # Each time its pictures were sent once, and once more.
     assert ended_replicas <= 2 * 2 * (MAX_LOST + 1)
+    series = (await server.client.get("/metrics")).text
+    assert read(series).total("mezzotint_retries_total") > 0
     assert (await ended(server, sound))["state"] == "done"
+
+
+async def test_a_job_whose_picture_cannot_be_read_keeps_no_other_waiting(
+    server: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((runner, "MIN_RETRY_SECONDS"), (runner, "PAUSE_SECONDS"), (images, "RETRY_SECONDS")):
+        monkeypatch.setattr(module, name, 0.01)
+    server.services.runner._full_until = math.inf
+    broken = await create(server, image=png(np.full((64, 64, 3), 90, np.uint8)))
+    [file] = (tmp_path / "images").iterdir()
+    file.unlink()
+    # Neither there nor not there.
+    file.symlink_to(file.name)
+    sound = await create(server)
+    server.services.runner._full_until = 0.0
+    assert (await ended(server, sound))["state"] == "done"
+    assert (await server.json("GET", f"{JOBS}/{broken['id']}"))["state"] in ("queued", "running")
 
 
 async def test_a_job_without_a_deadline_takes_longer_than_a_request_may(

@@ -443,6 +443,22 @@ async def test_without_the_image_store_the_picture_comes_in_the_answer(
     assert item["warning"] == "the image store does not answer"
 
 
+async def test_a_slow_image_store_is_waited_for_once_however_many_pictures_there_are(
+    client: httpx.AsyncClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_asked = asyncio.Barrier(3)
+
+    async def fail(*_: object) -> str:
+        async with asyncio.timeout(30), all_asked:
+            raise StoreUnavailable("the image store does not answer")
+
+    monkeypatch.setattr(type(services.images), "put", fail)
+    answer = await client.post(GENERATIONS, json={"prompt": "a", "n": 3, "seed": 5, "response_format": "url"})
+    assert [(item["seed"], bool(item["b64_json"])) for item in answer.json()["data"]] == [
+        (seed, True) for seed in (5, 6, 7)
+    ]
+
+
 async def test_why_the_image_store_fails_is_logged_once_until_it_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

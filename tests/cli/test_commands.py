@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,30 @@ def test_serve_refuses_a_taken_port(capsys: pytest.CaptureFixture[str]) -> None:
         port = taken.getsockname()[1]
         assert run(["serve", "--model", "fake", "--port", str(port)]) == 2
     assert f"cannot listen on 127.0.0.1 port {port}: address already in use" in capsys.readouterr().err
+
+
+def test_top_goes_on_past_a_look_that_a_server_does_not_answer() -> None:
+    looks = iter((200, 503, 200, 401))
+    answered = []
+
+    class Restarting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answered.append(next(looks))
+            self.send_response(answered[-1])
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Restarting) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert run(["top", "--api", f"http://127.0.0.1:{server.server_port}", "--every", "0.1"]) == 2
+        finally:
+            server.shutdown()
+            thread.join()
+    assert answered == [200, 503, 200, 401]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,13 @@ def test_any_gateway_tells_the_series_of_every_process(served: Server, drawn: in
     assert len(seen) == 4
 
 
+def test_what_ray_keeps_of_the_lines_does_not_grow_for_ever(served: Server, drawn: int) -> None:
+    # Which starts all workers, and gives them its own environment.
+    [raylet] = [process for process in served.helpers if process.name() == "raylet"]
+    kept = {name: int(raylet.environ()[f"RAY_ROTATION_{name}"]) for name in ("MAX_BYTES", "BACKUP_COUNT")}
+    assert 0 < kept["MAX_BYTES"] * (1 + kept["BACKUP_COUNT"]) < 1e9
+
+
 def ask_a1111(served: Server, method: str, path: str, name: str, **fields: Any) -> Any:
     """Over a new connection, for which Ray Serve chooses a gateway anew. name: the request's id."""
     url = f"{served.address}/sdapi/v1/{path}"

@@ -229,6 +229,22 @@ async def test_a_locked_file_is_named_at_the_start_and_unavailable_in_flight(
         assert "locked" not in await rows(database)
 
 
+async def test_a_full_disk_is_told_once_to_those_who_write_and_those_who_read_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_database(f"sqlite:///{tmp_path}/test.db") as database:
+        await put_row(database, "before")
+        async with database._engine.connect() as connection:
+            # Of this connection, which the pool keeps: not a page more than there are.
+            await connection.exec_driver_sql("PRAGMA max_page_count = 1")
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await put_row(database, "x" * 10_000)
+            assert await rows(database) == ["before"]
+        told = [each.getMessage() for each in caplog.records if each.name.endswith("stores.database")]
+    assert told == ["the database does not answer: database or disk is full"]
+
+
 async def until_it_answers(database: Database) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
         while True:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -162,6 +163,25 @@ async def test_the_series_are_well_formed_and_tell_what_happened(
     assert look.total("mezzotint_requests_in_flight", surface="imagine") == 0
 
 
+async def test_a_picture_that_shows_nothing_is_counted_as_one_that_came_to_nothing(
+    settings: Settings,
+) -> None:
+    replica = replica_of(settings, FakeBackend(blank_after=0))
+    try:
+        async with gate(settings, replica) as opened:
+            before = await series_of(opened.client)
+            blank = await opened.client.get("/imagine", params={"prompt": "a", "steps": "3"})
+            after = read(await series_of(opened.client))
+    finally:
+        replica.close()
+    assert blank.status_code == 500
+    # A rise from nothing is none, to Prometheus.
+    assert "generation_failed" in read(before).values_of("mezzotint_images_failed_total", "reason")
+    assert after.total("mezzotint_images_failed_total", reason="generation_failed") == 1
+    assert after.total("mezzotint_wasted_steps_total") == 3
+    assert after.total("mezzotint_images_total") == 0
+
+
 async def test_jobs_are_told_by_state_and_of_two_gateways_once(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, gateways=2)
     slow = replica_of(settings, FakeBackend(pass_seconds=0.1))
@@ -289,6 +309,19 @@ def test_spans_are_sent_to_the_collector_of_the_setting() -> None:
     assert names["service.name"] == "mezzotint-gateway"
 
 
+def test_a_collector_that_is_silent_holds_no_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the sender waits for an answer; longer than this test does.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracing = Tracing.to(f"http://127.0.0.1:{silent.getsockname()[1]}", "gateway", "g1")
+        with tracing.span("admission"):
+            pass
+        closing = threading.Thread(target=tracing.close, daemon=True)
+        closing.start()
+        closing.join(30.0)
+        assert not closing.is_alive()
+
+
 async def test_a_stream_has_its_id_and_its_error_is_counted(
     settings: Settings, replica: EngineReplica, lines: io.StringIO
 ) -> None:
@@ -362,6 +395,20 @@ def test_labels_stay_few_whatever_is_sent() -> None:
 def test_families_of_several_processes_are_kept_together() -> None:
     text = join([{"a": ("# a\n", "a 1\n"), "b": ("# b\n", "b 1\n")}, {"a": ("# a\n", "a 2\n")}])
     assert text == "# a\na 1\na 2\n# b\nb 1\n"
+
+
+def test_top_tells_no_rate_of_a_replica_that_did_not_answer_the_look_before() -> None:
+    def told(names: str) -> str:
+        types = "# TYPE mezzotint_backlog_seconds gauge\n# TYPE mezzotint_images_total counter\n"
+        samples = [
+            f'{series}{{replica="{name}"}} 9\n'
+            for series in ("mezzotint_backlog_seconds", "mezzotint_images_total")
+            for name in names
+        ]
+        return types + "".join(samples)
+
+    seen = view(read(told("a")), read(told("ab")))
+    assert [(each["images"], each["images_per_s"]) for each in seen["engines"]] == [(9, 0), (9, 0)]
 
 
 async def test_top_shows_replicas_and_rates_from_the_metrics_alone(

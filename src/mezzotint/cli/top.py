@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["top"]
 
 TIMEOUT_SECONDS = 10.0
+# Which of these there are tells which processes have answered.
+ENGINES, GATEWAYS = "mezzotint_backlog_seconds", "mezzotint_event_loop_lag_seconds_count"
 STATES = ("queued", "running", "decoding")
 NAME_CHARACTERS = 12
 REFUSED_SHOWN = 4
@@ -38,8 +40,9 @@ def top(
     as_json: Annotated[bool, typer.Option("--json", help="With --once: as JSON.")] = False,
 ) -> None:
     """Watch a server: its replicas, what waits and runs on each, throughput, refusals."""
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
+    from rich.text import Text
 
     before = _scrape(api, key)
     if once or as_json:
@@ -50,11 +53,18 @@ def top(
         else:
             Console().print(render(seen))
         return
-    with Live(render(view(before, before)), auto_refresh=False, screen=True) as live:
+    shown = render(view(before, before))
+    with Live(shown, auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(every)
-            now = _scrape(api, key)
-            live.update(render(view(before, now)), refresh=True)
+            try:
+                now = _scrape(api, key)
+            except SettingInvalid as error:
+                # One that is just being restarted is what is watched for.
+                live.update(Group(shown, Text(error.message)), refresh=True)
+                continue
+            shown = render(view(before, now))
+            live.update(shown, refresh=True)
             before = now
 
 
@@ -114,10 +124,14 @@ def _refusal(api: str, status: int) -> MezzotintError:
 def view(before: Scrape, now: Scrape) -> dict[str, Any]:
     """What the screen shows. Rates are per second between the two scrapes."""
     seconds = max(now.at - before.at, 1e-9)
+    seen_before = {replica for name in (ENGINES, GATEWAYS) for replica in before.values_of(name, "replica")}
 
-    def rate(name: str, **labels: str) -> float:
+    def rate(name: str, replica: str) -> float:
+        # One that did not answer then has counted for longer than since then.
+        if replica not in seen_before:
+            return 0.0
         # A restarted process counts from zero again.
-        return max(0.0, now.total(name, **labels) - before.total(name, **labels)) / seconds
+        return max(0.0, now.total(name, replica=replica) - before.total(name, replica=replica)) / seconds
 
     engines = [
         {
@@ -139,7 +153,7 @@ def view(before: Scrape, now: Scrape) -> dict[str, Any]:
             "failed": int(now.total("mezzotint_images_failed_total", replica=name)),
             "wasted_steps": int(now.total("mezzotint_wasted_steps_total", replica=name)),
         }
-        for name in now.values_of("mezzotint_backlog_seconds", "replica")
+        for name in now.values_of(ENGINES, "replica")
     ]
     gateways = [
         {
@@ -149,7 +163,7 @@ def view(before: Scrape, now: Scrape) -> dict[str, Any]:
             "retries": int(now.total("mezzotint_retries_total", replica=name)),
             "loop_lag_p99_s": _quantile(now, "mezzotint_event_loop_lag_seconds", 0.99, name),
         }
-        for name in now.values_of("mezzotint_event_loop_lag_seconds_count", "replica")
+        for name in now.values_of(GATEWAYS, "replica")
     ]
     reasons = now.values_of("mezzotint_rejected_total", "reason")
     outcomes = now.values_of("mezzotint_requests_total", "outcome")

@@ -61,6 +61,8 @@ class Dispatcher:
         self._replicas = replicas
         self._fleet = fleet
         self._tracing = tracing
+        # Orders that were sent to a second replica.
+        self.retries = 0
 
     async def stream(
         self, prepared: PreparedRequest, *, progress: bool = True
@@ -107,6 +109,7 @@ class Dispatcher:
                 lost = error
             avoid = (order.replica,) if order.replica else ()
             current().retries += 1
+            self.retries += 1
 
     async def _once(
         self, order: Order, prepared: PreparedRequest, *, retry: bool

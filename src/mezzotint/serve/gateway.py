@@ -74,6 +74,11 @@ class Gateway:
         """How the replicas stand, as last heard."""
         return self._fleet.reports
 
+    @property
+    def retries(self) -> int:
+        """How many orders were sent to a second replica."""
+        return self._dispatcher.retries
+
     def foresees(self, prepared: PreparedRequest) -> bool:
         """Whether each replica that may get the request draws what it was prepared for: not while replicas of
         one model are being replaced by those of another."""

@@ -28,6 +28,8 @@ from mezzotint.serve.telemetry.forwarding import forward_logs
 __all__ = ["StartInterrupted", "check_neuron", "running", "stop_signals"]
 
 MEBIBYTE = 1024 * 1024
+# Of each worker; the same as in deploy/kubernetes.
+LOG_FILE_BYTES, OLD_LOG_FILES = 32 * MEBIBYTE, 4
 
 
 class StartInterrupted(Exception):
@@ -112,6 +114,9 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    # Ray keeps every line that a worker writes, and by itself all of them for ever.
+    os.environ.setdefault("RAY_ROTATION_MAX_BYTES", str(LOG_FILE_BYTES))
+    os.environ.setdefault("RAY_ROTATION_BACKUP_COUNT", str(OLD_LOG_FILES))
     # How often a replica tells its backlog to whoever scales; Ray's own ten seconds are a burst's whole life.
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)

@@ -87,8 +87,12 @@ class EngineReplica:
         match event:
             case Done():
                 began = time.perf_counter()
-                with self._tracing.span("encode", {"format": order.format}, below=span):
-                    drawn = await self._encode(event, order)
+                try:
+                    with self._tracing.span("encode", {"format": order.format}, below=span):
+                        drawn = await self._encode(event, order)
+                except BaseException as error:
+                    self._metrics.unused(error, order.request.evaluations)
+                    raise
                 self._metrics.encoded(order.format, time.perf_counter() - began)
                 return drawn
             case Failed(error=error):

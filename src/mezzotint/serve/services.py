@@ -71,6 +71,7 @@ async def open_services(
         gateway = await open_(
             open_gateway(replicas, settings.deadline_s, tracing, gateways=settings.gateways)
         )
+        metrics.watch_orders(gateway)
         feed = await open_(Feed(jobs))
         runner = JobRunner(
             gateway, access, jobs, images, gateways=settings.gateways, ttl_s=settings.job_ttl_s

@@ -21,6 +21,7 @@ from mezzotint.serve.api.drawing import draw_all, stream_all
 from mezzotint.serve.api.openai_schemas import ImageFields
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.api.sse import DONE, EventStream, ServerEvent, opened
+from mezzotint.serve.batch import together
 from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.services import Services
 from mezzotint.serve.wire import Drawn, Step
@@ -94,9 +95,11 @@ class Answer:
         """
         drawn = await draw_all(self.services, self.caller, self.requests)
         facts = Facts(created=int(time.time()), usage=usage_of(self.requests), **self._facts())
+        # At once: a store that is slow to answer is waited for once, not for each of them.
+        places = await together(*(self._place(each, request) for each in drawn))
         items = []
-        for each in drawn:
-            items.append((await self._item(each, request)).model_dump_json(exclude_unset=True).encode())
+        for each, place in zip(drawn, places, strict=True):
+            items.append(self._item(each, place).model_dump_json(exclude_unset=True).encode())
             # A large picture takes ten milliseconds to write down; between two of them others are served.
             await asyncio.sleep(0)
         head = facts.model_dump_json()[:-1] + ',"data":['
@@ -120,20 +123,26 @@ class Answer:
             "size": f"{width}x{height}",
         }
 
-    async def _item(self, drawn: Drawn, request: Request) -> ImageItem:
-        told = {
-            "revised_prompt": drawn.receipt["prompt"],
-            "seed": drawn.receipt["seed"],
-            "receipt": drawn.receipt,
-        }
-        if self.fields.response_format == "url":
-            try:
-                name = await self.services.images.put(drawn.data, drawn.format)
-                return ImageItem(url=link_to(name, request, self.services), **told)
-            except StoreUnavailable as error:
-                # The picture is drawn; losing it for want of a link would help nobody.
-                return ImageItem(b64_json=_base64(drawn.data), warning=error.message, **told)
-        return ImageItem(b64_json=_base64(drawn.data), **told)
+    async def _place(self, drawn: Drawn, request: Request) -> dict[str, str]:
+        """Where a link was asked for, it; or why there is none."""
+        if self.fields.response_format != "url":
+            return {}
+        try:
+            name = await self.services.images.put(drawn.data, drawn.format)
+        except StoreUnavailable as error:
+            # The picture is drawn; losing it for want of a link would help nobody.
+            return {"warning": error.message}
+        return {"url": link_to(name, request, self.services)}
+
+    def _item(self, drawn: Drawn, place: dict[str, str]) -> ImageItem:
+        file = {} if "url" in place else {"b64_json": _base64(drawn.data)}
+        return ImageItem(
+            **file,
+            **place,
+            revised_prompt=drawn.receipt["prompt"],
+            seed=drawn.receipt["seed"],
+            receipt=drawn.receipt,
+        )
 
     async def _events(self) -> AsyncGenerator[ServerEvent | None]:
         waiting = set(range(len(self.requests)))

@@ -263,6 +263,9 @@ class JobRunner:
             return
         # No room, no replica or no store just now: the job is in no hurry.
         wait_s = min(max(error.retry_after_s or 0.0, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+        if isinstance(error, StoreUnavailable):
+            # It may be its own picture alone that cannot be read: after the pause others are tried first.
+            wait_s = MAX_RETRY_SECONDS
         if isinstance(error, RateLimited):
             # Its key's other jobs would only be told the same, unless one ends; one's end here is noticed.
             drawn = any(h.job.caller == job.caller and h.admitted.is_set() for h in self._held.values())

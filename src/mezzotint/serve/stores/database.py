@@ -2,7 +2,7 @@
 
 A statement that is not answered must not hold a request up: each piece of work runs in a task of its own,
 which whoever waits for it can leave. After a failure one caller at a time finds out whether the database is
-back; the others are refused at once.
+back, one who reads and one who writes; the others are refused at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,8 +60,8 @@ class Database:
         self._writer: AbstractAsyncContextManager[Any] = (
             nullcontext() if self.is_postgresql else asyncio.Lock()
         )
-        self._is_failing = False
-        self._ask_again_at = 0.0
+        # Apart: what a full or a locked database still reads is nobody's to miss.
+        self._reads, self._writes = _Turns(), _Turns()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def read(self, work: Work[T]) -> T:
@@ -69,7 +70,7 @@ class Database:
         Raises:
             StoreUnavailable: the database did not answer.
         """
-        return await self._run(self._reading(work))
+        return await self._run(self._reading(work), self._reads)
 
     async def write(self, work: Work[T], settled: Callable[[bool], None] | None = None) -> T:
         """Do `work` in one transaction, which is undone when it raises, and done even if the caller leaves.
@@ -80,7 +81,7 @@ class Database:
         Raises:
             StoreUnavailable: the database did not answer; the work may have been done all the same.
         """
-        return await self._run(self._writing(work), settled)
+        return await self._run(self._writing(work), self._writes, settled)
 
     async def set_clock(self) -> None:
         """Follow PostgreSQL's clock, which all gateways go by, where it has been put right or has drifted. A
@@ -105,9 +106,11 @@ class Database:
         async with self._writer, self._engine.begin() as connection:
             return await work(connection)
 
-    async def _run(self, work: Coroutine[Any, Any, T], settled: Callable[[bool], None] | None = None) -> T:
+    async def _run(
+        self, work: Coroutine[Any, Any, T], turns: _Turns, settled: Callable[[bool], None] | None = None
+    ) -> T:
         try:
-            self._check_turn()
+            turns.take()
         except StoreUnavailable:
             work.close()
             if settled is not None:
@@ -124,18 +127,18 @@ class Database:
             task.add_done_callback(lambda _: breaking_off.cancel())
         done, _ = await asyncio.wait({task}, timeout=ANSWER_SECONDS)
         if not done or task.cancelled():
-            raise self._failed("no answer in time")
+            raise self._failed(turns, "no answer in time")
         try:
             answer = task.result()
         except (SQLAlchemyError, OSError) as error:
             if isinstance(error, OUR_MISTAKES):
                 raise
-            raise self._failed(describe_failure(error)) from None
+            raise self._failed(turns, describe_failure(error)) from None
         except MezzotintError:
             # The work's own refusal: the database answered.
-            self._is_failing = False
+            turns.reason = ""
             raise
-        self._is_failing = False
+        turns.reason = ""
         return answer
 
     def _forget(self, settled: Callable[[bool], None] | None, task: asyncio.Task[Any]) -> None:
@@ -145,20 +148,12 @@ class Database:
         if settled is not None:
             settled(done)
 
-    def _check_turn(self) -> None:
-        if not self._is_failing:
-            return
-        now = time.monotonic()
-        if now < self._ask_again_at:
-            raise _unavailable()
-        self._ask_again_at = now + ANSWER_SECONDS
-
-    def _failed(self, reason: str) -> StoreUnavailable:
+    def _failed(self, turns: _Turns, reason: str) -> StoreUnavailable:
         self.failures += 1
-        if not self._is_failing:
+        if not turns.reason and reason not in (self._reads.reason, self._writes.reason):
             logger.error("the database does not answer: %s", reason)
-        self._is_failing = True
-        self._ask_again_at = time.monotonic() + RETRY_SECONDS
+        turns.reason = reason
+        turns.ask_again_at = time.monotonic() + RETRY_SECONDS
         return _unavailable()
 
     async def close(self) -> None:
@@ -170,6 +165,29 @@ class Database:
                 await self._engine.dispose()
         except (TimeoutError, SQLAlchemyError, OSError) as error:
             logger.warning("the database did not close in order: %s", type(error).__name__)
+
+
+@dataclass
+class _Turns:
+    """Of those who ask after a failure.
+
+    reason: of the failure; empty while the database answers. ask_again_at: on `time.monotonic`'s clock.
+    """
+
+    reason: str = ""
+    ask_again_at: float = 0.0
+
+    def take(self) -> None:
+        """
+        Raises:
+            StoreUnavailable: another finds out.
+        """
+        if not self.reason:
+            return
+        now = time.monotonic()
+        if now < self.ask_again_at:
+            raise _unavailable()
+        self.ask_again_at = now + ANSWER_SECONDS
 
 
 def _unavailable() -> StoreUnavailable:

@@ -13,6 +13,7 @@ from mezzotint.core import Cancelled, Done, Event, Failed
 from mezzotint.engine.observer import Observer
 from mezzotint.engine.rows import BatchKey
 from mezzotint.engine.ticket import Ticket
+from mezzotint.errors import GenerationFailed, MezzotintError, ModelInvalid
 from mezzotint.serve.telemetry.exposition import Families, families_of
 from mezzotint.serve.telemetry.metrics import SECONDS, BoundedLabel
 
@@ -73,6 +74,9 @@ class EngineMetrics(Observer):
         self._failed = Counter(
             "mezzotint_images_failed_total", "Pictures that came to nothing", ("reason",), registry=registry
         )
+        # From zero on: to Prometheus a series that begins at three, as a sick replica's would, never rose.
+        for kind in (GenerationFailed, MezzotintError, ModelInvalid):
+            self._failed.labels(kind.code)
         self._cancelled = Counter(
             "mezzotint_cancelled_total",
             "Pictures cancelled, by how far they were",
@@ -106,7 +110,7 @@ class EngineMetrics(Observer):
             self._first_step.observe(ticket.first_step - ticket.submitted)
         match event:
             case Done(compute_s=compute_s):
-                self._images.inc()
+                # Whether it is a picture, is told by `encoded` or `unused`.
                 if ticket.decoding is not None and ticket.started is not None:
                     self._decode.observe(ticket.started + compute_s - ticket.decoding)
                 return
@@ -117,8 +121,17 @@ class EngineMetrics(Observer):
         self._wasted.inc(ticket.evaluated)
 
     def encoded(self, format: str, seconds: float) -> None:
-        """A file of `format` was made in `seconds`."""
+        """Of a picture, a file of `format` was made in `seconds`."""
+        self._images.inc()
         self._encode.labels(format).observe(seconds)
+
+    def unused(self, error: BaseException, evaluated: int) -> None:
+        """What took `evaluated` evaluations became no file: it shows nothing, or its caller has left."""
+        if isinstance(error, MezzotintError):
+            self._failed.labels(error.code).inc()
+        else:
+            self._cancelled.labels("decoding").inc()
+        self._wasted.inc(evaluated)
 
     def families(self) -> Families:
         return families_of(self._registry, self._labels)

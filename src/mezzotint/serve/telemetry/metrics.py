@@ -69,6 +69,13 @@ class Store(Protocol):
     failures: int
 
 
+class Orders(Protocol):
+    """retries: how many were sent to a second replica."""
+
+    @property
+    def retries(self) -> int: ...
+
+
 class GatewayMetrics:
     def __init__(self, name: str = "here") -> None:
         self._labels = {"process": "gateway", "replica": name}
@@ -95,9 +102,6 @@ class GatewayMetrics:
             ("reason",),
             registry=registry,
         )
-        self.retries = Counter(
-            "mezzotint_retries_total", "Orders sent to a second replica", registry=registry
-        )
         self.loop_lag = Histogram(
             "mezzotint_event_loop_lag_seconds",
             "How late the event loop wakes a task",
@@ -116,10 +120,13 @@ class GatewayMetrics:
         """A request has ended."""
         self.requests.labels(surface, outcome, str(status)).inc()
         self.request_seconds.labels(surface).observe(seconds)
-        self.retries.inc(record.retries)
         error = record.error
         if error is not None and error.status in (401, 403, 408, 413, 415, 429, 431, 503):
             self.rejected.labels(error.code).inc()
+
+    def watch_orders(self, orders: Orders) -> None:
+        """Tell how many of them went to a second replica, those of jobs too."""
+        self._registry.register(_Retries(orders))
 
     def watch_stores(self, **stores: Store) -> None:
         """Tell how often each of them failed."""
@@ -131,6 +138,16 @@ class GatewayMetrics:
 
     def families(self) -> Families:
         return families_of(self._registry, self._labels)
+
+
+class _Retries(Collector):
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "mezzotint_retries", "Orders sent to a second replica", self._orders.retries
+        )
 
 
 class _JobsEnded(Collector):

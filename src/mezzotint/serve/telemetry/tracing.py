@@ -6,6 +6,7 @@ task than the one that began it, so spans that live across a `yield` are never m
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OFF", "Tracing", "fail", "headers_of"]
 
-FLUSH_MILLISECONDS = 2_000
+CLOSE_SECONDS = 2.0
 _propagator = TraceContextTextMapPropagator()
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -61,9 +62,12 @@ class Tracing:
 
     def close(self) -> None:
         """Send what is left, for at most two seconds."""
-        if self._provider is not None:
-            self._provider.force_flush(FLUSH_MILLISECONDS)
-            self._provider.shutdown()
+        if self._provider is None:
+            return
+        # The SDK keeps to no limit of its own: it waits ten seconds for a silent collector, for each batch.
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
     @contextmanager
     def request(self, name: str, headers: Mapping[str, str]) -> Iterator[Span]:
