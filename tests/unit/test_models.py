@@ -193,6 +193,25 @@ def test_a_catalogue_model_loads_from_its_variants_files(installed_sdxl: Path) -
     assert info.revision == "462165984030d82259a11f4367a4eed129e94a7b"
 
 
+@pytest.mark.parametrize("names", [["unet"], ["text_encoder", "text_encoder_2"], ["vae"]])
+def test_some_modules_may_be_there_as_a_variant_alone(folder: Path, names: list[str]) -> None:
+    for name in names:
+        for weights in (folder / name).glob("*.safetensors"):
+            weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert load(folder).info.model == "mine"
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_several_files_are_one_module(folder: Path, variant: str | None) -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    shutil.rmtree(folder / "unet")
+    unet.save_pretrained(folder / "unet", max_shard_size="400KB", variant=variant)
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    assert load(folder).info.model == "mine"
+
+
 def test_a_folder_without_a_manifest_loads_unverified_and_with_one_is_known_by_it(folder: Path) -> None:
     assert re.fullmatch("unverified-[0-9a-f]{16}", load(folder).info.revision)
     write_manifest(folder)

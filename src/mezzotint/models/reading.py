@@ -21,7 +21,6 @@ from mezzotint.models.json_files import read_json
 from mezzotint.models.locations import find_model, verify
 from mezzotint.models.weights import (
     check_header,
-    find_variant,
     options_for,
     quiet,
     read_module,
@@ -48,7 +47,7 @@ def load_parts(
             parts = _read_on_base(path, entry, dtype)
         else:
             overrides = entry.scheduler_overrides if entry else {}
-            parts = _read_folder(path, dtype, entry.variant if entry else None, overrides)
+            parts = _read_folder(path, dtype, overrides)
     check_is_sdxl(parts)
     _check_is_complete(parts)
     for module in (parts.unet, parts.vae, *parts.text_encoders):
@@ -69,7 +68,7 @@ def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) 
             param="preview_vae",
         )
     with quiet():
-        vae = read_module(diffusers.AutoencoderTiny, folder.parent, folder.name, dtype, None)
+        vae = read_module(diffusers.AutoencoderTiny, folder.parent, folder.name, dtype)
     if vae.config.latent_channels != 4:
         raise ModelInvalid(
             f"{folder.name} decodes latents of {vae.config.latent_channels} channels, not of 4"
@@ -78,18 +77,17 @@ def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) 
 
 
 def _read_folder(
-    path: Path, dtype: torch.dtype, variant: str | None, overrides: Mapping[str, object], *, unet: Any = None
+    path: Path, dtype: torch.dtype, overrides: Mapping[str, object], *, unet: Any = None
 ) -> PipelineParts:
-    variant = variant or find_variant(path / "unet")
     if unet is None:
-        unet = read_module(diffusers.UNet2DConditionModel, path, "unet", dtype, variant)
+        unet = read_module(diffusers.UNet2DConditionModel, path, "unet", dtype)
     return PipelineParts(
         unet=unet,
-        vae=read_module(diffusers.AutoencoderKL, path, "vae", dtype, variant),
+        vae=read_module(diffusers.AutoencoderKL, path, "vae", dtype),
         tokenizers=(read_tokenizer(path, "tokenizer"), read_tokenizer(path, "tokenizer_2")),
         text_encoders=(
-            read_module(transformers.CLIPTextModel, path, "text_encoder", dtype, variant),
-            read_module(transformers.CLIPTextModelWithProjection, path, "text_encoder_2", dtype, variant),
+            read_module(transformers.CLIPTextModel, path, "text_encoder", dtype),
+            read_module(transformers.CLIPTextModelWithProjection, path, "text_encoder_2", dtype),
         ),
         scheduler_config={**read_json(path / "scheduler/scheduler_config.json"), **overrides},
         force_zeros_for_empty_prompt=bool(
@@ -111,7 +109,7 @@ def _read_on_base(path: Path, entry: CatalogueEntry, dtype: torch.dtype) -> Pipe
             unet = diffusers.UNet2DConditionModel.from_config(config)
         weights = read_tensors(file, dtype)
         unet.load_state_dict(weights, strict=True, assign=True)
-    return _read_folder(base_path, dtype, base.variant, entry.scheduler_overrides, unet=unet)
+    return _read_folder(base_path, dtype, entry.scheduler_overrides, unet=unet)
 
 
 def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:

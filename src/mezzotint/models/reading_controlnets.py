@@ -11,7 +11,7 @@ import torch
 from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.errors import ModelInvalid
 from mezzotint.models.json_files import read_json
-from mezzotint.models.weights import check_header, find_variant, quiet, read_module, read_tensors, reading
+from mezzotint.models.weights import check_header, quiet, read_module, read_tensors, reading
 
 __all__ = ["read_controlnet"]
 
@@ -36,7 +36,7 @@ def read_controlnet(path: Path, unet: Any, *, dtype: torch.dtype, device: torch.
             kind = read_json(path / "config.json").get("_class_name", "ControlNetModel")
             if kind != "ControlNetModel":
                 raise ModelInvalid(f"{path.name} is a {kind}, and only ControlNetModel is served")
-            net = read_module(diffusers.ControlNetModel, path.parent, path.name, dtype, find_variant(path))
+            net = read_module(diffusers.ControlNetModel, path.parent, path.name, dtype)
     _check_is_for(net, unet, path.name)
     return net.eval().requires_grad_(False).to(device)
 
