@@ -64,7 +64,11 @@ def _check_is_for(net: Any, unet: Any, name: str) -> None:
         if own != wanted:
             raise ModelInvalid(f"{name} is no ControlNet for this model: its {option} is {own}, not {wanted}")
     factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
-    if factor != PIXELS_PER_LATENT or net.config.conditioning_channels != 3:
+    if (factor, net.config.conditioning_channels, net.config.controlnet_conditioning_channel_order) != (
+        PIXELS_PER_LATENT,
+        3,
+        "rgb",
+    ):
         raise ModelInvalid(f"{name} reads no RGB pictures of the size that is drawn")
     if net.config.global_pool_conditions:
         raise ModelInvalid(f"{name} pools what it makes over the picture, which is not served")
