@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import safe_open
 
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
@@ -135,9 +136,25 @@ def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
         vae=pipeline.vae,
         tokenizers=(pipeline.tokenizer, pipeline.tokenizer_2),
         text_encoders=(pipeline.text_encoder, pipeline.text_encoder_2),
-        scheduler_config=read_json(base / "scheduler/scheduler_config.json"),
+        scheduler_config={**read_json(base / "scheduler/scheduler_config.json"), **_told_of_noise(path)},
         force_zeros_for_empty_prompt=bool(pipeline.config.force_zeros_for_empty_prompt),
     )
+
+
+def _told_of_noise(file: Path) -> dict[str, Any]:
+    """What a single file says of how its UNet was trained: by empty tensors, which ComfyUI reads, or in its
+    metadata, as kohya's tools do. Most say nothing, and predict the noise.
+
+    Raises:
+        ModelInvalid: to noise levels that are not SDXL's.
+    """
+    with safe_open(file, framework="pt") as opened:
+        names, metadata = set(opened.keys()), opened.metadata() or {}
+    if any(name.startswith("edm_") for name in names):
+        raise ModelInvalid(f"{file.name} was trained to EDM's noise levels, which are not served")
+    if "v_pred" not in names and metadata.get("modelspec.prediction_type") != "v":
+        return {}
+    return {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in names}
 
 
 def read_tokenizer(path: Path, name: str) -> Any:
