@@ -442,6 +442,27 @@ def test_a_corrupt_model_is_refused_in_one_line(
     assert len(str(refusal.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"_class_name": "EDMEulerScheduler", "sigma_max": 80.0, "prediction_type": "epsilon"},
+            "noise levels",
+        ),
+        (
+            {"beta_schedule": "scaled_linear", "prediction_type": "flow_prediction"},
+            "neither noise, v nor latents",
+        ),
+    ],
+)
+def test_a_scheduler_that_no_sampler_is_made_for_is_refused(
+    folder: Path, config: dict[str, Any], words: str
+) -> None:
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelInvalid, match=words):
+        load(folder)
+
+
 def test_a_unet_that_is_not_sdxls_is_refused(tmp_path: Path, build_tiny: Callable[..., Path]) -> None:
     inpainting = build_tiny(tmp_path / "inpainting", in_channels=9)
     with pytest.raises(ModelInvalid, match="inpainting"):

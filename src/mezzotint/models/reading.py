@@ -31,6 +31,10 @@ from mezzotint.models.weights import (
 
 __all__ = ["check_is_sdxl", "load_parts", "read_preview_vae", "read_tokenizer"]
 
+# What every sampler of the table takes.
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
 
 def load_parts(
     path: Path, entry: CatalogueEntry | None = None, *, dtype: torch.dtype, device: torch.device
@@ -177,6 +181,7 @@ def check_is_sdxl(parts: PipelineParts) -> None:
     unet, vae = parts.unet.config, parts.vae.config
     widths = sum(encoder.config.hidden_size for encoder in parts.text_encoders)
     pooled = parts.text_encoders[1].config.projection_dim
+    scheduler = parts.scheduler_config
     lengths = [tokenizer.model_max_length for tokenizer in parts.tokenizers]
     requirements = (
         (unet.addition_embed_type == "text_time", "its UNet reads no picture size"),
@@ -191,6 +196,14 @@ def check_is_sdxl(parts: PipelineParts) -> None:
             "its second text encoder does not fit its UNet",
         ),
         (lengths[0] == lengths[1], "its two tokenizers have different windows"),
+        (
+            scheduler.get("beta_schedule") in BETA_SCHEDULES,
+            "its scheduler's noise levels are of another kind",
+        ),
+        (
+            scheduler.get("prediction_type", "epsilon") in PREDICTIONS,
+            "its UNet predicts neither noise, v nor latents",
+        ),
     )
     for holds, problem in requirements:
         if not holds:
