@@ -108,7 +108,8 @@ def reading(what: str) -> Iterator[None]:
     except MezzotintError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        # What is wrong may be in the first line, and which part of the file in a later one.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelInvalid(f"{what} cannot be loaded: {reason[:200]}") from error
 
 
