@@ -148,6 +148,15 @@ def test_a_model_that_is_not_here_says_how_to_get_it(home: Path) -> None:
         load("sdxl-turbo")
 
 
+@pytest.mark.parametrize("name", [".", "unet/..", "../mine/"])
+def test_a_model_is_called_as_its_folder_however_that_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert find_model(name) == folder
+    assert load(name).info.model == "mine"
+
+
 def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"model_index\.json"):
         load(tmp_path)
