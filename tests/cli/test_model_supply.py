@@ -80,6 +80,7 @@ def test_a_model_whose_files_were_altered_is_not_put_into_a_bucket(
         (["push", "demo", "somewhere"], "s3://bucket/prefix"),
         (["pull", "demo", "--to", "x"], "--to is for a model from s3://"),
         (["push", "nothing", "s3://bucket/x"], "no model 'nothing'"),
+        (["push", "sdxl-lightning", "s3://bucket/x"], "a UNet alone, which sdxl completes"),
     ],
 )
 def test_what_cannot_be_is_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
