@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from mezzotint.errors import InvalidRequest
 
-__all__ = ["SAMPLERS", "Sampler", "find_sampler"]
+__all__ = ["SAMPLERS", "Sampler", "find_sampler", "sampler_configured"]
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,33 @@ def _overrides(**values: object) -> Mapping[str, object]:
     return MappingProxyType(values)
 
 
-_KARRAS = _overrides(use_karras_sigmas=True)
+def _dpm(*, karras: bool, **values: object) -> Mapping[str, object]:
+    """What a DPM++ sampler's name says: it holds whatever the model's own configuration has."""
+    return _overrides(use_karras_sigmas=karras, use_exponential_sigmas=False, use_beta_sigmas=False, **values)
+
+
+def _dpm_2m(*, karras: bool, sde: bool = False) -> Mapping[str, object]:
+    return _dpm(karras=karras, algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++", solver_order=2)
+
 
 SAMPLERS: tuple[Sampler, ...] = (
     Sampler("Euler", "EulerDiscreteScheduler"),
     Sampler("Euler a", "EulerAncestralDiscreteScheduler", ("Euler ancestral",)),
-    Sampler("DPM++ 2M", "DPMSolverMultistepScheduler"),
-    Sampler("DPM++ 2M Karras", "DPMSolverMultistepScheduler", overrides=_KARRAS),
+    Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", overrides=_dpm_2m(karras=False)),
+    Sampler("DPM++ 2M Karras", "DPMSolverMultistepScheduler", overrides=_dpm_2m(karras=True)),
+    Sampler("DPM++ 2M SDE", "DPMSolverMultistepScheduler", overrides=_dpm_2m(karras=False, sde=True)),
+    Sampler("DPM++ 2M SDE Karras", "DPMSolverMultistepScheduler", overrides=_dpm_2m(karras=True, sde=True)),
     Sampler(
-        "DPM++ 2M SDE",
-        "DPMSolverMultistepScheduler",
-        overrides=_overrides(algorithm_type="sde-dpmsolver++"),
+        "DPM++ SDE",
+        "DPMSolverSDEScheduler",
+        overrides=_dpm(karras=False),
+        evaluations_per_step=2,
+        seeded_noise=True,
     ),
-    Sampler(
-        "DPM++ 2M SDE Karras",
-        "DPMSolverMultistepScheduler",
-        overrides=_overrides(algorithm_type="sde-dpmsolver++", use_karras_sigmas=True),
-    ),
-    Sampler("DPM++ SDE", "DPMSolverSDEScheduler", evaluations_per_step=2, seeded_noise=True),
     Sampler(
         "DPM++ SDE Karras",
         "DPMSolverSDEScheduler",
-        overrides=_KARRAS,
+        overrides=_dpm(karras=True),
         evaluations_per_step=2,
         seeded_noise=True,
     ),
@@ -103,6 +108,23 @@ def _by_name() -> dict[str, Sampler]:
 
 
 _BY_NAME = _by_name()
+
+
+def sampler_configured(config: Mapping[str, object]) -> Sampler:
+    """The row that comes next to a model's own scheduler configuration.
+
+    Where there is none of its class, Euler, which draws from any epsilon or v model.
+    """
+    is_sde = str(config.get("algorithm_type")).startswith("sde-")
+    said = {
+        "use_karras_sigmas": bool(config.get("use_karras_sigmas")),
+        "algorithm_type": "sde-dpmsolver++" if is_sde else "dpmsolver++",
+    }
+    rows = (each for each in SAMPLERS if each.diffusers_class == config.get("_class_name"))
+    fitting = (
+        row for row in rows if all(row.overrides.get(key, value) == value for key, value in said.items())
+    )
+    return next(fitting, SAMPLERS[0])
 
 
 def find_sampler(name: str) -> Sampler:

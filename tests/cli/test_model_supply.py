@@ -46,6 +46,24 @@ def test_what_is_there_already_is_not_fetched_again_and_what_is_damaged_is(
     check_manifest(to)
 
 
+def test_a_folder_of_other_things_is_not_replaced_and_an_empty_one_is(
+    model: Path, s3_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["models", "push", str(model), f"{s3_url}/demo-3"]) == 0
+    to = tmp_path / "there"
+    to.mkdir()
+    pull = ["models", "pull", f"{s3_url}/demo-3", "--to", str(to)]
+    # Of a web page; the same name as a set's own.
+    other = to / MANIFEST_NAME
+    other.write_text("{}")
+    assert run(pull) == 2
+    assert "there is there and is no pulled set" in capsys.readouterr().err
+    assert other.read_text() == "{}"
+    other.unlink()
+    assert run(pull) == 0
+    check_manifest(to)
+
+
 def test_a_model_whose_files_were_altered_is_not_put_into_a_bucket(
     model: Path, s3_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +80,7 @@ def test_a_model_whose_files_were_altered_is_not_put_into_a_bucket(
         (["push", "demo", "somewhere"], "s3://bucket/prefix"),
         (["pull", "demo", "--to", "x"], "--to is for a model from s3://"),
         (["push", "nothing", "s3://bucket/x"], "no model 'nothing'"),
+        (["push", "sdxl-lightning", "s3://bucket/x"], "a UNet alone, which sdxl completes"),
     ],
 )
 def test_what_cannot_be_is_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,13 +175,20 @@ class TestFiles:
         with pytest.raises(ModelInvalid, match="net is a ControlNetUnionModel"):
             load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=[str(net)])
 
-    def test_one_that_pools_over_the_picture_is_refused(self, tiny_sdxl: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("option", "value", "told"),
+        [
+            ("global_pool_conditions", True, "net pools what it makes"),
+            ("controlnet_conditioning_channel_order", "bgr", "net reads no RGB pictures"),
+        ],
+    )
+    def test_one_that_reads_pictures_otherwise_is_refused(
+        self, tiny_sdxl: Path, tmp_path: Path, option: str, value: object, told: str
+    ) -> None:
         net = write_controlnet(tmp_path / "net", tiny_sdxl)
         config = net / "config.json"
-        config.write_text(
-            config.read_text().replace('"global_pool_conditions": false', '"global_pool_conditions": true')
-        )
-        with pytest.raises(ModelInvalid, match="net pools what it makes"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), option: value}))
+        with pytest.raises(ModelInvalid, match=told):
             load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=[str(net)])
 
     @pytest.mark.parametrize("change", ["more", "fewer"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -154,6 +155,14 @@ def test_kohyas_dora_is_refused_for_diffusers_would_draw_half_of_it(tiny_sdxl: P
     name = f"lora_unet_{ATTENTION.replace('.', '_')}.dora_scale"
     path = write_lora(tmp_path / "odd.safetensors", "unet", layout="kohya", **{name: torch.ones(64, 1)})
     with pytest.raises(ModelInvalid, match="is a DoRA"):
+        load_backend(str(tiny_sdxl), device="cpu", threads=1, loras=[str(path)])
+
+
+@pytest.mark.parametrize("odd", ["hada_w1_a", "lokr_w1", "lora_mid.weight"])
+def test_lycoris_other_kinds_are_refused_by_what_they_hold(tiny_sdxl: Path, tmp_path: Path, odd: str) -> None:
+    name = f"lora_unet_{ATTENTION.replace('.', '_')}.{odd}"
+    path = write_lora(tmp_path / "odd.safetensors", "unet", layout="kohya", **{name: torch.ones(2, 2)})
+    with pytest.raises(ModelInvalid, match=re.escape(odd)):
         load_backend(str(tiny_sdxl), device="cpu", threads=1, loras=[str(path)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -151,6 +152,43 @@ def draw(backend: Backend, request: ResolvedRequest) -> bytes:
     for _ in range(request.evaluations):
         assert backend.step(["a"]) == {}
     return backend.decode("a").tobytes()
+
+
+V, ZERO = {"v_pred": torch.zeros(0)}, {"ztsnr": torch.zeros(0)}
+
+
+@pytest.mark.parametrize(
+    ("marks", "metadata", "zero"),
+    [
+        (V, None, False),
+        ({**V, **ZERO}, None, True),
+        ({}, {"modelspec.prediction_type": "v"}, False),
+    ],
+    ids=["comfyui", "comfyui, to zero", "kohya"],
+)
+def test_a_single_file_that_says_it_predicts_v_draws_so(
+    single_file: Path,
+    tiny_sdxl: Path,
+    tmp_path: Path,
+    marks: Weights,
+    metadata: dict[str, str] | None,
+    zero: bool,
+) -> None:
+    save_file({**load_file(single_file), **marks}, single_file, metadata)
+    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "folder"))
+    config = folder / "scheduler/scheduler_config.json"
+    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": zero}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **told}))
+    backend, of_folder = (load_backend(str(path), device="cpu", threads=1) for path in (single_file, folder))
+    asked = GenerationRequest("a fox", seed=1, steps=3, width=256, height=256)
+    request = resolve(asked, backend.info.limits)
+    assert draw(backend, request) == draw(of_folder, request)
+
+
+def test_a_single_file_that_was_trained_to_other_noise_is_refused(single_file: Path) -> None:
+    save_file({**load_file(single_file), "edm_vpred.sigma_max": torch.ones(())}, single_file)
+    with pytest.raises(ModelInvalid, match="EDM's noise levels"):
+        load_backend(str(single_file), device="cpu", threads=1)
 
 
 def test_a_single_file_that_lacks_weights_is_refused(single_file: Path) -> None:

@@ -148,6 +148,15 @@ def test_a_model_that_is_not_here_says_how_to_get_it(home: Path) -> None:
         load("sdxl-turbo")
 
 
+@pytest.mark.parametrize("name", [".", "unet/..", "../mine/"])
+def test_a_model_is_called_as_its_folder_however_that_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert find_model(name) == folder
+    assert load(name).info.model == "mine"
+
+
 def test_a_folder_that_is_no_model_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"model_index\.json"):
         load(tmp_path)
@@ -191,6 +200,25 @@ def test_a_catalogue_model_loads_from_its_variants_files(installed_sdxl: Path) -
     info = load("sdxl").info
     assert info.model == "sdxl"
     assert info.revision == "462165984030d82259a11f4367a4eed129e94a7b"
+
+
+@pytest.mark.parametrize("names", [["unet"], ["text_encoder", "text_encoder_2"], ["vae"]])
+def test_some_modules_may_be_there_as_a_variant_alone(folder: Path, names: list[str]) -> None:
+    for name in names:
+        for weights in (folder / name).glob("*.safetensors"):
+            weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert load(folder).info.model == "mine"
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_several_files_are_one_module(folder: Path, variant: str | None) -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    shutil.rmtree(folder / "unet")
+    unet.save_pretrained(folder / "unet", max_shard_size="400KB", variant=variant)
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    assert load(folder).info.model == "mine"
 
 
 def test_a_folder_without_a_manifest_loads_unverified_and_with_one_is_known_by_it(folder: Path) -> None:
@@ -421,6 +449,27 @@ def test_a_corrupt_model_is_refused_in_one_line(
         load(folder)
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"_class_name": "EDMEulerScheduler", "sigma_max": 80.0, "prediction_type": "epsilon"},
+            "noise levels",
+        ),
+        (
+            {"beta_schedule": "scaled_linear", "prediction_type": "flow_prediction"},
+            "neither noise, v nor latents",
+        ),
+    ],
+)
+def test_a_scheduler_that_no_sampler_is_made_for_is_refused(
+    folder: Path, config: dict[str, Any], words: str
+) -> None:
+    (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelInvalid, match=words):
+        load(folder)
 
 
 def test_a_unet_that_is_not_sdxls_is_refused(tmp_path: Path, build_tiny: Callable[..., Path]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mezzotint.errors import InvalidRequest
-from mezzotint.samplers import SAMPLERS, Sampler, find_sampler
+from mezzotint.samplers import SAMPLERS, Sampler, find_sampler, sampler_configured
 
 CONFIG = {
     "beta_start": 0.00085,
@@ -27,6 +29,50 @@ def test_a_sampler_makes_the_evaluations_that_the_table_says(sampler: Sampler) -
     for steps in {1, 2, 3, 4, 5, 13, 20, 30, 47, 50, 99, 150} - set(range(most + 1, 151)):
         scheduler.set_timesteps(steps)
         assert len(scheduler.timesteps) == sampler.evaluations(steps), steps
+
+
+ODD = {
+    "karras": {"use_karras_sigmas": True, "algorithm_type": "dpmsolver++"},
+    "sde": {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": False},
+    "deis": {"algorithm_type": "deis", "solver_type": "logrho"},
+    "third order": {"solver_order": 3},
+    "beta": {"use_beta_sigmas": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("name", [each.name for each in SAMPLERS if each.name.startswith("DPM++")])
+def test_a_name_means_the_same_whatever_the_model_is_configured_with(name: str, odd: dict[str, Any]) -> None:
+    import torch
+
+    from mezzotint.backends.sampling import SamplingFactory
+
+    def draw(config: dict[str, Any]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        sampling = SamplingFactory(config, torch.device("cpu")).make(name, 12, 1, generator, skipped=0)
+        latents = torch.randn(1, 4, 4, 4, generator=generator) * sampling.initial_sigma
+        while not sampling.finished:
+            latents = sampling.advance(sampling.scale(latents) * 0.8, latents)
+        return latents
+
+    assert torch.equal(draw({**CONFIG, **odd}), draw(CONFIG))
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"_class_name": "EulerAncestralDiscreteScheduler", "use_karras_sigmas": True}, "Euler a"),
+        ({"_class_name": "DPMSolverMultistepScheduler"}, "DPM++ 2M"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}, "DPM++ 2M Karras"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "DPM++ 2M SDE"),
+        ({"_class_name": "DPMSolverSDEScheduler", "use_karras_sigmas": True}, "DPM++ SDE Karras"),
+        ({"_class_name": "DEISMultistepScheduler", "algorithm_type": "deis"}, "Euler"),
+        ({}, "Euler"),
+    ],
+)
+def test_a_models_own_sampler_is_the_row_that_draws_so(config: dict[str, Any], name: str) -> None:
+    assert sampler_configured(config).name == name
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)

@@ -105,10 +105,17 @@ def push(
 ) -> None:
     """Put a model's files into a bucket, with their manifest, for `pull` to fetch where it is served."""
     from mezzotint.models.artefact_store import is_remote, upload
+    from mezzotint.models.catalogue import CATALOGUE
     from mezzotint.models.locations import check as check_model
 
     if not is_remote(url):
         raise InvalidRequest(f"a model is put into s3://bucket/prefix; not into {url!r}", param="url")
+    entry = CATALOGUE.get(name)
+    if entry is not None and entry.base is not None:
+        raise InvalidRequest(
+            f"{name} is a UNet alone, which {entry.base} completes; only whole models are put into a bucket",
+            param="name",
+        )
     report = check_model(name)
     if not report.verified:
         raise ModelInvalid(

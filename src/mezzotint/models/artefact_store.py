@@ -56,8 +56,11 @@ def download(url: str, folder: Path) -> Path:
         SettingInvalid: no bucket, or the [serve] extra is missing.
         ModelNotFound: there is no set.
         ModelInvalid: what came is not what its manifest lists.
+        OutputUnwritable: something else lies at `folder`, which the set would replace.
     """
     store = _open(url)
+    if folder.exists() and not _is_replaceable(folder):
+        raise OutputUnwritable(f"{folder} is there and is no pulled set; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
@@ -75,6 +78,14 @@ def download(url: str, folder: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether there is nothing in it but a set."""
+    try:
+        return read_manifest(folder) is not None or (folder.is_dir() and not any(folder.iterdir()))
+    except ModelInvalid:
+        return False
 
 
 def _is_the_same(folder: Path, other: Path) -> bool:

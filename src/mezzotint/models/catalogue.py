@@ -30,7 +30,6 @@ class CatalogueEntry:
     source: where `pull` fetches it; `None` for what comes with this package.
     base: the entry whose other modules complete this one, when `source` is a UNet alone.
     unet_file: that UNet's file.
-    variant: the infix of the weights' file names, as in `model.fp16.safetensors`.
     scheduler_overrides: laid over the model's scheduler configuration, beneath the sampler's own.
     """
 
@@ -41,7 +40,6 @@ class CatalogueEntry:
     source: Source | None = None
     base: str | None = None
     unet_file: str | None = None
-    variant: str | None = None
     scheduler_overrides: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -121,7 +119,6 @@ _ENTRIES = (
             "462165984030d82259a11f4367a4eed129e94a7b",
             _FP16_PIPELINE,
         ),
-        variant="fp16",
     ),
     CatalogueEntry(
         name="sdxl-turbo",
@@ -131,7 +128,6 @@ _ENTRIES = (
             512, steps=1, max_steps=4, low=256, high=1024, side=1024, guidance=0.0, scheduler="Euler a"
         ),
         source=Source("stabilityai/sdxl-turbo", "71153311d3dbb46851df1931d3ca6e939de83304", _FP16_PIPELINE),
-        variant="fp16",
         scheduler_overrides=_TRAILING,
     ),
     CatalogueEntry(

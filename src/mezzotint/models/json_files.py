@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import InvalidRequest, ModelInvalid
-from mezzotint.samplers import find_sampler
+from mezzotint.errors import ModelInvalid
+from mezzotint.samplers import sampler_configured
 
 __all__ = ["read_json", "sampler_of"]
 
@@ -36,9 +36,4 @@ def sampler_of(path: Path) -> str:
     Raises:
         ModelInvalid: as `read_json`.
     """
-    scheduler = str(read_json(path / "scheduler/scheduler_config.json").get("_class_name", ""))
-    try:
-        return find_sampler(scheduler).name
-    except InvalidRequest:
-        # A scheduler outside the table: Euler draws from any epsilon or v model.
-        return "Euler"
+    return sampler_configured(read_json(path / "scheduler/scheduler_config.json")).name

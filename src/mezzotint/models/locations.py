@@ -124,7 +124,8 @@ def find_model(name: str) -> Path:
             raise ModelNotFound(f"this installation of Mezzotint came without the {name} model's files")
         raise ModelNotFound(f"{name} is not on this machine; fetch it with: mezzotint models pull {name}")
     try:
-        path = Path(name).expanduser()
+        # Whole, for its last part is what the model is called: of `.` there is none.
+        path = Path(os.path.abspath(Path(name).expanduser()))
         if path.is_file() and path.suffix == ".safetensors":
             return path
         if path.is_dir() and ((path / "model_index.json").is_file() or holds_graphs(path)):

@@ -13,6 +13,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from safetensors import safe_open
 
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
@@ -21,7 +22,6 @@ from mezzotint.models.json_files import read_json
 from mezzotint.models.locations import find_model, verify
 from mezzotint.models.weights import (
     check_header,
-    find_variant,
     options_for,
     quiet,
     read_module,
@@ -30,6 +30,10 @@ from mezzotint.models.weights import (
 )
 
 __all__ = ["check_is_sdxl", "load_parts", "read_preview_vae", "read_tokenizer"]
+
+# What every sampler of the table takes.
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def load_parts(
@@ -48,7 +52,7 @@ def load_parts(
             parts = _read_on_base(path, entry, dtype)
         else:
             overrides = entry.scheduler_overrides if entry else {}
-            parts = _read_folder(path, dtype, entry.variant if entry else None, overrides)
+            parts = _read_folder(path, dtype, overrides)
     check_is_sdxl(parts)
     _check_is_complete(parts)
     for module in (parts.unet, parts.vae, *parts.text_encoders):
@@ -69,7 +73,7 @@ def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) 
             param="preview_vae",
         )
     with quiet():
-        vae = read_module(diffusers.AutoencoderTiny, folder.parent, folder.name, dtype, None)
+        vae = read_module(diffusers.AutoencoderTiny, folder.parent, folder.name, dtype)
     if vae.config.latent_channels != 4:
         raise ModelInvalid(
             f"{folder.name} decodes latents of {vae.config.latent_channels} channels, not of 4"
@@ -78,18 +82,17 @@ def read_preview_vae(folder: Path, *, dtype: torch.dtype, device: torch.device) 
 
 
 def _read_folder(
-    path: Path, dtype: torch.dtype, variant: str | None, overrides: Mapping[str, object], *, unet: Any = None
+    path: Path, dtype: torch.dtype, overrides: Mapping[str, object], *, unet: Any = None
 ) -> PipelineParts:
-    variant = variant or find_variant(path / "unet")
     if unet is None:
-        unet = read_module(diffusers.UNet2DConditionModel, path, "unet", dtype, variant)
+        unet = read_module(diffusers.UNet2DConditionModel, path, "unet", dtype)
     return PipelineParts(
         unet=unet,
-        vae=read_module(diffusers.AutoencoderKL, path, "vae", dtype, variant),
+        vae=read_module(diffusers.AutoencoderKL, path, "vae", dtype),
         tokenizers=(read_tokenizer(path, "tokenizer"), read_tokenizer(path, "tokenizer_2")),
         text_encoders=(
-            read_module(transformers.CLIPTextModel, path, "text_encoder", dtype, variant),
-            read_module(transformers.CLIPTextModelWithProjection, path, "text_encoder_2", dtype, variant),
+            read_module(transformers.CLIPTextModel, path, "text_encoder", dtype),
+            read_module(transformers.CLIPTextModelWithProjection, path, "text_encoder_2", dtype),
         ),
         scheduler_config={**read_json(path / "scheduler/scheduler_config.json"), **overrides},
         force_zeros_for_empty_prompt=bool(
@@ -111,7 +114,7 @@ def _read_on_base(path: Path, entry: CatalogueEntry, dtype: torch.dtype) -> Pipe
             unet = diffusers.UNet2DConditionModel.from_config(config)
         weights = read_tensors(file, dtype)
         unet.load_state_dict(weights, strict=True, assign=True)
-    return _read_folder(base_path, dtype, base.variant, entry.scheduler_overrides, unet=unet)
+    return _read_folder(base_path, dtype, entry.scheduler_overrides, unet=unet)
 
 
 def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
@@ -137,9 +140,25 @@ def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
         vae=pipeline.vae,
         tokenizers=(pipeline.tokenizer, pipeline.tokenizer_2),
         text_encoders=(pipeline.text_encoder, pipeline.text_encoder_2),
-        scheduler_config=read_json(base / "scheduler/scheduler_config.json"),
+        scheduler_config={**read_json(base / "scheduler/scheduler_config.json"), **_told_of_noise(path)},
         force_zeros_for_empty_prompt=bool(pipeline.config.force_zeros_for_empty_prompt),
     )
+
+
+def _told_of_noise(file: Path) -> dict[str, Any]:
+    """What a single file says of how its UNet was trained: by empty tensors, which ComfyUI reads, or in its
+    metadata, as kohya's tools do. Most say nothing, and predict the noise.
+
+    Raises:
+        ModelInvalid: to noise levels that are not SDXL's.
+    """
+    with safe_open(file, framework="pt") as opened:
+        names, metadata = set(opened.keys()), opened.metadata() or {}
+    if any(name.startswith("edm_") for name in names):
+        raise ModelInvalid(f"{file.name} was trained to EDM's noise levels, which are not served")
+    if "v_pred" not in names and metadata.get("modelspec.prediction_type") != "v":
+        return {}
+    return {"prediction_type": "v_prediction", "rescale_betas_zero_snr": "ztsnr" in names}
 
 
 def read_tokenizer(path: Path, name: str) -> Any:
@@ -162,6 +181,7 @@ def check_is_sdxl(parts: PipelineParts) -> None:
     unet, vae = parts.unet.config, parts.vae.config
     widths = sum(encoder.config.hidden_size for encoder in parts.text_encoders)
     pooled = parts.text_encoders[1].config.projection_dim
+    scheduler = parts.scheduler_config
     lengths = [tokenizer.model_max_length for tokenizer in parts.tokenizers]
     requirements = (
         (unet.addition_embed_type == "text_time", "its UNet reads no picture size"),
@@ -176,6 +196,14 @@ def check_is_sdxl(parts: PipelineParts) -> None:
             "its second text encoder does not fit its UNet",
         ),
         (lengths[0] == lengths[1], "its two tokenizers have different windows"),
+        (
+            scheduler.get("beta_schedule") in BETA_SCHEDULES,
+            "its scheduler's noise levels are of another kind",
+        ),
+        (
+            scheduler.get("prediction_type", "epsilon") in PREDICTIONS,
+            "its UNet predicts neither noise, v nor latents",
+        ),
     )
     for holds, problem in requirements:
         if not holds:

@@ -11,7 +11,7 @@ import torch
 from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.errors import ModelInvalid
 from mezzotint.models.json_files import read_json
-from mezzotint.models.weights import check_header, find_variant, quiet, read_module, read_tensors, reading
+from mezzotint.models.weights import check_header, quiet, read_module, read_tensors, reading
 
 __all__ = ["read_controlnet"]
 
@@ -36,7 +36,7 @@ def read_controlnet(path: Path, unet: Any, *, dtype: torch.dtype, device: torch.
             kind = read_json(path / "config.json").get("_class_name", "ControlNetModel")
             if kind != "ControlNetModel":
                 raise ModelInvalid(f"{path.name} is a {kind}, and only ControlNetModel is served")
-            net = read_module(diffusers.ControlNetModel, path.parent, path.name, dtype, find_variant(path))
+            net = read_module(diffusers.ControlNetModel, path.parent, path.name, dtype)
     _check_is_for(net, unet, path.name)
     return net.eval().requires_grad_(False).to(device)
 
@@ -64,7 +64,11 @@ def _check_is_for(net: Any, unet: Any, name: str) -> None:
         if own != wanted:
             raise ModelInvalid(f"{name} is no ControlNet for this model: its {option} is {own}, not {wanted}")
     factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)
-    if factor != PIXELS_PER_LATENT or net.config.conditioning_channels != 3:
+    if (factor, net.config.conditioning_channels, net.config.controlnet_conditioning_channel_order) != (
+        PIXELS_PER_LATENT,
+        3,
+        "rgb",
+    ):
         raise ModelInvalid(f"{name} reads no RGB pictures of the size that is drawn")
     if net.config.global_pool_conditions:
         raise ModelInvalid(f"{name} pools what it makes over the picture, which is not served")

@@ -5,7 +5,8 @@ Nothing else is read, and nothing here uses the network. Whatever the libraries 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,18 @@ from safetensors import SafetensorError, safe_open
 from mezzotint.errors import MezzotintError, ModelInvalid
 from mezzotint.models.json_files import read_json
 
-__all__ = ["check_header", "find_variant", "options_for", "quiet", "read_module", "read_tensors", "reading"]
+__all__ = ["check_header", "options_for", "quiet", "read_module", "read_tensors", "reading"]
+
+# Of a name, what says that the file is one of several.
+SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
-def read_module(kind: Any, path: Path, name: str, dtype: torch.dtype, variant: str | None) -> Any:
-    """One module of a diffusers folder, every weight of it from the folder's safetensors."""
+def read_module(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
+    """One module of a diffusers folder, every weight of it from the folder's safetensors.
+
+    Where they are there under a variant's names alone, as `model.fp16.safetensors`, those. The modules of a
+    model need not all be of one variant.
+    """
     read_json(path / name / "config.json")
     files = sorted((path / name).glob("*.safetensors"))
     if not files:
@@ -32,7 +40,7 @@ def read_module(kind: Any, path: Path, name: str, dtype: torch.dtype, variant: s
     with reading(name):
         module, report = kind.from_pretrained(
             path / name,
-            variant=variant,
+            variant=_variant([file.name for file in files]),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -65,13 +73,13 @@ def options_for(kind: Any, dtype: torch.dtype) -> dict[str, Any]:
     return {"dtype": dtype}
 
 
-def find_variant(folder: Path) -> str | None:
-    """The infix of a module's folder that holds its weights under a variant's names alone."""
-    names = [file.name for file in folder.glob("*.safetensors")]
+def _variant(files: Sequence[str]) -> str | None:
+    """The infix of the files' names, None if there are some without."""
+    names = [SHARD.sub("", file) for file in files]
     if any(name.count(".") == 1 for name in names):
         return None
     variants = {name.split(".")[1] for name in names if name.count(".") == 2}
-    return sorted(variants)[0] if variants else None
+    return min(variants, default=None)
 
 
 def read_tensors(file: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -100,7 +108,8 @@ def reading(what: str) -> Iterator[None]:
     except MezzotintError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        # What is wrong may be in the first line, and which part of the file in a later one.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelInvalid(f"{what} cannot be loaded: {reason[:200]}") from error
 
 
