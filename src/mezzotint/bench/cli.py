@@ -159,6 +159,8 @@ def service(
         results = measure_service(engine, address, trials)
         write_json(output / "service.json", describe_run(engine.info), results)
     Console().print(results_table(results))
+    if not all(result.met for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()
