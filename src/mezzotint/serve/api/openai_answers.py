@@ -126,7 +126,7 @@ class Answer:
             "seed": drawn.receipt["seed"],
             "receipt": drawn.receipt,
         }
-        if self.fields.response_format == "url":
+        if self.fields.as_links:
             try:
                 name = await self.services.images.put(drawn.data, drawn.format)
                 return ImageItem(url=link_to(name, request, self.services), **told)
