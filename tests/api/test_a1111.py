@@ -387,6 +387,12 @@ async def test_dify_is_answered_though_it_does_not_say_that_its_body_is_json(ser
     for path, asked in (("txt2img", DIFY), ("img2img", from_picture)):
         answer = await server.json("POST", f"/sdapi/v1/{path}", content=json.dumps(asked))
         assert decoded(answer["images"][0]).size == (64, 64)
+    # Its later plug-in's own fields, which say again what the settings and the prompt say.
+    again = {**DIFY, "model": "fake", "lora": "(bright:1.2)", "prompt": "(bright:1.2),a boat"}
+    await server.json("POST", "/sdapi/v1/txt2img", content=json.dumps(again))
+    for other in ({"model": "v1-5"}, {"lora": "(dark:1.2)"}):
+        response = await server.client.post("/sdapi/v1/txt2img", json={**again, **other})
+        assert error_of(response)["detail"].startswith(f"{next(iter(other))} is not served here")
     said = {"content-type": "text/plain"}
     response = await server.client.post("/sdapi/v1/txt2img", content=json.dumps(DIFY), headers=said)
     assert "application/json" in error_of(response)["detail"]
@@ -459,6 +465,46 @@ async def test_ai_render_sends_its_own_names_of_what_it_says_in_a1111s_too(serve
     assert decoded(answer["images"][0]).size == (64, 64)
     response = await server.client.post("/sdapi/v1/img2img", json={**asked, "sampler": "DDIM"})
     assert error_of(response)["detail"].startswith("sampler is not served here")
+
+
+async def test_open_outpaint_sends_all_that_its_page_holds(server: Gate) -> None:
+    asked = {
+        "prompt": "a boat",
+        "negative_prompt": "",
+        "seed": "-1",
+        "cfg_scale": 7,
+        "sampler_index": "DDIM",
+        "steps": 4,
+        "denoising_strength": 1,
+        "mask_blur": 0,
+        "batch_size": 2,
+        "width": 64,
+        "height": 64,
+        "n_iter": 1,
+        "mask": "",
+        "init_images": [],
+        "inpaint_full_res": False,
+        "inpainting_fill": 1,
+        "outpainting_fill": 2,
+        "sync_cursor_size": True,
+        "enable_hr": False,
+        "restore_faces": False,
+        "firstphase_width": 32,
+        "firstphase_height": 32,
+        "hr_scale": 2.0,
+        "hr_upscaler": "None",
+        "hr_second_pass_steps": 0,
+        "hr_resize_x": 0,
+        "hr_resize_y": 0,
+        "hr_square_aspect": False,
+        "hr_denoising_strength": 0.7,
+        "hr_fix_lock_px": 0,
+        "styles": [],
+    }
+    white = picture(mode="L", color=255)
+    for path, fields in (("txt2img", {}), ("img2img", {"init_images": [picture()], "mask": white})):
+        answer = await server.json("POST", f"/sdapi/v1/{path}", json={**asked, **fields})
+        assert len(answer["images"]) == len(json.loads(answer["info"])["all_seeds"]) == 2
 
 
 async def test_auto_photoshop_sends_what_it_keeps_with_its_layers(server: Gate) -> None:

@@ -68,6 +68,9 @@ HARMLESS = frozenset(
         "url",
         # AI Render's own, which it sends as denoising_strength too.
         "image_similarity",
+        # openOutpaint's own: of a mask, which it sends as inpainting_fill too, and of its page.
+        "outpainting_fill",
+        "sync_cursor_size",
         # Auto-Photoshop's own, which it keeps with its layers.
         "expanded_mask",
         "mask_expansion",

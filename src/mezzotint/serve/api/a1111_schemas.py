@@ -185,15 +185,20 @@ class Txt2Img(Fields):
         self.alwayson_scripts = None
 
     def _said_again(self) -> Mapping[str, object]:
-        """Fields that are others again, with what those say: the second stage's, and AI Render's sampler."""
+        """Fields that are others again, with what those say: the second stage's, and clients' own."""
         sampler = self.sampler_name or self.sampler_index
+        lora = (self.model_extra or {}).get("lora")
         return {
             "hr_cfg": self.cfg_scale,
             "hr_negative_prompt": self.negative_prompt,
             "hr_prompt": self.prompt,
             "hr_sampler_name": sampler,
             "hr_scheduler": self.scheduler,
+            # AI Render's.
             "sampler": sampler,
+            # Dify's: what it puts into the settings, and before the prompt.
+            "model": self.model,
+            "lora": lora if isinstance(lora, str) and self.prompt.startswith(lora) else None,
         }
 
 
