@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     )
     max_body_mb: float = Field(64.0, gt=0, le=1_024, description="MB of a request's body, to 1024")
     model_aliases: bool = Field(
-        True, description="true or false: whether dall-e-2, dall-e-3 and gpt-image-1 mean the model"
+        True, description="true or false: whether OpenAI's names, such as gpt-image-1, mean the model"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="web origins that may call this server, such as https://a.example,https://b.example"

@@ -320,6 +320,237 @@ async def test_webuiapi_is_answered_pictures_though_its_user_chose_nothing(serve
         assert [decoded(image).size for image in answer["images"]] == [(64, 64)]
 
 
+# What Dify's tool sends besides what its user says.
+DIFY = {
+    "prompt": "a boat",
+    "negative_prompt": "",
+    "seed": -1,
+    "subseed": -1,
+    "subseed_strength": 0,
+    "seed_resize_from_h": -1,
+    "sampler_index": "DPM++ SDE Karras",
+    "seed_resize_from_w": -1,
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 2,
+    "cfg_scale": 7,
+    "width": 64,
+    "height": 64,
+    "restore_faces": False,
+    "do_not_save_samples": False,
+    "do_not_save_grid": False,
+    "eta": 0,
+    "denoising_strength": 0,
+    "s_min_uncond": 0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 0,
+    "override_settings": {"sd_model_checkpoint": "fake"},
+    "override_settings_restore_afterwards": True,
+    "refiner_switch_at": 0,
+    "disable_extra_networks": False,
+    "comments": {},
+    "enable_hr": False,
+    "firstphase_width": 0,
+    "firstphase_height": 0,
+    "hr_scale": 2,
+    "hr_second_pass_steps": 0,
+    "hr_resize_x": 0,
+    "hr_resize_y": 0,
+    "hr_prompt": "",
+    "hr_negative_prompt": "",
+    "script_args": [],
+    "send_images": True,
+    "save_images": False,
+    "alwayson_scripts": {},
+}
+
+
+async def test_dify_is_answered_though_it_does_not_say_that_its_body_is_json(server: Gate) -> None:
+    from_picture = {
+        "init_images": [picture()],
+        "prompt": "a boat",
+        "negative_prompt": "",
+        "denoising_strength": 0.9,
+        "width": 64,
+        "height": 64,
+        "cfg_scale": 7,
+        "sampler_name": "Euler a",
+        "restore_faces": False,
+        "steps": 2,
+        "script_args": ["outpainting mk2"],
+        "override_settings": {"sd_model_checkpoint": "fake"},
+    }
+    chosen = await server.json("POST", "/sdapi/v1/options", content='{"sd_model_checkpoint": "fake"}')
+    assert chosen is None
+    for path, asked in (("txt2img", DIFY), ("img2img", from_picture)):
+        answer = await server.json("POST", f"/sdapi/v1/{path}", content=json.dumps(asked))
+        assert decoded(answer["images"][0]).size == (64, 64)
+    # Its later plug-in's own fields, which say again what the settings and the prompt say.
+    again = {**DIFY, "model": "fake", "lora": "(bright:1.2)", "prompt": "(bright:1.2),a boat"}
+    await server.json("POST", "/sdapi/v1/txt2img", content=json.dumps(again))
+    for other in ({"model": "v1-5"}, {"lora": "(dark:1.2)"}):
+        response = await server.client.post("/sdapi/v1/txt2img", json={**again, **other})
+        assert error_of(response)["detail"].startswith(f"{next(iter(other))} is not served here")
+    said = {"content-type": "text/plain"}
+    response = await server.client.post("/sdapi/v1/txt2img", content=json.dumps(DIFY), headers=said)
+    assert "application/json" in error_of(response)["detail"]
+
+
+async def test_sd_api_is_answered_pictures_and_progress(server: Gate) -> None:
+    """What it does not send of webuiapi's fields says nothing, and what it sends besides."""
+    besides = {"alwayson_scripts": {"ControlNet": {"args": []}}, "use_deprecated_controlnet": False}
+    for path, asked in (
+        ("txt2img", {**WEBUIAPI, **WEBUIAPI_TXT2IMG}),
+        ("img2img", {**WEBUIAPI, **WEBUIAPI_IMG2IMG, "init_images": [picture()], "mask": None}),
+    ):
+        answer = await server.json("POST", f"/sdapi/v1/{path}", json={**asked, **besides})
+        assert decoded(answer["images"][0]).size == (64, 64)
+    told = await server.json("GET", "/sdapi/v1/progress?skipCurrentImage=false")
+    assert told["progress"] == 0.0
+
+
+async def test_aiyabot_draws_in_no_style_and_reads_back_what_was_drawn(server: Gate) -> None:
+    asked = {
+        "prompt": "a boat",
+        "negative_prompt": "",
+        "steps": 2,
+        "width": 64,
+        "height": 64,
+        "cfg_scale": 7.0,
+        "sampler_index": "Euler a",
+        "seed": 7,
+        "seed_resize_from_h": 0,
+        "seed_resize_from_w": 0,
+        "denoising_strength": None,
+        "n_iter": 1,
+        "batch_size": 1,
+        "styles": ["None"],
+        "override_settings": {"CLIP_stop_at_last_layers": 1},
+    }
+    answer = await server.json("POST", "/sdapi/v1/txt2img", json=asked)
+    sent = {"image": "data:image/png;base64," + answer["images"][0]}
+    told = await server.json("POST", "/sdapi/v1/png-info", json=sent)
+    assert told["info"] == json.loads(answer["info"])["infotexts"][0]
+    response = await server.client.post("/sdapi/v1/txt2img", json={**asked, "styles": ["None", "noir"]})
+    assert error_of(response)["detail"].startswith("styles is not served here")
+
+
+async def test_png_info_of_other_files_is_empty_or_refused(server: Gate) -> None:
+    told = await server.json("POST", "/sdapi/v1/png-info", json={"image": picture()})
+    assert told == {"info": "", "items": {"parameters": ""}}
+    for image, status in (("aGVsbG8=", 415), ("~", 400), ("http://a.example/b.png", 400)):
+        response = await server.client.post("/sdapi/v1/png-info", json={"image": image})
+        assert response.status_code == status
+        assert error_of(response)["detail"].startswith("image")
+
+
+async def test_ai_render_sends_its_own_names_of_what_it_says_in_a1111s_too(server: Gate) -> None:
+    asked = {
+        "prompt": "a boat",
+        "negative_prompt": "ugly",
+        "width": 64,
+        "height": 64,
+        "image_similarity": 0.4,
+        "seed": 1_000_000_001,
+        "cfg_scale": 7.0,
+        "steps": 4,
+        "sampler": "Euler a",
+        "denoising_strength": 0.6,
+        "sampler_index": "Euler a",
+        "init_images": ["data:image/png;base64," + picture(mode="RGBA", color=90)],
+    }
+    answer = await server.json("POST", "/sdapi/v1/img2img", json=asked)
+    assert decoded(answer["images"][0]).size == (64, 64)
+    response = await server.client.post("/sdapi/v1/img2img", json={**asked, "sampler": "DDIM"})
+    assert error_of(response)["detail"].startswith("sampler is not served here")
+
+
+async def test_open_outpaint_sends_all_that_its_page_holds(server: Gate) -> None:
+    asked = {
+        "prompt": "a boat",
+        "negative_prompt": "",
+        "seed": "-1",
+        "cfg_scale": 7,
+        "sampler_index": "DDIM",
+        "steps": 4,
+        "denoising_strength": 1,
+        "mask_blur": 0,
+        "batch_size": 2,
+        "width": 64,
+        "height": 64,
+        "n_iter": 1,
+        "mask": "",
+        "init_images": [],
+        "inpaint_full_res": False,
+        "inpainting_fill": 1,
+        "outpainting_fill": 2,
+        "sync_cursor_size": True,
+        "enable_hr": False,
+        "restore_faces": False,
+        "firstphase_width": 32,
+        "firstphase_height": 32,
+        "hr_scale": 2.0,
+        "hr_upscaler": "None",
+        "hr_second_pass_steps": 0,
+        "hr_resize_x": 0,
+        "hr_resize_y": 0,
+        "hr_square_aspect": False,
+        "hr_denoising_strength": 0.7,
+        "hr_fix_lock_px": 0,
+        "styles": [],
+    }
+    white = picture(mode="L", color=255)
+    for path, fields in (("txt2img", {}), ("img2img", {"init_images": [picture()], "mask": white})):
+        answer = await server.json("POST", f"/sdapi/v1/{path}", json={**asked, **fields})
+        assert len(answer["images"]) == len(json.loads(answer["info"])["all_seeds"]) == 2
+
+
+async def test_auto_photoshop_sends_what_it_keeps_with_its_layers(server: Gate) -> None:
+    asked = {
+        "selection_info": {"left": 0, "top": 0, "width": 64, "height": 64},
+        "alwayson_scripts": {},
+        "prompt": "a boat",
+        "negative_prompt": "ugly",
+        "original_prompt": "a boat",
+        "original_negative_prompt": "ugly",
+        "steps": 4,
+        "sampler_index": "Euler a",
+        "width": 64,
+        "height": 64,
+        "denoising_strength": 0.7,
+        "batch_size": 1,
+        "cfg_scale": 7,
+        "seed": "-1",
+        "mask_blur": 4,
+        "use_sharp_mask": "none",
+        "use_prompt_shortcut": True,
+        "prompt_shortcut_ui_dict": {"nice": "a nice boat"},
+        "uniqueDocumentId": "e1c0f2d4",
+        "restore_faces": False,
+        "tiling": False,
+    }
+    white = picture(mode="L", color=255)
+    inpainting = {
+        "inpaint_full_res": False,
+        "inpaint_full_res_padding": 32,
+        "inpainting_fill": 0,
+        "mask_expansion": 12,
+        "mask": white,
+        "expanded_mask": white,
+        "init_images": [picture()],
+    }
+    for path, fields in (
+        ("txt2img", {"mode": "txt2img"}),
+        ("img2img", {"mode": "img2img", "init_images": [picture()]}),
+        ("img2img", {"mode": "inpaint", **inpainting}),
+    ):
+        answer = await server.json("POST", f"/sdapi/v1/{path}", json={**asked, **fields})
+        assert decoded(answer["images"][0]).size == (64, 64)
+        assert "expanded_mask" not in answer["parameters"]
+
+
 async def test_null_is_as_good_as_left_out(server: Gate) -> None:
     nothing = dict.fromkeys(("send_images", "seed", "sampler_name", "override_settings"))
     answer = await server.json("POST", "/sdapi/v1/txt2img", json={**SMALL, **nothing})

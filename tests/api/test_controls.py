@@ -318,6 +318,25 @@ class TestA1111:
         [told] = read_receipt(base64.b64decode(answer["images"][0])).controls
         assert (told.preprocessor, told.image_sha256) == ("canny", pixels_sha256(LINES))
 
+    async def test_what_sd_api_sends_is_understood(self, server: Gate) -> None:
+        unit = {
+            "input_image": CONTROL["image"],
+            "module": "none",
+            "model": "canny",
+            "weight": 1,
+            "resize_mode": "Scale to Fit (Inner Fit)",
+            "lowvram": False,
+            "processor_res": 64,
+            "threshold_a": 64,
+            "threshold_b": 64,
+            "guidance": 1,
+            "guidance_start": 0,
+            "guidance_end": 1,
+            "guessmode": False,
+        }
+        (used,) = (await self.drawn(server, unit)).controls
+        assert (used.name, used.scale, used.end) == ("canny", 1.0, 1.0)
+
     async def test_a_size_out_of_all_bounds_is_refused_before_anything_is_made_of_it(
         self, server: Gate
     ) -> None:

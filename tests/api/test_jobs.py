@@ -646,7 +646,7 @@ async def test_a_full_engine_makes_jobs_wait_and_fails_none(tmp_path: Path) -> N
         ({"image": "aGVsbG8="}, 415, "image"),
         ({"image": "http://a.example/b.png"}, 400, "image"),
         ({"strength": 0.5}, 400, "strength"),
-        ({"model": "dall-e-9"}, 404, "model"),
+        ({"model": "sdxl-9"}, 404, "model"),
         ({"seed": 2**63 - 1, "n": 2}, 400, "seed"),
     ],
 )

@@ -114,7 +114,8 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
         ("output_format", "gif", "invalid_value"),
         ("output_compression", 101, "invalid_value"),
         ("background", "transparent", "not_supported"),
-        ("moderation", "low", "not_supported"),
+        ("moderation", "none", "invalid_value"),
+        ("input_fidelity", "highest", "invalid_value"),
         ("style", "baroque", "invalid_value"),
         ("partial_images", 4, "invalid_value"),
         ("partial_images", 2, "invalid_value"),
@@ -139,7 +140,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
         ("refiner", "sdxl-refiner", "not_supported"),
         ("svg", {"model": "a"}, "not_supported"),
         ("sampler", "Euler", "invalid_value"),
-        ("model", "gpt-image-2", "model_not_found"),
+        ("model", "sdxl-turbo", "model_not_found"),
     ],
 )
 async def test_a_value_that_is_not_accepted_is_refused_by_its_name(
@@ -320,7 +321,7 @@ async def test_a_picture_may_be_followed_without_words_and_nothing_else(client: 
     ("fields", "told"),
     [
         ({"background": "clear"}, "background: input should be 'auto' or 'opaque'"),
-        ({"moderation": "none"}, "moderation: input should be 'auto'"),
+        ({"background": "none"}, "background: input should be 'auto' or 'opaque'"),
         (
             {"seed": 2**63 - 1, "n": 2},
             "seed must be at most 9,223,372,036,854,775,806 with 2 pictures, whose seeds follow it, not "
@@ -676,6 +677,56 @@ async def test_imagine_streams_its_progress_and_the_picture(client: httpx.AsyncC
     assert base64.b64decode(done["image"].removeprefix("data:image/png;base64,")) == plain.content
     refused = await client.get("/imagine", params={"prompt": ""}, headers=accept)
     assert refused.status_code == 400
+
+
+@pytest.mark.parametrize("model", ["dall-e-2", "dall-e-3"])
+async def test_librechat_and_langchain_get_links_from_the_models_that_answer_them(
+    client: httpx.AsyncClient, model: str
+) -> None:
+    """LibreChat's tool for DALL-E 3 and LangChain's DallEAPIWrapper say no format, and read `url`."""
+    asked = {"model": model, "prompt": "a", "n": 1, "quality": "standard", "style": "vivid"}
+    (item,) = (await client.post(GENERATIONS, json=asked)).json()["data"]
+    assert item["url"].endswith(".png")
+    assert "b64_json" not in item
+    asked["response_format"] = "b64_json"
+    (item,) = (await client.post(GENERATIONS, json=asked)).json()["data"]
+    assert "url" not in item
+    del asked["response_format"]
+    assert (
+        "image_generation.completed" in (await client.post(GENERATIONS, json={**asked, "stream": True})).text
+    )
+
+
+async def test_lobe_chat_edits_though_it_always_asks_for_high_fidelity(client: httpx.AsyncClient) -> None:
+    asked = {"model": "gpt-image-1", "n": "1", "input_fidelity": "high", "prompt": "a", "size": "64x64"}
+    answer = await client.post(EDITS, data=asked, files={"image": png()})
+    assert base64.b64decode(answer.json()["data"][0]["b64_json"]).startswith(b"\x89PNG")
+
+
+async def test_big_agi_draws_with_what_it_asks_for_unless_its_user_says_otherwise(
+    client: httpx.AsyncClient,
+) -> None:
+    asked = {
+        "model": "gpt-image-1-mini",
+        "prompt": "a",
+        "n": 1,
+        "size": "128x128",
+        "quality": "high",
+        "background": "auto",
+        "output_format": "webp",
+        "output_compression": 100,
+        "moderation": "low",
+    }
+    answer = (await client.post(GENERATIONS, json=asked)).json()
+    assert base64.b64decode(answer["data"][0]["b64_json"])[8:12] == b"WEBP"
+
+
+@pytest.mark.parametrize("model", ["gpt-image-1.5", "gpt-image-2.5-flare-2026-09-08", "chatgpt-image-latest"])
+async def test_openais_later_models_mean_the_served_one_too(client: httpx.AsyncClient, model: str) -> None:
+    """Open WebUI offers the first; the official clients know all of them."""
+    (item,) = (await client.post(GENERATIONS, json={"prompt": "a", "model": model})).json()["data"]
+    assert item["receipt"]["model"] == "fake"
+    assert (await client.get(f"/v1/models/{model}")).json()["id"] == model
 
 
 async def test_what_open_web_ui_sends_for_its_openai_engine_gets_what_it_reads(tmp_path: Path) -> None:

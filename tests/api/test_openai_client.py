@@ -280,7 +280,7 @@ def test_the_models_that_clients_hard_code_mean_the_served_one(client: OpenAI, a
 
 def test_another_model_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as refused:
-        client.images.generate(prompt="a", model="gpt-image-2")
+        client.images.generate(prompt="a", model="sdxl-turbo")
     assert (refused.value.code, refused.value.param) == ("model_not_found", "model")
 
 

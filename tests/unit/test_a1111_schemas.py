@@ -171,7 +171,10 @@ def test_another_kind_of_emphasis_is_refused(kind: object) -> None:
     [
         ({"eta": 0.5}, "eta is not served here; accepted are 1, null, false, 0 or empty"),
         ({"styles": ["noir"]}, "styles is not served here; accepted are null, false, 0 or empty"),
-        ({"s_noise": 0}, "s_noise is not served here; accepted are 1, null or empty"),
+        (
+            {"initial_noise_multiplier": 0},
+            "initial_noise_multiplier is not served here; accepted are 1, null or empty",
+        ),
     ],
 )
 def test_a_refusal_says_what_is_accepted(field: dict[str, Any], accepted: str) -> None:

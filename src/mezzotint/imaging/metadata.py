@@ -21,14 +21,22 @@ from typing import TYPE_CHECKING
 
 from mezzotint.core import Hires, Receipt, UsedControl, known_fields
 from mezzotint.emphasis import has_marks
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import InvalidRequest, UnsupportedImage
 
 if TYPE_CHECKING:
     from PIL.Image import Exif
     from PIL.Image import Image as PilImage
     from PIL.PngImagePlugin import PngInfo
 
-__all__ = ["JPEG_EXIF_BYTES", "exif_block", "hires_settings", "parameters_text", "png_chunks", "read_receipt"]
+__all__ = [
+    "JPEG_EXIF_BYTES",
+    "exif_block",
+    "hires_settings",
+    "parameters_text",
+    "png_chunks",
+    "read_parameters",
+    "read_receipt",
+]
 
 RECEIPT_KEY = "mezzotint"
 PARAMETERS_KEY = "parameters"
@@ -174,6 +182,22 @@ def read_receipt(source: str | Path | bytes) -> Receipt:
     if text is None:
         raise InvalidRequest("the image carries no receipt", param="image")
     return _parse(text)
+
+
+def read_parameters(data: bytes, *, param: str) -> str:
+    """A1111's text in a PNG file; empty where it has none. Pixels are not decoded.
+
+    Raises:
+        UnsupportedImage: on `param`: no such file.
+    """
+    from PIL import Image as PilImage
+
+    try:
+        with PilImage.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            text = picture.info.get(PARAMETERS_KEY)
+    except Exception as error:
+        raise UnsupportedImage(f"{param} is no PNG picture that can be read", param=param) from error
+    return text if isinstance(text, str) else ""
 
 
 def _receipt_text(picture: PilImage) -> str | None:

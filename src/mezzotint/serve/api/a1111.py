@@ -6,15 +6,17 @@ import asyncio
 import base64
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
+from pydantic import ConfigDict, Field
 
 from mezzotint.backends.base import BackendInfo
 from mezzotint.core import GenerationRequest
 from mezzotint.errors import ModelNotFound, NotSupported
-from mezzotint.imaging.uploads import check_mask_size, read_mask_text, read_upload_text
+from mezzotint.imaging.metadata import read_parameters
+from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask_text, read_upload_text
 from mezzotint.samplers import SAMPLERS
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.a1111_answers import (
@@ -32,6 +34,7 @@ from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2I
 from mezzotint.serve.api.bounds import seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
+from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.json_bodies import JsonRoute, forget_body
 from mezzotint.serve.api.naming import named_as_sent
 from mezzotint.serve.prepared import PreparedRequest, with_pictures_of
@@ -44,7 +47,14 @@ __all__ = ["router"]
 DRAWING = {200: {"model": Answer, **headers(*DRAWN)}, **answers(404, 415, 504, model=A1111Error)}
 
 
-router = APIRouter(prefix="/sdapi/v1", tags=["A1111"], route_class=JsonRoute, responses=ERRORS)
+router = APIRouter(
+    prefix="/sdapi/v1",
+    tags=["A1111"],
+    route_class=JsonRoute,
+    responses=ERRORS,
+    # Dify does not say that its body is JSON.
+    strict_content_type=False,
+)
 
 
 @router.post("/txt2img", responses=DRAWING, summary="Draw pictures")
@@ -122,9 +132,12 @@ async def _prepare(
 
 @router.get("/progress", summary="How far this key's last request is")
 async def progress(
-    caller: CallerOf, services: ServicesOf, skip_current_image: bool = False
+    caller: CallerOf,
+    services: ServicesOf,
+    skip_current_image: bool = False,
+    skip_it: Annotated[bool, Query(alias="skipCurrentImage", description="the same")] = False,
 ) -> dict[str, Any]:
-    run = await services.runs.latest(caller.id, preview=not skip_current_image)
+    run = await services.runs.latest(caller.id, preview=not (skip_current_image or skip_it))
     preview = None if run is None else run.preview
     return {
         "progress": 0.0 if run is None else run.progress,
@@ -139,6 +152,26 @@ async def progress(
 async def interrupt(caller: CallerOf, services: ServicesOf) -> dict[str, Any]:
     await services.runs.interrupt(caller.id)
     return {}
+
+
+class PngToRead(Fields):
+    """`POST /sdapi/v1/png-info`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(description="a PNG file in base64, or a data: URL of it")
+
+
+@router.post(
+    "/png-info", responses=answers(415, model=A1111Error), summary="What a PNG says of how it was drawn"
+)
+async def png_info(fields: PngToRead, _: CallerOf) -> dict[str, Any]:
+    text = await asyncio.to_thread(_parameters_in, fields.image)
+    return {"info": text, "items": {"parameters": text}}
+
+
+def _parameters_in(image: str) -> str:
+    return read_parameters(decode_base64(image, "image"), param="image")
 
 
 @router.get("/options", summary="The settings that clients read")

@@ -57,7 +57,9 @@ HASHED = re.compile(r" \[[0-9a-f]+\]$")
 THRESHOLDS = {"threshold_a": (-1, 64, 100), "threshold_b": (-1, 64, 200)}
 HARMLESS = frozenset({"is_ui", "low_vram", "lowvram", "pixel_perfect", "processor_res", "save_detected_map"})
 # The extension's own words for what is done here too.
-IN_FORCE = {
+IN_FORCE: Mapping[str, object] = {
+    # Its older name of guidance_end.
+    "guidance": 1,
     "hr_option": "Both",
     "input_mode": "simple",
     "pulid_mode": "Fidelity",

@@ -41,7 +41,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "inpainting_mask_weight": (1,),
     "sd_vae": ("Automatic",),
 }
-CHOOSES_BY_ZERO = ("s_noise", "initial_noise_multiplier")
+CHOOSES_BY_ZERO = ("initial_noise_multiplier",)
 CHOOSES_BY_NONE = ("emphasis",)
 # Bookkeeping, which no picture depends on.
 HARMLESS = frozenset(
@@ -55,8 +55,9 @@ HARMLESS = frozenset(
         "image_cfg_scale",
         "inpaint_full_res_padding",
         "override_settings_restore_afterwards",
-        # Of the refiner, which is refused.
+        # Of the refiner and of a script, which are refused.
         "refiner_switch_at",
+        "script_args",
         "return_grid",
         "save_images",
         "seed_enable_extras",
@@ -65,6 +66,22 @@ HARMLESS = frozenset(
         # SillyTavern's own, by which it found this server.
         "auth",
         "url",
+        # AI Render's own, which it sends as denoising_strength too.
+        "image_similarity",
+        # openOutpaint's own: of a mask, which it sends as inpainting_fill too, and of its page.
+        "outpainting_fill",
+        "sync_cursor_size",
+        # Auto-Photoshop's own, which it keeps with its layers.
+        "expanded_mask",
+        "mask_expansion",
+        "mode",
+        "original_negative_prompt",
+        "original_prompt",
+        "prompt_shortcut_ui_dict",
+        "selection_info",
+        "uniqueDocumentId",
+        "use_prompt_shortcut",
+        "use_sharp_mask",
         # Without a strength, which is refused, it says nothing.
         "subseed",
     }
@@ -110,5 +127,7 @@ def _says_nothing(name: str, value: object) -> bool:
         return True
     if value in ("None", "none"):
         return name not in CHOOSES_BY_NONE
-    # Zero turns off whatever a number sets.
+    if isinstance(value, list):
+        return all(each in (None, "", "None", "none") for each in value)
+    # Zero turns off whatever a number sets, or is sent unasked: s_noise, by Dify.
     return (value == 0 and name not in CHOOSES_BY_ZERO) or value in NEUTRAL.get(name, ())

@@ -152,7 +152,7 @@ class Txt2Img(Fields):
         Raises:
             MezzotintError: a field is not accepted, or not served.
         """
-        check_neutral(self._not_served(), self._said_of_both())
+        check_neutral(self._not_served(), self._said_again())
         known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps", "emphasis")
         settings = self.override_settings or {}
         check_neutral({name: value for name, value in settings.items() if name not in known})
@@ -184,14 +184,21 @@ class Txt2Img(Fields):
         """Let go of those that are decoded by now, and that the answer does not repeat."""
         self.alwayson_scripts = None
 
-    def _said_of_both(self) -> Mapping[str, object]:
-        """Fields of the second stage that are fields of the first again, with what those say."""
+    def _said_again(self) -> Mapping[str, object]:
+        """Fields that are others again, with what those say: the second stage's, and clients' own."""
+        sampler = self.sampler_name or self.sampler_index
+        lora = (self.model_extra or {}).get("lora")
         return {
             "hr_cfg": self.cfg_scale,
             "hr_negative_prompt": self.negative_prompt,
             "hr_prompt": self.prompt,
-            "hr_sampler_name": self.sampler_name or self.sampler_index,
+            "hr_sampler_name": sampler,
             "hr_scheduler": self.scheduler,
+            # AI Render's.
+            "sampler": sampler,
+            # Dify's: what it puts into the settings, and before the prompt.
+            "model": self.model,
+            "lora": lora if isinstance(lora, str) and self.prompt.startswith(lora) else None,
         }
 
 
@@ -213,6 +220,7 @@ class Img2Img(Txt2Img):
 
     def forget_pictures(self) -> None:
         super().forget_pictures()
+        (self.model_extra or {}).pop("expanded_mask", None)
         if not self.include_init_images:
             self.init_images, self.mask = [], None
 

@@ -42,7 +42,8 @@ class JsonRoute(KeyedRoute):
 
         async def handle_counted(request: Request) -> Response:
             await caller_of(request)
-            return await _handled(handle, await _read(request))
+            named = self.strict_content_type is not False
+            return await _handled(handle, await _read(request, named=named))
 
         return handle_counted
 
@@ -72,8 +73,9 @@ class _StrictRequest(Request):
         return parsed
 
 
-async def _read(request: Request) -> _StrictRequest:
-    """
+async def _read(request: Request, *, named: bool) -> _StrictRequest:
+    """named: whether the body must be said to be JSON; else it is only not said to be something else.
+
     Raises:
         PayloadTooLarge: the body has too many values.
         InvalidRequest: it is said to be something else than JSON, or said to be nothing.
@@ -81,7 +83,7 @@ async def _read(request: Request) -> _StrictRequest:
     body = b"".join([chunk async for chunk in request.stream()])
     _check_parts(body)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if body and kind != "application/json" and not kind.endswith("+json"):
+    if body and (kind or named) and kind != "application/json" and not kind.endswith("+json"):
         raise InvalidRequest("the body must be application/json", param="content-type")
     return _StrictRequest(request, body)
 

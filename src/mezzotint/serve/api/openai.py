@@ -27,6 +27,7 @@ from mezzotint.serve.api.openai_schemas import (
     GenerationFields,
     ImageFields,
     VariationFields,
+    is_alias,
 )
 from mezzotint.serve.api.uploads import form_schema, read_form
 from mezzotint.serve.prepared import PreparedRequest, with_pictures_of
@@ -190,7 +191,8 @@ async def models(services: ServicesOf, caller: CallerOf) -> dict[str, Any]:
 # A model may be named by its folder, with slashes.
 @router.get("/v1/models/{name:path}", responses=answers(404), summary="One of them")
 async def model(name: str, services: ServicesOf, caller: CallerOf) -> dict[str, Any]:
-    if name not in await _names(services, caller):
+    names = await _names(services, caller)
+    if name not in names and not (names and services.settings.model_aliases and is_alias(name)):
         raise ModelNotFound(f"no model {name!r} here", param="model")
     return _model(name)
 
@@ -199,7 +201,8 @@ async def _names(services: Services, caller: Caller) -> list[str]:
     served = (await services.gateway.served()).model
     if caller.models is not None and served not in caller.models:
         return []
-    return [served, *(sorted(ALIASES - {served}) if services.settings.model_aliases else ())]
+    aliases = ALIASES if services.settings.model_aliases else ()
+    return [served, *(name for name in aliases if name != served)]
 
 
 def _model(name: str) -> dict[str, Any]:

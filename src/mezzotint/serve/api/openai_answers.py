@@ -125,7 +125,7 @@ class Answer:
 
     async def _place(self, drawn: Drawn, request: Request) -> dict[str, str]:
         """Where a link was asked for, it; or why there is none."""
-        if self.fields.response_format != "url":
+        if not self.fields.as_links:
             return {}
         try:
             name = await self.services.images.put(drawn.data, drawn.format)

@@ -6,6 +6,7 @@ is no number), as a form leniently, for there everything is text. Jobs take the 
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,10 +44,15 @@ __all__ = [
     "GenerationFields",
     "ImageFields",
     "VariationFields",
+    "is_alias",
 ]
 
-ALIASES = frozenset({"dall-e-2", "dall-e-3", "gpt-image-1"})
-"""Models that clients ask for because their authors wrote it down; the served one is drawn."""
+ALIASES = ("dall-e-2", "dall-e-3", "gpt-image-1")
+"""Models that clients ask for because their authors wrote it down; the served one is drawn. Every few months
+OpenAI has others, which are taken for it too."""
+ALIAS = re.compile(r"(dall-e|gpt-image|chatgpt-image)-.+")
+ANSWER_LINKS = ("dall-e-2", "dall-e-3")
+"""Models of OpenAI's that answer links where no response_format says otherwise: what their clients read."""
 
 QUALITIES: Mapping[str, float] = {
     "auto": 1.0,
@@ -67,13 +73,17 @@ NOT_SERVED = (
     "complexity",
     "frame_count",
     "frame_duration_ms",
-    "input_fidelity",
     "markup",
     "refiner",
     "svg",
 )
 """Fields that are known and mean nothing to this model."""
 VARIATION_STRENGTH = 0.6
+
+
+def is_alias(name: str) -> bool:
+    """Whether OpenAI has, or had, or may have a model of this name."""
+    return ALIAS.fullmatch(name) is not None
 
 
 def _unless(refused: str, param: str, why: str) -> BeforeValidator:
@@ -107,13 +117,15 @@ class ImageFields(Fields):
         Literal["auto", "opaque"] | None,
         _unless("transparent", "background", "background: transparent pictures are not supported"),
     ] = Field(None, description="transparent is not supported")
-    moderation: Annotated[
-        Literal["auto"] | None,
-        _unless("low", "moderation", "moderation is set by the server; leave it auto"),
-    ] = Field(None, description="low is not supported")
+    moderation: Literal["auto", "low"] | None = Field(
+        None, description="accepted: what is drawn is for the server to say"
+    )
     style: Literal["vivid", "natural"] | None = Field(None, description="words added to the prompt")
     stream: bool | None = Field(None, description="answer with server-sent events")
     partial_images: int | None = Field(None, ge=0, le=3, description="previews while streaming")
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="accepted: how closely a picture is followed, strength says alone"
+    )
     user: str | None = Field(None, description="accepted, and neither used nor kept")
     safety_identifier: str | None = Field(None, description="accepted, and neither used nor kept")
 
@@ -140,7 +152,6 @@ class ImageFields(Fields):
     complexity: Any = Field(None, description="not supported")
     frame_count: Any = Field(None, description="not supported")
     frame_duration_ms: Any = Field(None, description="not supported")
-    input_fidelity: Any = Field(None, description="not supported")
     markup: Any = Field(None, description="not supported")
     refiner: Any = Field(None, description="not supported")
     svg: Any = Field(None, description="not supported")
@@ -154,6 +165,13 @@ class ImageFields(Fields):
         return self.output_format or "png"
 
     @property
+    def as_links(self) -> bool:
+        """Whether the answer has links, and not the pictures."""
+        if self.response_format is not None:
+            return self.response_format == "url"
+        return self.model in ANSWER_LINKS and not self.stream
+
+    @property
     def told_quality(self) -> str:
         """The quality as the answer names it."""
         if self.num_inference_steps is not None:
@@ -162,7 +180,7 @@ class ImageFields(Fields):
 
     def model_unless_alias(self, *, aliases: bool) -> str | None:
         """The model that is asked for; `None` is the served one. `aliases`: the setting."""
-        return None if aliases and self.model in ALIASES else self.model
+        return None if aliases and is_alias(self.model or "") else self.model
 
     def to_requests(self, limits: ModelLimits) -> list[GenerationRequest]:
         """One request for each picture. Their seeds are settled here.
