@@ -28,6 +28,7 @@ from tests.waiting import until
 
 CANNY = ServedControlNet("canny", "a" * 64)
 DEPTH = ServedControlNet("depth", "b" * 64)
+UNION = tuple(ServedControlNet(f"union-{kind}", "c" * 64) for kind in ("canny", "depth"))
 ASKED: dict[str, Any] = {"prompt": "a fox", "seed": 1}
 
 
@@ -53,7 +54,7 @@ CONTROL = {"name": "canny", "image": encoded(LINES), "scale": 0.5, "start": 0.1,
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
     settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend(controlnets=(CANNY, DEPTH)))
+    replica = replica_of(settings, FakeBackend(controlnets=(CANNY, DEPTH, *UNION)))
     async with gate(settings, replica) as opened:
         yield opened
     replica.close()
@@ -69,7 +70,12 @@ async def drawn(server: Gate, **fields: Any) -> dict[str, Any]:
 async def test_capabilities_tell_of_them(server: Gate) -> None:
     told = await server.json("GET", "/v1/capabilities")
     assert told["features"]["controlnet"]
-    assert [each["name"] for each in told["controlnets"]] == ["canny", "depth"]
+    assert [each["name"] for each in told["controlnets"]] == [
+        "canny",
+        "depth",
+        "union-canny",
+        "union-depth",
+    ]
     assert told["preprocessors"] == ["none", "canny"]
     assert (told["limits"]["controls"], told["limits"]["control_scale"]) == (4, 2.0)
 
@@ -337,6 +343,23 @@ class TestA1111:
         (used,) = (await self.drawn(server, unit)).controls
         assert (used.name, used.scale, used.end) == ("canny", 1.0, 1.0)
 
+    @pytest.mark.parametrize(
+        ("model", "kind", "named"),
+        [
+            ("union [cccccccc]", "Depth", "union-depth"),
+            ("union-depth [cccccccc]", "Depth", "union-depth"),
+            ("union-depth", "Unknown", "union-depth"),
+            ("union", "Hard Edge", "union-canny"),
+            # The web page says it of other ControlNets too.
+            ("canny [aaaaaaaa]", "Hard Edge", "canny"),
+        ],
+    )
+    async def test_what_a_union_is_to_read_may_stand_beside_it(
+        self, server: Gate, model: str, kind: str, named: str
+    ) -> None:
+        receipt = await self.drawn(server, {**self.UNIT, "model": model, "union_control_type": kind})
+        assert [each.name for each in receipt.controls] == [named]
+
     async def test_a_size_out_of_all_bounds_is_refused_before_anything_is_made_of_it(
         self, server: Gate
     ) -> None:
@@ -442,6 +465,10 @@ class TestA1111:
             ({"image": "!"}, "alwayson_scripts.controlnet[0].image"),
             ({"hr_option": "Low res only"}, "hr_option is not served here"),
             ({"advanced_weighting": [1.0]}, "advanced_weighting is not served here"),
+            ({"model": "union"}, "there is no ControlNet 'union'; served are canny, depth, union-canny"),
+            ({"model": "union", "union_control_type": "Tile"}, "there is no ControlNet 'union-tile'"),
+            ({"model": "union-canny", "union_control_type": "Depth"}, "no ControlNet 'union-canny-depth'"),
+            ({"union_control_type": "Lines"}, "union_control_type is one of openpose, depth, soft edge"),
             ({"guidance_start": 0.95}, "must be below the end of canny, 0.9, not 0.95"),
             ({"image": {"image": 5}}, "must be base64"),
             ({"image": {"image": CONTROL["image"], "mask": CONTROL["image"]}}, "a mask of a unit's image"),
@@ -473,7 +500,8 @@ class TestA1111:
 
     async def test_its_clients_find_what_they_ask_for(self, server: Gate) -> None:
         models = await server.json("GET", "/controlnet/model_list")
-        assert models == {"model_list": ["canny [aaaaaaaa]", "depth [bbbbbbbb]"]}
+        union = ["union-canny [cccccccc]", "union-depth [cccccccc]"]
+        assert models == {"model_list": ["canny [aaaaaaaa]", "depth [bbbbbbbb]", *union]}
         assert (await server.json("GET", "/controlnet/module_list"))["module_list"] == ["none", "canny"]
         assert await server.json("GET", "/controlnet/version") == {"version": 2}
         assert await server.json("GET", "/controlnet/model_list?update=true") == models

@@ -16,9 +16,9 @@ from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.models.loading import load_backend
 from tests.gpu.needs import HAS_CUDA
 from tests.gpu.stand_in import StandIn
-from tests.parity.conftest import Studio, controlnets, making, open_studio
+from tests.parity.conftest import Studio, controlnets, making, open_studio, unions
 
-__all__ = ["controlnets"]
+__all__ = ["controlnets", "unions"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,6 +79,12 @@ def modules_studio(tiny_studio: Studio) -> Studio:
 def controls_studio(gpu: StandIn | None, tiny_sdxl: Path, controlnets: list[str]) -> Studio:
     studio = studio_on(gpu, str(tiny_sdxl), load={"controlnets": controlnets}, dtype="fp32")
     return replace(studio, controlnets=controlnets)
+
+
+@pytest.fixture(scope="module")
+def unions_studio(gpu: StandIn | None, tiny_sdxl: Path, unions: list[str]) -> Studio:
+    studio = studio_on(gpu, str(tiny_sdxl), load={"controlnets": unions}, dtype="fp32")
+    return replace(studio, controlnets=unions)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 from PIL import Image as PilImage
 
 from mezzotint.backends.base import Backend
@@ -24,7 +25,7 @@ from mezzotint.imaging.edges import canny
 from mezzotint.models.loading import DTYPES, load_backend
 from mezzotint.resolving import resolve
 from mezzotint.samplers import find_sampler
-from tests.controlnets import write_controlnet
+from tests.controlnets import write_controlnet, write_union
 
 
 @dataclass
@@ -98,9 +99,7 @@ class Studio:
         components = dict(self.pipeline.components)
         if request.controls:
             components["controlnet"], told = self._controlled(request)
-            # Where no picture is drawn from, diffusers calls these the image.
-            pictures = told.pop("control_image")
-            inputs |= {**told, "image" if request.image is None else "control_image": pictures}
+            inputs |= told
         pipeline = _pipeline_for(request)(**components, add_watermarker=False)
         pipeline.set_progress_bar_config(disable=True)
         # Image-to-image draws at the image's size.
@@ -119,7 +118,9 @@ class Studio:
     def _controlled(self, request: ResolvedRequest) -> tuple[Any, dict[str, Any]]:
         """diffusers' ControlNets for a request, and what its pipelines are told of them."""
         paths = {Path(path).name: path for path in self.controlnets}
-        nets = [diffusers.ControlNetModel.from_pretrained(paths[each.name]) for each in request.controls]
+        modes = _modes(request)
+        made = diffusers.ControlNetUnionModel if modes else diffusers.ControlNetModel
+        nets = [made.from_pretrained(paths[each.name.partition("-")[0]]) for each in request.controls]
         edges = {"none": lambda image: image, "canny": canny}
         pictures = [PilImage.fromarray(edges[each.preprocessor](each.image)) for each in request.controls]
         told: dict[str, Any] = {
@@ -128,13 +129,30 @@ class Studio:
             "control_guidance_start": [each.start for each in request.controls],
             "control_guidance_end": [each.end for each in request.controls],
         }
+        if modes:
+            told["control_mode"] = modes
         if len(nets) == 1:
-            return nets[0], {name: value[0] for name, value in told.items()}
-        return diffusers.MultiControlNetModel(nets), told
+            told = {name: value[0] for name, value in told.items()}
+        if request.image is None and not modes:
+            # Where no picture is drawn from, diffusers calls these the image.
+            told["image"] = told.pop("control_image")
+        if len(nets) == 1:
+            return nets[0], told
+        return (MultiControlNetUnionModel if modes else diffusers.MultiControlNetModel)(nets), told
+
+
+# Of ControlNet-Union: written down here too, for who mistakes a kind for another should be caught.
+MODES = {"openpose": 0, "depth": 1, "softedge": 2, "canny": 3, "normal": 4, "segment": 5}
+
+
+def _modes(request: ResolvedRequest) -> list[int]:
+    """diffusers' numbers of the kinds of a ControlNet-Union, `union-KIND`, that hold a request."""
+    names = [each.name.partition("-") for each in request.controls]
+    return [MODES[kind] for _, _, kind in names if kind]
 
 
 def _pipeline_for(request: ResolvedRequest) -> Any:
-    kind = "ControlNet" if request.controls else ""
+    kind = "" if not request.controls else "ControlNetUnion" if _modes(request) else "ControlNet"
     if request.image is None:
         return getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")
     if request.mask is None:
@@ -186,6 +204,18 @@ def controlnets(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> li
 def controls_studio(tiny_sdxl: Path, controlnets: list[str]) -> Studio:
     backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=controlnets)
     return replace(open_studio(str(tiny_sdxl), backend), controlnets=controlnets)
+
+
+@pytest.fixture(scope="session")
+def unions(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A ControlNet-Union with random weights, `union`."""
+    return [str(write_union(tmp_path_factory.mktemp("unions") / "union", tiny_sdxl))]
+
+
+@pytest.fixture(scope="session")
+def unions_studio(tiny_sdxl: Path, unions: list[str]) -> Studio:
+    backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=unions)
+    return replace(open_studio(str(tiny_sdxl), backend), controlnets=unions)
 
 
 @pytest.fixture(scope="session")

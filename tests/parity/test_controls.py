@@ -195,15 +195,15 @@ class TestFiles:
     def test_a_file_of_another_kinds_weights_is_refused_by_the_odd_one(
         self, tiny_sdxl: Path, tmp_path: Path, change: str
     ) -> None:
-        """Such as ControlNet-Union's, which holds all of a ControlNet's and more."""
+        """Such as a Control-LoRA's, which says so by a weight of its own."""
         folder = write_controlnet(tmp_path / "one", tiny_sdxl)
         weights = load_file(folder / "diffusion_pytorch_model.safetensors")
         if change == "more":
-            weights["task_embedding"] = torch.ones(6, 32)
+            weights["lora_controlnet"] = torch.ones(1)
         else:
             del weights["time_embedding.linear_1.bias"]
         save_file(weights, tmp_path / "odd.safetensors")
-        named = "task_embedding" if change == "more" else "time_embedding.linear_1.bias"
+        named = "lora_controlnet" if change == "more" else "time_embedding.linear_1.bias"
         with pytest.raises(ModelInvalid, match=rf"odd.safetensors holds no weights .* {named}"):
             load_backend(
                 str(tiny_sdxl), device="cpu", threads=1, controlnets=[str(tmp_path / "odd.safetensors")]

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import Control, GenerationRequest, Hires, Receipt, ServedControlNet
 from mezzotint.engine.rows import batch_key
-from mezzotint.errors import InvalidRequest, SettingInvalid
+from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.imaging.inputs import cropped_to, resize_image
 from mezzotint.models.controlnets import find_controlnets, read_choice
 from mezzotint.models.manifest import fingerprint
@@ -141,7 +142,7 @@ class TestFiles:
     def test_the_models_own_and_those_that_are_named_are_found(self, tmp_path: Path) -> None:
         own = self.written(tmp_path / "model/controlnets/canny")
         file = tmp_path / "model/controlnets/depth.safetensors"
-        file.write_bytes(b"depth")
+        save_file({"weight": np.zeros(1)}, file)
         other = self.written(tmp_path / "made by hand")
         found = find_controlnets(tmp_path / "model", [f"hand={other}"])
         assert [(each.served.name, each.path) for each in found] == [
@@ -179,6 +180,48 @@ class TestFiles:
         with pytest.raises(SettingInvalid, match=told) as refused:
             find_controlnets(tmp_path, [given.format(folder=tmp_path)])
         assert refused.value.param == "controlnets"
+
+    def union(self, file: Path, *shape: int) -> Path:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"task_embedding": np.zeros(shape), "weight": np.zeros(1)}, file)
+        return file
+
+    def test_a_union_is_found_once_for_each_kind_that_it_has_learnt(self, tmp_path: Path) -> None:
+        folder = self.written(tmp_path / "controlnets/union")
+        self.union(folder / "diffusion_pytorch_model-00001-of-00001.safetensors", 6, 32)
+        # Of the same folder, as its author publishes it, and not what is read of it.
+        self.union(folder / "diffusion_pytorch_model_promax.safetensors", 8, 32)
+        file = self.union(tmp_path / "pro.safetensors", 8, 32)
+        found = find_controlnets(tmp_path, [str(file), f"lines={file}", f"my-canny={file}"])
+        six = ["openpose", "depth", "softedge", "canny", "normal", "segment"]
+        eight = [*six, "tile", "repaint"]
+        assert [(each.served.name, each.path, each.kind) for each in found] == [
+            *((f"union-{kind}", folder, number) for number, kind in enumerate(six)),
+            *((f"pro-{kind}", file, number) for number, kind in enumerate(eight)),
+            *((f"lines-{kind}", file, number) for number, kind in enumerate(eight)),
+            ("my-canny", file, 3),
+        ]
+        assert len({each.served.sha256 for each in found}) == 2
+
+    def test_a_union_whose_kinds_are_not_known_is_refused(self, tmp_path: Path) -> None:
+        self.union(tmp_path / "controlnets/odd.safetensors", 7, 32)
+        with pytest.raises(ModelInvalid, match=r"odd\.safetensors is a ControlNet-Union of 7 kinds"):
+            find_controlnets(tmp_path)
+
+    def test_a_kind_and_a_plain_one_of_the_same_name_are_refused(self, tmp_path: Path) -> None:
+        self.union(tmp_path / "controlnets/union.safetensors", 6, 32)
+        plain = self.written(tmp_path / "union-canny")
+        with pytest.raises(SettingInvalid, match="two of the name union-canny") as refused:
+            find_controlnets(tmp_path, [str(plain)])
+        assert refused.value.param == "controlnets"
+
+    @pytest.mark.parametrize("name", ["cut.safetensors", "folder/diffusion_pytorch_model.fp16.safetensors"])
+    def test_a_truncated_file_is_refused_at_once(self, tmp_path: Path, name: str) -> None:
+        self.written(tmp_path / "controlnets/folder")
+        file = self.union(tmp_path / "controlnets" / name, 6, 32)
+        file.write_bytes(file.read_bytes()[:-8])
+        with pytest.raises(ModelInvalid, match=f"{file.name} is truncated"):
+            find_controlnets(tmp_path)
 
     def test_the_command_line_names_one_by_name_or_by_path(self, tmp_path: Path) -> None:
         folder = self.written(tmp_path / "scribble")

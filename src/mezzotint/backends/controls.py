@@ -73,7 +73,7 @@ class ControlNets:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """nets: as `tuned.tune_controlnet` parts each."""
+        """nets: as `tuned.tune_controlnets` parts them."""
         self._nets, self._device, self._dtype = nets, device, dtype
         # Of the last pass, by ControlNet: as long as the same rows are in the same places of as many.
         self._parts: dict[str, _Part] = {}

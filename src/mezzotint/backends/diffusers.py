@@ -27,7 +27,7 @@ from mezzotint.backends.prompts import PromptEncoder
 from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.streams import streams_of
 from mezzotint.backends.transfers import to_device
-from mezzotint.backends.tuned import tune_controlnet, tune_unet, tune_vae, with_plain_weights
+from mezzotint.backends.tuned import tune_controlnets, tune_unet, tune_vae, with_plain_weights
 from mezzotint.core import PIXELS_PER_LATENT, Pixels, ResolvedRequest
 from mezzotint.errors import MezzotintError
 from mezzotint.tuning import Tuning
@@ -100,9 +100,7 @@ class DiffusersBackend:
         self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
         self._controlnets = ControlNets(
-            {name: tune_controlnet(net, tuning, device) for name, net in parts.controlnets.items()},
-            device,
-            parts.unet.dtype,
+            tune_controlnets(parts.controlnets, tuning, device), device, parts.unet.dtype
         )
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
         self._channels = int(parts.unet.config.in_channels)

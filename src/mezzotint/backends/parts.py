@@ -35,7 +35,7 @@ class PipelineParts:
     preview_vae: Any = None
     # By the names that requests know them by.
     loras: Mapping[str, LoraWeights] = field(default_factory=dict)
-    # By theirs, diffusers' `ControlNetModel`s.
+    # By theirs, diffusers' `ControlNetModel`s, and `unions.UnionKind`s, of which several may share a module.
     controlnets: Mapping[str, Any] = field(default_factory=dict)
     # The vectors of textual inversions for each text encoder, by the words that prompts name them by.
     embeddings: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)

@@ -7,18 +7,20 @@ CUDA graphs record what all of that left.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ControlNetUnionModel
 from diffusers.models.attention_processor import Attention, FusedAttnProcessor2_0
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint.backends.channels_last import keep_channels_last
 from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
+from mezzotint.backends.unions import UnionKind, keep_rows_apart
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
@@ -27,7 +29,7 @@ __all__ = [
     "is_on",
     "keeps_plain_weights",
     "prepare_compiling",
-    "tune_controlnet",
+    "tune_controlnets",
     "tune_unet",
     "tune_vae",
     "with_plain_weights",
@@ -85,14 +87,32 @@ def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
             half.register_forward_pre_hook(lambda *_: prepare_compiling())
 
 
-def tune_controlnet(
+def tune_controlnets(
+    nets: Mapping[str, Any], tuning: Tuning, device: torch.device
+) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
+    """Lay ControlNets out and part them, in place: of each what reads a picture, once, and what to call for a
+    pass of the rest, whose `controlnet_cond` is what was read.
+
+    nets: as of `PipelineParts`; a module of several names is tuned once.
+
+    Their blocks are neither quantised nor compiled: they are there for some of the rows and evaluations.
+    """
+    tuned: dict[Any, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+    parted = {}
+    for name, net in nets.items():
+        module = net.module if isinstance(net, UnionKind) else net
+        if module not in tuned:
+            tuned[module] = _tune_controlnet(module, tuning, device)
+        read, compute = tuned[module]
+        parted[name] = (read, net.called(compute, device) if isinstance(net, UnionKind) else compute)
+    return parted
+
+
+def _tune_controlnet(
     net: Any, tuning: Tuning, device: torch.device
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Lay a ControlNet out and part it, in place: what reads a picture, once, and what to call for a pass of
-    the rest, whose `controlnet_cond` is what was read.
-
-    Its blocks are neither quantised nor compiled: it is there for some of the rows and evaluations.
-    """
+    if isinstance(net, ControlNetUnionModel):
+        keep_rows_apart(net)
     _lay_out(net, tuning, device)
     # It depends on nothing but the picture, and diffusers computes it anew in each evaluation.
     read, net.controlnet_cond_embedding = net.controlnet_cond_embedding, torch.nn.Identity()

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mezzotint.core import ModelLimits, ServedControlNet, ServedEmbedding, ServedLora
-from mezzotint.models.controlnets import find_controlnets
+from mezzotint.core import ModelLimits, ServedEmbedding, ServedLora
+from mezzotint.models.controlnets import FoundControlNet, find_controlnets
 from mezzotint.models.embeddings import find_embeddings
 from mezzotint.models.loras import find_loras
 from mezzotint.models.named import Found
@@ -23,7 +23,7 @@ class Added:
     """The fields are those of `core.ADDED`."""
 
     loras: tuple[Found[ServedLora], ...] = ()
-    controlnets: tuple[Found[ServedControlNet], ...] = ()
+    controlnets: tuple[FoundControlNet, ...] = ()
     embeddings: tuple[Found[ServedEmbedding], ...] = ()
 
     def on(self, limits: ModelLimits) -> ModelLimits:

@@ -34,7 +34,7 @@ from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
 from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
 from mezzotint.models.reading import load_parts, read_preview_vae
-from mezzotint.models.reading_controlnets import read_controlnet
+from mezzotint.models.reading_controlnets import read_controlnets
 from mezzotint.models.reading_loras import read_embedding, read_lora
 from mezzotint.tuning import Tuning
 
@@ -116,10 +116,7 @@ def _complete(
     return replace(
         parts,
         loras={each.served.name: read_lora(each.path, parts) for each in added.loras},
-        controlnets={
-            each.served.name: read_controlnet(each.path, parts.unet, dtype=dtype, device=device)
-            for each in added.controlnets
-        },
+        controlnets=read_controlnets(added.controlnets, parts.unet, dtype=dtype, device=device),
         embeddings={each.served.name: read_embedding(each.path, parts) for each in added.embeddings},
     )
 

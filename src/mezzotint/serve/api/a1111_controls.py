@@ -63,8 +63,19 @@ IN_FORCE: Mapping[str, object] = {
     "hr_option": "Both",
     "input_mode": "simple",
     "pulid_mode": "Fidelity",
-    "union_control_type": "Unknown",
 }
+# Its words for what a ControlNet-Union is to read (`ControlNetUnionControlType`), and how names end here.
+UNION_KINDS: Mapping[str, str] = {
+    "openpose": "openpose",
+    "depth": "depth",
+    "soft edge": "softedge",
+    "hard edge": "canny",
+    "normal map": "normal",
+    "segmentation": "segment",
+    "tile": "tile",
+    "inpaint": "repaint",
+}
+UNKNOWN = "unknown"
 
 
 class Unit(Fields):
@@ -82,6 +93,9 @@ class Unit(Fields):
     guidance_end: Real = Field(1.0, ge=0, le=1)
     resize_mode: str | int = Field(1, description="Just Resize, Crop and Resize, Resize and Fill; or 0, 1, 2")
     control_mode: str | int = Field(0, description="Balanced (0)")
+    union_control_type: str | None = Field(
+        None, description='what a ControlNet-Union reads, such as "Soft Edge", where model does not say it'
+    )
 
     @property
     def is_used(self) -> bool:
@@ -90,7 +104,9 @@ class Unit(Fields):
     @property
     def net(self) -> str:
         """The ControlNet's name."""
-        return HASHED.sub("", self.model)
+        name = HASHED.sub("", self.model)
+        kind = UNION_KINDS.get((self.union_control_type or UNKNOWN).casefold())
+        return name if kind is None or f"-{name}".endswith(f"-{kind}") else f"{name}-{kind}"
 
     @property
     def picture(self) -> str | None:
@@ -116,6 +132,12 @@ class Unit(Fields):
             )
         if str(self.control_mode).casefold() not in BALANCED:
             raise NotSupported(f"{PLACE}: of control_mode only Balanced is served", param=SCRIPTS)
+        if (self.union_control_type or UNKNOWN).casefold() not in (UNKNOWN, *UNION_KINDS):
+            raise NotSupported(
+                f"{PLACE}: union_control_type is one of {', '.join(UNION_KINDS)}, in any case, not "
+                f"{self.union_control_type!r}",
+                param=SCRIPTS,
+            )
         others = {name: value for name, value in (self.model_extra or {}).items() if name not in HARMLESS}
         for name, usual in THRESHOLDS.items():
             value = others.pop(name, None)
