@@ -44,7 +44,7 @@ from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import Recipe, read_recipe, recipe_of_told
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
 from mezzotint.ui.service import Refused, Unreachable
-from mezzotint.ui.settings import DEFAULT_API, service_address
+from mezzotint.ui.settings import DEFAULT_API, UiSettings, service_address
 from mezzotint.ui.stages import choice_of, read_choice
 
 JOB = {
@@ -90,6 +90,10 @@ def offer() -> Offer:
 
 
 class TestDrawing:
+    def test_as_many_pictures_as_no_request_has_are_not_all_shown_while_it_is_asked_for(self) -> None:
+        shown = cards.drawings_list([Drawing.asked_for("owls", 10**12, "128x96")], searching=False, more=0)
+        assert shown.count("mz-blank") == 10
+
     def test_it_follows_its_job_to_the_end(self) -> None:
         drawing = Drawing.of_job(JOB, "two owls")
         drawing.take("running", {}, "2")
@@ -912,6 +916,12 @@ def test_the_service_is_found_by_flag_variable_and_the_old_variables(
 def test_an_address_that_is_none_is_refused_at_the_start(url: str) -> None:
     with pytest.raises(SettingInvalid, match="--api takes the service's"):
         service_address(url, {})
+
+
+@pytest.mark.parametrize("key", ["mk-…", "mk-1\nmk-2"])
+def test_a_key_that_cannot_be_sent_is_refused_at_the_start(key: str) -> None:
+    with pytest.raises(SettingInvalid, match="the page's key takes letters"):
+        UiSettings(key=key)
 
 
 def with_parameters(text: str) -> bytes:

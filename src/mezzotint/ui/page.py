@@ -27,6 +27,9 @@ QUIET: dict[str, Any] = {
     "trigger_mode": "multiple",
 }
 MAX_OPEN_PAGES = 2_000
+# Gradio keeps what it told each page, reloaded ones too, and throws none away before there are ten thousand:
+# some 0.3 MB of each, and more of one with many drawings. Those that heard nothing for longest go first.
+MAX_SESSIONS = 1_000
 # How often uploads are looked through, and how old they get. Seconds.
 DELETE_UPLOADS = (600, 3600)
 
@@ -42,6 +45,7 @@ def build_page(controller: Controller) -> gr.Blocks:
         _wire_news(blocks, parts, Watching(controller, parts))
     # Each open page listens to an answer that goes on, and Gradio gives no more than so many at a time.
     blocks.max_threads = MAX_OPEN_PAGES
+    blocks.state_session_capacity = MAX_SESSIONS
     blocks.queue(default_concurrency_limit=None, api_open=False)
     return blocks
 
