@@ -28,7 +28,7 @@ from mezzotint.resolving import resolve
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
-from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
+from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, is_too_large, prepare_edit, read_canvas, upload_of
 from mezzotint.ui.form import STYLES, JobRequest, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.guides import (
     Guide,
@@ -37,7 +37,6 @@ from mezzotint.ui.guides import (
     nearest_shape,
     prepare_guide,
     reading_for,
-    upload_of,
     upright_size,
 )
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
@@ -249,7 +248,37 @@ class TestEditing:
         file[16:24] = struct.pack(">II", width, 1000)
         file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
         assert is_too_large(io.BytesIO(file)) == is_refused
-        assert "more than 50,000,000 pixels" in prepare_edit(TOO_LARGE, WHOLE, (0, 0, 0, 0)).missing
+
+    @pytest.mark.parametrize(
+        ("picture", "words"),
+        [
+            ({"path": "large.png"}, "more than 50,000,000 pixels"),
+            ({"path": "notes.txt"}, "cannot be read"),
+            ({"path": "../own.png"}, "not kept any more"),
+            ({"path": "gone.png"}, "not kept any more"),
+        ],
+    )
+    @pytest.mark.parametrize("where", ["background", "composite", "layers"])
+    def test_what_a_browser_says_is_in_the_editor_is_no_more_than_an_upload_that_can_be_read(
+        self,
+        where: str,
+        picture: dict[str, str],
+        words: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        uploads = tmp_path / "uploads"
+        uploads.mkdir()
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        monkeypatch.chdir(uploads)
+        (tmp_path / "own.png").write_bytes(png(self.picture))
+        large = bytearray(png(Image.new("1", (8, 8))))
+        large[16:24] = struct.pack(">II", 50_001, 1000)
+        large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
+        (uploads / "large.png").write_bytes(large)
+        (uploads / "notes.txt").write_text("no picture")
+        with pytest.raises(ValueError, match=words):
+            read_canvas({where: [picture] if where == "layers" else picture})
 
     @pytest.mark.parametrize(
         ("value", "mode", "words"),
@@ -263,6 +292,11 @@ class TestEditing:
     )
     def test_what_is_still_missing_is_said(self, value: object, mode: str, words: str) -> None:
         assert words in prepare_edit(value, mode, (0, 0, 0, 0)).missing
+
+    @pytest.mark.parametrize("margin", [-1, 1e9, math.nan, None])
+    def test_no_picture_grows_by_more_than_itself(self, margin: Any) -> None:
+        grown = prepare_edit({"background": self.picture, "layers": []}, BEYOND, (margin, 0, 0, 0))
+        assert grown.missing == "Left, Top, Right and Bottom take 0 to 1."
 
 
 class TestOffer:

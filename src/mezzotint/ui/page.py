@@ -60,7 +60,9 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, begun, **as_sent)
     margins = [editor.left, editor.top, editor.right, editor.bottom]
     asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, form.n, *rest]
-    gr.on([editor.draw.click, editor.prompt.submit], answers.edit, asked, begun, **QUIET)
+    pressed = [editor.draw.click, editor.prompt.submit]
+    taken = gr.on(pressed, None, asked, [editor.asked], js="(...asked) => [asked]", **QUIET)
+    taken.success(answers.edit, [editor.asked], begun, **QUIET)
     settings.new_seed.click(lambda: "", None, [settings.seed], **QUIET)
     drawn = [settings.steps, settings.guidance, settings.scheduler]
     # Gradio tells of one that is taken off with Backspace (6.x) only when the field is left.
@@ -79,17 +81,22 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
 def _wire_pictures(parts: Parts, answers: Answers) -> None:
     opened, editor = parts.opened, parts.editor
     form, settings, guiding = parts.form, parts.settings, parts.guiding
-    filling = [parts.notice, parts.tabs, form.prompt, form.size, settings.hires, *settings.inputs]
+    filling = [parts.notice, parts.turn, form.prompt, form.size, settings.hires, *settings.inputs]
     filling += [guiding.fold, *guiding.settings]
     shown = [parts.notice, parts.stored, *opened.outputs]
     parts.drawings.act(answers.act, [opened.which, parts.stored], shown, **QUIET)
-    parts.file.upload(answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET)
-    opened.use.click(answers.use, [opened.which, guiding.picture], filling, **QUIET)
+    read = parts.file.upload(
+        answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET
+    )
+    used = opened.use.click(answers.use, [opened.which, guiding.picture], filling, **QUIET)
     begun = [parts.notice, parts.search]
     opened.vary.click(answers.vary, [opened.which, parts.stored], begun, **QUIET)
+    changing = [parts.notice, parts.turn, editor.prompt, settings.emphasis]
+    changed = opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
     # In one piece: an editor that is still being set up takes no picture.
-    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt, settings.emphasis]
-    opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
+    turning = [parts.tabs, editor.canvas]
+    for answered in (read, used, changed):
+        answered.success(None, [parts.turn], turning, js="turn => mezzotint.turned(turn)", **QUIET)
     opened.close.click(opened.closed, None, opened.outputs, **QUIET)
 
 
