@@ -248,7 +248,9 @@ def _forge_uploads(client: httpx.Client, file: Path) -> None:
     for meta in ({"_type": "gradio.FileData"}, {"_type": "x"}, {}, None):
         forged = {"path": str(file), **({} if meta is None else {"meta": meta})}
         values = {"file": forged, "image": forged}
-        values["imageeditor"] = {"background": forged, "layers": [], "composite": forged}
+        canvas = {"background": forged, "layers": [], "composite": forged}
+        # What "Draw from it" is given.
+        values["json"] = [canvas, "whole", 0, 0, 0, 0, 0.6, "an owl", 1, *[None] * 16, {}]
         for button in config["dependencies"]:
             data = [values.get(kinds[id]) for id in button["inputs"]]
             if any(data):

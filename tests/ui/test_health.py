@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 
 import httpx
 import pytest
+from starlette.routing import Mount
 
 from mezzotint.ui.app import build_app, end_pages
 from mezzotint.ui.settings import UiSettings
+
+# Of deploy/kubernetes/base/page.
+POD_BYTES = 2**30
+SESSIONS = 20
 
 
 async def test_a_page_whose_buttons_do_nothing_any_more_is_not_healthy(
@@ -30,3 +36,21 @@ async def test_a_page_whose_buttons_do_nothing_any_more_is_not_healthy(
         ended = await client.get("/healthz")
         assert (ended.status_code, ended.text) == (503, "no answers\n")
         end_pages(app)
+
+
+async def test_what_is_kept_of_pages_that_were_opened_fits_into_the_pods_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    app = build_app(UiSettings(api="http://127.0.0.1:9"))
+    [mounted] = [route.app for route in app.routes if isinstance(route, Mount)]
+    sessions = mounted.state_holder
+    tracemalloc.start()
+    try:
+        for name in range(SESSIONS):
+            sessions[str(name)]
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # As it is opened; what it is told comes on top, and so does all else.
+    assert kept / SESSIONS * sessions.capacity < POD_BYTES / 4

@@ -149,6 +149,25 @@ def test_a_picture_grows_beyond_its_edges(page: Page) -> None:
     assert pixels(panel.get_by_role("img", name="a wide gull")) == [192, 128]
 
 
+def test_the_editors_pictures_are_sent_once_for_each_time_that_they_are_drawn_from(page: Page) -> None:
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if "/upload" in request.url else None)
+    draw(page, "a skua")
+    change_picture(page, "a skua")
+    paint(page)
+    page.get_by_label("Prompt of the changed picture").fill("a painted skua")
+    page.get_by_role("button", name="Draw from it").click()
+    expect(card(page, "a painted skua")).to_have_attribute("data-state", "done")
+    # The picture, the stroke and both together.
+    assert len(sent) == 3
+    open_picture(page, "a skua").get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_role("tab", name="Draw", exact=True)).to_have_attribute("aria-selected", "true")
+    draw(page, "a skua at sea")
+    sent.clear()
+    draw(page, "a skua at dusk")
+    assert sent == []
+
+
 def test_what_is_painted_over_is_redrawn(page: Page) -> None:
     draw(page, "a tern")
     change_picture(page, "a tern")
@@ -201,7 +220,7 @@ def test_nor_is_it_after_one_that_did_not_come(
     draw(page, "a noddy")
     panel = open_picture(page, "a noddy")
     with monkeypatch.context() as patched:
-        patched.setattr("mezzotint.ui.controller.Controller.picture", silent)
+        patched.setattr("mezzotint.ui.controller.Controller.receipt", silent)
         panel.get_by_role("button", name="Change it").click()
         expect(page.get_by_role("alert")).to_contain_text("The drawing service does not answer just now.")
     page.get_by_role("tab", name="Change a picture").click()

@@ -230,11 +230,10 @@ async def test_a_picture_that_turns_out_to_be_gone_is_told_as_lost_by_the_list()
     transport = httpx.MockTransport(lambda _: httpx.Response(404, json=error))
     controller = Controller(Service("http://service", "key", transport))
     kept = {**JOB, "prompt": "one", "at": 1.0, "state": "done", "finished": [0]}
-    for ask in (controller.receipt, controller.picture):
-        browser = controller.browsers.of({"drawings": [kept]})
-        with pytest.raises(Refused):
-            await ask(browser, "job_1", 0)
-        assert (browser.drawings["job_1"].state, browser.drawings["job_1"].finished) == ("lost", set())
+    browser = controller.browsers.of({"drawings": [kept]})
+    with pytest.raises(Refused):
+        await controller.receipt(browser, "job_1", 0)
+    assert (browser.drawings["job_1"].state, browser.drawings["job_1"].finished) == ("lost", set())
     await controller.service.close()
 
 

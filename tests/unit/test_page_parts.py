@@ -28,7 +28,7 @@ from mezzotint.resolving import resolve
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
 from mezzotint.ui.drawing import Drawing
-from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large, prepare_edit
+from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, is_too_large, prepare_edit, read_canvas, upload_of
 from mezzotint.ui.form import STYLES, JobRequest, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.guides import (
     Guide,
@@ -37,14 +37,13 @@ from mezzotint.ui.guides import (
     nearest_shape,
     prepare_guide,
     reading_for,
-    upload_of,
     upright_size,
 )
 from mezzotint.ui.offer import Offer, OfferedLora, read_offer
 from mezzotint.ui.receipts import Recipe, read_recipe, recipe_of_told
 from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sentence_of
 from mezzotint.ui.service import Refused, Unreachable
-from mezzotint.ui.settings import DEFAULT_API, service_address
+from mezzotint.ui.settings import DEFAULT_API, UiSettings, service_address
 from mezzotint.ui.stages import choice_of, read_choice
 
 JOB = {
@@ -90,6 +89,10 @@ def offer() -> Offer:
 
 
 class TestDrawing:
+    def test_as_many_pictures_as_no_request_has_are_not_all_shown_while_it_is_asked_for(self) -> None:
+        shown = cards.drawings_list([Drawing.asked_for("owls", 10**12, "128x96")], searching=False, more=0)
+        assert shown.count("mz-blank") == 10
+
     def test_it_follows_its_job_to_the_end(self) -> None:
         drawing = Drawing.of_job(JOB, "two owls")
         drawing.take("running", {}, "2")
@@ -245,7 +248,37 @@ class TestEditing:
         file[16:24] = struct.pack(">II", width, 1000)
         file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
         assert is_too_large(io.BytesIO(file)) == is_refused
-        assert "more than 50,000,000 pixels" in prepare_edit(TOO_LARGE, WHOLE, (0, 0, 0, 0)).missing
+
+    @pytest.mark.parametrize(
+        ("picture", "words"),
+        [
+            ({"path": "large.png"}, "more than 50,000,000 pixels"),
+            ({"path": "notes.txt"}, "cannot be read"),
+            ({"path": "../own.png"}, "not kept any more"),
+            ({"path": "gone.png"}, "not kept any more"),
+        ],
+    )
+    @pytest.mark.parametrize("where", ["background", "composite", "layers"])
+    def test_what_a_browser_says_is_in_the_editor_is_no_more_than_an_upload_that_can_be_read(
+        self,
+        where: str,
+        picture: dict[str, str],
+        words: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        uploads = tmp_path / "uploads"
+        uploads.mkdir()
+        monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        monkeypatch.chdir(uploads)
+        (tmp_path / "own.png").write_bytes(png(self.picture))
+        large = bytearray(png(Image.new("1", (8, 8))))
+        large[16:24] = struct.pack(">II", 50_001, 1000)
+        large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
+        (uploads / "large.png").write_bytes(large)
+        (uploads / "notes.txt").write_text("no picture")
+        with pytest.raises(ValueError, match=words):
+            read_canvas({where: [picture] if where == "layers" else picture})
 
     @pytest.mark.parametrize(
         ("value", "mode", "words"),
@@ -259,6 +292,11 @@ class TestEditing:
     )
     def test_what_is_still_missing_is_said(self, value: object, mode: str, words: str) -> None:
         assert words in prepare_edit(value, mode, (0, 0, 0, 0)).missing
+
+    @pytest.mark.parametrize("margin", [-1, 1e9, math.nan, None])
+    def test_no_picture_grows_by_more_than_itself(self, margin: Any) -> None:
+        grown = prepare_edit({"background": self.picture, "layers": []}, BEYOND, (margin, 0, 0, 0))
+        assert grown.missing == "Left, Top, Right and Bottom take 0 to 1."
 
 
 class TestOffer:
@@ -912,6 +950,12 @@ def test_the_service_is_found_by_flag_variable_and_the_old_variables(
 def test_an_address_that_is_none_is_refused_at_the_start(url: str) -> None:
     with pytest.raises(SettingInvalid, match="--api takes the service's"):
         service_address(url, {})
+
+
+@pytest.mark.parametrize("key", ["mk-…", "mk-1\nmk-2"])
+def test_a_key_that_cannot_be_sent_is_refused_at_the_start(key: str) -> None:
+    with pytest.raises(SettingInvalid, match="the page's key takes letters"):
+        UiSettings(key=key)
 
 
 def with_parameters(text: str) -> bytes:

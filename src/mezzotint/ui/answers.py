@@ -18,16 +18,15 @@ from mezzotint.ui import cards
 from mezzotint.ui.browsers import Browser
 from mezzotint.ui.controller import Controller
 from mezzotint.ui.drawing import SIZE
-from mezzotint.ui.editing import prepare_edit, size_of_file
+from mezzotint.ui.editing import NO_PICTURE, prepare_edit, read_canvas, size_of_file, upload_of
 from mezzotint.ui.form import TABS, JobRequest, filled, read_seed, read_whole
 from mezzotint.ui.guides import (
     EDGES,
-    NO_PICTURE,
+    GONE,
     guide_as_sent,
     nearest_shape,
     prepare_guide,
     reading_for,
-    upload_of,
     upright_size,
 )
 from mezzotint.ui.parts import Parts
@@ -62,21 +61,13 @@ class Answers:
         drawn = {"prompt": prompt, "size": size, "hires": stage, "n": n}
         return await self._begin(kept, request, settings, larger(size, stage), **drawn)
 
-    async def edit(
-        self,
-        request: gr.Request,
-        picture: object,
-        mode: str,
-        left: float,
-        top: float,
-        right: float,
-        bottom: float,
-        strength: float,
-        prompt: str,
-        *rest: Any,
-    ) -> Updates:
-        n, *settings, kept = rest
-        edit = await asyncio.to_thread(prepare_edit, picture, mode, (left, top, right, bottom))
+    async def edit(self, request: gr.Request, asked: list[Any]) -> Updates:
+        canvas, mode, left, top, right, bottom, strength, prompt, n, *settings, kept = asked
+        try:
+            picture = await asyncio.to_thread(read_canvas, canvas)
+            edit = await asyncio.to_thread(prepare_edit, picture, mode, (left, top, right, bottom))
+        except ValueError as error:
+            return self._notice(Notice(str(error)))
         if edit.missing:
             return self._notice(Notice(edit.missing))
         changes = {"image": edit.image, "mask": edit.mask, "strength": strength, "n": n}
@@ -110,7 +101,7 @@ class Answers:
         """A guiding picture was given or taken away. Reads a file: in a thread."""
         offer, guiding, form = self._controller.monitor.offer, self._parts.guiding, self._parts.form
         try:
-            file = upload_of(picture)
+            file = upload_of(picture, GONE)
             if file is None:
                 return {guiding.guide: OFF}
             own = upright_size(file)
@@ -161,7 +152,7 @@ class Answers:
 
     async def use(self, which: dict[str, Any] | None, guiding: str | None) -> Updates:
         recipe = self._parts.opened.recipe(which)
-        return self._notice(None) if recipe is None else self._fill(recipe, guiding)
+        return self._stay(None) if recipe is None else self._fill(recipe, guiding)
 
     async def vary(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
         browser, view = self._controller.visit(kept, request.session_hash)
@@ -172,24 +163,26 @@ class Answers:
         return {**self._notice(notice), self._parts.search: ""}
 
     async def change(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
-        """The opened picture goes to the editor, which is emptied where there is none.
-
-        Gradio makes anew what it is not told the value of, without what holds the editor to its bounds.
-        """
+        """The opened picture goes to the editor."""
         browser, _ = self._controller.visit(kept, request.session_hash)
-        nothing = {self._parts.editor.canvas: None}
         if not which:
-            return {**self._notice(None), **nothing}
+            return self._stay(None)
+        id, n, receipt = which["id"], which["n"], which["receipt"]
         try:
-            picture = await self._controller.picture(browser, which["id"], which["n"])
+            await self._controller.receipt(browser, id, n)
         except ServiceError as error:
-            return {**self._notice(notice_of(error)), **nothing}
-        prompt, emphasis = str(which["receipt"].get("prompt", "")), self._parts.settings.emphasis
+            return self._stay(notice_of(error))
+        prompt, emphasis = str(receipt.get("prompt", "")), self._parts.settings.emphasis
         # Brackets in it mean what they meant.
-        meant = {emphasis: bool(which["receipt"].get("emphasis"))} if has_marks(prompt) else {}
+        meant = {emphasis: bool(receipt.get("emphasis"))} if has_marks(prompt) else {}
+        source = f"pictures/{id}/{n}.png"
+        laid: dict[str, Any] = {
+            "background": {"path": source, "url": source},
+            "layers": [],
+            "composite": None,
+        }
         return {
-            self._parts.tabs: gr.Tabs(selected=TABS[1]),
-            self._parts.editor.canvas: {"background": picture, "layers": [], "composite": None},
+            self._parts.turn: {"tab": TABS[1], "canvas": laid},
             self._parts.editor.prompt: prompt,
             self._parts.notice: cards.word(IN_EDITOR, "#canvas"),
             **meant,
@@ -200,7 +193,7 @@ class Answers:
         recipe = None
         if path is not None and Path(path).stat().st_size <= MAX_FILE_BYTES:
             recipe = read_recipe(Path(path).read_bytes())
-        answer = self._notice(NO_RECIPE) if recipe is None else self._fill(recipe, guiding)
+        answer = self._stay(NO_RECIPE) if recipe is None else self._fill(recipe, guiding)
         return {self._parts.file: None, **answer}
 
     async def _begin(
@@ -218,7 +211,7 @@ class Answers:
             asked["n"] = read_whole("Pictures", asked["n"])
             if name:
                 asked["guide"] = guide_as_sent(name, *how)
-                asked["guiding"] = await asyncio.to_thread(prepare_guide, upload_of(picture), shape)
+                asked["guiding"] = await asyncio.to_thread(prepare_guide, upload_of(picture, GONE), shape)
         except ValueError as error:
             return self._notice(Notice(str(error)))
         job_request = JobRequest(
@@ -248,7 +241,10 @@ class Answers:
         offer, parts = self._controller.monitor.offer, self._parts
         values, said = filled(recipe, offer, is_guided=guiding is not None)
         updates = filled_in(parts.form, parts.settings, parts.guiding, values, offer)
-        return {parts.notice: cards.word(said, "#prompt"), parts.tabs: gr.Tabs(selected=TABS[0]), **updates}
+        return {parts.notice: cards.word(said, "#prompt"), parts.turn: {"tab": TABS[0]}, **updates}
+
+    def _stay(self, notice: Notice | None) -> Updates:
+        return {**self._notice(notice), self._parts.turn: None}
 
     def _notice(self, notice: Notice | None) -> Updates:
         return {self._parts.notice: cards.notice_box(notice)}

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-
-from PIL import Image
 
 from mezzotint.ui.browsers import Browser, Browsers
 from mezzotint.ui.drawing import WORDLESS, Drawing
@@ -76,12 +72,6 @@ class Controller:
                 return dict(image["receipt"])
         raise Refused(404, "image_not_found", "", None)
 
-    async def picture(self, browser: Browser, id: str, n: int) -> Image.Image:
-        """Raises: ServiceError: the service does not keep it, or does not answer."""
-        with _noticing(browser, id):
-            data, _ = await self.service.picture(id, n)
-        return await asyncio.to_thread(_decoded, data)
-
     async def vary(self, browser: Browser, id: str, n: int, receipt: Mapping[str, Any]) -> Notice | None:
         """Begin a drawing like that one, with another seed."""
         recipe = recipe_of_told(receipt)
@@ -125,8 +115,3 @@ def _noticing(browser: Browser, id: str) -> Iterator[None]:
         if error.code == "job_not_found":
             browser.lose(id)
         raise
-
-
-def _decoded(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
-        return picture.convert("RGB")

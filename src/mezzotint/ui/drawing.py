@@ -65,7 +65,8 @@ class Drawing:
     def asked_for(cls, prompt: str, n: int, size: str) -> Drawing:
         """Before the service has answered: the id is the page's own. `size` as in a job, or empty."""
         id = f"asked_{secrets.token_hex(8)}"
-        return cls(id, prompt[:MAX_PROMPT], n, _size(size), time.time(), state="asked")
+        # A browser may send any number, which the service then refuses.
+        return cls(id, prompt[:MAX_PROMPT], min(n, MAX_PICTURES), _size(size), time.time(), state="asked")
 
     @classmethod
     def of_job(cls, job: Mapping[str, Any], prompt: str) -> Drawing:

@@ -6,8 +6,10 @@ Pure but for Pillow. The mask is as OpenAI's clients send it: what is transparen
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,29 +20,31 @@ __all__ = [
     "BEYOND",
     "FORMATS",
     "MAX_SIDE",
+    "NO_PICTURE",
     "PAINTED",
-    "TOO_LARGE",
     "WHOLE",
     "Edit",
     "is_too_large",
     "on_white",
     "png_of",
     "prepare_edit",
+    "read_canvas",
     "size_of_file",
     "too_large",
+    "upload_of",
 ]
 
 WHOLE, PAINTED, BEYOND = "whole", "painted", "beyond"
 # As cameras make them. What is decoded on the way takes three times four bytes for each.
 MAX_PIXELS = 50_000_000
-# The editor's value where one of its pictures has more; it was not decoded.
-TOO_LARGE = "too large"
 FORMATS = ("PNG", "JPEG", "WEBP")
 # The service takes more; no model draws more.
 MAX_SIDE = 2048
 # Of the picture that is kept, so much beside the new edge is redrawn with it, lest a seam be seen.
 SEAM_PIXELS = 8
 Margins = tuple[float, float, float, float]
+NO_PICTURE = "That file cannot be read as a picture. Choose a PNG, JPEG or WebP."
+GONE = "The picture is not kept any more. Choose it again."
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,55 @@ class Edit:
     image: bytes = b""
     mask: bytes | None = None
     missing: str = ""
+
+
+def upload_of(picture: Any, gone: str = GONE) -> str | None:
+    """Where Gradio keeps it: it hands on a path, or a record of one where it is told not to read values.
+
+    Raises:
+        ValueError: `gone`, of what is no upload: Gradio takes a browser's word for where a picture lies.
+    """
+    place = picture.get("path") if isinstance(picture, dict) else picture
+    if place is None:
+        return None
+    home = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    try:
+        path = Path(place).resolve()
+        if path.is_relative_to(home) and path.is_file():
+            return str(path)
+    except (TypeError, ValueError, OSError):
+        pass
+    raise ValueError(gone)
+
+
+def read_canvas(sent: object) -> dict[str, Any]:
+    """The editor's value as a browser sends it, with Pillow images in place of uploads.
+
+    Raises:
+        ValueError: a sentence, where one of them is no upload, no picture or too large.
+    """
+    held = sent if isinstance(sent, dict) else {}
+    layers = held.get("layers")
+    return {
+        "background": _opened(held.get("background")),
+        "layers": [_opened(layer) for layer in layers] if isinstance(layers, list) else [],
+        "composite": _opened(held.get("composite")),
+    }
+
+
+def _opened(picture: object) -> Image.Image | None:
+    file = upload_of(picture)
+    if file is None:
+        return None
+    try:
+        is_large = is_too_large(file)
+        if not is_large:
+            with Image.open(file, formats=FORMATS) as read:
+                return read.convert("RGBA")
+    except Exception as error:
+        # Pillow has no one error for a file that is not what it seems.
+        raise ValueError(NO_PICTURE) from error
+    raise ValueError(too_large())
 
 
 def is_too_large(file: str | BinaryIO) -> bool:
@@ -77,10 +130,7 @@ def size_of_file(file: bytes) -> str:
 
 
 def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
-    """value: the editor's, with Pillow images, or `TOO_LARGE`. margins: left, top, right, bottom, as shares
-    of its side."""
-    if value == TOO_LARGE:
-        return Edit(missing=too_large())
+    """value: the editor's, with Pillow images. margins: left, top, right, bottom, as shares of its side."""
     picture, layers = _read(value)
     if picture is None:
         return Edit(missing="Choose a picture to start from first.")
@@ -90,7 +140,9 @@ def prepare_edit(value: object, mode: str, margins: Margins) -> Edit:
             return Edit(missing="Paint over what should change first.")
         return Edit(png_of(picture), _mask(painted))
     if mode == BEYOND:
-        if not any(margin > 0 for margin in margins):
+        if not all(isinstance(margin, int | float) and 0 <= margin <= 1 for margin in margins):
+            return Edit(missing="Left, Top, Right and Bottom take 0 to 1.")
+        if not any(margins):
             return Edit(missing="Say on which side the picture should grow first.")
         grown, new = _grown(picture, margins)
         return Edit(png_of(grown), _mask(new))

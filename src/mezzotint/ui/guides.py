@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from mezzotint.core import MAX_CONTROLS, UsedControl
 from mezzotint.ui.drawing import SIZE
-from mezzotint.ui.editing import FORMATS, MAX_SIDE, is_too_large, on_white, png_of, too_large
+from mezzotint.ui.editing import FORMATS, MAX_SIDE, NO_PICTURE, is_too_large, on_white, png_of, too_large
 
 __all__ = [
     "AS_IT_IS",
     "EDGES",
-    "NO_PICTURE",
+    "GONE",
     "Guide",
     "guide_as_sent",
     "guide_in_words",
@@ -27,13 +25,11 @@ __all__ = [
     "nearest_shape",
     "prepare_guide",
     "reading_for",
-    "upload_of",
     "upright_size",
 ]
 
 # The service's names for what is read from the picture.
 EDGES, AS_IT_IS = "canny", "none"
-NO_PICTURE = "That file cannot be read as a picture. Choose a PNG, JPEG or WebP."
 MISSING = "Choose the picture to follow under Guiding picture, or turn its ControlNet off there."
 # In EXIF; from LYING on the picture lies on its side.
 ORIENTATION, LYING = 0x0112, 5
@@ -88,25 +84,6 @@ def reading_for(name: str, reading: str) -> str:
 def nearest_shape(size: str, shapes: Iterable[str]) -> str:
     """Which of the shapes has the proportions of `size`, or nearly; the first of several."""
     return min(shapes, key=lambda shape: abs(math.log(_ratio(size) / _ratio(shape))))
-
-
-def upload_of(picture: Any) -> str | None:
-    """Where Gradio keeps it: it hands on a path, or a record of one where it is told not to read values.
-
-    Raises:
-        ValueError: a sentence, of what is no upload: Gradio takes a browser's word for where a picture lies.
-    """
-    place = picture.get("path") if isinstance(picture, dict) else picture
-    if place is None:
-        return None
-    home = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
-    try:
-        path = Path(place).resolve()
-        if path.is_relative_to(home) and path.is_file():
-            return str(path)
-    except (TypeError, ValueError, OSError):
-        pass
-    raise ValueError(GONE)
 
 
 def upright_size(file: str) -> str:

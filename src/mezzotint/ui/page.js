@@ -123,6 +123,8 @@ const mezzotint = (() => {
       const tab = {__type__: 'update', ...(form.tab && {selected: form.tab})};
       return [...names.map((name, i) => form[name] ?? values[i]), tab];
     },
+    // Not the server's to answer: see the editor's canvas in its Python. What is undefined stays as it is.
+    turned: turn => [turn?.tab && {__type__: 'update', selected: turn.tab}, turn?.canvas].map(each => each ?? undefined),
     // Before that the form holds nothing of anybody's.
     keep: (name, value) => { if (isRestored) keep({[name]: value}); },
     // The list of drawings: what its buttons say goes to the page's Python.

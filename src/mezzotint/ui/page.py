@@ -27,6 +27,9 @@ QUIET: dict[str, Any] = {
     "trigger_mode": "multiple",
 }
 MAX_OPEN_PAGES = 2_000
+# Gradio keeps what it told each page, reloaded ones too, and throws none away before there are ten thousand:
+# some 0.3 MB of each, and more of one with many drawings. Those that heard nothing for longest go first.
+MAX_SESSIONS = 1_000
 # How often uploads are looked through, and how old they get. Seconds.
 DELETE_UPLOADS = (600, 3600)
 
@@ -42,6 +45,7 @@ def build_page(controller: Controller) -> gr.Blocks:
         _wire_news(blocks, parts, Watching(controller, parts))
     # Each open page listens to an answer that goes on, and Gradio gives no more than so many at a time.
     blocks.max_threads = MAX_OPEN_PAGES
+    blocks.state_session_capacity = MAX_SESSIONS
     blocks.queue(default_concurrency_limit=None, api_open=False)
     return blocks
 
@@ -56,7 +60,9 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, begun, **as_sent)
     margins = [editor.left, editor.top, editor.right, editor.bottom]
     asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, form.n, *rest]
-    gr.on([editor.draw.click, editor.prompt.submit], answers.edit, asked, begun, **QUIET)
+    pressed = [editor.draw.click, editor.prompt.submit]
+    taken = gr.on(pressed, None, asked, [editor.asked], js="(...asked) => [asked]", **QUIET)
+    taken.success(answers.edit, [editor.asked], begun, **QUIET)
     settings.new_seed.click(lambda: "", None, [settings.seed], **QUIET)
     drawn = [settings.steps, settings.guidance, settings.scheduler]
     # Gradio tells of one that is taken off with Backspace (6.x) only when the field is left.
@@ -75,17 +81,22 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
 def _wire_pictures(parts: Parts, answers: Answers) -> None:
     opened, editor = parts.opened, parts.editor
     form, settings, guiding = parts.form, parts.settings, parts.guiding
-    filling = [parts.notice, parts.tabs, form.prompt, form.size, settings.hires, *settings.inputs]
+    filling = [parts.notice, parts.turn, form.prompt, form.size, settings.hires, *settings.inputs]
     filling += [guiding.fold, *guiding.settings]
     shown = [parts.notice, parts.stored, *opened.outputs]
     parts.drawings.act(answers.act, [opened.which, parts.stored], shown, **QUIET)
-    parts.file.upload(answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET)
-    opened.use.click(answers.use, [opened.which, guiding.picture], filling, **QUIET)
+    read = parts.file.upload(
+        answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET
+    )
+    used = opened.use.click(answers.use, [opened.which, guiding.picture], filling, **QUIET)
     begun = [parts.notice, parts.search]
     opened.vary.click(answers.vary, [opened.which, parts.stored], begun, **QUIET)
+    changing = [parts.notice, parts.turn, editor.prompt, settings.emphasis]
+    changed = opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
     # In one piece: an editor that is still being set up takes no picture.
-    changing = [parts.notice, parts.tabs, editor.canvas, editor.prompt, settings.emphasis]
-    opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
+    turning = [parts.tabs, editor.canvas]
+    for answered in (read, used, changed):
+        answered.success(None, [parts.turn], turning, js="turn => mezzotint.turned(turn)", **QUIET)
     opened.close.click(opened.closed, None, opened.outputs, **QUIET)
 
 

@@ -23,11 +23,15 @@ LISTEN = "mezzotint.listen(element, what => trigger('act', what))"
 
 @dataclass(frozen=True)
 class Parts:
-    """stored: what the browser keeps. notice: what became of the last request. aloud: for screen readers."""
+    """stored: what the browser keeps. notice: what became of the last request. aloud: for screen readers.
+
+    turn: what an answer has the browser do itself: which tab it turns to, what it lays into the editor.
+    """
 
     stored: gr.BrowserState
     banner: gr.HTML
     tabs: gr.Tabs
+    turn: gr.JSON
     form: Form
     editor: Editor
     notice: gr.HTML
@@ -47,6 +51,7 @@ class Parts:
         banner = gr.HTML(elem_id="banner")
         with gr.Row(elem_classes="mz-columns"):
             with gr.Column(scale=5, min_width=320):
+                turn = gr.JSON(visible=False)
                 with gr.Tabs(selected=TABS[0]) as tabs:
                     with gr.Tab("Draw", id=TABS[0]) as draw:
                         form = Form.build()
@@ -79,6 +84,7 @@ class Parts:
             stored,
             banner,
             tabs,
+            turn,
             form,
             editor,
             notice,

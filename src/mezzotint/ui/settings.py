@@ -18,10 +18,19 @@ OLD_VARIABLES = ("SERVICE_NAME", "MODEL_ENDPOINT")
 
 @dataclass(frozen=True)
 class UiSettings:
-    """api: the service's address. key: sent with every request to it, and never to a browser."""
+    """api: the service's address. key: sent with every request to it, and never to a browser.
+
+    Raises:
+        SettingInvalid: the key cannot be sent.
+    """
 
     api: str = DEFAULT_API
     key: str = ""
+
+    def __post_init__(self) -> None:
+        # Such as the ellipsis of an example: no header holds it.
+        if not self.key.isascii() or not self.key.isprintable():
+            raise SettingInvalid("the page's key takes letters, digits, - and _", param="key")
 
 
 def service_address(given: str | None, environment: Mapping[str, str]) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import gradio as gr
-from gradio.components.image_editor import EditorData, EditorValue
 from gradio.data_classes import ImageData
 
 from mezzotint.core import MAX_CONTROL_SCALE, Hires
-from mezzotint.ui.editing import BEYOND, PAINTED, TOO_LARGE, WHOLE, is_too_large
+from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE
 from mezzotint.ui.form import STYLES
 from mezzotint.ui.guides import AS_IT_IS, EDGES
 from mezzotint.ui.offer import Offer
@@ -183,9 +181,16 @@ def _place(payload: ImageData | None) -> str | None:
 
 @dataclass(frozen=True)
 class Editor:
-    """What changes a picture."""
+    """What changes a picture.
+
+    canvas: nothing that the server answers is given it or fills it, nor the tabs round it. Gradio reads what
+        was once part of an answer again at each piece of news, and each time it reads a canvas it makes and
+        sends all its pictures.
+    asked: what the widgets held when "Draw from it" was pressed, the canvas first.
+    """
 
     canvas: gr.ImageEditor
+    asked: gr.JSON
     mode: gr.Radio
     left: gr.Slider
     top: gr.Slider
@@ -199,10 +204,9 @@ class Editor:
     def build(cls) -> Editor:
         canvas = gr.ImageEditor(
             type="pil", label="Picture to start from", sources=("upload", "clipboard"), brush=BRUSH,
-            layers=False, transforms=(), buttons=[], height=420, elem_id="canvas", format="png",
+            layers=False, transforms=(), buttons=[], height=420, elem_id="canvas",
         )  # fmt: skip
-        # In a class of its own, Gradio would write a file beside this one.
-        canvas.preprocess = _bounded(canvas)
+        asked = gr.JSON(visible=False)
         mode = gr.Radio(MODES, value=WHOLE, label="Redraw", elem_id="mode")
         with gr.Row(visible=False, elem_id="margins") as margins:
             left, top, right, bottom = (
@@ -221,27 +225,7 @@ class Editor:
             api_visibility="private",
             show_progress="hidden",
         )
-        return cls(canvas, mode, left, top, right, bottom, strength, prompt, draw)
-
-
-def _bounded(canvas: gr.ImageEditor) -> Callable[[EditorData | None], EditorValue | str | None]:
-    """Its `preprocess`, which decodes whatever a browser sends; here nothing that is too large."""
-    decode: Callable[[EditorData | None], EditorValue | None] = canvas.preprocess
-
-    def preprocess(payload: EditorData | None) -> EditorValue | str | None:
-        if payload is None or not any(map(is_too_large, _files(canvas, payload))):
-            return decode(payload)
-        canvas.blob_storage.pop(payload.id, None)
-        return TOO_LARGE
-
-    return preprocess
-
-
-def _files(canvas: gr.ImageEditor, payload: EditorData) -> list[str | io.BytesIO]:
-    """What the browser has sent before, by the payload's name, or files that Gradio keeps."""
-    sent = canvas.blob_storage.get(payload.id) or payload
-    files = [file for file in (sent.background, *(sent.layers or ()), sent.composite) if file]
-    return [io.BytesIO(file) if isinstance(file, bytes) else file.path for file in files]
+        return cls(canvas, asked, mode, left, top, right, bottom, strength, prompt, draw)
 
 
 def offered(
