@@ -47,9 +47,11 @@ class Device:
     def decoding(self, pace: DecodePace, pieces: int) -> Iterator[None]:
         thread = threading.Thread(target=self.decode, args=(pace, pieces))
         thread.start()
-        yield
-        self.passes.stop()
-        thread.join(LIMIT_SECONDS)
+        try:
+            yield
+        finally:
+            self.passes.stop()
+            thread.join(LIMIT_SECONDS)
         assert not thread.is_alive()
 
     def rests_after(self, pieces: int) -> None:
@@ -166,12 +168,16 @@ def test_a_decode_whose_picture_nobody_wants_any_more_is_given_up() -> None:
 
 
 def test_an_engine_that_closes_does_not_wait_for_a_decode_that_makes_way() -> None:
-    backend = FakeBackend(pass_seconds=0.02, decode_seconds=0.08)
-    engine = Engine(backend)
+    engine = Engine(FakeBackend(pass_seconds=0.3, decode_seconds=0.08))
     engine.submit(ask(steps=150))
-    engine.submit(ask())
-    wait_until(lambda: engine.status().decoding == 1)
+    engine.submit(ask(steps=1))
+    # While there are passes, nobody else waits so.
+    wait_until(lambda: engine.status().decoding == 1 and bool(engine._changed._waiters))  # type: ignore[attr-defined]
     closing = threading.Thread(target=engine.close)
     closing.start()
-    closing.join(LIMIT_SECONDS)
-    assert not closing.is_alive()
+    closing.join(10)
+    try:
+        assert not closing.is_alive()
+    finally:
+        # Left to wait, it would keep the tests from ending.
+        engine._under_way.stop()
