@@ -8,13 +8,16 @@ import shutil
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from mezzotint.backends.pictures import _after_each, _pieces
 from mezzotint.backends.tuned import RECOMPILE_LIMIT
 from mezzotint.bench import gpu_parts
 from mezzotint.bench.fullsize import FULL_SIZE, Modules, _without_numbers, tflop_of_decode, tflop_of_row
@@ -44,6 +47,19 @@ def test_the_full_size_is_sdxls(full_size: Modules) -> None:
     assert tflop_of_row(FULL_SIZE, 1024, 1024) == pytest.approx(6.76, abs=0.01)
     assert tflop_of_row(FULL_SIZE, 512, 512) == pytest.approx(1.59, abs=0.02)
     assert tflop_of_decode(FULL_SIZE, 1024, 1024) == pytest.approx(10.5, abs=0.05)
+
+
+def test_a_decode_has_eighteen_pieces_none_of_more_than_an_eighth_of_its_work(full_size: Modules) -> None:
+    done = [0]
+    latents = torch.empty(1, 4, 128, 128, device="meta")
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        pieces = _pieces(full_size.vae.decoder)
+        with _after_each(pieces, lambda: done.append(counter.get_total_flops())):
+            full_size.vae.decode(latents)
+    whole = counter.get_total_flops()
+    assert len(done) == 1 + 18
+    assert max(after - before for before, after in pairwise(done)) < whole / 8
+    assert whole - done[-1] < whole / 100
 
 
 def test_every_part_of_a_quick_run_finds_what_can_be(tmp_path: Path) -> None:
