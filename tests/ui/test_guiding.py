@@ -39,10 +39,16 @@ def net(page: Page, name: str) -> Locator:
     return page.locator("#guide").get_by_role("radio", name=name)
 
 
-def follow(page: Page, file: Path) -> None:
+def give(page: Page, file: Path) -> None:
     open_guiding(page)
     page.locator("#followed input[type=file]").set_input_files(file)
     expect(page.get_by_alt_text("The picture to follow")).to_be_visible()
+
+
+def follow(page: Page, file: Path) -> None:
+    """Give it, and wait for the ControlNet that the page then chooses, in place of one clicked meanwhile."""
+    give(page, file)
+    expect(net(page, "Off")).not_to_be_checked()
 
 
 def remove(page: Page) -> None:
@@ -145,7 +151,7 @@ def test_a_picture_that_is_too_large_or_not_kept_any_more_is_not_drawn_with(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("mezzotint.ui.editing.MAX_PIXELS", 10_000)
-        follow(page, wide)
+        give(page, wide)
         expect(page.get_by_role("alert")).to_contain_text("That picture has more than 10,000 pixels.")
         expect(net(page, "Off")).to_be_checked()
     remove(page)
