@@ -34,7 +34,8 @@ class Tuning:
 
     channels_last: weights of UNet and VAE in the order that tensor cores read convolutions in.
     fused_projections: query, key and value of an attention as one matrix product.
-    attention: the kernel of scaled dot products that is tried first; "auto" leaves it to torch.
+    attention: the kernel of scaled dot products that is tried first; "auto" leaves it to torch, but for the
+        VAE's on a GPU, whose head is too wide for the quick ones (`backends/wide_heads.py`).
     compile: nothing, the UNet's repeated blocks, or the whole UNet.
     compile_cache: a folder for what was compiled, so that the next start finds it; empty is torch's own,
         which a container forgets.

@@ -44,6 +44,8 @@ WAITS = "the host would wait for the device here"
 # What ends with a look at a status or a size.
 LOOKING = ("linalg_solve", "linalg_inv", "linalg_cholesky", "nonzero", "masked_select", "unique", "equal")
 RUBBISH = 0xA5
+# CUDA's operations that a CPU lacks, by others.
+LACKING = {torch.ops.aten.mm.dtype: lambda one, other, kind: one.to(kind) @ other.to(kind)}
 
 Clock = dict[int, int]
 
@@ -343,7 +345,7 @@ class StandIn:
             if name.startswith(("_local_scalar_dense", "is_nonzero")):
                 self._waits(name)
                 return function(*_hosts(args), **_hosts(kwargs))
-            return self._run(name, function, args, kwargs)
+            return self._run(name, LACKING.get(function, function), args, kwargs)
 
     def _copy(self, name: str, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if name.startswith("copy_"):

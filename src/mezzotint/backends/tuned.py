@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mezzotint.backends.channels_last import keep_channels_last
 from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
 from mezzotint.backends.unions import UnionKind, keep_rows_apart
+from mezzotint.backends.wide_heads import slice_wide_heads
 from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Switch, Tuning
 
@@ -80,8 +81,10 @@ def with_plain_weights(tuning: Tuning) -> Tuning:
 
 
 def tune_vae(vae: Any, tuning: Tuning, device: torch.device) -> None:
-    """Lay the VAE out, in place."""
+    """Lay the VAE out, and its attention by slices unless a kernel is asked for, in place."""
     _lay_out(vae, tuning, device)
+    if tuning.attention == "auto" and device.type == "cuda":
+        slice_wide_heads(vae)
     if tuning.compile != "none":
         for half in (vae.encoder, vae.decoder):
             half.register_forward_pre_hook(lambda *_: prepare_compiling())
