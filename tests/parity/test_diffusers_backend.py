@@ -307,13 +307,17 @@ def test_nothing_is_kept_for_previews_nobody_asked_for(fresh_backend: Make) -> N
     assert backend._rows["a"].last is None
 
 
-def test_steps_that_the_timesteps_cannot_be_divided_into_are_refused(fresh_backend: Make) -> None:
+@pytest.mark.parametrize(("steps", "fewer"), [(61, 60), (122, 120)])
+def test_steps_that_the_timesteps_cannot_be_divided_into_are_refused(
+    fresh_backend: Make, steps: int, fewer: int
+) -> None:
     backend = fresh_backend()
     backend._samplings._config["timestep_spacing"] = "trailing"
-    with pytest.raises(InvalidRequest, match="try 60") as refusal:
-        backend.start("a", request_for(backend, steps=61))
+    with pytest.raises(InvalidRequest, match=f"try {fewer}$") as refusal:
+        backend.start("a", request_for(backend, steps=steps))
     assert refusal.value.param == "steps"
     assert backend._rows == {}
+    backend.start("a", request_for(backend, steps=fewer))
 
 
 def test_the_guidance_embedding_is_the_one_of_diffusers(tiny_studio: Any) -> None:

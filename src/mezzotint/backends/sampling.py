@@ -161,16 +161,23 @@ class SamplingFactory:
         if key in self._prototypes:
             self._prototypes.move_to_end(key)
             return self._prototypes[key]
-        scheduler = getattr(diffusers, sampler.diffusers_class).from_config(self._config, **sampler.overrides)
-        # On the CPU: only single numbers are read from what it holds, and those need no device.
-        scheduler.set_timesteps(steps, device="cpu")
-        if len(scheduler.timesteps) != sampler.evaluations(steps):
-            # "trailing" spacing accumulates rounding errors, and at a few numbers makes one step too many.
+        scheduler = self._divided(sampler, steps)
+        if scheduler is None:
+            fewer = next(count for count in range(steps - 1, 0, -1) if self._divided(sampler, count))
             raise InvalidRequest(
-                f"steps: this model's timesteps cannot be divided into {steps}; try {steps - 1}",
-                param="steps",
+                f"steps: this model's timesteps cannot be divided into {steps}; try {fewer}", param="steps"
             )
         self._prototypes[key] = scheduler
         if len(self._prototypes) > MAX_PROTOTYPES:
             self._prototypes.popitem(last=False)
         return scheduler
+
+    def _divided(self, sampler: Sampler, steps: int) -> Any | None:
+        """diffusers' scheduler of so many steps, or None where it cannot make so many.
+
+        "trailing" spacing accumulates rounding errors, and at a few numbers makes one step too many.
+        """
+        scheduler = getattr(diffusers, sampler.diffusers_class).from_config(self._config, **sampler.overrides)
+        # On the CPU: only single numbers are read from what it holds, and those need no device.
+        scheduler.set_timesteps(steps, device="cpu")
+        return scheduler if len(scheduler.timesteps) == sampler.evaluations(steps) else None
