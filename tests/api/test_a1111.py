@@ -24,6 +24,7 @@ from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.runs import Run
 from mezzotint.serve.wire import Drawn
 from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.pictures import endless_png
 from tests.waiting import until
 
 SMALL = {"prompt": "a lighthouse", "width": 64, "height": 64, "steps": 2}
@@ -440,7 +441,8 @@ async def test_aiyabot_draws_in_no_style_and_reads_back_what_was_drawn(server: G
 async def test_png_info_of_other_files_is_empty_or_refused(server: Gate) -> None:
     told = await server.json("POST", "/sdapi/v1/png-info", json={"image": picture()})
     assert told == {"info": "", "items": {"parameters": ""}}
-    for image, status in (("aGVsbG8=", 415), ("~", 400), ("http://a.example/b.png", 400)):
+    endless = base64.b64encode(endless_png(base64.b64decode(picture()))).decode()
+    for image, status in (("aGVsbG8=", 415), (endless, 415), ("~", 400), ("http://a.example/b.png", 400)):
         response = await server.client.post("/sdapi/v1/png-info", json={"image": image})
         assert response.status_code == status
         assert error_of(response)["detail"].startswith("image")

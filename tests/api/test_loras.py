@@ -122,3 +122,11 @@ async def test_a_prompt_that_names_one_that_is_not_served_is_refused_as_a_prompt
     assert answer.status_code == 400
     assert "prompt" in answer.json()["detail"]
     assert "oil" in answer.json()["detail"]
+
+
+async def test_to_draw_without_those_that_the_prompt_names_is_refused_and_not_left_out(server: Gate) -> None:
+    asked = {**ASKED, "prompt": "a fox <lora:ink:0.5>", "disable_extra_networks": True}
+    answer = await server.client.post("/sdapi/v1/txt2img", json=asked)
+    assert answer.status_code == 400, read_receipt(base64.b64decode(answer.json()["images"][0])).loras
+    assert "disable_extra_networks" in answer.json()["detail"]
+    await server.json("POST", "/sdapi/v1/txt2img", json={**asked, "disable_extra_networks": False})

@@ -85,7 +85,16 @@ MAY_IMPORT = {
         "serve",
     },
     # A client of the service over HTTP: of the rest it knows the file formats and the names of samplers.
-    "ui": {"core", "emphasis", "errors", "samplers", "imaging.formats", "imaging.metadata", "ui"},
+    "ui": {
+        "core",
+        "emphasis",
+        "errors",
+        "samplers",
+        "imaging.formats",
+        "imaging.metadata",
+        "imaging.uploads",
+        "ui",
+    },
     # Drives other programs; a wheel without the server can deploy one.
     "deploy": {"errors", "config_file", "deploy"},
     # Besides its clients it has the peers that are compared: diffusers' modules, put together its own way.

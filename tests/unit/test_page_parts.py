@@ -45,6 +45,7 @@ from mezzotint.ui.sentences import INTERNAL, SENTENCES, Notice, notice_of, sente
 from mezzotint.ui.service import Refused, Unreachable
 from mezzotint.ui.settings import DEFAULT_API, UiSettings, service_address
 from mezzotint.ui.stages import choice_of, read_choice
+from tests.pictures import endless_png
 
 JOB = {
     "id": "job_1",
@@ -202,6 +203,7 @@ class TestReceipts:
 
     def test_a_file_that_says_nothing_has_no_recipe(self) -> None:
         assert read_recipe(png(Image.new("RGB", (8, 8)))) is None
+        assert read_recipe(endless_png(with_parameters("a castle"))) is None
         assert read_recipe(b"no picture") is None
 
 
@@ -243,17 +245,21 @@ class TestEditing:
         assert edit.mask is None
 
     @pytest.mark.parametrize(("width", "is_refused"), [(50_000, False), (50_001, True), (600_000, True)])
-    def test_a_picture_of_too_many_pixels_is_known_by_its_header(self, width: int, is_refused: bool) -> None:
+    def test_a_picture_of_too_many_pixels_is_known_by_its_header(
+        self, width: int, is_refused: bool, tmp_path: Path
+    ) -> None:
         file = bytearray(png(Image.new("1", (8, 8))))
         file[16:24] = struct.pack(">II", width, 1000)
         file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
-        assert is_too_large(io.BytesIO(file)) == is_refused
+        (tmp_path / "large.png").write_bytes(file)
+        assert is_too_large(str(tmp_path / "large.png")) == is_refused
 
     @pytest.mark.parametrize(
         ("picture", "words"),
         [
             ({"path": "large.png"}, "more than 50,000,000 pixels"),
             ({"path": "notes.txt"}, "cannot be read"),
+            ({"path": "endless.png"}, "cannot be read"),
             ({"path": "../own.png"}, "not kept any more"),
             ({"path": "gone.png"}, "not kept any more"),
         ],
@@ -277,6 +283,7 @@ class TestEditing:
         large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
         (uploads / "large.png").write_bytes(large)
         (uploads / "notes.txt").write_text("no picture")
+        (uploads / "endless.png").write_bytes(endless_png(png(self.picture)))
         with pytest.raises(ValueError, match=words):
             read_canvas({where: [picture] if where == "layers" else picture})
 

@@ -17,6 +17,7 @@ from PIL import Image as PilImage
 
 from mezzotint.errors import InvalidRequest, MezzotintError, PayloadTooLarge, UnsupportedImage
 from mezzotint.imaging.uploads import _is_endless_jpeg, decode_base64, read_mask, read_upload
+from tests.pictures import endless_png
 
 MAX_PIXELS = 1_000_000
 HALVES = np.zeros((24, 40, 3), np.uint8)
@@ -217,6 +218,16 @@ def test_a_jpeg_of_endless_segments_is_refused() -> None:
     data = SAMPLES["jpeg"]
     with pytest.raises(UnsupportedImage):
         read(data[:2] + b"\xff\xfe\x00\x02" * 10_000 + data[2:])
+
+
+def test_a_png_of_endless_chunks_is_refused() -> None:
+    with pytest.raises(UnsupportedImage):
+        read(endless_png(SAMPLES["png"]))
+
+
+def test_a_png_of_many_chunks_is_read_whatever_comes_after_its_end() -> None:
+    many = endless_png(SAMPLES["png"], 1000) + bytes(2_000_000)
+    assert np.array_equal(read(many), read(SAMPLES["png"]))
 
 
 @pytest.mark.parametrize("name", ["jpeg", "jpeg progressive"])

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from mezzotint.core import Hires, Receipt, UsedControl, known_fields
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import InvalidRequest, UnsupportedImage
+from mezzotint.imaging.uploads import is_endless
 
 if TYPE_CHECKING:
     from PIL.Image import Exif
@@ -192,11 +193,14 @@ def read_parameters(data: bytes, *, param: str) -> str:
     """
     from PIL import Image as PilImage
 
+    unsupported = UnsupportedImage(f"{param} is no PNG picture that can be read", param=param)
+    if is_endless(data):
+        raise unsupported
     try:
         with PilImage.open(io.BytesIO(data), formats=("PNG",)) as picture:
             text = picture.info.get(PARAMETERS_KEY)
     except Exception as error:
-        raise UnsupportedImage(f"{param} is no PNG picture that can be read", param=param) from error
+        raise unsupported from error
     return text if isinstance(text, str) else ""
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "MAX_UPLOAD_PIXELS",
     "check_mask_size",
     "decode_base64",
+    "is_endless",
     "read_mask",
     "read_mask_text",
     "read_upload",
@@ -57,8 +58,13 @@ MAX_JPEG_SEGMENTS = 4096
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 FIRST_SEGMENT, START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
 WEBP_HEADER_BYTES = 30
-# Of a PNG, whose header comes first.
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Its header comes first.
 PNG_HEADER, PNG_BIT_DEPTH = slice(12, 16), 24
+# Encoders write 8 KiB and more into each, or a row; Pillow reads four million of nothing in half a minute.
+MAX_PNG_CHUNKS = 65_536
+# Beside what a chunk holds: its length, its type and its checksum.
+PNG_CHUNK_BYTES = 12
 STRIP_ROWS = 128
 # A1111's: a stroke whose alpha is above this is one.
 PAINTED = 128
@@ -173,7 +179,7 @@ def _guarded(data: bytes, param: str, max_pixels: int, read: Callable[[PilImage]
     too_large = PayloadTooLarge(f"{param} has more than {max_pixels:,} pixels", param=param)
     if _webp_pixels(data) > max_pixels:
         raise too_large
-    if data.startswith(b"\xff\xd8") and _is_endless_jpeg(data):
+    if is_endless(data):
         raise _unsupported(param)
     try:
         with PilImage.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -196,6 +202,24 @@ def _guarded(data: bytes, param: str, max_pixels: int, read: Callable[[PilImage]
 
 def _unsupported(param: str) -> UnsupportedImage:
     return UnsupportedImage(f"{param} is no PNG, JPEG or WebP picture that can be read", param=param)
+
+
+def is_endless(data: bytes) -> bool:
+    """Whether a JPEG or PNG file has more pieces than an encoder makes. To open one takes time, and often
+    memory, for each of them, however short it is. Of other files it says nothing."""
+    if data.startswith(b"\xff\xd8"):
+        return _is_endless_jpeg(data)
+    return data.startswith(PNG_SIGNATURE) and _is_endless_png(data)
+
+
+def _is_endless_png(data: bytes) -> bool:
+    """What comes after the file's own end is not read, and does not count."""
+    at = len(PNG_SIGNATURE)
+    for _ in range(MAX_PNG_CHUNKS):
+        if data[at + 4 : at + 8] in (b"", b"IEND"):
+            return False
+        at += PNG_CHUNK_BYTES + int.from_bytes(data[at : at + 4])
+    return True
 
 
 def _is_endless_jpeg(data: bytes) -> bool:

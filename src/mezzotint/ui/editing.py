@@ -10,11 +10,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from mezzotint.imaging.uploads import is_endless
 
 __all__ = [
     "BEYOND",
@@ -105,12 +107,14 @@ def _opened(picture: object) -> Image.Image | None:
     raise ValueError(too_large())
 
 
-def is_too_large(file: str | BinaryIO) -> bool:
+def is_too_large(file: str) -> bool:
     """Whether the picture in a file has more than `MAX_PIXELS`, by its header.
 
     Raises:
-        UnidentifiedImageError: it is no PNG, JPEG or WebP.
+        UnidentifiedImageError: it is no PNG, JPEG or WebP, or of more pieces than one is made of.
     """
+    if is_endless(Path(file).read_bytes()):
+        raise UnidentifiedImageError
     try:
         with Image.open(file, formats=FORMATS) as picture:
             return picture.width * picture.height > MAX_PIXELS

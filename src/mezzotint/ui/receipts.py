@@ -12,6 +12,7 @@ from mezzotint.core import MAX_LORA_SCALE, Hires, Lora, Receipt
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.imaging.uploads import is_endless
 from mezzotint.samplers import find_sampler
 from mezzotint.ui.guides import AS_IT_IS, Guide, guides_of
 
@@ -80,6 +81,8 @@ def recipe_of_told(told: Mapping[str, Any]) -> Recipe | None:
 
 def read_recipe(data: bytes) -> Recipe | None:
     """From a PNG, JPEG or WebP that this server or A1111 made. None where it says nothing."""
+    if is_endless(data):
+        return None
     try:
         return recipe_of(read_receipt(data))
     except MezzotintError:

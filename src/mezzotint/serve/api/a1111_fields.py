@@ -47,7 +47,6 @@ CHOOSES_BY_NONE = ("emphasis",)
 HARMLESS = frozenset(
     {
         "comments",
-        "disable_extra_networks",
         "do_not_save_grid",
         "do_not_save_samples",
         "force_task_id",
