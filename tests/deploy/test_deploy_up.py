@@ -75,6 +75,13 @@ class TestStages:
         assert applies(site) == ["infra", "addons", "infra"]
         assert site.world.read()["variables"]["infra"]["zone_count"] == 3
 
+    def test_what_was_undone_by_hand_is_as_the_manifests_say_again(self, site: Site) -> None:
+        site.up()
+        # As `kubectl rollout undo` leaves it: what it put back is another manager's.
+        site.world.change(changed_by_hand='.spec.template.spec.containers[name="envoy"].image')
+        site.up()
+        assert site.state["stages"].keys() == set(STAGES)
+
     def test_until_a_stage_stops_behind_it_and_needs_no_images(self, site: Site) -> None:
         site.up(until="addons", images={})
         assert list(site.state["stages"]) == ["tools", "infra", "kubeconfig", "addons"]
