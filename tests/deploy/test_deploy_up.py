@@ -13,6 +13,8 @@ import yaml
 
 from mezzotint.deploy.deployment import Answers
 from mezzotint.deploy.stages import STAGES
+from mezzotint.deploy.up import verify_service
+from mezzotint.deploy.verify import Verified
 from mezzotint.errors import DeployFailed, SettingInvalid
 from tests.deploy.deploying import DIGEST, Service, Site, serving
 from tests.deploy.world import ARN, DATABASE_PASSWORD, VALKEY_TOKEN
@@ -48,6 +50,20 @@ FAILURES = {
 def applies(site: Site) -> list[str]:
     """The roots that were applied, in order."""
     return [call.split()[1].rpartition("/")[2] for call in site.called("terraform", " apply ")]
+
+
+def verified(site: Site, url: str = "") -> Verified:
+    """As `mezzotint deploy verify` without a file."""
+    with site.deployment(url=url) as d:
+        d.check_account()
+        d.enter_cluster()
+        return verify_service(d)
+
+
+def listen_to_https_alone(site: Site) -> None:
+    objects = site.world.read()["objects"]
+    objects["gateways/edge"]["spec"] = {"listeners": [{"port": 443, "protocol": "HTTPS"}]}
+    site.world.change(objects=objects)
 
 
 class TestStages:
@@ -522,6 +538,23 @@ class TestReadiness:
         site.world.change(address="127.0.0.1:9")
         with pytest.raises(DeployFailed, match=r"stage verify failed: .*is reached from inside its network"):
             site.up()
+
+    def test_without_the_file_verify_looks_where_up_did_and_knows_what_it_made(
+        self, site: Site, service: Service
+    ) -> None:
+        site.up(url=service.url, scheme="internet-facing", cidrs=("203.0.113.7/32",))
+        listen_to_https_alone(site)
+        assert verified(site).url == service.url
+        site.short = {"reachable"}
+        with pytest.raises(DeployFailed) as caught:
+            verified(site, url="http://127.0.0.1:9")
+        assert "inside its network" not in caught.value.message
+
+    def test_a_load_balancer_of_https_alone_is_not_looked_for_by_http(self, site: Site) -> None:
+        site.up()
+        listen_to_https_alone(site)
+        with pytest.raises(DeployFailed, match=r"HTTPS alone.* --url https://"):
+            verified(site)
 
 
 def test_the_state_says_what_each_stage_was_done_with(site: Site) -> None:

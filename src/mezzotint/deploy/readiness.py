@@ -8,7 +8,14 @@ from typing import Any
 from mezzotint.deploy.deployment import Deployment
 from mezzotint.errors import DeployFailed
 
-__all__ = ["DEPLOYMENTS", "address_of", "pod_troubles", "wait_for_deployment", "wait_until_ready"]
+__all__ = [
+    "DEPLOYMENTS",
+    "address_of",
+    "pod_troubles",
+    "takes_http",
+    "wait_for_deployment",
+    "wait_until_ready",
+]
 
 GATEWAYS = "gateways.gateway.networking.k8s.io"
 INGRESSES = "ingresses.networking.k8s.io"
@@ -117,6 +124,13 @@ def address_of(d: Deployment) -> str:
             if point.get("hostname") or point.get("ip"):
                 return str(point.get("hostname") or point["ip"])
     return ""
+
+
+def takes_http(d: Deployment) -> bool:
+    """Whether the load balancer listens to anything but HTTPS; an Ingress does."""
+    gateways = d.kubectl.items(GATEWAYS)
+    listeners = [each for gateway in gateways for each in gateway.get("spec", {}).get("listeners") or []]
+    return not listeners or any(each.get("protocol") != "HTTPS" for each in listeners)
 
 
 def pod_troubles(d: Deployment) -> Iterable[str]:
