@@ -16,7 +16,7 @@ from mezzotint.deploy.data import still_there
 from mezzotint.deploy.deployment import Deployment, shown_failure
 from mezzotint.deploy.keys import gateway_pod, make_keys
 from mezzotint.deploy.kubectl import NAMESPACE
-from mezzotint.deploy.readiness import address_of, takes_http, wait_until_ready
+from mezzotint.deploy.readiness import load_balancer, wait_until_ready
 from mezzotint.deploy.runner import TRIES, CallFailed
 from mezzotint.deploy.site import apply_manifests, check_component, check_images
 from mezzotint.deploy.stages import STAGES, UP, Stage
@@ -205,10 +205,10 @@ def verify_service(d: Deployment) -> Verified:
 
 
 def _load_balancer(d: Deployment) -> str:
-    address = address_of(d)
+    address, takes_http = load_balancer(d)
     if not address:
         raise DeployFailed("no load balancer has an address yet")
-    if not takes_http(d):
+    if not takes_http:
         raise DeployFailed(
             "the load balancer takes HTTPS alone: --url https://… of its certificate's name says where"
         )
