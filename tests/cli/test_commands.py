@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -54,6 +55,25 @@ def test_the_command_line_starts_without_torch_ray_or_the_web_stack() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+def test_an_interruption_before_the_command_line_is_there_ends_it_without_a_word() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = project["project"]["scripts"]["mezzotint"].partition(":")
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('numpy', 'typer'):\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        f"from {module} import {function}\n"
+        f"sys.exit({function}())\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, "")
 
 
 def test_models_list_has_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ import yaml
 
 from mezzotint.deploy.deployment import Answers
 from mezzotint.deploy.stages import STAGES
+from mezzotint.deploy.up import verify_service
+from mezzotint.deploy.verify import Verified
 from mezzotint.errors import DeployFailed, SettingInvalid
 from tests.deploy.deploying import DIGEST, Service, Site, serving
 from tests.deploy.world import ARN, DATABASE_PASSWORD, VALKEY_TOKEN
@@ -50,6 +52,20 @@ def applies(site: Site) -> list[str]:
     return [call.split()[1].rpartition("/")[2] for call in site.called("terraform", " apply ")]
 
 
+def verified(site: Site, url: str = "") -> Verified:
+    """As `mezzotint deploy verify` without a file."""
+    with site.deployment(url=url) as d:
+        d.check_account()
+        d.enter_cluster()
+        return verify_service(d)
+
+
+def listen_to_https_alone(site: Site) -> None:
+    objects = site.world.read()["objects"]
+    objects["gateways/edge"]["spec"] = {"listeners": [{"port": 443, "protocol": "HTTPS"}]}
+    site.world.change(objects=objects)
+
+
 class TestStages:
     def test_a_first_up_does_every_stage_in_order_and_draws(self, site: Site) -> None:
         site.up()
@@ -74,6 +90,13 @@ class TestStages:
         site.up(terraform={"zone_count": 3})
         assert applies(site) == ["infra", "addons", "infra"]
         assert site.world.read()["variables"]["infra"]["zone_count"] == 3
+
+    def test_what_was_undone_by_hand_is_as_the_manifests_say_again(self, site: Site) -> None:
+        site.up()
+        # As `kubectl rollout undo` leaves it: what it put back is another manager's.
+        site.world.change(changed_by_hand='.spec.template.spec.containers[name="envoy"].image')
+        site.up()
+        assert site.state["stages"].keys() == set(STAGES)
 
     def test_until_a_stage_stops_behind_it_and_needs_no_images(self, site: Site) -> None:
         site.up(until="addons", images={})
@@ -515,6 +538,23 @@ class TestReadiness:
         site.world.change(address="127.0.0.1:9")
         with pytest.raises(DeployFailed, match=r"stage verify failed: .*is reached from inside its network"):
             site.up()
+
+    def test_without_the_file_verify_looks_where_up_did_and_knows_what_it_made(
+        self, site: Site, service: Service
+    ) -> None:
+        site.up(url=service.url, scheme="internet-facing", cidrs=("203.0.113.7/32",))
+        listen_to_https_alone(site)
+        assert verified(site).url == service.url
+        site.short = {"reachable"}
+        with pytest.raises(DeployFailed) as caught:
+            verified(site, url="http://127.0.0.1:9")
+        assert "inside its network" not in caught.value.message
+
+    def test_a_load_balancer_of_https_alone_is_not_looked_for_by_http(self, site: Site) -> None:
+        site.up()
+        listen_to_https_alone(site)
+        with pytest.raises(DeployFailed, match=r"HTTPS alone.* --url https://"):
+            verified(site)
 
 
 def test_the_state_says_what_each_stage_was_done_with(site: Site) -> None:

@@ -983,6 +983,9 @@ def kubectl_apply(s: dict, rest: list[str], stdin: str) -> object:
     folder = Path(rest[rest.index("--kustomize") + 1])
     if not s["made"]["addons"]:
         raise Refused(1, 'error: no matches for kind "RayService" in version "ray.io/v1"')
+    if s.get("changed_by_hand") and "--force-conflicts" not in rest:
+        why = f'conflict with "kubectl" using apps/v1: {s["changed_by_hand"]}'
+        raise Refused(1, f"error: Apply failed with 1 conflict: {why}")
     before = s.get("applied")
     s["applied"] = {
         "kustomization": (folder / "kustomization.yaml").read_text(),

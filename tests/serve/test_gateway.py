@@ -116,6 +116,21 @@ async def test_what_one_replica_cannot_take_is_drawn_by_another_and_the_same(fau
         several.first_fault = fault
         assert (await gateway.draw(prepared)).data == undisturbed.data
         assert sorted(several.asked) == ["a", "b"]
+        assert gateway.retries == 1
+
+
+async def test_a_picture_that_no_replica_has_room_for_needed_no_second_one_however_often_it_asks() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        # As a job's, which asks again and again until there is room.
+        picture, _ = gateway.admit([await gateway.prepare(GenerationRequest("a", steps=1))] * 2)
+        several.faults = dict.fromkeys("ab", QueueFull("full", retry_after_s=1.0))
+        for _ in range(3):
+            with pytest.raises(QueueFull):
+                await gateway.draw(picture)
+        assert len(several.asked) == 6
+        several.faults = {}
+        await gateway.draw(picture)
+        assert gateway.retries == 0
 
 
 async def test_a_picture_costs_at_the_gateway_what_its_engine_counts_for_it() -> None:

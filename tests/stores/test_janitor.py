@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mezzotint.errors import ImageNotFound, JobNotFound
+from mezzotint.errors import ImageNotFound, JobNotFound, StoreUnavailable
 from mezzotint.serve.stores import janitor
-from mezzotint.serve.stores.database import open_database
+from mezzotint.serve.stores.database import Database, Work, open_database
 from mezzotint.serve.stores.expired_jobs import ExpiredJobs
 from mezzotint.serve.stores.images import open_images
-from mezzotint.serve.stores.job import NewJob
+from mezzotint.serve.stores.job import UPLOADS, NewJob
 from mezzotint.serve.stores.jobs import JobStore
 from mezzotint.serve.stores.keys import HOUR_SECONDS
 from mezzotint.serve.stores.tables import leases, usage
@@ -91,3 +91,38 @@ async def test_what_fails_in_a_round_keeps_nothing_else_from_being_swept(
         await janitor.sweep(database, jobs, images, -10.0)
         assert await jobs.page("alice") == []
         assert list((tmp_path / "images").iterdir()) == []
+
+
+async def test_the_pictures_of_a_job_that_was_not_made_go_and_those_of_one_whose_answer_was_lost_stay(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(self: Database, work: Work[object]) -> object:
+        raise StoreUnavailable("the database does not answer just now")
+
+    async def lose_the_answer(self: Database, work: Work[object]) -> object:
+        await write(self, work)
+        raise StoreUnavailable("the database does not answer just now")
+
+    write = Database.write
+    async with (
+        open_database(database_url) as database,
+        open_images(str(tmp_path / "images"), 1_000.0, database.now) as images,
+    ):
+        jobs = JobStore(database, max_jobs=10)
+        kept = []
+        for wrong in (refuse, lose_the_answer):
+            kept.append(await images.put(b"picture", "png"))
+            monkeypatch.setattr(Database, "write", wrong)
+            with pytest.raises(StoreUnavailable):
+                await jobs.create(NewJob("alice", {UPLOADS: kept[-1:]}))
+        monkeypatch.setattr(Database, "write", write)
+        await janitor.sweep(database, jobs, images, 1_000.0)
+        # It may yet turn out that they were made.
+        assert [await images.get(name) for name in kept]
+        now = database.now
+        database.now = lambda: now() + 100.0
+        await janitor.sweep(database, jobs, images, 1_000.0)
+        with pytest.raises(ImageNotFound):
+            await images.get(kept[0])
+        assert await images.get(kept[1])
+        assert [job.request[UPLOADS] for job in await jobs.page("alice")] == [kept[1:]]

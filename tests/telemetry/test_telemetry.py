@@ -182,6 +182,21 @@ async def test_a_picture_that_shows_nothing_is_counted_as_one_that_came_to_nothi
     assert after.total("mezzotint_images_total") == 0
 
 
+async def test_a_picture_that_could_not_be_written_is_no_cancelled_one(
+    settings: Settings, replica: EngineReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError("encoder error -2")
+
+    monkeypatch.setattr("mezzotint.imaging.formats.encode", fail)
+    async with gate(settings, replica) as opened:
+        failed = await opened.client.get("/imagine", params={"prompt": "a", "steps": "3"})
+        after = read(await series_of(opened.client))
+    assert failed.status_code == 500
+    assert after.total("mezzotint_images_failed_total", reason="internal_error") == 1
+    assert after.total("mezzotint_cancelled_total") == 0
+
+
 async def test_jobs_are_told_by_state_and_of_two_gateways_once(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, gateways=2)
     slow = replica_of(settings, FakeBackend(pass_seconds=0.1))

@@ -2,7 +2,8 @@
 
 ::
 
-    state.json      account, region, overlay; stages done, and a hash of what each was done with; no secret
+    state.json      account, region, overlay, url; stages done, and a hash of what each was done with;
+                    no secret
     kubeconfig      of this cluster alone; the user's own is never read or written
     terraform/      of each root its variables, plan, provider data, and without a backend its state
     source/         copies of deploy/terraform and deploy/kubernetes, the second with this site's values

@@ -13,7 +13,8 @@ from mezzotint.deploy.runner import TRIES, CallFailed, Runner
 __all__ = ["NAMESPACE", "Kubectl"]
 
 NAMESPACE = "mezzotint"
-MANAGER = "mezzotint-deploy"
+# What was changed by hand meanwhile, as by `kubectl rollout undo`, is another manager's, and is taken back.
+APPLY = ("apply", "--server-side", "--field-manager", "mezzotint-deploy", "--force-conflicts")
 # Neither the kind's definition nor the object is there.
 NO_KIND = ("the server doesn't have a resource type", "no matches for kind")
 
@@ -65,11 +66,11 @@ class Kubectl:
 
     def apply(self, manifest: dict[str, Any]) -> None:
         """By standard input, for it may be a Secret."""
-        argv = self._argv("apply", "--server-side", "--field-manager", MANAGER, "--filename", "-")
+        argv = self._argv(*APPLY, "--filename", "-")
         self._runner.run(argv, limit_s=self._pace.limit("change"), changes=True, stdin=json.dumps(manifest))
 
     def apply_folder(self, folder: Path) -> None:
-        argv = self._argv("apply", "--server-side", "--field-manager", MANAGER, "--kustomize", str(folder))
+        argv = self._argv(*APPLY, "--kustomize", str(folder))
         self._runner.run(argv, limit_s=self._pace.limit("manifests"), changes=True)
 
     def delete(self, kind: str, *names: str, cluster_wide: bool = False) -> None:

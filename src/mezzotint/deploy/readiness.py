@@ -8,7 +8,14 @@ from typing import Any
 from mezzotint.deploy.deployment import Deployment
 from mezzotint.errors import DeployFailed
 
-__all__ = ["DEPLOYMENTS", "address_of", "pod_troubles", "wait_for_deployment", "wait_until_ready"]
+__all__ = [
+    "DEPLOYMENTS",
+    "address_of",
+    "load_balancer",
+    "pod_troubles",
+    "wait_for_deployment",
+    "wait_until_ready",
+]
 
 GATEWAYS = "gateways.gateway.networking.k8s.io"
 INGRESSES = "ingresses.networking.k8s.io"
@@ -108,15 +115,21 @@ def _condition(thing: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def address_of(d: Deployment) -> str:
     """The load balancer's name in DNS; empty as long as it has none."""
+    return load_balancer(d)[0]
+
+
+def load_balancer(d: Deployment) -> tuple[str, bool]:
+    """Its name, and whether it listens to anything but HTTPS; an Ingress does."""
     for gateway in d.kubectl.items(GATEWAYS):
+        listeners = gateway.get("spec", {}).get("listeners") or [{}]
         for address in gateway.get("status", {}).get("addresses") or []:
             if address.get("value"):
-                return str(address["value"])
+                return str(address["value"]), any(each.get("protocol") != "HTTPS" for each in listeners)
     for ingress in d.kubectl.items(INGRESSES):
         for point in ingress.get("status", {}).get("loadBalancer", {}).get("ingress") or []:
             if point.get("hostname") or point.get("ip"):
-                return str(point.get("hostname") or point["ip"])
-    return ""
+                return str(point.get("hostname") or point["ip"]), True
+    return "", True
 
 
 def pod_troubles(d: Deployment) -> Iterable[str]:

@@ -16,7 +16,7 @@ from mezzotint.deploy.data import still_there
 from mezzotint.deploy.deployment import Deployment, shown_failure
 from mezzotint.deploy.keys import gateway_pod, make_keys
 from mezzotint.deploy.kubectl import NAMESPACE
-from mezzotint.deploy.readiness import address_of, wait_until_ready
+from mezzotint.deploy.readiness import load_balancer, wait_until_ready
 from mezzotint.deploy.runner import TRIES, CallFailed
 from mezzotint.deploy.site import apply_manifests, check_component, check_images
 from mezzotint.deploy.stages import STAGES, UP, Stage
@@ -40,7 +40,9 @@ def bring_up(d: Deployment, until: str | None = None, again: bool = False) -> No
     stages = _chosen(d, until)
     if again and not d.dry_run:
         d.folder.unmark(*STAGES)
-    d.folder.keep(cluster=d.cluster, overlay=d.config.overlay, removed=None)
+    # Where it is looked for is asked by `verify` too, which may be without the file.
+    seen = {"scheme": d.config.scheme, "url": d.config.url}
+    d.folder.keep(cluster=d.cluster, overlay=d.config.overlay, **seen, removed=None)
     for number, stage in enumerate(stages, 1):
         d.say(f"{number}/{len(UP)} {stage.name}: {stage.what}")
         run_stage(d, stage.name, partial(WORK[stage.name], d))
@@ -189,23 +191,27 @@ def verify_service(d: Deployment) -> Verified:
     Raises:
         DeployFailed: there is no address or no key yet, or something is not as it should be.
     """
-    url = d.config.url or _load_balancer(d)
+    url = d.config.url or d.folder.state.get("url") or _load_balancer(d)
     key = os.environ.get(KEY_VARIABLE) or _page_key(d)
     d.runner.redaction.hide(key)
     try:
         wait_until_reachable(url, d.wait)
     except DeployFailed as error:
         hint = ""
-        if d.config.scheme == "internal":
+        if d.folder.state.get("scheme", d.config.scheme) == "internal":
             hint = "; an internal load balancer is reached from inside its network only: verify from there"
         raise DeployFailed(error.message + hint) from None
     return verify(url, key, d.pace, d.say)
 
 
 def _load_balancer(d: Deployment) -> str:
-    address = address_of(d)
+    address, takes_http = load_balancer(d)
     if not address:
         raise DeployFailed("no load balancer has an address yet")
+    if not takes_http:
+        raise DeployFailed(
+            "the load balancer takes HTTPS alone: --url https://… of its certificate's name says where"
+        )
     return f"http://{address}"
 
 

@@ -61,7 +61,7 @@ class Dispatcher:
         self._replicas = replicas
         self._fleet = fleet
         self._tracing = tracing
-        # Orders that were sent to a second replica.
+        # Pictures that needed a second replica.
         self.retries = 0
 
     async def stream(
@@ -79,6 +79,7 @@ class Dispatcher:
         """
         avoid: tuple[str, ...] = ()
         lost: MezzotintError | None = None
+        was_full = False
         while True:
             with self._tracing.span("admission"):
                 admitted = lost is not None or bool(prepared.order.group)
@@ -86,6 +87,9 @@ class Dispatcher:
             try:
                 async with aclosing(self._once(order, prepared, retry=bool(avoid))) as events:
                     async for event in events:
+                        # Counted when another takes it: one that no replica has room for may ask for long.
+                        self.retries += was_full
+                        was_full = False
                         yield event
                 return
             except (QueueFull, DeadlineUnreachable) as error:
@@ -101,15 +105,16 @@ class Dispatcher:
                 # Whoever knows of no other would only wait for the same one.
                 if avoid or not self._fleet.choose(prepared.request, avoid=(order.replica,)):
                     raise self._fleet.promise(error, prepared.request) from None
+                was_full = True
             except (ModelLoading, ReplicaLost, ShuttingDown) as error:
                 self._fleet.forget(order.replica)
                 if lost is not None:
                     # Whether drawing it ended a replica is worth more than that there is none now.
                     raise (lost if isinstance(lost, ReplicaLost) else error) from None
                 lost = error
+                self.retries += 1
             avoid = (order.replica,) if order.replica else ()
             current().retries += 1
-            self.retries += 1
 
     async def _once(
         self, order: Order, prepared: PreparedRequest, *, retry: bool

@@ -76,7 +76,7 @@ class Gateway:
 
     @property
     def retries(self) -> int:
-        """How many orders were sent to a second replica."""
+        """How many pictures needed a second replica."""
         return self._dispatcher.retries
 
     def foresees(self, prepared: PreparedRequest) -> bool:

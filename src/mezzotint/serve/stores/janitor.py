@@ -51,6 +51,7 @@ async def sweep(database: Database, jobs: JobStore, images: ImageStore, job_ttl_
         jobs.settle,
         jobs.expired.forget_progress,
         lambda: jobs.expired.forget(job_ttl_s, images.delete),
+        lambda: jobs.forget_unmade(images.delete),
         lambda: _forget_usage(database),
         images.sweep,
     )

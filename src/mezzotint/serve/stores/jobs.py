@@ -11,10 +11,10 @@ from sqlalchemy import and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.core import PRIORITIES
-from mezzotint.errors import IdempotencyConflict, InvalidRequest, QueueFull
+from mezzotint.errors import IdempotencyConflict, InvalidRequest, QueueFull, StoreUnavailable
 from mezzotint.serve.stores.database import Database
 from mezzotint.serve.stores.expired_jobs import ExpiredJobs
-from mezzotint.serve.stores.job import FINAL, UNFINISHED, Job, JobState, NewJob
+from mezzotint.serve.stores.job import FINAL, UNFINISHED, UPLOADS, Job, JobState, NewJob
 from mezzotint.serve.stores.job_events import JobEvents
 from mezzotint.serve.stores.job_rows import (
     BROKEN,
@@ -38,6 +38,8 @@ __all__ = ["MAX_IDEMPOTENCY_KEY", "JobStore"]
 T = TypeVar("T")
 
 QUEUE_FULL_SECONDS = 30.0
+# By then a job is there that was made although its answer was lost.
+DOUBTFUL_SECONDS = 60.0
 MAX_IDEMPOTENCY_KEY = 255
 
 
@@ -57,6 +59,8 @@ class JobStore:
         self._database = database
         self._max_jobs = max_jobs
         self.ended: Counter[JobState] = Counter()
+        # Jobs of which no answer said whether they were made, since when, and the pictures they start from.
+        self._doubtful: dict[str, tuple[float, Collection[str]]] = {}
         self.events = JobEvents(database)
         self.expired = ExpiredJobs(database)
 
@@ -69,9 +73,9 @@ class JobStore:
             QueueFull: `max_jobs` wait or run, or the caller has its share of them: as many as are left, the
                 rule of `engine.admission`. One that floods gets half; a newcomer a place while there is one.
         """
-        now = self._database.now()
+        now, id = self._database.now(), f"job_{secrets.token_hex(16)}"
         row = {
-            "id": f"job_{secrets.token_hex(16)}",
+            "id": id,
             "caller": job.caller,
             "state": "queued",
             "priority": PRIORITIES.index(job.priority),
@@ -104,7 +108,28 @@ class JobStore:
             await tell(connection, made.id, "queued", {}, now)
             return made
 
-        return await self._change(work)
+        try:
+            return await self._change(work)
+        except StoreUnavailable:
+            if uploads := job.request.get(UPLOADS):
+                self._doubtful[id] = now, uploads
+            raise
+
+    async def forget_unmade(self, drop: Callable[[Collection[str]], Awaitable[None]]) -> None:
+        """Of jobs that `create` got no answer about and that are not there, have the pictures dropped."""
+        before = self._database.now() - DOUBTFUL_SECONDS
+        doubtful = {id: names for id, (since, names) in self._doubtful.items() if since < before}
+        if not doubtful:
+            return
+
+        async def work(connection: AsyncConnection) -> set[str]:
+            return set(await connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(doubtful))))
+
+        made = await self._database.read(work)
+        for id, names in doubtful.items():
+            if id not in made:
+                await drop(names)
+            del self._doubtful[id]
 
     async def replay(self, job: NewJob) -> Job | None:
         """The job that `create` would answer with instead of making one, before anything is charged for it.

@@ -127,8 +127,9 @@ class EngineMetrics(Observer):
 
     def unused(self, error: BaseException, evaluated: int) -> None:
         """What took `evaluated` evaluations became no file: it shows nothing, or its caller has left."""
-        if isinstance(error, MezzotintError):
-            self._failed.labels(error.code).inc()
+        if isinstance(error, Exception):
+            kind = error if isinstance(error, MezzotintError) else MezzotintError
+            self._failed.labels(kind.code).inc()
         else:
             self._cancelled.labels("decoding").inc()
         self._wasted.inc(evaluated)

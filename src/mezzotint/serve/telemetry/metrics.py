@@ -70,7 +70,7 @@ class Store(Protocol):
 
 
 class Orders(Protocol):
-    """retries: how many were sent to a second replica."""
+    """retries: how many pictures needed a second replica."""
 
     @property
     def retries(self) -> int: ...
@@ -125,7 +125,7 @@ class GatewayMetrics:
             self.rejected.labels(error.code).inc()
 
     def watch_orders(self, orders: Orders) -> None:
-        """Tell how many of them went to a second replica, those of jobs too."""
+        """Tell how many of them needed a second replica, those of jobs too."""
         self._registry.register(_Retries(orders))
 
     def watch_stores(self, **stores: Store) -> None:
@@ -146,7 +146,7 @@ class _Retries(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
-            "mezzotint_retries", "Orders sent to a second replica", self._orders.retries
+            "mezzotint_retries", "Pictures that needed a second replica", self._orders.retries
         )
 
 
