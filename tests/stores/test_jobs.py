@@ -533,13 +533,13 @@ async def test_progress_is_forgotten_in_batches_and_all_of_it(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expired_jobs, "SWEEP_BATCH", 3)
-    made = [await stores.one.create(replace(NEW, deadline_s=1.0)) for _ in range(7)]
+    made = [await stores.one.create(replace(NEW, deadline_s=100.0)) for _ in range(7)]
     for job in made:
         await stores.one.claim("runner", LEASE)
         await stores.one.events.append(job.id, "runner", "progress", {})
         await stores.one.release(job.id, "runner", 10.0)
     # All of them end at the same moment.
-    stores.clock.ahead = 2.0
+    stores.clock.ahead = 200.0
     for _ in range(3):
         await stores.one.settle()
     stores.clock.ahead = 5_000.0
