@@ -157,9 +157,7 @@ class DiffusersBackend:
             warnings, positive, negative = self._condition(request)
             height, width = (side // PIXELS_PER_LATENT for side in (request.height, request.width))
             empty = positive.hidden.new_empty((1, self._channels, height, width))
-            begun = begin(
-                request, sampling, self._pictures, empty, generator, reads_mask=self._reads_mask
-            )
+            begun = begin(request, sampling, self._pictures, empty, generator, reads_mask=self._reads_mask)
             positive = replace(positive, channels=begun.channels)
             negative = negative and replace(negative, channels=begun.channels)
             controls = self._controlnets.encode(request)

@@ -77,7 +77,7 @@ def _read_controlnet_file(file: Path, unet: Any, dtype: torch.dtype, *, is_union
         if is_union:
             kinds, channels = weights[TASKS].shape
             made = diffusers.ControlNetUnionModel
-            changes |= dict(num_control_type=kinds, num_trans_channel=channels, num_proj_channel=channels)
+            changes |= {"num_control_type": kinds, **dict.fromkeys(UNION_CHANNELS, channels)}
         net = made.from_config(net.config, **changes)
     wanted, found = ({name: each.shape for name, each in of.items()} for of in (net.state_dict(), weights))
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
