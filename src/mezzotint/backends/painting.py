@@ -92,7 +92,7 @@ def begin(
 def _channels(
     request: ResolvedRequest, codec: PictureCodec, like: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """As of a `Beginning`. Without a mask all is redrawn, and of an image nothing shown, as A1111 has it."""
+    """As of a `Beginning`. Without a mask, those of a mask over everything, under which no image is seen."""
     size = (request.height, request.width)
     mask = np.full(size, 255, np.uint8) if request.mask is None else request.mask
     image = np.zeros((*size, 3), np.uint8) if request.image is None else request.image
