@@ -214,6 +214,12 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def inpainting_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a UNet as they are trained for inpainting: it reads a mask and a masked picture too."""
+    return build_tiny_sdxl(tmp_path_factory.mktemp("models") / "inpainting", in_channels=9)
+
+
+@pytest.fixture(scope="session")
 def tiny_modules_backend(tiny_sdxl: Path) -> Backend:
     """The tiny SDXL by diffusers' modules, shared; a test leaves no request in it."""
     from mezzotint.models.loading import load_backend

@@ -76,6 +76,11 @@ def modules_studio(tiny_studio: Studio) -> Studio:
 
 
 @pytest.fixture(scope="module")
+def inpainting_studio(gpu: StandIn | None, inpainting_sdxl: Path) -> Studio:
+    return studio_on(gpu, str(inpainting_sdxl), dtype="fp32")
+
+
+@pytest.fixture(scope="module")
 def controls_studio(gpu: StandIn | None, tiny_sdxl: Path, controlnets: list[str]) -> Studio:
     studio = studio_on(gpu, str(tiny_sdxl), load={"controlnets": controlnets}, dtype="fp32")
     return replace(studio, controlnets=controlnets)

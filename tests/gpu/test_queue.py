@@ -77,7 +77,20 @@ INPUTS: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("name", [sampler.name for sampler in SAMPLERS])
 def test_nothing_waits_between_the_start_and_the_decoding(fresh_modules: Make, name: str) -> None:
-    backend = fresh_modules(tuning=Tuning(cuda_graphs="off"))
+    check_that_nothing_waits(fresh_modules(tuning=Tuning(cuda_graphs="off")), name)
+
+
+def test_nor_where_the_unet_reads_masks(gpu: StandIn | None, inpainting_sdxl: Path) -> None:
+    with loading(gpu):
+        backend = load_backend(
+            str(inpainting_sdxl), device="cuda", dtype="fp32", threads=1, tuning=Tuning(cuda_graphs="off")
+        )
+    assert isinstance(backend, DiffusersBackend)
+    check_that_nothing_waits(backend, "Euler a")
+    backend.close()
+
+
+def check_that_nothing_waits(backend: DiffusersBackend, name: str) -> None:
     requests = {
         str(number): request_for(backend, scheduler=name, steps=4, preview_every=1, **inputs)
         for number, inputs in enumerate(INPUTS)

@@ -22,9 +22,11 @@ from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.core import GenerationRequest, Pixels, ResolvedRequest
 from mezzotint.imaging.edges import canny
+from mezzotint.models.compiling import Order, compile_model
 from mezzotint.models.loading import DTYPES, load_backend
 from mezzotint.resolving import resolve
 from mezzotint.samplers import find_sampler
+from tests.conftest import GRAPH_BATCH, GRAPH_SIZES
 from tests.controlnets import write_controlnet, write_union
 
 
@@ -190,6 +192,28 @@ def graphs_studio(modules_studio: Studio, tiny_graphs_backend: Backend) -> Studi
 @pytest.fixture(params=KINDS)
 def tiny_studio(request: pytest.FixtureRequest) -> Studio:
     studio: Studio = request.getfixturevalue(f"{request.param}_studio")
+    return studio
+
+
+@pytest.fixture(scope="session")
+def inpainting_modules_studio(inpainting_sdxl: Path) -> Studio:
+    return open_studio(str(inpainting_sdxl))
+
+
+@pytest.fixture(scope="session")
+def inpainting_graphs_studio(
+    inpainting_modules_studio: Studio, inpainting_sdxl: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Studio:
+    folder = str(tmp_path_factory.mktemp("graphs") / "inpainting")
+    compile_model(Order(str(inpainting_sdxl), "cpu", GRAPH_SIZES[:1], GRAPH_BATCH, cores=2), folder)
+    backend = load_backend(folder, device="neuron", stand_in=True, threads=1)
+    assert isinstance(backend, DiffusersBackend)
+    return replace(inpainting_modules_studio, backend=backend)
+
+
+@pytest.fixture(params=KINDS)
+def inpainting_studio(request: pytest.FixtureRequest) -> Studio:
+    studio: Studio = request.getfixturevalue(f"inpainting_{request.param}_studio")
     return studio
 
 

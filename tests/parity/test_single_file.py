@@ -18,6 +18,7 @@ from mezzotint.errors import ModelInvalid
 from mezzotint.models.loading import load_backend
 from mezzotint.models.manifest import write_manifest
 from mezzotint.resolving import resolve
+from tests.parity.test_image_inputs import hole, picture
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 Weights = dict[str, torch.Tensor]
@@ -144,6 +145,17 @@ def test_a_single_file_draws_what_its_folder_draws(single_file: Path, tiny_sdxl:
     assert backend.info.model == "merge"
     asked = GenerationRequest("a fox", seed=1, steps=3, width=256, height=256)
     request = resolve(asked, backend.info.limits)
+    assert draw(backend, request) == draw(of_folder, request)
+
+
+def test_one_whose_unet_was_trained_for_inpainting_does_too(single_file: Path, inpainting_sdxl: Path) -> None:
+    """Its base, whose configuration it takes, was not."""
+    write_single_file(inpainting_sdxl, single_file)
+    backend, of_folder = (
+        load_backend(str(path), device="cpu", threads=1) for path in (single_file, inpainting_sdxl)
+    )
+    given = {"image": picture(256, 256), "mask": hole(256, 256), "width": 256, "height": 256}
+    request = resolve(GenerationRequest("a fox", seed=1, steps=3, **given), backend.info.limits)
     assert draw(backend, request) == draw(of_folder, request)
 
 

@@ -96,6 +96,14 @@ def test_an_unknown_part_is_refused_with_those_there_are(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_model_trained_for_inpainting_is_refused(
+    inpainting_sdxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["bench", "engine", "--quick", "--model", str(inpainting_sdxl), "--output", str(tmp_path)]
+    assert run(asked) == 2
+    assert "takes no model trained for inpainting" in capsys.readouterr().err
+
+
 def test_the_schedulers_rules_can_be_compared_on_the_virtual_clock() -> None:
     same, narrow = compare_rules([Rules(), Rules(narrowing=1.0)], arrivals=150)
     # Passes as narrow as Smith's rule likes throw throughput away: the reason for `narrowing`.

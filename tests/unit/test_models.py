@@ -473,9 +473,11 @@ def test_a_scheduler_that_no_sampler_is_made_for_is_refused(
 
 
 def test_a_unet_that_is_not_sdxls_is_refused(tmp_path: Path, build_tiny: Callable[..., Path]) -> None:
-    inpainting = build_tiny(tmp_path / "inpainting", in_channels=9)
-    with pytest.raises(ModelInvalid, match="inpainting"):
-        load(inpainting)
+    edited_by_words = build_tiny(tmp_path / "edited", in_channels=8)
+    with pytest.raises(
+        ModelInvalid, match="reads 8 channels, neither latents alone nor what inpainting adds"
+    ):
+        load(edited_by_words)
 
 
 # Pulling

@@ -19,6 +19,8 @@ class Conditioning:
     pooled: torch.Tensor
     time_ids: torch.Tensor
     guidance_embedding: torch.Tensor | None
+    # What a UNet that was trained for inpainting reads in channels of its own, n × 5 × h × w.
+    channels: torch.Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Conditioning]) -> Conditioning:
@@ -29,12 +31,14 @@ class Conditioning:
         of its own.
         """
         embeddings = [part.guidance_embedding for part in parts if part.guidance_embedding is not None]
+        channels = [part.channels for part in parts if part.channels is not None]
         tokens = math.lcm(*(part.hidden.shape[1] for part in parts))
         return cls(
             torch.cat([part.hidden.repeat(1, tokens // part.hidden.shape[1], 1) for part in parts]),
             torch.cat([part.pooled for part in parts]),
             torch.cat([part.time_ids for part in parts]),
             torch.cat(embeddings) if embeddings else None,
+            torch.cat(channels) if channels else None,
         )
 
 

@@ -19,7 +19,7 @@ from mezzotint.backends.conditioning import Conditioning, guidance_embedding
 from mezzotint.backends.controls import ControlNets, EncodedControl, Inputs
 from mezzotint.backends.failures import failure, failures_of, not_finite
 from mezzotint.backends.loras import AdaptedModule
-from mezzotint.backends.painting import Inpainting, initial_latents
+from mezzotint.backends.painting import Inpainting, begin
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.backends.passes import Pass, PassQueue
 from mezzotint.backends.pictures import PictureCodec
@@ -103,7 +103,8 @@ class DiffusersBackend:
             tune_controlnets(parts.controlnets, tuning, device), device, parts.unet.dtype
         )
         self._guidance_width: int | None = parts.unet.config.time_cond_proj_dim
-        self._channels = int(parts.unet.config.in_channels)
+        self._channels = int(parts.vae.config.latent_channels)
+        self._reads_mask = parts.unet.config.in_channels > self._channels
         self.prompts = PromptEncoder(
             parts.tokenizers,
             parts.text_encoders,
@@ -156,12 +157,14 @@ class DiffusersBackend:
             warnings, positive, negative = self._condition(request)
             height, width = (side // PIXELS_PER_LATENT for side in (request.height, request.width))
             empty = positive.hidden.new_empty((1, self._channels, height, width))
-            latents, inpainting = initial_latents(request, sampling, self._pictures, empty, generator)
+            begun = begin(request, sampling, self._pictures, empty, generator, reads_mask=self._reads_mask)
+            positive = replace(positive, channels=begun.channels)
+            negative = negative and replace(negative, channels=begun.channels)
             controls = self._controlnets.encode(request)
             self._rows[request_id] = _Row(
-                request, sampling, latents, positive, negative, inpainting, controls
+                request, sampling, begun.latents, positive, negative, begun.inpainting, controls
             )
-            return warnings if inpainting is None else (*warnings, *inpainting.warnings)
+            return (*warnings, *begun.warnings)
 
     @torch.inference_mode()
     def step(self, request_ids: Sequence[str]) -> Mapping[str, MezzotintError]:
@@ -307,8 +310,9 @@ class DiffusersBackend:
             conditioning.pooled,
             conditioning.time_ids,
         )
+        channels = conditioning.channels
         noise: torch.Tensor = self._unet(
-            inputs.sample,
+            scaled if channels is None else torch.cat([scaled, channels], dim=1),
             inputs.timesteps,
             encoder_hidden_states=inputs.hidden,
             timestep_cond=conditioning.guidance_embedding,

@@ -1,11 +1,12 @@
 """Where a request's latents begin, and what of its image stays: the arithmetic of diffusers'
-`StableDiffusionXLImg2ImgPipeline` and `StableDiffusionXLInpaintPipeline` with a UNet of 4 channels.
+`StableDiffusionXLImg2ImgPipeline` and `StableDiffusionXLInpaintPipeline`, with a UNet of 4 channels or of 9.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mezzotint.backends.pictures import PictureCodec
@@ -13,29 +14,20 @@ from mezzotint.backends.sampling import Sampling
 from mezzotint.backends.transfers import to_device
 from mezzotint.core import Mask, ResolvedRequest
 
-__all__ = ["Inpainting", "initial_latents"]
+__all__ = ["Beginning", "Inpainting", "begin"]
+
+REDRAWS_NOTHING = (
+    "mask: nothing is redrawn; it is read at every eighth pixel, and is 127 or less at all of them"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Inpainting:
-    """Which part of an image is redrawn, and the rest. All tensors but `redraw` are 1 × 4 × h × w.
-
-    is_whole: whether nothing is redrawn.
-    """
+    """Which part of an image is redrawn, and the rest. All tensors but `redraw` are 1 × 4 × h × w."""
 
     clean: torch.Tensor
     noise: torch.Tensor
     redraw: torch.Tensor
-    is_whole: bool
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the receipt should say."""
-        if not self.is_whole:
-            return ()
-        return (
-            "mask: nothing is redrawn; it is read at every eighth pixel, and is 127 or less at all of them",
-        )
 
     def blend(self, latents: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         """`latents` where the mask says, elsewhere the image under the noise that `sampling` expects next."""
@@ -43,36 +35,69 @@ class Inpainting:
         return (1 - self.redraw) * original + self.redraw * latents
 
 
-def initial_latents(
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """latents: before the first evaluation, 1 × 4 × h × w.
+
+    inpainting: with a mask, for a UNet that reads none.
+    channels: for one that does, what it reads beside the latents: the mask, and the latents of the image with
+        what is redrawn made grey; 1 × 5 × h × w.
+    warnings: what the receipt should say.
+    """
+
+    latents: torch.Tensor
+    inpainting: Inpainting | None = None
+    channels: torch.Tensor | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def begin(
     request: ResolvedRequest,
     sampling: Sampling,
     codec: PictureCodec,
-    noise_like: torch.Tensor,
+    like: torch.Tensor,
     generator: torch.Generator,
-) -> tuple[torch.Tensor, Inpainting | None]:
-    """The latents before the first evaluation, and with a mask what inpainting needs.
+    *,
+    reads_mask: bool,
+) -> Beginning:
+    """The beginning of a request.
 
-    noise_like: an empty tensor of the latents' shape, device and dtype.
+    like: an empty tensor of the latents' shape, device and dtype.
+    reads_mask: whether the UNet was trained for inpainting and has channels for it.
 
     Numbers are taken from the generator in diffusers' order: the image's latents, the noise, and when
-    inpainting the masked image's latents, which a UNet of 4 channels never sees.
+    inpainting the masked image's latents, which a UNet of 4 channels never sees. One of 9 does not see those
+    of an image of which nothing shows through the noise.
     """
+    from_noise = request.image is None or (request.mask is not None and request.strength == 1.0)
     clean = None
-    if request.image is not None:
-        clean = codec.encode(request.image, generator).to(noise_like.dtype)
-    noise = _noise(noise_like, generator)
-    if clean is None:
-        return noise * sampling.initial_sigma, None
-    if request.mask is None:
-        return sampling.add_noise(clean, noise), None
-    _noise(noise_like, generator)
-    redraw = _at_latents(request.mask, noise_like)
-    inpainting = Inpainting(
-        clean, noise, to_device(redraw.to(noise_like.dtype), noise_like.device), not bool(redraw.any())
-    )
-    if request.strength == 1.0:
-        return noise * sampling.initial_sigma, inpainting
-    return sampling.add_noise(clean, noise), inpainting
+    if request.image is not None and not (reads_mask and from_noise):
+        clean = codec.encode(request.image, generator).to(like.dtype)
+    noise = _noise(like, generator)
+    if clean is None or from_noise:
+        latents = noise * sampling.initial_sigma
+    else:
+        latents = sampling.add_noise(clean, noise)
+    mask = None if request.mask is None else _at_latents(request.mask, like)
+    warnings = () if mask is None or mask.any() else (REDRAWS_NOTHING,)
+    if reads_mask:
+        return Beginning(latents, None, _channels(request, codec, like, generator), warnings)
+    if clean is None or mask is None:
+        return Beginning(latents)
+    _noise(like, generator)
+    redraw = to_device(mask.to(like.dtype), like.device)
+    return Beginning(latents, Inpainting(clean, noise, redraw), None, warnings)
+
+
+def _channels(
+    request: ResolvedRequest, codec: PictureCodec, like: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """As of a `Beginning`. Without a mask, those of a mask over everything, under which no image is seen."""
+    size = (request.height, request.width)
+    mask = np.full(size, 255, np.uint8) if request.mask is None else request.mask
+    image = np.zeros((*size, 3), np.uint8) if request.image is None else request.image
+    redraw = to_device(_at_latents(mask, like).to(like.dtype), like.device)
+    return torch.cat([redraw, codec.encode(image, generator, blank=mask).to(like.dtype)], dim=1)
 
 
 def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from mezzotint.backends.base import MakeWay, PendingPreview, go_straight_on
 from mezzotint.backends.streams import Streams
 from mezzotint.backends.transfers import WithoutWaiting, to_device
-from mezzotint.core import Pixels
+from mezzotint.core import Mask, Pixels
 from mezzotint.errors import GenerationFailed
 
 __all__ = ["PictureCodec"]
@@ -84,13 +84,19 @@ class PictureCodec:
         pixels: Pixels = fetched[:-1].view(height, width, 3).numpy()
         return pixels
 
-    def encode(self, pixels: Pixels, generator: torch.Generator) -> torch.Tensor:
+    def encode(
+        self, pixels: Pixels, generator: torch.Generator, *, blank: Mask | None = None
+    ) -> torch.Tensor:
         """8h × 8w × 3 to latents 1 × 4 × h × w, drawn with `generator` from what the VAE finds likely.
+
+        blank: what is made grey first, where it is not 0.
 
         Whether they are finite numbers, the first pass tells.
         """
         unit = torch.from_numpy(pixels.astype(np.float32) / 255.0)
         image = (2.0 * unit - 1.0).permute(2, 0, 1).unsqueeze(0)
+        if blank is not None:
+            image = image * torch.from_numpy(blank == 0)
         image = to_device(image.to(self._vae.dtype), self._vae.device)
         # The generator is the CPU's, and what it draws has to be brought over.
         with WithoutWaiting(self._vae.device) if self._streams.queues else nullcontext():

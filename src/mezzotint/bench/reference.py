@@ -11,6 +11,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.core import PIXELS_PER_LATENT, GenerationRequest
+from mezzotint.errors import SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE
 from mezzotint.models.loading import DTYPES
 from mezzotint.models.locations import find_model
@@ -39,11 +40,21 @@ class Reference:
 
     @classmethod
     def load(cls, model: str, info: BackendInfo) -> Reference:
-        """On a copy of `model`'s modules, in the dtype and place that `info` tells of."""
+        """On a copy of `model`'s modules, in the dtype and place that `info` tells of.
+
+        Raises:
+            SettingInvalid: that pipeline does not draw with it.
+        """
         # "cpu (x86_64)" and "cuda (…)" describe the device; the first word is torch's name for it.
         device = torch.device(info.device.split()[0])
         entry = CATALOGUE.get(model)
-        return cls(load_parts(find_model(model), entry, dtype=DTYPES[info.dtype], device=device))
+        parts = load_parts(find_model(model), entry, dtype=DTYPES[info.dtype], device=device)
+        if parts.unet.config.in_channels != parts.vae.config.latent_channels:
+            raise SettingInvalid(
+                "diffusers' pipeline from text, the yardstick, takes no model trained for inpainting",
+                param="model",
+            )
+        return cls(parts)
 
     def draw(self, requests: Sequence[GenerationRequest]) -> Any:
         """One call for requests that differ only in prompt and seed. Returns Pillow images."""

@@ -34,6 +34,8 @@ __all__ = ["check_is_sdxl", "load_parts", "read_preview_vae", "read_tokenizer"]
 # What every sampler of the table takes.
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# Of a UNet's first convolution, in a single file.
+FIRST_WEIGHT = "model.diffusion_model.input_blocks.0.0.weight"
 
 
 def load_parts(
@@ -128,13 +130,16 @@ def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
             "model, which is not on this machine: mezzotint models pull sdxl"
         ) from None
     verify(base, required=True)
+    options = {
+        "config": str(base),
+        "local_files_only": True,
+        **options_for(diffusers.StableDiffusionXLPipeline, dtype),
+    }
     with reading(path.name):
-        pipeline = diffusers.StableDiffusionXLPipeline.from_single_file(
-            str(path),
-            config=str(base),
-            local_files_only=True,
-            **options_for(diffusers.StableDiffusionXLPipeline, dtype),
+        unet = diffusers.UNet2DConditionModel.from_single_file(
+            str(path), subfolder="unet", in_channels=_input_channels(path), **options
         )
+        pipeline = diffusers.StableDiffusionXLPipeline.from_single_file(str(path), unet=unet, **options)
     return PipelineParts(
         unet=pipeline.unet,
         vae=pipeline.vae,
@@ -143,6 +148,12 @@ def _read_single_file(path: Path, dtype: torch.dtype) -> PipelineParts:
         scheduler_config={**read_json(base / "scheduler/scheduler_config.json"), **_told_of_noise(path)},
         force_zeros_for_empty_prompt=bool(pipeline.config.force_zeros_for_empty_prompt),
     )
+
+
+def _input_channels(file: Path) -> int:
+    """Of a single file's UNet, which may have been trained for inpainting where its base was not."""
+    with safe_open(file, framework="pt") as opened:
+        return int(opened.get_slice(FIRST_WEIGHT).get_shape()[1])
 
 
 def _told_of_noise(file: Path) -> dict[str, Any]:
@@ -186,8 +197,9 @@ def check_is_sdxl(parts: PipelineParts) -> None:
     requirements = (
         (unet.addition_embed_type == "text_time", "its UNet reads no picture size"),
         (
-            unet.in_channels == vae.latent_channels,
-            "its UNet reads more than latents (inpainting is not served)",
+            # Of inpainting: a mask, and the latents of what it leaves of a picture.
+            unet.in_channels in (vae.latent_channels, 2 * vae.latent_channels + 1),
+            f"its UNet reads {unet.in_channels} channels, neither latents alone nor what inpainting adds",
         ),
         (len(vae.block_out_channels) == 4, "its VAE does not turn a latent into 8×8 pixels"),
         (unet.cross_attention_dim == widths, "its text encoders do not fit its UNet"),

@@ -20,7 +20,7 @@ __all__ = ["read_controlnets"]
 
 # What makes a ControlNet's residuals those of the UNet's blocks, and its inputs the UNet's.
 SHARED_WITH_UNET = (
-    *("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"),
+    *("block_out_channels", "layers_per_block", "cross_attention_dim"),
     *("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
 )
 # Of a ControlNet-Union, what is added to what its first convolution makes.
@@ -73,11 +73,12 @@ def _read_controlnet_file(file: Path, unet: Any, dtype: torch.dtype, *, is_union
         weights = read_tensors(file, dtype)
     with reading(file.name), torch.device("meta"):
         net = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+        made, changes = diffusers.ControlNetModel, {"in_channels": unet.config.out_channels}
         if is_union:
             kinds, channels = weights[TASKS].shape
-            net = diffusers.ControlNetUnionModel.from_config(
-                net.config, num_control_type=kinds, num_trans_channel=channels, num_proj_channel=channels
-            )
+            made = diffusers.ControlNetUnionModel
+            changes |= {"num_control_type": kinds, **dict.fromkeys(UNION_CHANNELS, channels)}
+        net = made.from_config(net.config, **changes)
     wanted, found = ({name: each.shape for name, each in of.items()} for of in (net.state_dict(), weights))
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:
@@ -94,8 +95,10 @@ def _check_is_for(net: Any, unet: Any, name: str) -> None:
         own, wanted = net.config.get(option), net.config.block_out_channels[0]
         if own not in (None, wanted):
             raise ModelInvalid(f"{name} is no ControlNet-Union: its {option} is {own}, not {wanted}")
-    for option in SHARED_WITH_UNET:
-        own, wanted = (_plain(module.config.get(option)) for module in (net, unet))
+    # Of what a UNet reads that was trained for inpainting, the latents alone.
+    shared = {option: unet.config.get(option) for option in SHARED_WITH_UNET}
+    for option, wanted in {**shared, "in_channels": unet.config.out_channels}.items():
+        own, wanted = _plain(net.config.get(option)), _plain(wanted)
         if own != wanted:
             raise ModelInvalid(f"{name} is no ControlNet for this model: its {option} is {own}, not {wanted}")
     factor = 2 ** (len(net.config.conditioning_embedding_out_channels) - 1)

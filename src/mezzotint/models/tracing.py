@@ -123,13 +123,15 @@ def _static_shape(component: str, parts: PipelineParts, shape: Shape) -> dict[st
     if component.startswith("text_encoder"):
         # Prompts are encoded and pictures decoded one by one, as requests come and end.
         return {"static_batch_size": 1, "static_sequence_length": window}
-    channels = int(
-        parts.vae.config.in_channels if component == "vae_encoder" else parts.unet.config.in_channels
-    )
+    channels = {
+        "unet": parts.unet.config.in_channels,
+        "vae_encoder": parts.vae.config.in_channels,
+        "vae_decoder": parts.vae.config.latent_channels,
+    }
     scale = 1 if component == "vae_encoder" else PIXELS_PER_LATENT
     picture = {
         "static_batch_size": shape.batch if component == "unet" else 1,
-        "static_num_channels": channels,
+        "static_num_channels": int(channels[component]),
         "static_height": shape.height // scale,
         "static_width": shape.width // scale,
     }

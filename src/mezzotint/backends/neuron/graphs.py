@@ -121,7 +121,7 @@ class GraphUNet:
         timestep_cond: None = None,
         return_dict: bool = False,
     ) -> tuple[torch.Tensor]:
-        """The prediction, of `sample`'s shape, rows × 4 × h × w. `timestep` has one entry a row."""
+        """The prediction, rows × 4 × h × w. `timestep` has one entry a row."""
         graph = self._graphs[tuple(sample.shape[-2:])]  # type: ignore[index]
         outputs = graph(
             sample,
