@@ -207,7 +207,7 @@ class Bench:
         width = 1
         knee = self.engine.cost.knee(self._key())
         while width <= knee:
-            bare = self.reference.unet_pass(width, self.width, self.height, guided=True)
+            bare = self.reference.unet_pass(width, self.width, self.height)
             bare()
             self.recorder.beside = bare
             bare_s, engine_s = [], []
