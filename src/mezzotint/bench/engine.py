@@ -41,7 +41,6 @@ __all__ = [
     "pass_periods",
     "percentile",
     "summary",
-    "trimmed_mean",
 ]
 
 
