@@ -125,7 +125,6 @@ WITHOUT = {
     "serve/fleet": {"ray", "fastapi", "starlette"},
     "serve/gateway": {"ray", "fastapi", "starlette"},
     "serve/health": {"ray", "fastapi", "starlette"},
-    "serve/inprocess": {"ray"},
     "serve/jobs": {"ray", "fastapi", "starlette", "mezzotint.serve.api"},
     "serve/peers": {"ray", "fastapi", "starlette"},
     "serve/replica": {"ray", "fastapi", "starlette"},
