@@ -18,7 +18,7 @@ from mezzotint.backends.neuron.shapes import Input, inputs_of
 from mezzotint.backends.neuron.standin import ALLOCATION_FAILURE, DEVICE_LOST, HungCall, StandIn
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
-from mezzotint.errors import GenerationFailed, SettingInvalid
+from mezzotint.errors import GenerationFailed
 from mezzotint.models.artefact import read_artefact
 from mezzotint.models.graphs import load_graphs
 from mezzotint.models.manifest import write_manifest
@@ -220,21 +220,6 @@ def test_a_model_that_is_unguided_by_default_fills_both_cores_in_a_step(
         backend.start(name, resolve(ask(seed=int(name)), backend.info.limits))
     assert backend.step(names) == {}
     assert stand_in.calls["unet"] == 2
-
-
-def test_a_profile_makes_a_call_take_as_long_as_was_measured(
-    engine_with: Callable[..., tuple[Engine, StandIn]],
-) -> None:
-    engine, _ = engine_with(seconds={"unet": 0.01, "unet@64x64": 0.2})
-    began = time.monotonic()
-    engine.generate(ask(steps=2))
-    assert time.monotonic() - began >= 0.4
-
-
-@pytest.mark.parametrize("seconds", [-1.0, float("nan"), 1e9])
-def test_a_profile_out_of_range_is_refused_by_name(seconds: float) -> None:
-    with pytest.raises(SettingInvalid, match="vae_decoder"):
-        StandIn(seconds={"vae_decoder": seconds})
 
 
 @pytest.mark.parametrize("rows", range(1, 10))
