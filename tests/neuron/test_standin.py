@@ -15,7 +15,7 @@ import torch
 
 from mezzotint.backends.neuron.graphs import Placed
 from mezzotint.backends.neuron.shapes import Input, inputs_of
-from mezzotint.backends.neuron.standin import ALLOCATION_FAILURE, DEVICE_LOST, HungCall, StandIn
+from mezzotint.backends.neuron.standin import StandIn
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import GenerationFailed
@@ -27,6 +27,10 @@ from mezzotint.serve.health import Health
 from tests.conftest import GRAPH_BATCH
 
 LIMIT_SECONDS = 60.0
+# The runtime raises RuntimeError alone; what happened is in the words (nrt_status.h).
+ALLOCATION_FAILURE = 'nrt_tensor_allocate status=4 message="Allocation Failure"'
+DEVICE_LOST = 'nrt_execute status=6 message="Hardware Error"'
+TIMEOUT = 'nrt_execute status=5 message="Timeout"'
 Tensors = list[torch.Tensor]
 
 
@@ -142,6 +146,24 @@ async def test_a_lost_device_has_its_replica_replaced(
         health.failed()
     with pytest.raises(RuntimeError, match="draws nothing any more"):
         await health.check()
+
+
+class HungCall:
+    """A fault: the `number`-th call of `component` does not come back until `end`, then as a time-out."""
+
+    def __init__(self, component: str, number: int) -> None:
+        self.began = threading.Event()
+        self._component, self._number = component, number
+        self._ended = threading.Event()
+
+    def __call__(self, component: str, number: int) -> None:
+        if (component, number) == (self._component, self._number):
+            self.began.set()
+            self._ended.wait()
+            raise RuntimeError(TIMEOUT)
+
+    def end(self) -> None:
+        self._ended.set()
 
 
 def test_a_hung_call_is_seen_as_a_long_pass_and_ends_with_the_runtimes_time_out(

@@ -22,12 +22,8 @@ from mezzotint.backends.neuron.shapes import Input
 from mezzotint.cores import VISIBLE_CORES, check_cores, read_cores
 from mezzotint.errors import SettingInvalid
 
-__all__ = ["ALLOCATION_FAILURE", "DEVICE_LOST", "TIMEOUT", "Fault", "HungCall", "StandIn"]
+__all__ = ["Fault", "StandIn"]
 
-# The runtime raises RuntimeError alone; what happened is in the words (nrt_status.h).
-ALLOCATION_FAILURE = 'nrt_tensor_allocate status=4 message="Allocation Failure"'
-DEVICE_LOST = 'nrt_execute status=6 message="Hardware Error"'
-TIMEOUT = 'nrt_execute status=5 message="Timeout"'
 # What this process has where nothing says which cores: an Inferentia2 chip.
 CHIP_CORES = 2
 
@@ -89,24 +85,6 @@ class StandIn:
     def _refuse(self, component: str, why: str) -> None:
         self.refused.append(f"{component}: {why}")
         raise RuntimeError(f'nrt_execute status=1002 message="Bad Input": {component}: {why}')
-
-
-class HungCall:
-    """A fault: the `number`-th call of `component` does not come back until `end`, then as a time-out."""
-
-    def __init__(self, component: str, number: int) -> None:
-        self.began = threading.Event()
-        self._component, self._number = component, number
-        self._ended = threading.Event()
-
-    def __call__(self, component: str, number: int) -> None:
-        if (component, number) == (self._component, self._number):
-            self.began.set()
-            self._ended.wait()
-            raise RuntimeError(TIMEOUT)
-
-    def end(self) -> None:
-        self._ended.set()
 
 
 def _shape(shape: Sequence[int]) -> str:
