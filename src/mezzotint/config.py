@@ -26,7 +26,6 @@ from mezzotint.errors import SettingInvalid
 from mezzotint.tuning import Attention, Compile, Quantisation, Switch, Tuning
 
 __all__ = [
-    "CONFIG_VARIABLE",
     "OTHER_VARIABLES",
     "PREFIX",
     "SECRETS",

@@ -20,7 +20,7 @@ from typing import Literal
 from mezzotint.errors import MezzotintError
 from mezzotint.neuron_versions import explain, find_versions, numbers_of
 
-__all__ = ["FLOORS", "NEURON_FLOORS", "SERVE_FLOORS", "Finding", "examine"]
+__all__ = ["FLOORS", "SERVE_FLOORS", "Finding", "examine"]
 
 GIBIBYTE = 2**30
 # The demo model draws in less; an SDXL model in half precision does not fit in less.

@@ -13,10 +13,9 @@ from fastapi import FastAPI
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.serve.http import build_http
-from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.services import Services, open_services
 from mezzotint.serve.stores.keys import KeyStore, NewKey
-from tests.api.inprocess import replica_of, settings_of
+from tests.api.inprocess import InProcessReplicas, replica_of, settings_of
 
 OPEN = {"/healthz", "/readyz", "/v1/images/files/{name}"}
 # A stranger must not even be told that a body is wrong, or have it read.

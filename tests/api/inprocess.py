@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from mezzotint.backends.base import BackendInfo
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.config import Settings
 from mezzotint.engine.engine import Engine
 from mezzotint.serve.access.access import Access
+from mezzotint.serve.dispatch import Replicas
 from mezzotint.serve.http import build_http
-from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.peers import Peers
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import Services, open_services
+from mezzotint.serve.telemetry.exposition import Families
+from mezzotint.serve.wire import Order, Report, WireEvent
 from tests.waiting import until
 
-__all__ = ["Gate", "gate", "usage_written"]
+__all__ = ["Gate", "InProcessReplicas", "gate", "usage_written"]
+
+
+class InProcessReplicas(Replicas):
+    """One replica, called directly. Closing the replica is its owner's."""
+
+    def __init__(self, replica: EngineReplica) -> None:
+        self.replica = replica
+
+    async def info(self) -> BackendInfo:
+        return await self.replica.info()
+
+    async def reports(self) -> list[Report]:
+        return [await self.replica.report()]
+
+    async def metrics(self) -> list[Families]:
+        return [await self.replica.metrics()]
+
+    async def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
+        async with aclosing(self.replica.generate(order)) as events:
+            async for event in events:
+                yield event
 
 
 @dataclass

@@ -18,11 +18,10 @@ from mezzotint.backends.fake import FakeBackend
 from mezzotint.config import Settings
 from mezzotint.engine.engine import Engine
 from mezzotint.serve.http import build_http
-from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import Services, open_services
 from mezzotint.serve.stores.keys import KeyStore, NewKey
-from tests.api.inprocess import settings_of
+from tests.api.inprocess import InProcessReplicas, settings_of
 
 START_SECONDS = 120.0
 

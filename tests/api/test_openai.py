@@ -30,10 +30,10 @@ from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.api.dependencies import caller_of
 from mezzotint.serve.api.openai_schemas import GenerationFields
 from mezzotint.serve.http import build_http
-from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import Services, open_services
 from mezzotint.serve.stores.images import open_images
+from tests.api.inprocess import InProcessReplicas
 from tests.api.live import live
 
 GENERATIONS = "/v1/images/generations"

@@ -13,12 +13,11 @@ from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import DeadlineUnreachable
-from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.jobs import drawing, runner
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.stores.job import FINAL
 from mezzotint.serve.wire import Order, Refused, WireEvent
-from tests.api.inprocess import Gate, gate, settings_of
+from tests.api.inprocess import Gate, InProcessReplicas, gate, settings_of
 from tests.waiting import until
 
 # Each of six pictures takes more than half of what the engine takes on at a time.

@@ -15,10 +15,10 @@ import torch
 
 from mezzotint.backends.neuron.graphs import Placed
 from mezzotint.backends.neuron.shapes import Input, inputs_of
-from mezzotint.backends.neuron.standin import ALLOCATION_FAILURE, DEVICE_LOST, HungCall, StandIn
+from mezzotint.backends.neuron.standin import StandIn
 from mezzotint.core import GenerationRequest
 from mezzotint.engine.engine import Engine
-from mezzotint.errors import GenerationFailed, SettingInvalid
+from mezzotint.errors import GenerationFailed
 from mezzotint.models.artefact import read_artefact
 from mezzotint.models.graphs import load_graphs
 from mezzotint.models.manifest import write_manifest
@@ -27,6 +27,10 @@ from mezzotint.serve.health import Health
 from tests.conftest import GRAPH_BATCH
 
 LIMIT_SECONDS = 60.0
+# The runtime raises RuntimeError alone; what happened is in the words (nrt_status.h).
+ALLOCATION_FAILURE = 'nrt_tensor_allocate status=4 message="Allocation Failure"'
+DEVICE_LOST = 'nrt_execute status=6 message="Hardware Error"'
+TIMEOUT = 'nrt_execute status=5 message="Timeout"'
 Tensors = list[torch.Tensor]
 
 
@@ -144,6 +148,24 @@ async def test_a_lost_device_has_its_replica_replaced(
         await health.check()
 
 
+class HungCall:
+    """A fault: the `number`-th call of `component` does not come back until `end`, then as a time-out."""
+
+    def __init__(self, component: str, number: int) -> None:
+        self.began = threading.Event()
+        self._component, self._number = component, number
+        self._ended = threading.Event()
+
+    def __call__(self, component: str, number: int) -> None:
+        if (component, number) == (self._component, self._number):
+            self.began.set()
+            self._ended.wait()
+            raise RuntimeError(TIMEOUT)
+
+    def end(self) -> None:
+        self._ended.set()
+
+
 def test_a_hung_call_is_seen_as_a_long_pass_and_ends_with_the_runtimes_time_out(
     engine_with: Callable[..., tuple[Engine, StandIn]],
 ) -> None:
@@ -220,21 +242,6 @@ def test_a_model_that_is_unguided_by_default_fills_both_cores_in_a_step(
         backend.start(name, resolve(ask(seed=int(name)), backend.info.limits))
     assert backend.step(names) == {}
     assert stand_in.calls["unet"] == 2
-
-
-def test_a_profile_makes_a_call_take_as_long_as_was_measured(
-    engine_with: Callable[..., tuple[Engine, StandIn]],
-) -> None:
-    engine, _ = engine_with(seconds={"unet": 0.01, "unet@64x64": 0.2})
-    began = time.monotonic()
-    engine.generate(ask(steps=2))
-    assert time.monotonic() - began >= 0.4
-
-
-@pytest.mark.parametrize("seconds", [-1.0, float("nan"), 1e9])
-def test_a_profile_out_of_range_is_refused_by_name(seconds: float) -> None:
-    with pytest.raises(SettingInvalid, match="vae_decoder"):
-        StandIn(seconds={"vae_decoder": seconds})
 
 
 @pytest.mark.parametrize("rows", range(1, 10))

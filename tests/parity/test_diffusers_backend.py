@@ -179,10 +179,10 @@ def test_the_prompt_cache_is_bounded_in_entries_and_bytes(
     for letter in "bcdef":
         prompts.encode(letter)
     assert len(prompts._cache) == 3
-    assert prompts.cached_bytes == 3 * size
+    assert prompts._bytes == 3 * size
     monkeypatch.setattr("mezzotint.backends.prompts.MAX_CACHED_BYTES", 2 * size)
     prompts.encode("g")
-    assert prompts.cached_bytes == 2 * size
+    assert prompts._bytes == 2 * size
 
 
 def test_emphasis_multiplies_the_hidden_states_of_its_words_and_nothing_else(fresh_backend: Make) -> None:

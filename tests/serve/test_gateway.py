@@ -28,11 +28,11 @@ from mezzotint.errors import (
     ReplicaLost,
     ShuttingDown,
 )
-from mezzotint.serve.batch import together
 from mezzotint.serve.dispatch import Replicas
 from mezzotint.serve.gateway import Gateway, open_gateway
 from mezzotint.serve.health import FAILURES_IN_A_ROW
 from mezzotint.serve.replica import EngineReplica
+from mezzotint.serve.several import together
 from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
 
 LIMIT_SECONDS = 60.0

@@ -30,11 +30,11 @@ from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.http import build_http
-from mezzotint.serve.inprocess import InProcessReplicas
 from mezzotint.serve.prepared import PreparedRequest, draw_the_same
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.services import open_services
 from mezzotint.serve.wire import Drawn, Order, Refused, Report, WireEvent
+from tests.api.inprocess import InProcessReplicas
 
 FAULT_PROMPT = "break the device"
 SETTINGS = Settings(deadline_s=60.0)

@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mezzotint.backends.pictures import _after_each, _pieces
 from mezzotint.backends.tuned import RECOMPILE_LIMIT
-from mezzotint.bench import gpu_parts
 from mezzotint.bench.fullsize import FULL_SIZE, Modules, _without_numbers, tflop_of_decode, tflop_of_row
 from mezzotint.bench.gpu import FULL, QUICK, WHOLE_SECONDS, GpuBench, run_parts
+from mezzotint.bench.gpu_compile import _cold_start
 from mezzotint.bench.gpu_parts import PARTS
 from mezzotint.cli.main import run
 from mezzotint.tuning import Tuning
@@ -115,7 +115,7 @@ def test_a_cold_start_that_runs_out_of_time_leaves_no_process(tmp_path: Path) ->
     bench = GpuBench(QUICK, torch.device("cpu"))
     before = set(psutil.Process().children(recursive=True))
     with bench.within(0.0):
-        assert gpu_parts._cold_start(bench, "blocks", str(tmp_path)) is None
+        assert _cold_start(bench, "blocks", str(tmp_path)) is None
     assert set(psutil.Process().children(recursive=True)) <= before
 
 

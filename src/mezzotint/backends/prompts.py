@@ -98,11 +98,6 @@ class PromptEncoder:
         # Two of each window mark its beginning and end.
         return self._max_windows * min(int(each.model_max_length) - 2 for each in self._tokenizers)
 
-    @property
-    def cached_bytes(self) -> int:
-        """Memory that the remembered embeddings take."""
-        return self._bytes
-
     def encode(self, text: str, loras: Sequence[Lora] = (), *, emphasis: bool = False) -> Embedding:
         """What the UNet reads of `text`, on the encoders' device and in their dtype.
 

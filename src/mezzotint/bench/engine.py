@@ -41,7 +41,6 @@ __all__ = [
     "pass_periods",
     "percentile",
     "summary",
-    "trimmed_mean",
 ]
 
 
@@ -207,7 +206,7 @@ class Bench:
         width = 1
         knee = self.engine.cost.knee(self._key())
         while width <= knee:
-            bare = self.reference.unet_pass(width, self.width, self.height, guided=True)
+            bare = self.reference.unet_pass(width, self.width, self.height)
             bare()
             self.recorder.beside = bare
             bare_s, engine_s = [], []

@@ -17,7 +17,7 @@ from functools import cached_property
 
 import torch
 
-from mezzotint.backends.base import BackendInfo
+from mezzotint.backends.base import Backend, BackendInfo
 from mezzotint.backends.channels_last import keep_channels_last
 from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.backends.parts import PipelineParts
@@ -32,6 +32,7 @@ from mezzotint.engine.engine import Engine
 from mezzotint.errors import SettingInvalid
 from mezzotint.models.catalogue import limits_of_size
 from mezzotint.models.loading import versions
+from mezzotint.resolving import resolve
 from mezzotint.tuning import Compile, Tuning
 
 __all__ = ["FULL", "QUICK", "GpuBench", "Preset", "open_bench", "reason_of", "run_parts"]
@@ -139,7 +140,7 @@ class GpuBench:
     rng: random.Random = field(default_factory=lambda: random.Random(0))
     left_out: list[str] = field(default_factory=list)
     _until: float = float("inf")
-    _tflop: dict[tuple[int, int], float] = field(default_factory=dict)
+    _tflop_of_row: dict[int, float] = field(default_factory=dict)
     # TFLOP/s of the quickest square matrix product in the preset's dtype, once `matrix` has measured it.
     rate: float | None = None
 
@@ -290,18 +291,27 @@ class GpuBench:
     def requests(self, mix: Mix, count: int) -> list[GenerationRequest]:
         return [mix.draw(self.rng, number) for number in range(count)]
 
+    @contextmanager
+    def started(self, backend: Backend, requests: Sequence[GenerationRequest]) -> Iterator[list[str]]:
+        """The ids by which `backend` has begun `requests`; it forgets them afterwards."""
+        ids = [f"started-{number}" for number in range(len(requests))]
+        try:
+            for request_id, request in zip(ids, requests, strict=True):
+                backend.start(request_id, resolve(request, backend.info.limits))
+            yield ids
+        finally:
+            for request_id in ids:
+                backend.release(request_id)
+
     def tflop_of_row(self, size: int) -> float:
-        key = (size, 0)
-        if key not in self._tflop:
-            self._tflop[key] = tflop_of_row(self.preset.architecture, size, size)
-        return self._tflop[key]
+        if size not in self._tflop_of_row:
+            self._tflop_of_row[size] = tflop_of_row(self.preset.architecture, size, size)
+        return self._tflop_of_row[size]
 
     def tflop_of_image(self, size: int, steps: int) -> float:
         """TFLOP of one guided picture: two rows a step, and its decoding."""
-        key = (size, 1)
-        if key not in self._tflop:
-            self._tflop[key] = tflop_of_decode(self.preset.architecture, size, size)
-        return 2 * steps * self.tflop_of_row(size) + self._tflop[key]
+        decode = tflop_of_decode(self.preset.architecture, size, size)
+        return 2 * steps * self.tflop_of_row(size) + decode
 
     @property
     def matrix_rate(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,7 +17,6 @@ from mezzotint.bench.gpu import GpuBench
 from mezzotint.core import Control, ServedControlNet
 from mezzotint.engine.rows import CONTROL_SHARE
 from mezzotint.models.weights import quiet
-from mezzotint.resolving import resolve
 
 __all__ = ["controls"]
 
@@ -73,23 +72,12 @@ def _passes(bench: GpuBench, backend: DiffusersBackend, width: int, *, held: boo
         replace(each, controls=(Control(NAME, lines),) if held else ())
         for each in bench.requests(bench.mix(bench.size, steps=(STEPS,)), width)
     ]
-    ids = [f"controls-{number}" for number in range(width)]
-    try:
-        for request_id, request in zip(ids, asked, strict=True):
-            backend.start(request_id, resolve(request, backend.info.limits))
-        return _timed(bench, backend, ids)
-    finally:
-        for request_id in ids:
-            backend.release(request_id)
-
-
-def _timed(bench: GpuBench, backend: DiffusersBackend, ids: Sequence[str]) -> list[float]:
-    count = UNCOUNTED + min(bench.preset.repetitions, STEPS - UNCOUNTED)
     seconds = []
-    for _ in range(count):
-        began = time.perf_counter()
-        for error in backend.step(ids).values():
-            raise error
-        seconds.append(time.perf_counter() - began)
-    bench.synchronise()
+    with bench.started(backend, asked) as ids:
+        for _ in range(UNCOUNTED + min(bench.preset.repetitions, STEPS - UNCOUNTED)):
+            began = time.perf_counter()
+            for error in backend.step(ids).values():
+                raise error
+            seconds.append(time.perf_counter() - began)
+        bench.synchronise()
     return seconds[UNCOUNTED:]

@@ -68,10 +68,10 @@ class Reference:
             generator=[torch.Generator("cpu").manual_seed(request.seed or 0) for request in requests],
         ).images
 
-    def unet_pass(self, images: int, width: int, height: int, *, guided: bool) -> Callable[[], None]:
-        """A bare pass of the UNet for `images` pictures of width × height pixels, and nothing else."""
-        pipeline, rows = self.pipeline, images * (2 if guided else 1)
-        args, kwargs = unet_inputs(pipeline.unet, pipeline.text_encoder_2, rows, width, height)
+    def unet_pass(self, images: int, width: int, height: int) -> Callable[[], None]:
+        """A bare pass of the UNet for `images` guided pictures of width × height pixels, and nothing else."""
+        pipeline = self.pipeline
+        args, kwargs = unet_inputs(pipeline.unet, pipeline.text_encoder_2, 2 * images, width, height)
 
         def run() -> None:
             with torch.inference_mode():

@@ -8,14 +8,7 @@ from typing import Any
 from mezzotint.deploy.deployment import Deployment
 from mezzotint.errors import DeployFailed
 
-__all__ = [
-    "DEPLOYMENTS",
-    "address_of",
-    "load_balancer",
-    "pod_troubles",
-    "wait_for_deployment",
-    "wait_until_ready",
-]
+__all__ = ["address_of", "load_balancer", "pod_troubles", "wait_for_deployment", "wait_until_ready"]
 
 GATEWAYS = "gateways.gateway.networking.k8s.io"
 INGRESSES = "ingresses.networking.k8s.io"

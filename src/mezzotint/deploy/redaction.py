@@ -6,7 +6,7 @@ import base64
 import re
 from urllib.parse import quote
 
-__all__ = ["HIDDEN", "Redaction"]
+__all__ = ["Redaction"]
 
 HIDDEN = "[hidden]"
 # Shorter ones would hide half of any text.

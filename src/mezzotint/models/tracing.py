@@ -23,7 +23,6 @@ from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.errors import ModelInvalid, SettingInvalid
 
 __all__ = [
-    "TARGETS",
     "Shape",
     "check_target",
     "configuration_of",

@@ -16,7 +16,7 @@ from mezzotint.errors import RETRY_AFTER_SECONDS, MezzotintError, ModelLoading, 
 from mezzotint.serve.api.errors import error_response, http_error
 from mezzotint.serve.telemetry.record import is_plain_id
 
-__all__ = ["LOST_HEADER", "PROXY_CALLBACK", "StripHeaders", "TellErrors", "proxy_middleware"]
+__all__ = ["LOST_HEADER", "PROXY_CALLBACK", "TellErrors", "proxy_middleware"]
 
 REQUEST_ID = b"x-request-id"
 PROXY_CALLBACK = "mezzotint.serve.proxy.proxy_middleware"

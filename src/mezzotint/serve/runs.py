@@ -14,10 +14,10 @@ from functools import partial
 
 from mezzotint.core import Queued
 from mezzotint.serve.access.admission import Admission
-from mezzotint.serve.batch import watch_all
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.peers import Peers, answers
 from mezzotint.serve.prepared import PreparedRequest
+from mezzotint.serve.several import watch_all
 from mezzotint.serve.wire import Drawn, RunStatus, Step
 
 __all__ = ["Run", "Runs"]

@@ -3,16 +3,15 @@
 A plain TorchScript module takes any shape that its operations allow; a compiled graph takes the one it was
 compiled for. This runs the former and refuses whatever the latter would: another number of inputs, shape,
 rank, dtype, device, or a tensor that is not contiguous; cores that are not ascending neighbours, or are not
-there. It counts the calls, can take as long as a measured profile says, and can fail as the runtime fails.
+there. It counts the calls, and can fail as the runtime fails.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,13 @@ import torch
 
 from mezzotint.backends.neuron.runtime import Graph, read_graph
 from mezzotint.backends.neuron.shapes import Input
-from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.cores import VISIBLE_CORES, check_cores, read_cores
 from mezzotint.errors import SettingInvalid
 
-__all__ = ["ALLOCATION_FAILURE", "DEVICE_LOST", "TIMEOUT", "Fault", "HungCall", "StandIn"]
+__all__ = ["Fault", "StandIn"]
 
-# The runtime raises RuntimeError alone; what happened is in the words (nrt_status.h).
-ALLOCATION_FAILURE = 'nrt_tensor_allocate status=4 message="Allocation Failure"'
-DEVICE_LOST = 'nrt_execute status=6 message="Hardware Error"'
-TIMEOUT = 'nrt_execute status=5 message="Timeout"'
 # What this process has where nothing says which cores: an Inferentia2 chip.
 CHIP_CORES = 2
-MAX_SECONDS = 3_600.0
 
 Fault = Callable[[str, int], None]
 """Asked before each call with the component and the number of its call, from 1; raises or waits."""
@@ -41,18 +34,16 @@ Fault = Callable[[str, int], None]
 class StandIn:
     """Loads artefacts that were compiled for `cpu`.
 
-    seconds: how long a call takes at least, by component or `component@WIDTHxHEIGHT` in pixels.
     calls: how many there were, by component. refused: what was refused, in words, the latest last.
     """
 
     name = "neuron-stand-in"
     device = "neuron (stand-in on a CPU)"
 
-    def __init__(self, *, seconds: Mapping[str, float] | None = None, fault: Fault | None = None) -> None:
+    def __init__(self, *, fault: Fault | None = None) -> None:
         self.calls: Counter[str] = Counter()
         self.refused: list[str] = []
         self.fault = fault
-        self._seconds = _checked(seconds or {})
         self._lock = threading.Lock()
 
     def load(self, component: str, path: Path, inputs: Sequence[Input], core: int) -> Graph:
@@ -66,31 +57,17 @@ class StandIn:
                 param=VISIBLE_CORES,
             )
         graph = read_graph(path)
-        seconds = self._seconds_of(component, inputs)
 
         def call(*tensors: torch.Tensor) -> Any:
-            began = time.monotonic()
             self._check(component, tensors, inputs)
             with self._lock:
                 self.calls[component] += 1
                 number = self.calls[component]
             if self.fault is not None:
                 self.fault(component, number)
-            outputs = graph(*tensors)
-            left = seconds - (time.monotonic() - began)
-            if left > 0:
-                time.sleep(left)
-            return outputs
+            return graph(*tensors)
 
         return call
-
-    def _seconds_of(self, component: str, inputs: Sequence[Input]) -> float:
-        size = ""
-        if len(inputs[0].shape) == 4:
-            scale = 1 if component == "vae_encoder" else PIXELS_PER_LATENT
-            height, width = (side * scale for side in inputs[0].shape[-2:])
-            size = f"@{width}x{height}"
-        return self._seconds.get(component + size, self._seconds.get(component, 0.0))
 
     def _check(self, component: str, tensors: Sequence[torch.Tensor], inputs: Sequence[Input]) -> None:
         if len(tensors) != len(inputs):
@@ -110,32 +87,5 @@ class StandIn:
         raise RuntimeError(f'nrt_execute status=1002 message="Bad Input": {component}: {why}')
 
 
-class HungCall:
-    """A fault: the `number`-th call of `component` does not come back until `end`, then as a time-out."""
-
-    def __init__(self, component: str, number: int) -> None:
-        self.began = threading.Event()
-        self._component, self._number = component, number
-        self._ended = threading.Event()
-
-    def __call__(self, component: str, number: int) -> None:
-        if (component, number) == (self._component, self._number):
-            self.began.set()
-            self._ended.wait()
-            raise RuntimeError(TIMEOUT)
-
-    def end(self) -> None:
-        self._ended.set()
-
-
 def _shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "a scalar"
-
-
-def _checked(seconds: Mapping[str, float]) -> dict[str, float]:
-    for name, value in seconds.items():
-        if not 0 <= value <= MAX_SECONDS:
-            raise SettingInvalid(
-                f"a stand-in's call takes 0…{MAX_SECONDS:g} seconds, not {value!r} for {name}"
-            )
-    return dict(seconds)

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-__all__ = ["DRAWN", "EVERYWHERE", "OPEN", "PLAIN", "ErrorBody", "answers", "describe", "headers"]
+__all__ = ["DRAWN", "EVERYWHERE", "OPEN", "PLAIN", "answers", "describe", "headers"]
 
 
 class ErrorDetail(BaseModel):

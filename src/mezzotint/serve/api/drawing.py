@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Sequence
 from mezzotint.core import Queued
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.background import in_background
-from mezzotint.serve.batch import together, watch_all
 from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.services import Services
+from mezzotint.serve.several import together, watch_all
 from mezzotint.serve.wire import Drawn, Step
 
 __all__ = ["draw_all", "stream_all"]

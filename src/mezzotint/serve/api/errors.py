@@ -20,8 +20,6 @@ from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, InvalidRequest, MezzotintE
 from mezzotint.serve.telemetry.record import current
 
 __all__ = [
-    "ErrorBoundary",
-    "as_invalid_request",
     "error_body",
     "error_response",
     "http_error",

@@ -21,9 +21,9 @@ from mezzotint.serve.api.drawing import draw_all, stream_all
 from mezzotint.serve.api.openai_schemas import ImageFields
 from mezzotint.serve.api.pictures import link_to
 from mezzotint.serve.api.sse import DONE, EventStream, ServerEvent, opened
-from mezzotint.serve.batch import together
 from mezzotint.serve.prepared import PreparedRequest
 from mezzotint.serve.services import Services
+from mezzotint.serve.several import together
 from mezzotint.serve.wire import Drawn, Step
 
 __all__ = ["Answer", "ImagesAnswer", "Usage"]

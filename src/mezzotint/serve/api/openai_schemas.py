@@ -38,7 +38,6 @@ from mezzotint.serve.api.styles import with_styles
 __all__ = [
     "ALIASES",
     "NOT_SERVED",
-    "QUALITIES",
     "SENT_AS",
     "EditFields",
     "GenerationFields",

@@ -21,11 +21,11 @@ from mezzotint.serve.access.access import Access
 from mezzotint.serve.access.admission import Admission
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.background import in_background
-from mezzotint.serve.batch import together, watch
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.jobs.patience import insist
 from mezzotint.serve.jobs.work import WAITING_SECONDS, Work
 from mezzotint.serve.prepared import PreparedRequest
+from mezzotint.serve.several import together, watch
 from mezzotint.serve.stores.images import ImageStore
 from mezzotint.serve.stores.job import Job
 from mezzotint.serve.stores.jobs import JobStore

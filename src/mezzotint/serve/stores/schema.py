@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 
 from mezzotint.errors import SettingInvalid
 
-__all__ = ["MIGRATION_LOCK", "upgrade"]
+__all__ = ["upgrade"]
 
 # Any number, the same in every version: PostgreSQL's advisory locks have no names.
 MIGRATION_LOCK = 4_173_201

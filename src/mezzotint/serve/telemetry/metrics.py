@@ -19,7 +19,7 @@ from mezzotint.serve.stores.job import FINAL, JobState
 from mezzotint.serve.telemetry.exposition import Families, families_of, join
 from mezzotint.serve.telemetry.record import Record
 
-__all__ = ["SECONDS", "BoundedLabel", "GatewayMetrics", "Gathering", "Others", "surface_of"]
+__all__ = ["SECONDS", "BoundedLabel", "GatewayMetrics", "Gathering", "surface_of"]
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
