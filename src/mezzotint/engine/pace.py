@@ -12,7 +12,7 @@ __all__ = ["DecodePace", "Passes"]
 # Of the seconds of a pass, what a decode may work beside it. All in the pass wait so much longer at most, and
 # for the piece that goes beyond; a decode that takes as long as a pass is spread over five.
 SHARE = 0.2
-# A pass that takes so many seconds longer than expected is not at its kernels: it compiles for a new size, say.
+# A pass that takes so many seconds longer than expected is not at its kernels: it compiles, for one.
 LATE_SECONDS = 1.0
 
 

@@ -31,7 +31,7 @@ from mezzotint.models.weights import (
 
 __all__ = ["check_is_sdxl", "load_parts", "read_preview_vae", "read_tokenizer"]
 
-# What every sampler of the table takes.
+# What every sampler of the table takes; and of the last prediction, most of them.
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
