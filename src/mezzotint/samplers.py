@@ -22,6 +22,7 @@ class Sampler:
     """One row of the table.
 
     `overrides` are laid over the model's own scheduler configuration when the diffusers class is built.
+    `takes_sample`: it also draws from a UNet that predicts the clean latents, diffusers' "sample".
     `evaluations_per_step` is 2 for the second-order samplers, which evaluate the UNet twice in each step
     but the last. `extra_evaluations` counts PNDM's one repeated evaluation of its linear multistep start.
     """
@@ -33,6 +34,7 @@ class Sampler:
     evaluations_per_step: int = 1
     extra_evaluations: int = 0
     max_steps: int = 1000
+    takes_sample: bool = True
     # DPMSolverSDEScheduler draws its Brownian path from a seed of its own, not from a generator.
     seeded_noise: bool = False
 
@@ -58,12 +60,18 @@ def _dpm(*, karras: bool, **values: object) -> Mapping[str, object]:
 
 
 def _dpm_2m(*, karras: bool, sde: bool = False) -> Mapping[str, object]:
-    return _dpm(karras=karras, algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++", solver_order=2)
+    return _dpm(
+        karras=karras,
+        use_lu_lambdas=False,
+        algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++",
+        solver_order=2,
+        solver_type="midpoint",
+    )
 
 
 SAMPLERS: tuple[Sampler, ...] = (
     Sampler("Euler", "EulerDiscreteScheduler"),
-    Sampler("Euler a", "EulerAncestralDiscreteScheduler", ("Euler ancestral",)),
+    Sampler("Euler a", "EulerAncestralDiscreteScheduler", ("Euler ancestral",), takes_sample=False),
     Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", overrides=_dpm_2m(karras=False)),
     Sampler("DPM++ 2M Karras", "DPMSolverMultistepScheduler", overrides=_dpm_2m(karras=True)),
     Sampler("DPM++ 2M SDE", "DPMSolverMultistepScheduler", overrides=_dpm_2m(karras=False, sde=True)),
@@ -73,6 +81,7 @@ SAMPLERS: tuple[Sampler, ...] = (
         "DPMSolverSDEScheduler",
         overrides=_dpm(karras=False),
         evaluations_per_step=2,
+        takes_sample=False,
         seeded_noise=True,
     ),
     Sampler(
@@ -80,6 +89,7 @@ SAMPLERS: tuple[Sampler, ...] = (
         "DPMSolverSDEScheduler",
         overrides=_dpm(karras=True),
         evaluations_per_step=2,
+        takes_sample=False,
         seeded_noise=True,
     ),
     Sampler("DDIM", "DDIMScheduler"),
@@ -94,6 +104,7 @@ SAMPLERS: tuple[Sampler, ...] = (
         ("PLMS",),
         overrides=_overrides(skip_prk_steps=True),
         extra_evaluations=1,
+        takes_sample=False,
     ),
 )
 
@@ -113,14 +124,19 @@ _BY_NAME = _by_name()
 def sampler_configured(config: Mapping[str, object]) -> Sampler:
     """The row that comes next to a model's own scheduler configuration.
 
-    Where there is none of its class, Euler, which draws from any epsilon or v model.
+    Where there is none of its class that draws from what the model predicts, Euler, which does from all.
     """
     is_sde = str(config.get("algorithm_type")).startswith("sde-")
     said = {
         "use_karras_sigmas": bool(config.get("use_karras_sigmas")),
         "algorithm_type": "sde-dpmsolver++" if is_sde else "dpmsolver++",
     }
-    rows = (each for each in SAMPLERS if each.diffusers_class == config.get("_class_name"))
+    predicts_sample = config.get("prediction_type") == "sample"
+    rows = (
+        each
+        for each in SAMPLERS
+        if each.diffusers_class == config.get("_class_name") and (each.takes_sample or not predicts_sample)
+    )
     fitting = (
         row for row in rows if all(row.overrides.get(key, value) == value for key, value in said.items())
     )

@@ -462,6 +462,10 @@ def test_a_corrupt_model_is_refused_in_one_line(
             {"beta_schedule": "scaled_linear", "prediction_type": "flow_prediction"},
             "neither noise, v nor latents",
         ),
+        (
+            {"beta_schedule": "scaled_linear", "timestep_spacing": "even"},
+            r"scheduler_config\.json cannot be loaded: even is not supported",
+        ),
     ],
 )
 def test_a_scheduler_that_no_sampler_is_made_for_is_refused(

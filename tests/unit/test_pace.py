@@ -87,6 +87,22 @@ def test_without_passes_the_device_is_not_waited_for() -> None:
     assert (device.now, pace.rested) == (0.0, 0.0)
 
 
+def test_a_pass_that_takes_far_longer_than_expected_is_not_made_way_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mezzotint.engine.pace.LATE_SECONDS", 0.05)
+    device = Device()
+    # No other comes.
+    device.passes.begin(0.0)
+    decoding = threading.Thread(target=device.decode, args=(device.pace(), 100), daemon=True)
+    decoding.start()
+    decoding.join(LIMIT_SECONDS)
+    assert device.pieces == 100
+    assert device.now == PIECE_SECONDS, "whoever works beside a late one does not wait for its work"
+    device.passes.begin(PASS_SECONDS)
+    assert device.passes.are_under_way
+
+
 def test_what_it_rested_is_told_apart_from_what_it_worked() -> None:
     device = Device()
     device.passes.begin(2 * PIECE_SECONDS)

@@ -37,6 +37,8 @@ ODD = {
     "deis": {"algorithm_type": "deis", "solver_type": "logrho"},
     "third order": {"solver_order": 3},
     "beta": {"use_beta_sigmas": True},
+    "lu": {"use_lu_lambdas": True},
+    "Heun's": {"solver_type": "heun"},
 }
 
 
@@ -67,12 +69,38 @@ def test_a_name_means_the_same_whatever_the_model_is_configured_with(name: str, 
         ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}, "DPM++ 2M Karras"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "DPM++ 2M SDE"),
         ({"_class_name": "DPMSolverSDEScheduler", "use_karras_sigmas": True}, "DPM++ SDE Karras"),
+        ({"_class_name": "PNDMScheduler"}, "PNDM"),
+        ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "Euler"),
         ({"_class_name": "DEISMultistepScheduler", "algorithm_type": "deis"}, "Euler"),
         ({}, "Euler"),
     ],
 )
 def test_a_models_own_sampler_is_the_row_that_draws_so(config: dict[str, Any], name: str) -> None:
     assert sampler_configured(config).name == name
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
+def test_a_sampler_draws_from_what_the_model_predicts_or_is_refused(
+    sampler: Sampler, prediction: str
+) -> None:
+    import torch
+
+    from mezzotint.backends.sampling import SamplingFactory
+
+    factory = SamplingFactory({**CONFIG, "prediction_type": prediction}, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    if prediction == "sample" and not sampler.takes_sample:
+        with pytest.raises(InvalidRequest, match=r"try Euler$") as refusal:
+            factory.make(sampler.name, 3, 1, generator, skipped=0)
+        assert refusal.value.param == "scheduler"
+        return
+    sampling = factory.make(sampler.name, 3, 1, generator, skipped=0)
+    latents = torch.randn(1, 4, 4, 4, generator=generator) * sampling.initial_sigma
+    while not sampling.finished:
+        latents = sampling.advance(sampling.scale(latents) * 0.5, latents)
+    assert torch.isfinite(latents).all()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)

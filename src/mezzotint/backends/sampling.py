@@ -145,9 +145,16 @@ class SamplingFactory:
         """A sampler at the step after the `skipped` ones (0…steps - 1) of `steps`.
 
         Raises:
-            InvalidRequest: on `steps`, when diffusers does not divide the model's timesteps into so many.
+            InvalidRequest: on `steps`, when diffusers does not divide the model's timesteps into so many; on
+                `scheduler`, when the sampler takes another prediction than the model's.
         """
         sampler = find_sampler(name)
+        if self._config.get("prediction_type") == "sample" and not sampler.takes_sample:
+            raise InvalidRequest(
+                f"scheduler: this model predicts clean latents, from which {sampler.name} does not draw; "
+                "try Euler",
+                param="scheduler",
+            )
         scheduler = copy.deepcopy(self._prototype(sampler, steps))
         if sampler.seeded_noise:
             scheduler.noise_sampler_seed = seed

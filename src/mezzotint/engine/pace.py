@@ -12,6 +12,8 @@ __all__ = ["DecodePace", "Passes"]
 # Of the seconds of a pass, what a decode may work beside it. All in the pass wait so much longer at most, and
 # for the piece that goes beyond; a decode that takes as long as a pass is spread over five.
 SHARE = 0.2
+# A pass that takes so many seconds longer than expected is not at its kernels: it compiles, for one.
+LATE_SECONDS = 1.0
 
 
 class Passes:
@@ -41,13 +43,15 @@ class Passes:
 
     def make_way(self, worked: float, decodes: int) -> None:
         """A decode has worked so many seconds more, and goes on when this returns: at once or, when decodes
-        have had their share of the pass, with the next. decodes: how many pictures are to be decoded."""
+        have had their share of the pass, with the next. To a pass that is late none makes way any more.
+        decodes: how many pictures are to be decoded."""
         with self._changed:
             self._worked += worked
             # Each has a share, so they do not pile up.
             if self._worked >= SHARE * decodes * self._seconds:
                 number = self._number
-                self._changed.wait_for(lambda: self._number != number)
+                if not self._changed.wait_for(lambda: self._number != number, self._seconds + LATE_SECONDS):
+                    self._seconds = math.inf
 
 
 class DecodePace:

@@ -28,10 +28,11 @@ from mezzotint.models.weights import (
     read_tensors,
     reading,
 )
+from mezzotint.samplers import sampler_configured
 
 __all__ = ["check_is_sdxl", "load_parts", "read_preview_vae", "read_tokenizer"]
 
-# What every sampler of the table takes.
+# What every sampler of the table takes; and of the last prediction, most of them.
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Of a UNet's first convolution, in a single file.
@@ -56,6 +57,7 @@ def load_parts(
             overrides = entry.scheduler_overrides if entry else {}
             parts = _read_folder(path, dtype, overrides)
     check_is_sdxl(parts)
+    _check_scheduler(parts.scheduler_config)
     _check_is_complete(parts)
     for module in (parts.unet, parts.vae, *parts.text_encoders):
         module.eval().requires_grad_(False).to(device)
@@ -220,6 +222,14 @@ def check_is_sdxl(parts: PipelineParts) -> None:
     for holds, problem in requirements:
         if not holds:
             raise ModelInvalid(f"this is not a Stable Diffusion XL model: {problem}")
+
+
+def _check_scheduler(config: Mapping[str, Any]) -> None:
+    # Of what a configuration may hold diffusers tells much no earlier.
+    sampler = sampler_configured(config)
+    with quiet(), reading("scheduler/scheduler_config.json"):
+        kind = getattr(diffusers, sampler.diffusers_class)
+        kind.from_config(config, **sampler.overrides).set_timesteps(1)
 
 
 def _check_is_complete(parts: PipelineParts) -> None:
