@@ -105,7 +105,7 @@ def _fill(
 
 def _plain(value: Any) -> Any:
     """Of a file, where it is."""
-    return value["path"] if isinstance(value, Mapping) else value
+    return value.get("path") if isinstance(value, Mapping) else value
 
 
 def _wire_pictures(parts: Parts, answers: Answers) -> None:
