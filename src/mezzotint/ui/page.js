@@ -3,6 +3,7 @@ const mezzotint = (() => {
   const FORM = 'mezzotint-form';
   const MOST_MS = 30_000;
   let answer = () => {};
+  const asks = [];
 
   // The form, for a reload: Gradio makes one by itself when the connection was lost. By tab, and gone with it:
   // a new visit begins with the service's own values.
@@ -125,11 +126,13 @@ const mezzotint = (() => {
     },
     // Not the server's to answer: see the editor's canvas in its Python. What is undefined stays as it is.
     turned: turn => [turn?.tab && {__type__: 'update', selected: turn.tab}, turn?.canvas].map(each => each ?? undefined),
-    // An answer to what was `about`; fields: what each held then and is to hold. now: what is there by now, in that order.
-    filled: ([about, fields], now) => {
-      const is = (one, other) => JSON.stringify(one?.path ?? one) === JSON.stringify(other?.path ?? other);
-      const isAbout = about.every((value, i) => is(value, now[i]));
-      return fields.map((field, i) => isAbout && field && is(field[0], now[about.length + i]) ? field[1] : undefined);
+    // An answer that fills widgets: it leaves what is not as it was when it was asked for, and fills none where one of
+    // the first `about` is not. given, now: what they hold, those to be filled last.
+    asked: given => asks.push(given.map(each => JSON.stringify(each))) - 1,
+    filled: ([ask, fields], now, about) => {
+      const stays = now.map((each, i) => JSON.stringify(each) === asks[ask][i]);
+      const first = now.length - fields.length;
+      return fields.map((field, i) => field && stays[first + i] && stays.slice(0, about).every(Boolean) ? field[0] : undefined);
     },
     // Before that the form holds nothing of anybody's.
     keep: (name, value) => { if (isRestored) keep({[name]: value}); },

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -88,24 +88,24 @@ def _fill(
 ) -> None:
     """Ask with `about` and what `filled` holds, and fill that with the answer, which may come late.
 
+    What is among both comes last of the one and first of the other.
+
     What is no longer as it was sent stays: somebody has chosen it meanwhile. So does all of it where `about`
     has changed, of which another answer is on its way.
     """
-    asked, late = list(dict.fromkeys([*about, *filled])), gr.JSON(visible=False)
+    asked = [*(each for each in about if each not in filled), *filled]
+    late = gr.JSON(visible=False)
 
-    def answered(*values: Any) -> dict[Any, Any]:
-        sent, new = dict(zip(asked, values, strict=True)), answer(*values)
-        fields = [[sent[each], new.pop(each)] if each in new else None for each in filled]
-        return {late: [[_plain(sent[each]) for each in about], fields], **new}
+    def answered(number: object, *values: Any) -> dict[Any, Any]:
+        new = answer(*values)
+        fields = [[new.pop(each)] if each in new else None for each in filled]
+        # The browser keeps what it has asked with, by number.
+        return {late: [int(str(number)), fields], **new}
 
-    taken = gr.on(events, answered, asked, [late, *told], **AS_SENT)
-    js = "(late, ...now) => mezzotint.filled(late, now)"
-    taken.success(None, [late, *about, *filled], list(filled), js=js, **QUIET)
-
-
-def _plain(value: Any) -> Any:
-    """Of a file, where it is."""
-    return value.get("path") if isinstance(value, Mapping) else value
+    ask = "(_, ...asked) => [mezzotint.asked(asked), ...asked]"
+    taken = gr.on(events, answered, [late, *asked], [late, *told], js=ask, **AS_SENT)
+    fill = f"(late, ...now) => mezzotint.filled(late, now, {len(about)})"
+    taken.success(None, [late, *asked], list(filled), js=fill, **QUIET)
 
 
 def _wire_pictures(parts: Parts, answers: Answers) -> None:
