@@ -202,7 +202,7 @@ async def test_a_key_revoked_while_it_was_idle_does_not_come_back_when_the_datab
     await gateways.keys.revoke(key.caller.id)
     revoked_at = time.monotonic()
     # Nobody uses either key; the gateway looks at them by itself.
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while gateways.other._keys._known[key.caller.id].asked_at < revoked_at:
             await asyncio.sleep(0.02)
 
@@ -261,7 +261,7 @@ async def test_beyond_a_number_of_unknown_keys_more_are_told_to_come_back_at_onc
     wrong = [f"Bearer mk-{number:08}-{'A' * 43}" for number in range(200)]
     strangers = [asyncio.create_task(gateways.one.authenticate(each)) for each in wrong]
     await asyncio.wait(strangers, timeout=1.0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while sum(each.done() for each in strangers) < 200 - cache.MAX_UNKNOWN:
             await asyncio.sleep(0.02)
     done = [each for each in strangers if each.done()]
@@ -647,7 +647,7 @@ async def test_usage_that_is_written_though_nobody_waits_for_it_is_counted_once(
     monkeypatch.undo()
     go_on.set()
     store = gateways.keys._database
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while store._tasks:
             await asyncio.sleep(0.01)
     store._writes.reason = ""

@@ -777,8 +777,11 @@ async def test_a_job_outlasts_a_database_that_is_locked_for_a_while(
             raise
 
     monkeypatch.setattr(store, "set_image", noted)
-    with closing(sqlite3.connect(tmp_path / "mezzotint.db", isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
+    file = tmp_path / "mezzotint.db"
+    connecting = sqlite3.connect(file, WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    with closing(connecting) as other:
+        # In a thread: whoever holds the database now goes on in this loop, and only then lets it go.
+        await asyncio.to_thread(other.execute, "BEGIN EXCLUSIVE")
         with monkeypatch.context() as patch:
             patch.setattr(database, "ANSWER_SECONDS", 0.5)
             response = await server.client.delete(f"{JOBS}/{job['id']}")

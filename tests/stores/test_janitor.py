@@ -53,7 +53,7 @@ async def test_every_store_is_swept_while_the_service_runs(
             async with (
                 janitor.keep_clean(database, jobs, images, 1_000.0),
                 janitor.keep_clean(database, jobs, images, 1_000.0),
-                asyncio.timeout(20),
+                asyncio.timeout(60),
             ):
                 while await database.read(count) != (2, 1):
                     await asyncio.sleep(0.01)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from playwright.sync_api import Error, Locator, Page, expect
+from playwright.sync_api import Error, Locator, Page, Route, expect
 
 __all__ = [
+    "ASKING",
     "FRAMES",
+    "answered_late",
     "begin",
     "card",
     "change_picture",
@@ -24,6 +27,8 @@ __all__ = [
 ]
 
 FRAMES = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))"
+# What the page asks its server when something is pressed, typed or given.
+ASKING = re.compile("/gradio_api/(run|queue/join)")
 PERCENT = "card => card.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow') ?? '100'"
 
 
@@ -83,6 +88,24 @@ def open_settings(page: Page) -> None:
         page.get_by_role("button", name=re.compile("^Settings")).click()
     expect(page.get_by_label("Seed", exact=True)).to_be_visible()
     # A frame after Gradio has unfolded it, it sets the widgets to what they were last told while folded away.
+    page.evaluate(FRAMES)
+
+
+@contextmanager
+def answered_late(page: Page, act: Callable[[], None]) -> Iterator[None]:
+    """After `act`, which asks the page's server: what is asked is answered at the end of the block."""
+    held, is_over = list[Route](), False
+    page.route(ASKING, lambda route: route.continue_() if is_over else held.append(route))
+    with page.expect_request(ASKING):
+        act()
+    yield
+    is_over = True
+    for route in held:
+        route.continue_()
+    for route in held:
+        response = route.request.response()
+        assert response is not None
+        response.finished()
     page.evaluate(FRAMES)
 
 

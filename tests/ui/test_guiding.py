@@ -14,7 +14,16 @@ from playwright.sync_api import Locator, Page, expect
 from mezzotint.backends.fake import FakeBackend
 from tests.api.live import live
 from tests.controlnets import lines, photo
-from tests.ui.acts import FRAMES, card, change_picture, draw, number, open_picture, open_settings
+from tests.ui.acts import (
+    FRAMES,
+    answered_late,
+    card,
+    change_picture,
+    draw,
+    number,
+    open_picture,
+    open_settings,
+)
 from tests.ui.conftest import Visit
 from tests.ui.serving import page_server
 
@@ -135,6 +144,31 @@ def test_a_picture_is_changed_along_another(page: Page, wide: Path) -> None:
     [told] = controls(page, "a changed godwit")
     assert (told["name"], told["preprocessor"]) == ("depth", "none")
     expect(page.locator("#opened").get_by_text("How far from it", exact=True)).to_be_visible()
+
+
+def test_a_controlnet_that_is_chosen_before_the_answer_to_the_picture_stays(page: Page, wide: Path) -> None:
+    open_guiding(page)
+    with answered_late(page, lambda: page.locator("#followed input[type=file]").set_input_files(wide)):
+        net(page, "depth").check()
+    draw(page, "a hasty godwit")
+    [told] = controls(page, "a hasty godwit")
+    assert (told["name"], told["preprocessor"]) == ("depth", "none")
+
+
+def test_nor_is_one_turned_on_for_a_picture_that_was_taken_away_before_the_answer(
+    page: Page, wide: Path
+) -> None:
+    open_guiding(page)
+    with answered_late(page, lambda: page.locator("#followed input[type=file]").set_input_files(wide)):
+        page.get_by_role("button", name="Remove Image").click()
+    expect(net(page, "Off")).to_be_checked()
+
+
+def test_of_two_controlnets_the_one_chosen_last_says_what_is_read(page: Page) -> None:
+    open_guiding(page)
+    with answered_late(page, lambda: net(page, "depth").check()):
+        net(page, "canny").check()
+    expect(page.get_by_role("radio", name="Its edges")).to_be_checked()
 
 
 @pytest.mark.parametrize("name", ["broken.png", "notes.txt"])

@@ -34,6 +34,7 @@ from mezzotint.ui.receipts import Recipe, read_recipe
 from mezzotint.ui.sentences import Notice, notice_of
 from mezzotint.ui.service import ServiceError
 from mezzotint.ui.stages import OFF, larger, read_choice
+from mezzotint.ui.views import View
 from mezzotint.ui.widgets import filled_in
 
 __all__ = ["Answers"]
@@ -87,14 +88,15 @@ class Answers:
         """A LoRA of few steps brings its settings with it, and takes them away again."""
         offer, settings = self._controller.monitor.offer, self._parts.settings
         if offer is None:
-            return gr.skip()  # type: ignore[no-any-return]
+            return {}
         usual = [offer.defaults_with(names) for names in ((), *((lora.name,) for lora in offer.loras))]
         theirs, now = offer.defaults_with(chosen or ()), (steps, guidance, scheduler)
         widgets = (settings.steps, settings.guidance, settings.scheduler)
         # What somebody has set themselves stays.
         return {
-            widget: new if own in known else own
+            widget: new
             for widget, own, new, known in zip(widgets, now, theirs, zip(*usual, strict=True), strict=True)
+            if own in known
         }
 
     def follow(self, picture: object, guide: str | None, reading: str | None, size: str | None) -> Updates:
@@ -120,10 +122,7 @@ class Answers:
 
     def choose_guide(self, name: str | None, reading: str | None) -> Updates:
         """Edges are for a ControlNet that was made for them."""
-        fitting = reading_for(name or "", reading or EDGES)
-        # What stays is not answered: something else may have been chosen by now.
-        reads = self._parts.guiding.guide_reads
-        return {reads: gr.skip() if fitting == reading else fitting}
+        return {self._parts.guiding.guide_reads: reading_for(name or "", reading or EDGES)}
 
     async def act(
         self, request: gr.Request, event: gr.EventData, which: dict[str, Any] | None, kept: object
@@ -133,7 +132,7 @@ class Answers:
         id = str(getattr(event, "id", ""))
         match getattr(event, "do", ""):
             case "open":
-                return await self._open(browser, id, int(getattr(event, "n", 0)))
+                return await self._open(browser, view, id, int(getattr(event, "n", 0)))
             case "gone":
                 with suppress(ServiceError):
                     await self._controller.receipt(browser, id, int(getattr(event, "n", 0)))
@@ -155,12 +154,11 @@ class Answers:
         return self._stay(None) if recipe is None else self._fill(recipe, guiding)
 
     async def vary(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
-        browser, view = self._controller.visit(kept, request.session_hash)
+        browser, _ = self._controller.visit(kept, request.session_hash)
         if not which:
             return self._notice(None)
-        view.search("")
-        notice = await self._controller.vary(browser, which["id"], which["n"], which["receipt"])
-        return {**self._notice(notice), self._parts.search: ""}
+        receipt = which["receipt"]
+        return self._notice(await self._controller.vary(browser, which["id"], which["n"], receipt))
 
     async def change(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
         """The opened picture goes to the editor."""
@@ -200,7 +198,7 @@ class Answers:
         self, kept: object, request: gr.Request, settings: list[Any], shape: str, **asked: Any
     ) -> Updates:
         """shape: of the picture that comes, empty where nobody knows it yet."""
-        browser, view = self._controller.visit(kept, request.session_hash)
+        browser, _ = self._controller.visit(kept, request.session_hash)
         # A field that was never touched is None.
         negative, emphasis, style, steps, guidance, scheduler, seed, model, loras, lora_scale, *rest = (
             settings
@@ -226,15 +224,17 @@ class Answers:
             model=model or "",
             loras=[Lora(name, lora_scale) for name in loras or ()],
         )
-        # What was just asked for is seen, whatever was searched for before.
-        view.search("")
-        return {**self._notice(await self._controller.draw(browser, job_request)), self._parts.search: ""}
+        return self._notice(await self._controller.draw(browser, job_request))
 
-    async def _open(self, browser: Browser, id: str, n: int) -> Updates:
+    async def _open(self, browser: Browser, view: View, id: str, n: int) -> Updates:
+        view.opening = pressed = (id, n)
         try:
             receipt = await self._controller.receipt(browser, id, n)
         except ServiceError as error:
             return self._notice(notice_of(error))
+        # The one pressed last is seen, whichever the service tells of first.
+        if view.opening != pressed:
+            return {self._parts.stored: browser.kept()}
         return {**self._notice(None), **self._parts.opened.showing(id, n, receipt)}
 
     def _fill(self, recipe: Recipe, guiding: str | None) -> Updates:

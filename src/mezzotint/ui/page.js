@@ -3,6 +3,7 @@ const mezzotint = (() => {
   const FORM = 'mezzotint-form';
   const MOST_MS = 30_000;
   let answer = () => {};
+  const asks = [];
 
   // The form, for a reload: Gradio makes one by itself when the connection was lost. By tab, and gone with it:
   // a new visit begins with the service's own values.
@@ -125,18 +126,38 @@ const mezzotint = (() => {
     },
     // Not the server's to answer: see the editor's canvas in its Python. What is undefined stays as it is.
     turned: turn => [turn?.tab && {__type__: 'update', selected: turn.tab}, turn?.canvas].map(each => each ?? undefined),
+    // An answer that fills widgets: it leaves what is not as it was when it was asked for, and fills none where one of
+    // the first `about` is not. given, now: what they hold, those to be filled last.
+    asked: given => asks.push(given.map(each => JSON.stringify(each))) - 1,
+    filled: ([ask, fields], now, about) => {
+      const stays = now.map((each, i) => JSON.stringify(each) === asks[ask][i]);
+      const first = now.length - fields.length;
+      return fields.map((field, i) => field && stays[first + i] && stays.slice(0, about).every(Boolean) ? field[0] : undefined);
+    },
     // Before that the form holds nothing of anybody's.
     keep: (name, value) => { if (isRestored) keep({[name]: value}); },
     // The list of drawings: what its buttons say goes to the page's Python.
     listen: (element, trigger) => {
       answer = trigger;
-      element.addEventListener('click', event => {
-        const pressed = event.target.closest('[data-do]');
-        if (!pressed) return;
-        const {do: act, id, n} = pressed.dataset;
-        if (act === 'open') opener = `[data-do=open][data-id="${id}"][data-n="${n}"]`;
-        if (act === 'remove') leaveRemoved(pressed.closest('li'));
-        answer({...pressed.dataset});
+      const press = (what, card) => {
+        if (!what.do) return;
+        if (what.do === 'open') opener = `[data-do=open][data-id="${what.id}"][data-n="${what.n}"]`;
+        if (what.do === 'remove') leaveRemoved(card);
+        answer(what);
+      };
+      // News draws cards over in their places: what is let go may be another's button than what was pressed, or none.
+      let down;
+      document.addEventListener('pointerdown', ({target, button, clientX, clientY}) => {
+        const pressed = button ? null : target.closest?.('#drawings [data-do]');
+        down = {x: clientX, y: clientY, what: {...pressed?.dataset}, card: pressed?.closest('li')};
+      }, true);
+      document.addEventListener('pointerup', ({clientX, clientY}) => {
+        if (down && Math.hypot(clientX - down.x, clientY - down.y) < 10) press(down.what, down.card);
+      }, true);
+      // By keyboard, or by a program that presses for somebody.
+      element.addEventListener('click', ({target, detail}) => {
+        const pressed = target.closest('[data-do]');
+        if (!detail || !down) press({...pressed?.dataset}, pressed?.closest('li'));
       });
       const changed = () => { showNews(); leaveOpened(); tellFolds(); };
       new MutationObserver(changed).observe(document.body, {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -26,6 +27,8 @@ QUIET: dict[str, Any] = {
     "concurrency_limit": None,
     "trigger_mode": "multiple",
 }
+# Whether a shape or a choice is one is the service's to say, not what this page was told before.
+AS_SENT: dict[str, Any] = {**QUIET, "preprocess": False}
 MAX_OPEN_PAGES = 2_000
 # Gradio keeps what it told each page, reloaded ones too, and throws none away before there are ten thousand:
 # some 0.3 MB of each, and more of one with many drawings. Those that heard nothing for longest go first.
@@ -53,29 +56,56 @@ def build_page(controller: Controller) -> gr.Blocks:
 def _wire_wishes(parts: Parts, answers: Answers) -> None:
     form, settings, guiding, editor = parts.form, parts.settings, parts.guiding, parts.editor
     rest = [*settings.inputs, *guiding.inputs, parts.stored]
+    # What was just asked for is seen, whatever was searched for; what is searched for from then on stays.
+    wished = [form.draw.click, form.prompt.submit, editor.draw.click, editor.prompt.submit]
+    gr.on([*wished, parts.opened.vary.click], None, None, [parts.search], js="() => ''", **QUIET)
     asked = [form.prompt, form.size, settings.hires, form.n, *rest]
-    begun = [parts.notice, parts.search]
-    # As they come: whether a shape is one is the service's to say, not what this page was told before.
-    as_sent = {**QUIET, "preprocess": False}
-    gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, begun, **as_sent)
+    gr.on([form.draw.click, form.prompt.submit], answers.draw, asked, [parts.notice], **AS_SENT)
     margins = [editor.left, editor.top, editor.right, editor.bottom]
     asked = [editor.canvas, editor.mode, *margins, editor.strength, editor.prompt, form.n, *rest]
     pressed = [editor.draw.click, editor.prompt.submit]
     taken = gr.on(pressed, None, asked, [editor.asked], js="(...asked) => [asked]", **QUIET)
-    taken.success(answers.edit, [editor.asked], begun, **QUIET)
-    settings.new_seed.click(lambda: "", None, [settings.seed], **QUIET)
+    taken.success(answers.edit, [editor.asked], [parts.notice], **QUIET)
+    settings.new_seed.click(None, None, [settings.seed], js="() => ''", **QUIET)
     drawn = [settings.steps, settings.guidance, settings.scheduler]
     # Gradio tells of one that is taken off with Backspace (6.x) only when the field is left.
     chosen = [settings.loras.input, settings.loras.blur]
-    gr.on(chosen, answers.choose_loras, [settings.loras, *drawn], drawn, **QUIET)
+    _fill(chosen, answers.choose_loras, [settings.loras], drawn)
     following = [guiding.guide, guiding.guide_reads, form.size]
     given = [guiding.picture.upload, guiding.picture.clear]
-    told = [parts.notice, *following]
-    gr.on(given, answers.follow, [guiding.picture, *following], told, **as_sent)
-    chosen = [guiding.guide, guiding.guide_reads]
-    guiding.guide.input(answers.choose_guide, chosen, [guiding.guide_reads], **as_sent)
+    _fill(given, answers.follow, [guiding.picture, guiding.guide], following, [parts.notice])
+    _fill([guiding.guide.input], answers.choose_guide, [guiding.guide], [guiding.guide_reads])
     seeded = [settings.seed, parts.notice]
     settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
+
+
+def _fill(
+    events: Sequence[Any],
+    answer: Callable[..., dict[Any, Any]],
+    about: Sequence[Any],
+    filled: Sequence[Any],
+    told: Sequence[Any] = (),
+) -> None:
+    """Ask with `about` and what `filled` holds, and fill that with the answer, which may come late.
+
+    What is among both comes last of the one and first of the other.
+
+    What is no longer as it was sent stays: somebody has chosen it meanwhile. So does all of it where `about`
+    has changed, of which another answer is on its way.
+    """
+    asked = [*(each for each in about if each not in filled), *filled]
+    late = gr.JSON(visible=False)
+
+    def answered(number: object, *values: Any) -> dict[Any, Any]:
+        new = answer(*values)
+        fields = [[new.pop(each)] if each in new else None for each in filled]
+        # The browser keeps what it has asked with, by number.
+        return {late: [int(str(number)), fields], **new}
+
+    ask = "(_, ...asked) => [mezzotint.asked(asked), ...asked]"
+    taken = gr.on(events, answered, [late, *asked], [late, *told], js=ask, **AS_SENT)
+    fill = f"(late, ...now) => mezzotint.filled(late, now, {len(about)})"
+    taken.success(None, [late, *asked], list(filled), js=fill, **QUIET)
 
 
 def _wire_pictures(parts: Parts, answers: Answers) -> None:
@@ -89,15 +119,16 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
         answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET
     )
     used = opened.use.click(answers.use, [opened.which, guiding.picture], filling, **QUIET)
-    begun = [parts.notice, parts.search]
-    opened.vary.click(answers.vary, [opened.which, parts.stored], begun, **QUIET)
+    opened.vary.click(answers.vary, [opened.which, parts.stored], [parts.notice], **QUIET)
     changing = [parts.notice, parts.turn, editor.prompt, settings.emphasis]
     changed = opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)
     # In one piece: an editor that is still being set up takes no picture.
     turning = [parts.tabs, editor.canvas]
     for answered in (read, used, changed):
         answered.success(None, [parts.turn], turning, js="turn => mezzotint.turned(turn)", **QUIET)
-    opened.close.click(opened.closed, None, opened.outputs, **QUIET)
+    # In the browser alone: not late, when another is open.
+    shut = "() => [{__type__: 'update', visible: false}, '', '']"
+    opened.close.click(None, None, [opened.group, opened.picture, opened.receipt], js=shut, **QUIET)
 
 
 def _wire_news(blocks: gr.Blocks, parts: Parts, watching: Watching) -> None:

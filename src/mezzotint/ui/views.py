@@ -21,11 +21,12 @@ DAY_MINUTES = 24 * 60
 
 @dataclass
 class View:
-    """offer: what its form was last filled with."""
+    """offer: what its form was last filled with. opening: job and number of the picture pressed last."""
 
     query: str = ""
     browser_id: str = ""
     offer: Offer | None = None
+    opening: tuple[str, int] | None = None
     shown: int = PAGE
     zone: tzinfo = UTC
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -218,13 +219,11 @@ class Editor:
             label="Prompt of the changed picture", lines=1, max_lines=6, **_typed("edit-prompt")
         )
         draw = gr.Button("Draw from it", variant="primary")
-        mode.change(
-            lambda chosen: (gr.update(visible=chosen == BEYOND), STRENGTHS.get(chosen, 0.6)),
-            [mode],
-            [margins, strength],
-            api_visibility="private",
-            show_progress="hidden",
+        # In the browser alone: an answer would come late, over a strength that was chosen since.
+        fitting = (
+            f"mode => [{{__type__: 'update', visible: mode === '{BEYOND}'}}, {json.dumps(STRENGTHS)}[mode]]"
         )
+        mode.change(None, [mode], [margins, strength], js=fitting, api_visibility="private")
         return cls(canvas, asked, mode, left, top, right, bottom, strength, prompt, draw)
 
 
