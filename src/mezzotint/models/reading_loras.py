@@ -58,7 +58,7 @@ def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:
 
 
 def _by_parameter(file: Path, names: Iterable[str]) -> dict[tuple[str, str], dict[str, str]]:
-    """The names in a file by what they are for: the module, as the file calls it, and parameter; then part."""
+    """The names in a file by what they are for, the module by the name that it has there; then by part."""
     found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name in names:
         split = split_name(name)
