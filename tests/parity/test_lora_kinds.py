@@ -190,7 +190,7 @@ def parameter(modules: dict[str, Any], path: str) -> Tensor:
 
 
 def made(kind: str, modules: dict[str, Any], dtype: torch.dtype = torch.float32) -> tuple[Tensors, Tensors]:
-    """The tensors of a file, and what it adds to each parameter at scale 1; biases and a norm are in it too."""
+    """The tensors of a file, and what it adds to each parameter at scale 1: biases and a norm too."""
     random = Random(dtype)
     tensors: Tensors = {}
     deltas: Tensors = {}

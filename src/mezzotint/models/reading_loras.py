@@ -91,7 +91,7 @@ def _change_of(held: dict[str, Tensor], scaling: Scaling) -> Change:
     if magnitude is not None:
         return Decomposed(change, magnitude.reshape(-1, 1, 1))
     if dora_scale is not None:
-        # Before its version 3, LyCORIS had one for each of the inputs.
+        # Older LyCORIS has one for each of the inputs.
         of_inputs = dora_scale.ndim > 1 and len(dora_scale) == 1
         return Decomposed(change, dora_scale.reshape((1, -1, 1) if of_inputs else (-1, 1, 1)))
     return change
