@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from mezzotint import Engine
 from mezzotint.backends.diffusers import DiffusersBackend
-from mezzotint.backends.loras import LowRank
+from mezzotint.backends.loras import AdaptedModule, Change
 from mezzotint.core import GenerationRequest, Lora
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.loading import load_backend
@@ -27,6 +26,7 @@ from tests.parity.conftest import Studio, open_studio
 from tests.parity.test_batching import assert_same
 
 SIZE = {"width": 64, "height": 64}
+KOHYA_ATTENTION = f"lora_unet_{ATTENTION.replace('.', '_')}"
 Make = Callable[..., DiffusersBackend]
 
 
@@ -88,11 +88,9 @@ def test_the_engine_draws_those_with_and_without_together(tiny_sdxl: Path, files
     assert [lora.name for lora in alone[4].receipt.loras] == ["ink"]
 
 
-def product(change: LowRank) -> torch.Tensor:
+def product(change: Change) -> torch.Tensor:
     """scaling · B·A"""
-    weight = torch.zeros(len(change.up), *change.down.shape[1:])
-    change.add_to(weight, 1.0)
-    return weight
+    return change.delta(torch.empty(0))
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
@@ -136,33 +134,40 @@ def test_alpha_over_rank_scales_it(tiny_sdxl: Path, tmp_path: Path, halved: dict
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"unet.conv_in.lora_magnitude_vector": torch.ones(4)}, "no LoRA of pairs"),
-        ({f"unet.{ATTENTION}.lora_magnitude_vector": torch.ones(64)}, "no LoRA of pairs"),
-        ({"unet.conv_in.hada_w1_a": torch.ones(4, 4)}, "no LoRA of pairs"),
-        ({"unet.conv_in.lora_A.weight": torch.ones(4, 4)}, "no LoRA of pairs"),
-        ({"somewhere.lora_A.weight": torch.ones(1)}, "holds somewhere"),
+        ({"unet.conv_in.lora_magnitude_vector": torch.ones(4)}, "no LoRA"),
+        ({"unet.conv_in.hada_w1_a": torch.ones(4, 4)}, "no LoRA"),
+        ({"unet.conv_in.lora_A.weight": torch.ones(4, 4)}, "no LoRA"),
+        ({"unet.conv_in.lora_B.weight": torch.ones(4, 4)}, "no LoRA"),
+        ({"unet.conv_in.alpha": torch.ones(())}, "no LoRA"),
+        ({f"unet.{ATTENTION}.lora_B.bias": torch.ones(64)}, "no LoRA"),
+        ({f"unet.{ATTENTION}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "another shape"),
+        ({f"unet.{ATTENTION}.hada_t1": torch.ones(2, 2)}, "no LoRA"),
+        ({f"unet.{ATTENTION}.lokr_t1": torch.ones(2, 2)}, "no LoRA"),
+        ({f"unet.{ATTENTION}.wd_for_diff": torch.ones(())}, "no LoRA"),
+        ({f"unet.{ATTENTION}.oft_blocks": torch.ones(2, 2, 2)}, "no LoRA"),
+        ({f"unet.{ATTENTION}.lora_down.weight": torch.ones(2, 64)}, "by two names"),
+        ({f"{KOHYA_ATTENTION}.diff": torch.ones(64, 64)}, "by two names"),
+        ({"somewhere.lora_A.weight": torch.ones(1)}, "has nothing for"),
+        ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": torch.ones(1)}, "has nothing for"),
     ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_is_no_lora_is_refused_by_name(
+def test_what_is_not_understood_is_refused_by_name(
     tiny_sdxl: Path, tmp_path: Path, more: dict[str, torch.Tensor], told: str
 ) -> None:
     path = write_lora(tmp_path / "odd.safetensors", "unet", **more)
-    with pytest.raises(ModelInvalid, match=told):
-        load_backend(str(tiny_sdxl), device="cpu", threads=1, loras=[str(path)])
+    parts = load_parts(tiny_sdxl, dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(ModelInvalid) as refused:
+        AdaptedModule(parts.unet, {"odd": read_lora(path, parts).unet})
+    assert told in str(refused.value)
+    assert told in ("another shape", "by two names") or next(iter(more)) in str(refused.value)
 
 
-def test_kohyas_dora_is_refused_for_diffusers_would_draw_half_of_it(tiny_sdxl: Path, tmp_path: Path) -> None:
-    name = f"lora_unet_{ATTENTION.replace('.', '_')}.dora_scale"
-    path = write_lora(tmp_path / "odd.safetensors", "unet", layout="kohya", **{name: torch.ones(64, 1)})
-    with pytest.raises(ModelInvalid, match="is a DoRA"):
-        load_backend(str(tiny_sdxl), device="cpu", threads=1, loras=[str(path)])
-
-
-@pytest.mark.parametrize("odd", ["hada_w1_a", "lokr_w1", "lora_mid.weight"])
-def test_lycoris_other_kinds_are_refused_by_what_they_hold(tiny_sdxl: Path, tmp_path: Path, odd: str) -> None:
-    name = f"lora_unet_{ATTENTION.replace('.', '_')}.{odd}"
-    path = write_lora(tmp_path / "odd.safetensors", "unet", layout="kohya", **{name: torch.ones(2, 2)})
-    with pytest.raises(ModelInvalid, match=re.escape(odd)):
+def test_a_service_does_not_start_with_a_file_that_it_cannot_read(tiny_sdxl: Path, tmp_path: Path) -> None:
+    path = write_lora(tmp_path / "odd.safetensors", "unet", **{f"unet.{ATTENTION}.oft_blocks": torch.ones(2)})
+    with pytest.raises(
+        ModelInvalid, match=r"odd\.safetensors is no LoRA, LoHa, LoKr, DoRA or full difference"
+    ):
         load_backend(str(tiny_sdxl), device="cpu", threads=1, loras=[str(path)])
 
 

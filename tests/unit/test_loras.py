@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
-from mezzotint.backends.loras import AdaptedModule, LowRank
+from mezzotint.backends.loras import AdaptedModule, Change, Decomposed, Full, Hadamard, Kronecker, LowRank
 from mezzotint.core import GenerationRequest, Lora, Receipt, ServedLora, UsedLora
 from mezzotint.engine.rows import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
@@ -165,7 +165,9 @@ class TestWeights:
     def test_it_is_the_products_scaled_and_summed_and_comes_off_without_a_trace(self) -> None:
         module = Two()
         before = {name: weight.clone() for name, weight in module.state_dict().items()}
-        adapted = AdaptedModule(module, {"a": {"line": LINE, "fold": FOLD}, "b": {"line": LINE}})
+        adapted = AdaptedModule(
+            module, {"a": {"line.weight": LINE, "fold.weight": FOLD}, "b": {"line.weight": LINE}}
+        )
         adapted.activate((Lora("a", 0.5), Lora("b", -2.0)))
         line = before["line.weight"].float() + (0.5 - 2.0) * 0.5 * LINE.up @ LINE.down
         torch.testing.assert_close(module.line.weight.float(), line, atol=2e-3, rtol=1e-3)
@@ -182,12 +184,12 @@ class TestWeights:
     ) -> None:
         module = Two()
         before = module.line.weight.clone()
-        adapted = AdaptedModule(module, {"a": {"line": LINE, "fold": FOLD}})
+        adapted = AdaptedModule(module, {"a": {"line.weight": LINE, "fold.weight": FOLD}})
 
-        def fail(self: LowRank, weight: torch.Tensor, scale: float) -> None:
+        def fail(self: LowRank, total: torch.Tensor, weight: torch.Tensor, scale: float) -> None:
             if self.down.ndim == 4:
                 raise MemoryError
-            add_to(self, weight, scale)
+            add_to(self, total, weight, scale)
 
         add_to = LowRank.add_to
         with monkeypatch.context() as patch:
@@ -199,8 +201,43 @@ class TestWeights:
 
     @pytest.mark.parametrize(
         ("changes", "told"),
-        [({"fold": LINE}, "another shape"), ({"nowhere": LINE}, "has no nowhere")],
+        [
+            ({"fold.weight": LINE}, "another shape"),
+            ({"line.bias": Full(random(4))}, "has no line.bias"),
+            ({"nowhere.weight": LINE}, "has no nowhere"),
+        ],
     )
-    def test_one_for_another_model_is_refused(self, changes: dict[str, LowRank], told: str) -> None:
+    def test_one_for_another_model_is_refused(self, changes: dict[str, Change], told: str) -> None:
         with pytest.raises(ModelInvalid, match=told):
             AdaptedModule(Two(), {"a": changes})
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            LowRank(random(2, 6), random(4, 3)),
+            LowRank(random(2, 3), random(5, 2), core=random(2, 2, 3)),
+            Hadamard(LINE, FOLD),
+            Hadamard(LowRank(random(2, 6), random(3, 2)), LowRank(random(2, 6), random(3, 2))),
+            Kronecker(Full(random(2, 2)), Full(random(2, 2))),
+            Full(random(6, 4)),
+            Decomposed(LINE, random(6, 1, 1)),
+            Decomposed(LINE, random(1, 4, 1)),
+        ],
+        ids=lambda odd: type(odd).__name__,
+    )
+    def test_what_does_not_make_up_a_weight_is_refused_before_it_is_drawn_with(self, odd: Change) -> None:
+        with pytest.raises(ModelInvalid, match=r"line\.weight has another shape"):
+            AdaptedModule(Two(), {"a": {"line.weight": odd}})
+
+    def test_several_decomposed_change_the_models_own_weight_each_in_whatever_order(self) -> None:
+        module = Two()
+        before = module.line.weight.float()
+        one = Decomposed(LINE, random(4, 1, 1).abs())
+        other = Decomposed(Full(random(4, 6)), random(1, 6, 1).abs())
+        adapted = AdaptedModule(module, {"a": {"line.weight": one}, "b": {"line.weight": other}})
+        adapted.activate((Lora("a", 0.5), Lora("b", 0.25)))
+        worn = module.line.weight.clone()
+        adapted.activate((Lora("b", 0.25), Lora("a", 0.5)))
+        assert torch.equal(module.line.weight, worn)
+        expected = before + 0.5 * one.delta(before) + 0.25 * other.delta(before)
+        torch.testing.assert_close(worn.float(), expected, atol=2e-3, rtol=1e-3)

@@ -1,109 +1,139 @@
-"""Small files that add to a model's own weights: LoRAs, and the vectors of textual inversions."""
+"""Small files that add to a model's own weights: LoRAs and the like, and vectors of textual inversions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-from diffusers.utils.state_dict_utils import (
-    StateDictType,
-    convert_state_dict_to_peft,
-    convert_unet_state_dict_to_peft,
-)
 from safetensors import safe_open
+from torch import Tensor
 
-from mezzotint.backends.loras import LoraWeights, LowRank
+from mezzotint.backends.loras import Change, Decomposed, Full, Hadamard, Kronecker, LoraWeights, LowRank
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.errors import ModelInvalid
 from mezzotint.models.embeddings import ENCODERS
-from mezzotint.models.weights import check_header, quiet, reading
+from mezzotint.models.lora_names import COMPONENTS, modules_by_name, split_name
+from mezzotint.models.weights import check_header, reading
 
 __all__ = ["read_embedding", "read_lora"]
 
-# As LoRA files name them.
-LORA_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+Scaling = Callable[[int], float]
 
 
 def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:
-    """A LoRA of diffusers', PEFT's or kohya's layout; diffusers knows which names are which.
+    """A LoRA, LoCon, LoHa, LoKr, DoRA or full difference, in any layout whose names `lora_names` has.
 
     Raises:
-        ModelInvalid: it cannot be read, or is something else, such as a DoRA or a LoHa.
+        ModelInvalid: it cannot be read, or there is a weight in it that is no part of one of these.
     """
     check_header(file)
-    with safe_open(file, framework="pt") as opened:
-        # diffusers leaves it out and goes on.
-        dora = next((name for name in opened.keys() if "dora_scale" in name), None)  # noqa: SIM118
-    if dora is not None:
-        raise ModelInvalid(f"{file.name} is a DoRA, and LoRAs alone are served: it holds {dora}")
-    with quiet(), reading(file.name):
-        weights, alphas, config = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
-            str(file),
-            unet_config=parts.unet.config,
-            local_files_only=True,
-            use_safetensors=True,
-            return_lora_metadata=True,
-        )
-        odd = next((name for name in weights if name.partition(".")[0] not in LORA_COMPONENTS), None)
-        if odd is not None or not weights:
-            raise ModelInvalid(f"{file.name} is no LoRA of an SDXL: it holds {odd or 'nothing'}")
-        unet, *text_encoders = (
-            _low_ranks(file, weights, alphas or {}, config or {}, component) for component in LORA_COMPONENTS
-        )
-    # Newer versions of transformers have CLIP's modules one level higher than files name them.
-    first, second = (
-        changes if hasattr(encoder, "text_model") else _without("text_model.", changes)
-        for encoder, changes in zip(parts.text_encoders, text_encoders, strict=True)
-    )
-    return LoraWeights(unet, (first, second))
+    modules = modules_by_name(parts)
+    changes: dict[str, dict[str, Change]] = {component: {} for component in COMPONENTS}
+    with reading(file.name), safe_open(file, framework="pt") as opened:
+        # PEFT's, which diffusers writes beside the weights.
+        config = json.loads((opened.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        for (module, parameter), names in _by_parameter(file, opened.keys()).items():
+            first = next(iter(names.values()))
+            if module not in modules:
+                raise ModelInvalid(f"{file.name} does not fit this model, which has nothing for {first}")
+            component, path = modules[module]
+            if f"{path}.{parameter}" in changes[component]:
+                raise _twice(file, first)
+            held = {part: opened.get_tensor(name) for part, name in names.items()}
+            scaling = _scaling_of(held.pop("alpha", None), config, component, module)
+            try:
+                changes[component][f"{path}.{parameter}"] = _change_of(held, scaling)
+            except KeyError:
+                raise _of_no_kind(file, first) from None
+            for part in held:
+                raise _of_no_kind(file, names[part])
+    if not any(changes.values()):
+        raise ModelInvalid(f"{file.name} is no LoRA: it holds nothing")
+    unet, *text_encoders = changes.values()
+    return LoraWeights(unet, (text_encoders[0], text_encoders[1]))
 
 
-def _low_ranks(
-    file: Path,
-    weights: Mapping[str, torch.Tensor],
-    alphas: Mapping[str, float],
-    config: Mapping[str, Any],
-    component: str,
-) -> dict[str, LowRank]:
-    # Names are turned to PEFT's, which are those of the model's own modules, with each one's former name.
-    names = {name.removeprefix(f"{component}."): name for name in weights if name.startswith(f"{component}.")}
-    if component == "unet":
-        names = convert_unet_state_dict_to_peft(names)
-    else:
-        names = convert_state_dict_to_peft(names, StateDictType.DIFFUSERS_OLD)
-    found = {}
-    for name, former in names.items():
-        path, is_down, rest = name.partition(".lora_A.weight")
-        up = names.get(f"{path}.lora_B.weight")
-        if is_down and not rest and up is not None:
-            down = weights[former]
-            # kohya's, by either of the names that diffusers gives it; or PEFT's own configuration.
-            alpha = alphas.get(f"{former}.alpha", alphas.get(f"{component}.{path}.alpha"))
-            if alpha is None:
-                alpha = _alpha_of(config, component, path)
-            rank = down.shape[0]
-            divisor = rank**0.5 if config.get(f"{component}.use_rslora") else rank
-            found[path] = LowRank(down, weights[up], 1.0 if alpha is None else float(alpha) / divisor)
-    pairs = {f"{path}.{part}.weight" for path in found for part in ("lora_A", "lora_B")}
-    for odd in names.keys() - pairs:
-        raise ModelInvalid(f"{file.name} is no LoRA of pairs of matrices: it holds {component}.{odd}")
+def _by_parameter(file: Path, names: Iterable[str]) -> dict[tuple[str, str], dict[str, str]]:
+    """The names in a file by what they are for, the module by the name that it has there; then by part."""
+    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for name in names:
+        split = split_name(name)
+        if split is None:
+            raise _of_no_kind(file, name)
+        module, parameter, part = split
+        if part in found[module, parameter]:
+            raise _twice(file, name)
+        found[module, parameter][part] = name
     return found
 
 
-def _alpha_of(config: Mapping[str, Any], component: str, path: str) -> float | None:
+def _of_no_kind(file: Path, name: str) -> ModelInvalid:
+    return ModelInvalid(f"{file.name} is no LoRA, LoHa, LoKr, DoRA or full difference: it holds {name}")
+
+
+def _twice(file: Path, name: str) -> ModelInvalid:
+    return ModelInvalid(f"{file.name} changes one weight twice, by two names: it holds {name}")
+
+
+def _change_of(held: dict[str, Tensor], scaling: Scaling) -> Change:
+    """The change that these are the parts of. Takes out of them what it is made of.
+
+    Raises:
+        KeyError: a part is lacking.
+    """
+    magnitude = held.pop("magnitude", None)
+    dora_scale = held.pop("dora_scale", None)
+    change = _undecomposed(held, scaling)
+    if magnitude is not None:
+        return Decomposed(change, magnitude.reshape(-1, 1, 1))
+    if dora_scale is not None:
+        # Older LyCORIS has one for each of the inputs.
+        of_inputs = dora_scale.ndim > 1 and len(dora_scale) == 1
+        return Decomposed(change, dora_scale.reshape((1, -1, 1) if of_inputs else (-1, 1, 1)))
+    return change
+
+
+def _undecomposed(held: dict[str, Tensor], scaling: Scaling) -> Change:
+    if "diff" in held:
+        return Full(held.pop("diff"))
+    if "down" in held:
+        down = held.pop("down")
+        return LowRank(down, held.pop("up"), scaling(len(down)), held.pop("core", None))
+    if "hada_w1_a" in held:
+        (first, rank), (second, _) = _factor(held, "hada_w1", "hada_t1"), _factor(held, "hada_w2", "hada_t2")
+        return Hadamard(first, second, scaling(rank))
+    (first, one), (second, other) = _factor(held, "lokr_w1"), _factor(held, "lokr_w2", "lokr_t2")
+    # Of two that are whole there is no rank, and LyCORIS heeds no alpha.
+    return Kronecker(first, second, scaling(other or one) if other or one else 1.0)
+
+
+def _factor(held: dict[str, Tensor], name: str, core: str = "") -> tuple[Change, int]:
+    """One of the two matrices that a LoHa or LoKr is made of, and its rank; 0 of one that is whole."""
+    if name in held:
+        return Full(held.pop(name)), 0
+    up, down, between = held.pop(f"{name}_a"), held.pop(f"{name}_b"), held.pop(core, None)
+    # With a core, LyCORIS has both with the rank first.
+    return LowRank(down, up if between is None else up.T, core=between), len(down)
+
+
+def _scaling_of(alpha: Tensor | None, config: Mapping[str, Any], component: str, module: str) -> Scaling:
+    """alpha / rank, of the alpha in the file or else in PEFT's configuration."""
+    own = _alpha_of(config, component, module) if alpha is None else float(alpha)
+    power = 0.5 if config.get(f"{component}.use_rslora") else 1.0
+    return lambda rank: 1.0 if own is None else own / rank**power
+
+
+def _alpha_of(config: Mapping[str, Any], component: str, module: str) -> float | None:
     """As PEFT wrote it beside the weights: one for all, and others for modules by the ends of their paths."""
     for end, alpha in (config.get(f"{component}.alpha_pattern") or {}).items():
-        if f".{path}".endswith(f".{end}"):
+        if module.endswith(f".{end}"):
             return float(alpha)
     alpha = config.get(f"{component}.lora_alpha")
     return None if alpha is None else float(alpha)
-
-
-def _without(prefix: str, changes: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    return {path.removeprefix(prefix): change for path, change in changes.items()}
 
 
 def read_embedding(file: Path, parts: PipelineParts) -> tuple[torch.Tensor, ...]:
