@@ -22,7 +22,8 @@ __all__ = ["Happening", "Refused", "Service", "ServiceError", "Unreachable"]
 JOBS = "/v1/images/jobs"
 # The service sends a line at least every five seconds while a stream is open.
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-CONNECTIONS = httpx.Limits(max_connections=1_000, max_keepalive_connections=20)
+# Idle ones end before the service ends them, after five seconds, which it may do as one is used again.
+CONNECTIONS = httpx.Limits(max_connections=1_000, max_keepalive_connections=20, keepalive_expiry=2.0)
 
 
 class ServiceError(Exception):
