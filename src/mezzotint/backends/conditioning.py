@@ -8,17 +8,23 @@ from dataclasses import dataclass
 
 import torch
 
+from mezzotint.backends.image_prompts import join_images
+
 __all__ = ["Conditioning", "guidance_embedding"]
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the UNet reads beside latents and timestep; one entry an evaluated row along dimension 0."""
+    """What the UNet reads beside latents and timestep; one entry an evaluated row along dimension 0.
+
+    images: as `image_prompts` has them.
+    """
 
     hidden: torch.Tensor
     pooled: torch.Tensor
     time_ids: torch.Tensor
     guidance_embedding: torch.Tensor | None
+    images: torch.Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Conditioning]) -> Conditioning:
@@ -35,6 +41,7 @@ class Conditioning:
             torch.cat([part.pooled for part in parts]),
             torch.cat([part.time_ids for part in parts]),
             torch.cat(embeddings) if embeddings else None,
+            join_images([part.images for part in parts]),
         )
 
 

@@ -109,6 +109,8 @@ class Engine:
         loras: Sequence[str] = (),
         controlnets: Sequence[str] = (),
         embeddings: Sequence[str] = (),
+        ip_adapters: Sequence[str] = (),
+        image_encoder: str = "",
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
 
@@ -144,6 +146,8 @@ class Engine:
                 loras=loras,
                 controlnets=controlnets,
                 embeddings=embeddings,
+                ip_adapters=ip_adapters,
+                image_encoder=image_encoder,
             )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_batch=max_batch)
