@@ -120,7 +120,8 @@ class Engine:
         stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
         loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
         controlnets: the same, files or folders. embeddings: files of textual inversions that prompts may
-            name.
+            name. ip_adapters: files that requests may name.
+        image_encoder: the folder of what IP-Adapters read pictures by; empty is the model's own.
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
