@@ -153,7 +153,7 @@ def draw(
         emphasis=emphasis,
         hires=None if hires is None else Hires(hires),
     )
-    added = {
+    added: dict[str, Any] = {
         "loras": files,
         "controlnets": nets,
         "embeddings": embedding or (),

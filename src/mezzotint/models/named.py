@@ -1,4 +1,5 @@
-"""What lies beside a model and requests name: LoRAs, ControlNets, embeddings, IP-Adapters. By which name, and where.
+"""What lies beside a model and requests name: LoRAs, ControlNets, embeddings, IP-Adapters. By which name, and
+where.
 
 No torch here.
 """

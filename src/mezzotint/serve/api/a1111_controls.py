@@ -298,8 +298,9 @@ async def version(_: CallerOf) -> dict[str, int]:
 @router.get("/model_list", summary="The ControlNets and IP-Adapters that a unit may name")
 async def model_list(_: CallerOf, services: ServicesOf, update: Flag = True) -> dict[str, list[str]]:
     limits = (await services.gateway.served()).limits
-    served = (*limits.controlnets, *limits.ip_adapters)
-    return {"model_list": [f"{each.name} [{each.sha256[:8]}]" for each in served]}
+    nets = [(each.name, each.sha256) for each in limits.controlnets]
+    adapters = [(each.name, each.sha256) for each in limits.ip_adapters]
+    return {"model_list": [f"{name} [{sha256[:8]}]" for name, sha256 in nets + adapters]}
 
 
 @router.get("/module_list", summary="The preprocessors")

@@ -104,15 +104,11 @@ class Work:
 
         try:
             image, mask = await keep(drawn.image), await keep(drawn.mask)
-            read = {
-                name: tuple(
-                    [
-                        {**_without_image(each), "image": await keep(each.image)}
-                        for each in getattr(drawn, name)
-                    ]
-                )
-                for name in READ
-            }
+            read: dict[str, Any] = {}
+            for name in READ:
+                asked = getattr(drawn, name)
+                told = [{**_without_image(each), "image": await keep(each.image)} for each in asked]
+                read[name] = tuple(told)
         except BaseException:
             await images.delete(kept)
             raise
@@ -145,15 +141,12 @@ class Work:
             ImageNotFound, StoreUnavailable: they cannot be had.
         """
         image, mask = await _fetch(images, self.image), await _fetch(images, self.mask)
-        read = {
-            name: tuple(
-                [
-                    kind(**{**each, "image": await _read(images, each["image"])})
-                    for each in getattr(self, name)
-                ]
+        read: dict[str, Any] = {}
+        for name, kind in READ.items():
+            told = getattr(self, name)
+            read[name] = tuple(
+                [kind(**{**each, "image": await _read(images, each["image"])}) for each in told]
             )
-            for name, kind in READ.items()
-        }
         return replace(self.request, image=image, mask=mask, **read)
 
 
