@@ -42,7 +42,13 @@ CONFIG_VARIABLE = "MEZZOTINT_CONFIG"
 # the commands that ask a server.
 OTHER_VARIABLES = frozenset({"MEZZOTINT_HOME", CONFIG_VARIABLE, "MEZZOTINT_API", "MEZZOTINT_API_KEY"})
 # Flags that bear another name than their setting.
-FLAGS = {"controlnets": "--controlnet", "embeddings": "--embedding", "loras": "--lora", "ui": "--no-ui"}
+FLAGS = {
+    "controlnets": "--controlnet",
+    "embeddings": "--embedding",
+    "ip_adapters": "--ip-adapter",
+    "loras": "--lora",
+    "ui": "--no-ui",
+}
 # They hold a password or a key, or may.
 SECRETS = ("database_url", "ui_key")
 # What each must look like; whether it is there is found out by whoever uses it.
@@ -113,6 +119,14 @@ class Settings(BaseSettings):
     )
     embeddings: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="textual inversions that prompts may name, as `loras` has its files"
+    )
+    ip_adapters: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="IP-Adapters beside the model's own, as `loras` has its files"
+    )
+    image_encoder: str = Field(
+        "",
+        description="a folder with the CLIPVisionModelWithProjection that IP-Adapters read by; empty "
+        "is the model's own folder `image_encoder`",
     )
     threads: int | None = Field(
         None,
@@ -204,14 +218,14 @@ class Settings(BaseSettings):
             return "on" if value else "off"
         raise ValueError("a truth value")
 
-    @field_validator("cors_origins", "loras", "controlnets", "embeddings", mode="before")
+    @field_validator("cors_origins", "loras", "controlnets", "embeddings", "ip_adapters", mode="before")
     @classmethod
     def _read_list(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return tuple(each.strip() for each in value.split(",") if each.strip())
 
-    @field_validator("loras", "embeddings")
+    @field_validator("loras", "embeddings", "ip_adapters")
     @classmethod
     def _check_files(cls, files: tuple[str, ...]) -> tuple[str, ...]:
         if not all(each.endswith(".safetensors") for each in files):

@@ -48,6 +48,7 @@ __all__ = [
     "GenerationRequest",
     "Hires",
     "Image",
+    "ImagePrompt",
     "Lora",
     "Mask",
     "ModelLimits",
@@ -60,10 +61,13 @@ __all__ = [
     "ResolvedRequest",
     "ServedControlNet",
     "ServedEmbedding",
+    "ServedIpAdapter",
     "ServedLora",
     "UsedControl",
     "UsedEmbedding",
+    "UsedImagePrompt",
     "UsedLora",
+    "has_pictures",
     "known_fields",
     "size_of",
 ]
@@ -89,10 +93,10 @@ MAX_LORA_SCALE = 4.0
 MAX_HIRES_SCALE = 4.0
 MAX_CONTROLS = 4
 MAX_CONTROL_SCALE = 2.0
-ADDED = ("loras", "controlnets", "embeddings")
+ADDED = ("loras", "controlnets", "embeddings", "ip_adapters")
 """What is served beside a model and requests name: fields of `ModelLimits`, settings, folders in a model."""
 # Of a receipt, what JSON has lists for.
-LISTS = ("warnings", "loras", "controls", "embeddings")
+LISTS = ("warnings", "loras", "controls", "image_prompts", "embeddings")
 # More than any request has evaluations.
 MAX_PREVIEW_EVERY = 1_000
 
@@ -132,6 +136,20 @@ class Control:
 
 
 @dataclass(frozen=True)
+class ImagePrompt:
+    """A picture that is read beside the prompt, and the IP-Adapter that reads it.
+
+    name: the IP-Adapter's, as it is served.
+    image: height × width × 3, 0…255; what is read is its middle square, at the image encoder's size.
+    scale: how much of it, 0…2.
+    """
+
+    name: str
+    image: Pixels = field(compare=False, repr=False)
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Hires:
     """A second, larger stage, A1111's "hires fix": image-to-image from the picture that was drawn, enlarged
     by Lanczos' filter, with the same prompts, seed, sampler and guidance.
@@ -150,8 +168,8 @@ class Hires:
 class GenerationRequest:
     """One picture, asked for. `None` means the model's default (a random number for `seed`).
 
-    prompt: what to draw, 1…10,000 characters, or none with an image or controls; what has more tokens than
-        the model reads is cut and named in the receipt's warnings.
+    prompt: what to draw, 1…10,000 characters, or none with an image, controls or image prompts; what has
+        more tokens than the model reads is cut and named in the receipt's warnings.
     negative_prompt: what to steer away from; takes effect only with guidance_scale > 1. `None` uses the
         model's unconditional embedding, as diffusers does; the empty string is encoded like any text.
     width, height: pixels, multiples of 8, within the model's limits.
@@ -169,6 +187,7 @@ class GenerationRequest:
         The default is diffusers', 0.3 and with a mask 0.9999, or what takes one step if that takes none.
     loras: each a name of the model's limits, at most 8.
     controls: at most 4, one of each name. Without size and image, the picture has the first one's size.
+    image_prompts: at most 4, one of each name.
     emphasis: whether brackets in both prompts weigh words and BREAK parts them, as `mezzotint.emphasis` reads
         them; otherwise they are text, as they are to diffusers.
     hires: draw it larger in a second stage, from words alone: not with `image`.
@@ -192,6 +211,7 @@ class GenerationRequest:
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
     tenant: str = ""
@@ -219,6 +239,15 @@ class ServedControlNet:
 
     name: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class ServedIpAdapter:
+    """An IP-Adapter that requests may name. sha256: of its file; side: of the squares it reads, in pixels."""
+
+    name: str
+    sha256: str
+    side: int
 
 
 @dataclass(frozen=True)
@@ -253,6 +282,7 @@ class ModelLimits:
     loras: tuple[ServedLora, ...] = ()
     controlnets: tuple[ServedControlNet, ...] = ()
     embeddings: tuple[ServedEmbedding, ...] = ()
+    ip_adapters: tuple[ServedIpAdapter, ...] = ()
     prompt_tokens: int | None = None
 
 
@@ -260,8 +290,9 @@ class ModelLimits:
 class ResolvedRequest:
     """A request with nothing left open: valid for its model, and enough to draw the picture again.
 
-    `image` and `mask` are width × height, the images of `controls` of the picture's size; `mask` holds 0 and
-    255 alone. `loras` and `controls` are by name, without those that change nothing; `emphasis` is false
+    `image` and `mask` are width × height, the images of `controls` of the picture's size, those of
+    `image_prompts` of their encoder's; `mask` holds 0 and 255 alone. `loras`, `controls` and `image_prompts`
+    are by name, without those that change nothing; `emphasis` is false
     where it changes nothing; `embeddings` are those that the prompts name. With `hires`, all of whose fields
     are there, width × height are the first stage's.
     """
@@ -281,6 +312,7 @@ class ResolvedRequest:
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
+    image_prompts: tuple[ImagePrompt, ...] = ()
     embeddings: tuple[str, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
@@ -333,6 +365,11 @@ class ResolvedRequest:
         return find_sampler(self.scheduler).evaluations(self.steps, self.steps_taken)
 
 
+def has_pictures(request: GenerationRequest | ResolvedRequest) -> bool:
+    """Whether it starts from a picture or reads one."""
+    return request.image is not None or bool(request.controls or request.image_prompts)
+
+
 def size_of(width: int, height: int, hires: Hires | None) -> tuple[int, int]:
     """Width and height of the picture that comes of a first stage of width × height."""
     scale = 1.0 if hires is None else hires.scale
@@ -356,6 +393,16 @@ class UsedControl:
     scale: float
     start: float
     end: float
+    image_sha256: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class UsedImagePrompt:
+    """As a receipt tells it. image_sha256: of the image at the encoder's size; sha256: the IP-Adapter's."""
+
+    name: str
+    scale: float
     image_sha256: str
     sha256: str
 
@@ -394,6 +441,7 @@ class Receipt:
     mask_sha256: str | None = None
     loras: tuple[UsedLora, ...] = ()
     controls: tuple[UsedControl, ...] = ()
+    image_prompts: tuple[UsedImagePrompt, ...] = ()
     embeddings: tuple[UsedEmbedding, ...] = ()
     emphasis: bool = False
     hires: Hires | None = None
@@ -401,7 +449,12 @@ class Receipt:
     @classmethod
     def from_dict(cls, told: Mapping[str, Any]) -> Receipt:
         """As `to_dict` told it, of this version or of another."""
-        used = {"loras": UsedLora, "controls": UsedControl, "embeddings": UsedEmbedding}
+        used = {
+            "loras": UsedLora,
+            "controls": UsedControl,
+            "image_prompts": UsedImagePrompt,
+            "embeddings": UsedEmbedding,
+        }
         known = known_fields(cls, told)
         for name, kind in used.items():
             known[name] = tuple(kind(**known_fields(kind, each)) for each in told.get(name, ()))

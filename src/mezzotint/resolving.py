@@ -22,6 +22,7 @@ from mezzotint.core import (
     Pixels,
     Priority,
     ResolvedRequest,
+    has_pictures,
     size_of,
 )
 from mezzotint.embeddings import names_in
@@ -32,8 +33,10 @@ from mezzotint.imaging.size import fitting_size
 from mezzotint.resolving_added import (
     check_controls,
     check_holds,
+    check_image_prompts,
     limits_with,
     resolve_controls,
+    resolve_image_prompts,
     resolve_loras,
 )
 from mezzotint.samplers import find_sampler
@@ -53,10 +56,15 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         NotSupported: a prompt's emphasis is of a kind that is not served.
     """
     check_controls(request.controls, limits)
+    check_image_prompts(request.image_prompts, limits)
     # What changes nothing is as if it were not asked for.
-    request = replace(request, controls=tuple(each for each in request.controls if each.scale != 0))
+    request = replace(
+        request,
+        controls=tuple(each for each in request.controls if each.scale != 0),
+        image_prompts=tuple(each for each in request.image_prompts if each.scale != 0),
+    )
     # A picture can be followed without words.
-    check_text("prompt", request.prompt, required=request.image is None and not request.controls)
+    check_text("prompt", request.prompt, required=not has_pictures(request))
     if request.negative_prompt is not None:
         check_text("negative_prompt", request.negative_prompt, required=False)
     emphasis = _emphasis(request)
@@ -93,6 +101,7 @@ def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
         strength=strength,
         loras=loras,
         controls=resolve_controls(request.controls, *size_of(width, height, hires)),
+        image_prompts=resolve_image_prompts(request.image_prompts, limits),
         embeddings=_embeddings(request, emphasis, guidance > 1, limits),
         emphasis=emphasis,
         hires=hires,

@@ -1,4 +1,4 @@
-"""The LoRAs and ControlNets of a request: checked against those that are served, and filled in."""
+"""The LoRAs, ControlNets and IP-Adapters of a request: checked against those served, and filled in."""
 
 from __future__ import annotations
 
@@ -13,16 +13,28 @@ from mezzotint.core import (
     MAX_LORAS,
     PREPROCESSORS,
     Control,
+    ImagePrompt,
     Lora,
     ModelLimits,
     ResolvedRequest,
     ServedControlNet,
+    ServedIpAdapter,
     ServedLora,
 )
 from mezzotint.errors import InvalidRequest
-from mezzotint.imaging.inputs import check_image, resize_image
+from mezzotint.imaging.inputs import check_image, clip_square, resize_image
 
-__all__ = ["check_controls", "check_holds", "check_names", "limits_with", "resolve_controls", "resolve_loras"]
+__all__ = [
+    "check_adapters",
+    "check_controls",
+    "check_holds",
+    "check_image_prompts",
+    "check_names",
+    "limits_with",
+    "resolve_controls",
+    "resolve_image_prompts",
+    "resolve_loras",
+]
 
 
 def resolve_loras(asked: tuple[Lora, ...], limits: ModelLimits) -> tuple[Lora, ...]:
@@ -93,7 +105,7 @@ def _check_served(
     param: str,
     what: str,
     names: Sequence[str],
-    served: Sequence[ServedLora | ServedControlNet],
+    served: Sequence[ServedLora | ServedControlNet | ServedIpAdapter],
     most: int,
 ) -> None:
     """Refuse names that are too many, not served, or the same twice. `what`: what goes before one."""
@@ -116,17 +128,17 @@ def _check_control(control: Control) -> None:
             param="controls.preprocessor",
         )
     for name, most in (("scale", MAX_CONTROL_SCALE), ("start", 1.0), ("end", 1.0)):
-        value = getattr(control, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-            raise InvalidRequest(
-                f"controls.{name} must be 0…{most:g} for {control.name}, not {shown(value)}",
-                param=f"controls.{name}",
-            )
+        _check_number(f"controls.{name}", getattr(control, name), most, control.name)
     if control.start >= control.end:
         raise InvalidRequest(
             f"controls.start must be below the end of {control.name}, {control.end:g}, not {control.start:g}",
             param="controls.start",
         )
+
+
+def _check_number(param: str, value: object, most: float, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise InvalidRequest(f"{param} must be 0…{most:g} for {name}, not {shown(value)}", param=param)
 
 
 def resolve_controls(asked: tuple[Control, ...], width: int, height: int) -> tuple[Control, ...]:
@@ -158,3 +170,39 @@ def check_holds(request: ResolvedRequest) -> None:
                 f"whole step of {max(totals)}",
                 param="controls.start",
             )
+
+
+def check_image_prompts(asked: tuple[ImagePrompt, ...], limits: ModelLimits) -> None:
+    """Refuse IP-Adapters that are not served, and a value of theirs that is not accepted.
+
+    Raises:
+        InvalidRequest: on `image_prompts`, or a field of one.
+    """
+    if not isinstance(asked, tuple | list) or not all(
+        isinstance(prompt, ImagePrompt) and isinstance(prompt.name, str) for prompt in asked
+    ):
+        raise InvalidRequest(
+            "image_prompts takes a tuple of mezzotint.core.ImagePrompt", param="image_prompts"
+        )
+    check_adapters([prompt.name for prompt in asked], limits)
+    for prompt in asked:
+        check_image(prompt.image, "image_prompts.image")
+        _check_number("image_prompts.scale", prompt.scale, MAX_CONTROL_SCALE, prompt.name)
+
+
+def check_adapters(names: Sequence[str], limits: ModelLimits) -> None:
+    """Refuse IP-Adapters that are not served, are too many, or the same twice.
+
+    Raises:
+        InvalidRequest: on `image_prompts`.
+    """
+    _check_served("image_prompts", "IP-Adapter ", names, limits.ip_adapters, MAX_CONTROLS)
+
+
+def resolve_image_prompts(asked: tuple[ImagePrompt, ...], limits: ModelLimits) -> tuple[ImagePrompt, ...]:
+    """At their encoder's size, in one order."""
+    sides = {each.name: each.side for each in limits.ip_adapters}
+    return tuple(
+        ImagePrompt(each.name, clip_square(each.image, sides[each.name]), float(each.scale))
+        for each in sorted(asked, key=lambda prompt: prompt.name)
+    )

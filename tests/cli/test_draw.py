@@ -183,3 +183,22 @@ class TestControls:
         run(["draw", "a", "-o", "a.png", *QUICK])
         assert run(["draw", "a", "--controlnet", "pose:0.5", "--control-image", "a.png", *QUICK]) != 0
         assert "there is no ControlNet 'pose'" in capsys.readouterr().err
+
+
+class TestImagePrompts:
+    """A picture that is read beside the prompt, by an IP-Adapter; the same of one."""
+
+    def test_one_without_the_other_is_refused(self, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["draw", "a", "--ip-adapter", "style", *QUICK]) != 0
+        assert "--ip-adapter needs --image-prompt" in capsys.readouterr().err
+        assert run(["draw", "a", "--image-prompt", "fox.png", *QUICK]) != 0
+        assert "--image-prompt needs --ip-adapter" in capsys.readouterr().err
+
+    def test_what_cannot_be_read_or_is_not_served_is_named(
+        self, here: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["draw", "a", "--ip-adapter", "style", "--image-prompt", "nowhere.png", *QUICK]) != 0
+        assert "--image-prompt: nowhere.png: no such file" in capsys.readouterr().err
+        run(["draw", "a", "-o", "a.png", *QUICK])
+        assert run(["draw", "a", "--ip-adapter", "style:0.5", "--image-prompt", "a.png", *QUICK]) != 0
+        assert "there is no IP-Adapter 'style'" in capsys.readouterr().err

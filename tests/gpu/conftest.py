@@ -16,9 +16,9 @@ from mezzotint.backends.diffusers import DiffusersBackend
 from mezzotint.models.loading import load_backend
 from tests.gpu.needs import HAS_CUDA
 from tests.gpu.stand_in import StandIn
-from tests.parity.conftest import Studio, controlnets, making, open_studio, unions
+from tests.parity.conftest import Studio, controlnets, ip_adapters, making, open_studio, unions
 
-__all__ = ["controlnets", "unions"]
+__all__ = ["controlnets", "ip_adapters", "unions"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,6 +90,11 @@ def controls_studio(gpu: StandIn | None, tiny_sdxl: Path, controlnets: list[str]
 def unions_studio(gpu: StandIn | None, tiny_sdxl: Path, unions: list[str]) -> Studio:
     studio = studio_on(gpu, str(tiny_sdxl), load={"controlnets": unions}, dtype="fp32")
     return replace(studio, controlnets=unions)
+
+
+@pytest.fixture(scope="module")
+def images_studio(gpu: StandIn | None, tiny_sdxl: Path, ip_adapters: dict[str, Any]) -> Studio:
+    return replace(studio_on(gpu, str(tiny_sdxl), load=ip_adapters, dtype="fp32"), **ip_adapters)
 
 
 @pytest.fixture(scope="module")

@@ -613,6 +613,10 @@ def _put(gpu: StandIn, tensor: OnGpu, index: Any, value: Any) -> None:
     gpu.launch(_OfHosts("index.put", operator.setitem, changes=1), (tensor, index, value), {})
 
 
+def _expand(gpu: StandIn, tensor: OnGpu, *sizes: Any) -> Any:
+    return gpu.launch(_OfHosts("expand", torch.Tensor.expand), (tensor, *sizes), {})
+
+
 def _look(convert: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
     return lambda gpu, tensor: convert(tensor.cpu())
 
@@ -621,6 +625,8 @@ def _look(convert: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:
 _GUARDED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.__getitem__: _get,
     torch.Tensor.__setitem__: _put,
+    # Of a parameter, where nothing is recorded for gradients.
+    torch.Tensor.expand: _expand,
     torch.Tensor.copy_: lambda gpu, *args, **kwargs: torch.ops.aten.copy_(*args, **kwargs),
     torch.Tensor.contiguous: lambda gpu, *args, **kwargs: torch.ops.aten.contiguous(*args, **kwargs),
     torch.Tensor.item: _look(torch.Tensor.item),

@@ -17,6 +17,8 @@ import pytest
 import torch
 from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 from PIL import Image as PilImage
+from transformers import CLIPVisionModelWithProjection
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mezzotint.backends.base import Backend
 from mezzotint.backends.diffusers import DiffusersBackend
@@ -28,6 +30,7 @@ from mezzotint.resolving import resolve
 from mezzotint.samplers import find_sampler
 from tests.conftest import GRAPH_BATCH, GRAPH_SIZES
 from tests.controlnets import write_controlnet, write_union
+from tests.ip_adapters import SIDE, write_image_encoder, write_ip_adapter
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Studio:
     scheduler_config: dict[str, Any]
     references: dict[Any, Pixels] = field(default_factory=dict)
     controlnets: Sequence[str] = ()
+    ip_adapters: Sequence[str] = ()
+    image_encoder: str = ""
 
     def request(self, **fields: Any) -> ResolvedRequest:
         return resolve(
@@ -80,7 +85,8 @@ class Studio:
 
     def reference(self, request: ResolvedRequest) -> Pixels:
         """The request drawn alone by diffusers' own pipeline."""
-        inputs = (request.image, request.mask, *(control.image for control in request.controls))
+        read = (*request.controls, *request.image_prompts)
+        inputs = (request.image, request.mask, *(each.image for each in read))
         key = (request, *(None if each is None else each.tobytes() for each in inputs))
         if key not in self.references:
             self.references[key] = self._draw_reference(request)
@@ -104,6 +110,8 @@ class Studio:
             inputs |= told
         pipeline = _pipeline_for(request)(**components, add_watermarker=False)
         pipeline.set_progress_bar_config(disable=True)
+        if request.image_prompts:
+            inputs["ip_adapter_image"] = self._adapted(pipeline, request)
         # Image-to-image draws at the image's size.
         if request.image is None or request.mask is not None:
             inputs |= {"height": request.height, "width": request.width}
@@ -115,7 +123,26 @@ class Studio:
             generator=torch.Generator("cpu").manual_seed(request.seed),
             **inputs,
         ).images[0]
+        if request.image_prompts:
+            pipeline.unload_ip_adapter()
         return np.asarray(image)
+
+    def _adapted(self, pipeline: Any, request: ResolvedRequest) -> list[PilImage.Image]:
+        """Has diffusers' pipeline read the request's image prompts; the pictures to be given it."""
+        pipeline.register_modules(
+            image_encoder=CLIPVisionModelWithProjection.from_pretrained(self.image_encoder),
+            feature_extractor=CLIPImageProcessorPil(size=SIDE, crop_size=SIDE),
+        )
+        paths = {Path(path).stem: Path(path) for path in self.ip_adapters}
+        files = [paths[each.name] for each in request.image_prompts]
+        pipeline.load_ip_adapter(
+            [str(file.parent) for file in files],
+            subfolder="",
+            weight_name=[file.name for file in files],
+            image_encoder_folder=None,
+        )
+        pipeline.set_ip_adapter_scale([each.scale for each in request.image_prompts])
+        return [PilImage.fromarray(each.image) for each in request.image_prompts]
 
     def _controlled(self, request: ResolvedRequest) -> tuple[Any, dict[str, Any]]:
         """diffusers' ControlNets for a request, and what its pipelines are told of them."""
@@ -240,6 +267,24 @@ def unions(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 def unions_studio(tiny_sdxl: Path, unions: list[str]) -> Studio:
     backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, controlnets=unions)
     return replace(open_studio(str(tiny_sdxl), backend), controlnets=unions)
+
+
+@pytest.fixture(scope="session")
+def ip_adapters(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """`a`, `b` and `plus` with random weights, and their image encoder, as a backend is told of them."""
+    folder = tmp_path_factory.mktemp("ip_adapters")
+    files = [
+        write_ip_adapter(folder / f"{name}.safetensors", tiny_sdxl, plus=name == "plus", seed=seed)
+        for seed, name in enumerate(("a", "b", "plus"))
+    ]
+    encoder = write_image_encoder(folder / "image_encoder")
+    return {"ip_adapters": [str(file) for file in files], "image_encoder": str(encoder)}
+
+
+@pytest.fixture(scope="session")
+def images_studio(tiny_sdxl: Path, ip_adapters: dict[str, Any]) -> Studio:
+    backend = load_backend(str(tiny_sdxl), device="cpu", threads=1, **ip_adapters)
+    return replace(open_studio(str(tiny_sdxl), backend), **ip_adapters)
 
 
 @pytest.fixture(scope="session")

@@ -607,6 +607,18 @@ class TestGuide:
         assert values["guide"] == "canny"
         assert "The form has one ControlNet at a time: it is without depth." in said
 
+    @pytest.mark.parametrize("name", ["style", ["style"]])
+    def test_what_an_ip_adapter_read_is_said_to_be_missing(self, name: object) -> None:
+        prompt = {"name": name, "scale": 0.6, "image_sha256": "", "sha256": ""}
+        told = {**RECEIPT, "image_prompts": [prompt] * 5}
+        recipe = recipe_of_told(told)
+        assert recipe is not None
+        read = " and ".join([str(name)] * 4)
+        assert f"it is without the picture that {read} read." in filled(recipe, with_controlnets("canny"))[1]
+        html = cards.opened_picture("job_1", 0, {**told, "prompt": ""})
+        assert "<dd>0.6</dd>" in html
+        assert "<dt>IP-Adapter " in html
+
     def test_what_our_pictures_say_to_a1111_is_read_again(self) -> None:
         text = control_settings(UsedControl(**{**CONTROL, "sha256": "0123abcd" * 8}))  # type: ignore[arg-type]
         recipe = read_recipe(with_parameters(f'\nSteps: 22, Seed: 1, ControlNet 0: "{text}", Version: v1.10'))

@@ -13,7 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mezzotint.core import ModelLimits, Pixels, Receipt, ResolvedRequest, UsedControl, UsedEmbedding, UsedLora
+from mezzotint.core import (
+    ModelLimits,
+    Pixels,
+    Receipt,
+    ResolvedRequest,
+    UsedControl,
+    UsedEmbedding,
+    UsedImagePrompt,
+    UsedLora,
+)
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
 
@@ -38,6 +47,7 @@ class BackendInfo:
         """How to draw `request`'s picture again, with this backend."""
         hashes = {lora.name: lora.sha256 for lora in self.limits.loras}
         controlnets = {each.name: each.sha256 for each in self.limits.controlnets}
+        adapters = {each.name: each.sha256 for each in self.limits.ip_adapters}
         embeddings = {each.name: each.sha256 for each in self.limits.embeddings}
         return Receipt(
             prompt=request.prompt,
@@ -69,6 +79,10 @@ class BackendInfo:
                     sha256=controlnets[each.name],
                 )
                 for each in request.controls
+            ),
+            image_prompts=tuple(
+                UsedImagePrompt(each.name, each.scale, pixels_sha256(each.image), adapters[each.name])
+                for each in request.image_prompts
             ),
             embeddings=tuple(UsedEmbedding(name, embeddings[name]) for name in request.embeddings),
             emphasis=request.emphasis,

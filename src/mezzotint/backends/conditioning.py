@@ -8,19 +8,25 @@ from dataclasses import dataclass
 
 import torch
 
+from mezzotint.backends.image_prompts import join_images
+
 __all__ = ["Conditioning", "guidance_embedding"]
 
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What the UNet reads beside latents and timestep; one entry an evaluated row along dimension 0."""
+    """What the UNet reads beside latents and timestep; one entry an evaluated row along dimension 0.
+
+    channels: what a UNet that was trained for inpainting reads in channels of its own, n × 5 × h × w.
+    images: as `image_prompts` has them.
+    """
 
     hidden: torch.Tensor
     pooled: torch.Tensor
     time_ids: torch.Tensor
     guidance_embedding: torch.Tensor | None
-    # What a UNet that was trained for inpainting reads in channels of its own, n × 5 × h × w.
     channels: torch.Tensor | None = None
+    images: torch.Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[Conditioning]) -> Conditioning:
@@ -39,6 +45,7 @@ class Conditioning:
             torch.cat([part.time_ids for part in parts]),
             torch.cat(embeddings) if embeddings else None,
             torch.cat(channels) if channels else None,
+            join_images([part.images for part in parts]),
         )
 
 

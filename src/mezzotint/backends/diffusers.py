@@ -18,6 +18,7 @@ from mezzotint.backends.base import BackendInfo, MakeWay, PendingPreview, go_str
 from mezzotint.backends.conditioning import Conditioning, guidance_embedding
 from mezzotint.backends.controls import ControlNets, EncodedControl, Inputs
 from mezzotint.backends.failures import failure, failures_of, not_finite
+from mezzotint.backends.image_prompts import ImagePrompts
 from mezzotint.backends.loras import AdaptedModule
 from mezzotint.backends.painting import Inpainting, begin
 from mezzotint.backends.parts import PipelineParts
@@ -96,7 +97,8 @@ class DiffusersBackend:
             tuning = with_plain_weights(tuning)
         device = self._device = parts.unet.device
         self._streams = streams_of(device)
-        self._unet = tune_unet(parts.unet, tuning, device)
+        self._unet = tune_unet(parts.unet, tuning, device, reads_images=bool(parts.ip_adapters))
+        self._image_prompts = ImagePrompts(parts.ip_adapters, parts.image_encoder)
         self._adapted = AdaptedModule(parts.unet, {name: lora.unet for name, lora in parts.loras.items()})
         tune_vae(parts.vae, tuning, device)
         self._controlnets = ControlNets(
@@ -246,7 +248,7 @@ class DiffusersBackend:
         self._batch = None
         self._passes.forget()
         self._unet = self._adapted = self._controlnets = None  # type: ignore[assignment]
-        self._pictures = self.prompts = None  # type: ignore[assignment]
+        self._pictures = self.prompts = self._image_prompts = None  # type: ignore[assignment]
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -262,7 +264,8 @@ class DiffusersBackend:
         if self._guidance_width is not None:
             embedding = guidance_embedding(request.guidance_scale, self._guidance_width)
             embedding = to_device(embedding.to(prompt.hidden.dtype), self._device)
-        positive = Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding)
+        away, towards = self._image_prompts.encode(request.image_prompts)
+        positive = Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding, towards)
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
             return prompt.warning("prompt"), positive, None
@@ -270,7 +273,7 @@ class DiffusersBackend:
             request.negative_prompt, request.loras, emphasis=request.emphasis
         )
         warnings = (*prompt.warning("prompt"), *negative.warning("negative_prompt"))
-        return warnings, positive, Conditioning(negative.hidden, negative.pooled, time_ids, None)
+        return warnings, positive, Conditioning(negative.hidden, negative.pooled, time_ids, None, away)
 
     def _batch_of(self, request_ids: tuple[str, ...], rows: Sequence[_Row]) -> _Batch:
         """The rows' conditioning side by side, kept until another set of rows comes."""
@@ -311,6 +314,7 @@ class DiffusersBackend:
             conditioning.time_ids,
         )
         channels = conditioning.channels
+        images = {} if conditioning.images is None else {"images": conditioning.images}
         noise: torch.Tensor = self._unet(
             scaled if channels is None else torch.cat([scaled, channels], dim=1),
             inputs.timesteps,
@@ -318,6 +322,7 @@ class DiffusersBackend:
             timestep_cond=conditioning.guidance_embedding,
             added_cond_kwargs={"text_embeds": inputs.pooled, "time_ids": inputs.time_ids},
             **self._controlnets.residuals(controls, inputs),
+            **images,
             return_dict=False,
         )[0]
         if batch.guidance is None:

@@ -24,6 +24,7 @@ from mezzotint.core import (
     ResolvedRequest,
     ServedControlNet,
     ServedEmbedding,
+    ServedIpAdapter,
     ServedLora,
 )
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
@@ -68,6 +69,7 @@ class FakeBackend:
         loras: Sequence[ServedLora] = (),
         controlnets: Sequence[ServedControlNet] = (),
         embeddings: Sequence[ServedEmbedding] = (),
+        ip_adapters: Sequence[ServedIpAdapter] = (),
     ) -> None:
         self._pass_seconds = pass_seconds
         self._row_seconds = row_seconds
@@ -88,6 +90,7 @@ class FakeBackend:
                 loras=tuple(loras),
                 controlnets=tuple(controlnets),
                 embeddings=tuple(embeddings),
+                ip_adapters=tuple(ip_adapters),
             ),
             max_batch=max_batch,
         )
@@ -188,7 +191,11 @@ def _sleep(seconds: float) -> None:
 def _noise(request: ResolvedRequest, height: int, width: int, salt: int = 0) -> Pixels:
     # What does not change the picture must not change the noise.
     drawn = replace(request, deadline_s=None, preview_every=0, tenant="", priority="normal")
-    pictures = (request.image, request.mask, *(control.image for control in request.controls))
+    pictures = (
+        *(request.image, request.mask),
+        *(each.image for each in request.controls),
+        *(each.image for each in request.image_prompts),
+    )
     digest = hashlib.sha256(f"{drawn}{[_seen(each) for each in pictures]}{salt}".encode()).digest()
     return np.random.default_rng(list(digest)).integers(0, 256, (height, width, 3), dtype=np.uint8)
 

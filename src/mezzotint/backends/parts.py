@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mezzotint.backends.image_prompts import ImageEncoder, IpAdapter
 from mezzotint.backends.loras import LoraWeights
 from mezzotint.backends.windows import MAX_WINDOWS
 
@@ -37,5 +38,8 @@ class PipelineParts:
     loras: Mapping[str, LoraWeights] = field(default_factory=dict)
     # By theirs, diffusers' `ControlNetModel`s, and `unions.UnionKind`s, of which several may share a module.
     controlnets: Mapping[str, Any] = field(default_factory=dict)
+    ip_adapters: Mapping[str, IpAdapter] = field(default_factory=dict)
+    # That all of them read.
+    image_encoder: ImageEncoder | None = None
     # The vectors of textual inversions for each text encoder, by the words that prompts name them by.
     embeddings: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)

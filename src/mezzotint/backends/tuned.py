@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mezzotint.backends.channels_last import keep_channels_last
 from mezzotint.backends.cuda_graphs import CudaRecorder, GraphedCalls
+from mezzotint.backends.image_prompts import reading_images
 from mezzotint.backends.unions import UnionKind, keep_rows_apart
 from mezzotint.backends.wide_heads import slice_wide_heads
 from mezzotint.errors import SettingInvalid
@@ -127,8 +128,12 @@ def _tune_controlnet(
     return read, compute
 
 
-def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., Any]:
+def tune_unet(
+    unet: Any, tuning: Tuning, device: torch.device, *, reads_images: bool = False
+) -> Callable[..., Any]:
     """Lay out, fuse, quantise and compile the UNet, in place; what to call for a pass of it.
+
+    reads_images: it may be given `images` too (`image_prompts.reading_images`).
 
     Raises:
         SettingInvalid: this device or installation cannot do what is asked.
@@ -144,6 +149,8 @@ def tune_unet(unet: Any, tuning: Tuning, device: torch.device) -> Callable[..., 
     if tuning.compile != "none":
         _compile(unet, tuning.compile, tuning.compile_cache)
         compute = _prepared(compute)
+    if reads_images:
+        compute = reading_images(compute, unet)
     return GraphedCalls(compute, CudaRecorder()) if is_on(tuning.cuda_graphs, device) else compute
 
 

@@ -64,8 +64,8 @@ def check(
 def _absent(settings: Settings) -> list[tuple[str, str]]:
     """Settings and their paths that are not on this machine, which may not be the engines'."""
     named = [(name, each.partition("=")[2] or each) for name in ADDED for each in getattr(settings, name)]
-    if settings.preview_vae:
-        named.append(("preview_vae", settings.preview_vae))
+    folders = ("preview_vae", "image_encoder")
+    named += [(name, getattr(settings, name)) for name in folders if getattr(settings, name)]
     return [(name, path) for name, path in named if not Path(path).expanduser().exists()]
 
 

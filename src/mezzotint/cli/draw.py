@@ -22,7 +22,9 @@ from mezzotint.core import (
     GenerationRequest,
     Hires,
     Image,
+    ImagePrompt,
     ModelLimits,
+    Pixels,
     Preprocessor,
     Progress,
     Queued,
@@ -32,7 +34,7 @@ from mezzotint.errors import GenerationFailed, InvalidRequest, os_error_text
 from mezzotint.imaging.formats import check_output
 from mezzotint.imaging.size import parse_size
 from mezzotint.imaging.uploads import read_upload
-from mezzotint.models.controlnets import read_choice
+from mezzotint.models import controlnets, ip_adapters
 from mezzotint.models.loras import read_choices
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Compile, Tuning
@@ -90,6 +92,25 @@ def draw(
     preprocessor: Annotated[
         str, typer.Option(metavar="WHAT", help="What is made of it first: none, or canny, its edges.")
     ] = "none",
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADAPTER",
+            help="Read --image-prompt by an IP-Adapter of the model's own or a .safetensors file;"
+            " ADAPTER:0.6 for less of it.",
+        ),
+    ] = None,
+    image_prompt: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The picture that --ip-adapter reads.")
+    ] = None,
+    image_encoder: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="What IP-Adapters read pictures by. [default: the model's own]",
+            show_default=False,
+        ),
+    ] = "",
     embedding: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH", help="A textual inversion that the prompts name, or NAME=PATH."),
@@ -116,6 +137,7 @@ def draw(
     width, height = (None, None) if size is None else parse_size(size)
     loras, files = read_choices(lora or ())
     controls, nets = _controls(controlnet, control_image, preprocessor)
+    prompts, adapters = _image_prompts(ip_adapter, image_prompt)
     request = GenerationRequest(
         prompt=" ".join(prompt),
         negative_prompt=negative,
@@ -127,10 +149,17 @@ def draw(
         seed=seed,
         loras=loras,
         controls=controls,
+        image_prompts=prompts,
         emphasis=emphasis,
         hires=None if hires is None else Hires(hires),
     )
-    added = {"loras": files, "controlnets": nets, "embeddings": embedding or ()}
+    added: dict[str, Any] = {
+        "loras": files,
+        "controlnets": nets,
+        "embeddings": embedding or (),
+        "ip_adapters": adapters,
+        "image_encoder": image_encoder,
+    }
     requests = _numbered(request, number, limits_of_installed(model, **added))
     paths = _checked_paths(output, requests)
     # Tuning says what it accepts.
@@ -152,19 +181,39 @@ def _controls(
             (image, "--control-image", "--controlnet"),
             (None if preprocessor == "none" else preprocessor, "--preprocessor", "--controlnet"),
         ):
-            if given is not None:
-                raise InvalidRequest(f"{flag} needs {other} beside it", param=other.lstrip("-"))
+            _refuse_alone(given, flag, other)
         return (), ()
-    choice = read_choice(net)
-    try:
-        data = image.read_bytes()
-    except OSError as error:
-        reason = os_error_text(error)
-        raise InvalidRequest(f"--control-image: {image}: {reason}", param="control-image") from None
-    pixels = read_upload(data, param="--control-image")
+    choice = controlnets.read_choice(net)
+    pixels = _read(image, "--control-image")
     # Whether there is such a preprocessor, the request's check says.
     control = Control(choice.name, pixels, cast("Preprocessor", preprocessor), choice.scale)
     return (control,), () if choice.place is None else (choice.place,)
+
+
+def _image_prompts(
+    adapter: str | None, image: Path | None
+) -> tuple[tuple[ImagePrompt, ...], tuple[str, ...]]:
+    """What is read beside the prompt, and the path of an IP-Adapter that is not the model's own."""
+    if adapter is None or image is None:
+        _refuse_alone(adapter, "--ip-adapter", "--image-prompt")
+        _refuse_alone(image, "--image-prompt", "--ip-adapter")
+        return (), ()
+    choice = ip_adapters.read_choice(adapter)
+    prompt = ImagePrompt(choice.name, _read(image, "--image-prompt"), choice.scale)
+    return (prompt,), () if choice.place is None else (choice.place,)
+
+
+def _refuse_alone(given: object, flag: str, other: str) -> None:
+    if given is not None:
+        raise InvalidRequest(f"{flag} needs {other} beside it", param=other.lstrip("-"))
+
+
+def _read(image: Path, flag: str) -> Pixels:
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{flag}: {image}: {os_error_text(error)}", param=flag.lstrip("-")) from None
+    return read_upload(data, param=flag)
 
 
 def _numbered(request: GenerationRequest, number: int, limits: ModelLimits) -> list[GenerationRequest]:

@@ -14,9 +14,11 @@ def limits_of_installed(
     loras: Sequence[str] = (),
     controlnets: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    ip_adapters: Sequence[str] = (),
+    image_encoder: str = "",
 ) -> ModelLimits:
-    """The limits of a model that is on this machine, with its own LoRAs, ControlNets and embeddings and those
-    that are given. Imports no torch.
+    """The limits of a model that is on this machine, with its own LoRAs, ControlNets, embeddings and
+    IP-Adapters and those that are given. Imports no torch.
 
     Raises:
         ModelNotFound, ModelInvalid: it is not here, or its configuration is unreadable.
@@ -29,4 +31,6 @@ def limits_of_installed(
     from mezzotint.models.added import find_added
     from mezzotint.models.locations import find_model, limits_of
 
-    return find_added(find_model(model), loras, controlnets, embeddings).on(limits_of(model))
+    path = find_model(model)
+    added = find_added(path, loras, controlnets, embeddings, ip_adapters, image_encoder)
+    return added.on(limits_of(model))

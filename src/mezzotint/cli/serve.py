@@ -59,6 +59,14 @@ def serve(
         list[str] | None,
         typer.Option(metavar="PATH", help="A textual inversion that prompts may name, or NAME=PATH."),
     ] = None,
+    ip_adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="An IP-Adapter that requests may name, or NAME=PATH."),
+    ] = None,
+    image_encoder: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="What IP-Adapters read pictures by. [default: the model's own]"),
+    ] = None,
     stand_in: StandIn = False,
     config: Annotated[
         Path | None,
@@ -84,6 +92,8 @@ def serve(
         loras=tuple(lora) if lora else None,
         controlnets=tuple(controlnet) if controlnet else None,
         embeddings=tuple(embedding) if embedding else None,
+        ip_adapters=tuple(ip_adapter) if ip_adapter else None,
+        image_encoder=image_encoder,
         # Not given, it leaves the variable's and the file's alone.
         stand_in=stand_in or None,
         ui=False if no_ui else None,
@@ -94,7 +104,14 @@ def serve(
     from mezzotint.serve.telemetry.logs import set_up_logs
 
     # An unknown model is refused now, not after Ray has started.
-    limits_of_installed(settings.model, settings.loras, settings.controlnets, settings.embeddings)
+    limits_of_installed(
+        settings.model,
+        settings.loras,
+        settings.controlnets,
+        settings.embeddings,
+        settings.ip_adapters,
+        settings.image_encoder,
+    )
     settings = settings.model_copy(update={"port": choose_port(settings.host, settings.port)})
     _check_stores(settings)
     set_up_logs(settings, "serve")

@@ -109,6 +109,8 @@ class Engine:
         loras: Sequence[str] = (),
         controlnets: Sequence[str] = (),
         embeddings: Sequence[str] = (),
+        ip_adapters: Sequence[str] = (),
+        image_encoder: str = "",
     ) -> Engine:
         """An engine on a model by name, folder or single `.safetensors` file.
 
@@ -118,7 +120,8 @@ class Engine:
         stand_in: with device "neuron", run an artefact that was compiled for `cpu` in the chip's place.
         loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
         controlnets: the same, files or folders. embeddings: files of textual inversions that prompts may
-            name.
+            name. ip_adapters: files that requests may name.
+        image_encoder: the folder of what IP-Adapters read pictures by; empty is the model's own.
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
@@ -144,6 +147,8 @@ class Engine:
                 loras=loras,
                 controlnets=controlnets,
                 embeddings=embeddings,
+                ip_adapters=ip_adapters,
+                image_encoder=image_encoder,
             )
         loaded = time.monotonic()
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_batch=max_batch)

@@ -17,6 +17,7 @@ from mezzotint.errors import InvalidRequest
 __all__ = [
     "check_image",
     "check_mask",
+    "clip_square",
     "cropped_to",
     "padded_to",
     "pixels_sha256",
@@ -24,6 +25,8 @@ __all__ = [
     "resize_mask",
 ]
 
+# Of a picture whose middle square is read, the longer side by the shorter.
+LONGEST = 8
 # Above this a mask's value means "redraw": diffusers' 0.5 of 255.
 MASK_THRESHOLD = 127
 
@@ -92,6 +95,26 @@ def padded_to(image: Pixels, width: int, height: int) -> Pixels:
     top, left = (height - inner_height) // 2, (width - inner_width) // 2
     canvas[top : top + inner_height, left : left + inner_width] = inner
     return canvas
+
+
+def clip_square(image: Pixels, side: int) -> Pixels:
+    """The middle of the image at side × side, by the bicubic filter, as CLIP's image processor cuts it out:
+    once its shorter side is `side`."""
+    from PIL import Image as PilImage
+
+    height, width = image.shape[:2]
+    # What lies farther out is not seen; a strip would be enlarged to much.
+    image = cropped_to(image, min(width, LONGEST * height), min(height, LONGEST * width))
+    height, width = image.shape[:2]
+    if (height, width) != (side, side):
+        short = min(height, width)
+        size = (int(side * width / short), int(side * height / short))
+        image = np.asarray(PilImage.fromarray(image).resize(size, PilImage.Resampling.BICUBIC))
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    # A view would keep all of it, and what may be written to is somebody else's.
+    image = image[top : top + side, left : left + side].copy()
+    image.flags.writeable = False
+    return image
 
 
 def resize_mask(mask: Mask, width: int, height: int) -> Mask:

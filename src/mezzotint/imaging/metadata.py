@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mezzotint.core import Hires, Receipt, UsedControl, known_fields
+from mezzotint.core import Hires, Receipt, UsedControl, UsedImagePrompt, known_fields
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import InvalidRequest, UnsupportedImage
 from mezzotint.imaging.uploads import is_endless
@@ -84,8 +84,8 @@ def parameters_text(receipt: Receipt) -> str:
     if receipt.embeddings:
         hashes = ", ".join(f"{each.name}: {each.sha256[:12]}" for each in receipt.embeddings)
         settings["TI hashes"] = f'"{hashes}"'
-    for number, control in enumerate(receipt.controls):
-        settings[f"ControlNet {number}"] = f'"{control_settings(control)}"'
+    units = [*map(control_settings, receipt.controls), *map(prompt_settings, receipt.image_prompts)]
+    settings |= {f"ControlNet {number}": f'"{unit}"' for number, unit in enumerate(units)}
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     # A NUL would end the text early for whoever reads it.
     return "\n".join(lines).replace("\x00", "\N{REPLACEMENT CHARACTER}")
@@ -103,6 +103,12 @@ def control_settings(control: UsedControl) -> str:
         "Guidance End": f"{control.end:g}",
     }
     return ", ".join(f"{name}: {value}" for name, value in settings.items())
+
+
+def prompt_settings(prompt: UsedImagePrompt) -> str:
+    """An image prompt as a unit of the same extension."""
+    model = f"{prompt.name} [{prompt.sha256[:8]}]"
+    return f"Module: ip-adapter-auto, Model: {model}, Weight: {prompt.scale:g}"
 
 
 def hires_settings(hires: Hires | None) -> dict[str, object]:

@@ -35,6 +35,7 @@ from mezzotint.models.locations import find_model, limits_of, verify
 from mezzotint.models.manifest import MANIFEST_NAME, fingerprint
 from mezzotint.models.reading import load_parts, read_preview_vae
 from mezzotint.models.reading_controlnets import read_controlnets
+from mezzotint.models.reading_ip_adapters import read_image_encoder, read_ip_adapter
 from mezzotint.models.reading_loras import read_embedding, read_lora
 from mezzotint.tuning import Tuning
 
@@ -56,6 +57,8 @@ def load_backend(
     loras: Sequence[str] = (),
     controlnets: Sequence[str] = (),
     embeddings: Sequence[str] = (),
+    ip_adapters: Sequence[str] = (),
+    image_encoder: str = "",
 ) -> Backend:
     """A backend that draws with `model`: a name of the catalogue, a diffusers folder, a `.safetensors` file;
     on `neuron`, a folder of compiled graphs.
@@ -67,6 +70,8 @@ def load_backend(
     stand_in: with `neuron`, this CPU in the chip's place, for graphs that were compiled for it.
     loras: files that requests may name, PATH or NAME=PATH, beside those in the model's own folder.
     controlnets: the same, files or folders. embeddings: files of textual inversions that prompts may name.
+    ip_adapters: files that requests may name. image_encoder: the folder of what they read; empty is the
+        model's own.
 
     Raises:
         ModelNotFound: there is no such model on this machine.
@@ -77,7 +82,12 @@ def load_backend(
     _silence_known_noise()
     tuning = tuning or Tuning()
     if device == NEURON:
-        given = {"loras": loras, "controlnets": controlnets, "embeddings": embeddings}
+        given = {
+            "loras": loras,
+            "controlnets": controlnets,
+            "embeddings": embeddings,
+            "ip_adapters": ip_adapters,
+        }
         return _load_graphs(model, given, dtype=dtype, tuning=tuning, stand_in=stand_in)
     if stand_in:
         raise SettingInvalid(f"--stand-in is for --device {NEURON}, not {device}", param="stand_in")
@@ -91,7 +101,9 @@ def load_backend(
     parts = load_parts(path, entry, dtype=DTYPES[chosen_dtype], device=chosen_device)
     # What keeps weights in another form was asked for; the model's own LoRAs come unasked.
     takes_loras = loras or keeps_plain_weights(tuning)
-    added = find_added(path, loras if takes_loras else None, controlnets, embeddings)
+    added = find_added(
+        path, loras if takes_loras else None, controlnets, embeddings, ip_adapters, image_encoder
+    )
     parts = _complete(parts, added, tuning.preview_vae, dtype=DTYPES[chosen_dtype], device=chosen_device)
     info = BackendInfo(
         model=entry.name if entry else path.stem if path.is_file() else path.name,
@@ -113,6 +125,12 @@ def _complete(
     if preview_vae:
         folder = Path(preview_vae).expanduser()
         parts = replace(parts, preview_vae=read_preview_vae(folder, dtype=dtype, device=device))
+    if added.image_encoder:
+        encoder = read_image_encoder(added.image_encoder, dtype=dtype, device=device)
+        adapters = {
+            each.served.name: read_ip_adapter(each, parts.unet, encoder) for each in added.ip_adapters
+        }
+        parts = replace(parts, image_encoder=encoder, ip_adapters=adapters)
     return replace(
         parts,
         loras={each.served.name: read_lora(each.path, parts) for each in added.loras},

@@ -1,4 +1,5 @@
-"""What lies beside a model and requests name: LoRAs, ControlNets, embeddings. By which name, and where.
+"""What lies beside a model and requests name: LoRAs, ControlNets, embeddings, IP-Adapters. By which name, and
+where.
 
 No torch here.
 """
@@ -42,7 +43,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Kind:
-    """LoRAs, ControlNets or embeddings.
+    """LoRAs, ControlNets, embeddings or IP-Adapters.
 
     setting: the setting's name and the folder inside a model.
     one: what a path must be, for messages.

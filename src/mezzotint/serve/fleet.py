@@ -180,9 +180,10 @@ def _draws(report: Report, request: ResolvedRequest) -> bool:
     # While versions or settings change, some replicas serve what others do not yet.
     has_loras = {lora.name for lora in request.loras} <= {lora.name for lora in limits.loras}
     has_nets = {each.name for each in request.controls} <= {each.name for each in limits.controlnets}
+    has_adapters = {each.name for each in request.image_prompts} <= {each.name for each in limits.ip_adapters}
     has_words = set(request.embeddings) <= {each.name for each in limits.embeddings}
     fits = all(_fits(limits, stage.width, stage.height) for stage in request.stages)
-    return has_loras and has_nets and has_words and fits
+    return has_loras and has_nets and has_adapters and has_words and fits
 
 
 def _fits(limits: ModelLimits, width: int, height: int) -> bool:

@@ -15,7 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import GenerationRequest, Queued
+from mezzotint.core import GenerationRequest, Queued, has_pictures
 from mezzotint.errors import RETRY_AFTER_SECONDS, GenerationFailed, ModelLoading, ModelNotFound, QueueFull
 from mezzotint.resolving import resolve
 from mezzotint.serve.access.caller import ANYONE, Caller
@@ -146,7 +146,7 @@ class Gateway:
             raise ModelNotFound(f"no model {model!r} here; {info.model} is served", param="model")
         priority = request.priority or caller.usual_priority
         request = replace(request, tenant=caller.id, priority=priority)
-        if request.image is None and not request.controls:
+        if not has_pictures(request):
             resolved = resolve(request, info.limits)
         else:
             # Pictures are brought to size, which the loop need not wait for.

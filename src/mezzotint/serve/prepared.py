@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import ADDED, GenerationRequest, Pixels, ResolvedRequest
+from mezzotint.core import ADDED, GenerationRequest, Pixels, ResolvedRequest, has_pictures
 from mezzotint.serve.access.caller import Caller
 from mezzotint.serve.wire import Drawn, Order
 
@@ -60,7 +60,7 @@ class PreparedRequest:
 
 def with_pictures_of(first: ResolvedRequest, asked: GenerationRequest) -> GenerationRequest:
     """`asked` with the pictures of the first of several, which were brought to size once for all of them."""
-    if first.image is None and not first.controls:
+    if not has_pictures(first):
         return asked
     return replace(
         asked,
@@ -69,6 +69,7 @@ def with_pictures_of(first: ResolvedRequest, asked: GenerationRequest) -> Genera
         image=first.image,
         mask=first.mask,
         controls=first.controls,
+        image_prompts=first.image_prompts,
     )
 
 

@@ -192,6 +192,8 @@ def _load(settings: Settings) -> Engine:
         loras=settings.loras,
         controlnets=settings.controlnets,
         embeddings=settings.embeddings,
+        ip_adapters=settings.ip_adapters,
+        image_encoder=settings.image_encoder,
         max_batch=settings.max_batch,
         max_queue=settings.max_queue,
         max_backlog_s=settings.max_backlog_s,

@@ -131,6 +131,7 @@ def opened_picture(drawing_id: str, n: int, receipt: Mapping[str, Any]) -> str:
         told["Second stage"] = f"{stage_in_words(hires)}, from {first.replace('x', '×')}"
     told |= {f"LoRA {lora['name']}": lora["scale"] for lora in receipt.get("loras") or ()}
     told |= {f"ControlNet {each['name']}": guide_in_words(each) for each in receipt.get("controls") or ()}
+    told |= {f"IP-Adapter {each['name']}": each["scale"] for each in receipt.get("image_prompts") or ()}
     if receipt.get("embeddings"):
         told["Embeddings"] = ", ".join(str(each["name"]) for each in receipt["embeddings"])
     if receipt.get("emphasis"):

@@ -216,6 +216,9 @@ def filled(recipe: Recipe, offer: Offer | None, *, is_guided: bool = False) -> t
         said.append(f"The service does not draw with {' or '.join(left_out)}: it has its own values there.")
     if recipe.strength is not None:
         said.append("It was drawn from another picture: its settings alone draw something else.")
+    if recipe.adapters:
+        read = " and ".join(recipe.adapters)
+        said.append(f"The form has no IP-Adapters: it is without the picture that {read} read.")
     if guides[1:]:
         others = " and ".join(guide.name for guide in guides[1:])
         said.append(f"The form has one ControlNet at a time: it is without {others}.")

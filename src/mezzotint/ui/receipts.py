@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mezzotint.core import MAX_LORA_SCALE, Hires, Lora, Receipt
+from mezzotint.core import MAX_CONTROLS, MAX_LORA_SCALE, Hires, Lora, Receipt
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
@@ -50,6 +50,8 @@ class Recipe:
     hires: Hires | None = None
     # Without the pictures, which are not part of what a picture says.
     guides: tuple[Guide, ...] = ()
+    # IP-Adapters, which no form of ours has.
+    adapters: tuple[str, ...] = ()
     # What A1111 says of its second stage and no form of ours can.
     unserved: tuple[str, ...] = ()
 
@@ -68,6 +70,8 @@ def recipe_of(receipt: Receipt) -> Recipe:
         loras=tuple(Lora(lora.name, lora.scale) for lora in receipt.loras),
         hires=_of_steps(receipt.hires, receipt.steps),
         guides=guides_of(receipt.controls),
+        # A stranger's file may list any number, and name them by anything.
+        adapters=tuple(str(each.name) for each in receipt.image_prompts[:MAX_CONTROLS]),
     )
 
 

@@ -1,4 +1,5 @@
-"""ControlNets as A1111's extension has them: units in `alwayson_scripts`, and what its clients ask for.
+"""ControlNets and IP-Adapters as A1111's extension has them: units in `alwayson_scripts`, and what its
+clients ask for.
 
 Edges are found at the size that is drawn, as with the extension's `pixel_perfect`; its own resolution for
 them (`processor_res`) is therefore accepted and not used.
@@ -20,6 +21,7 @@ from mezzotint.core import (
     PREPROCESSORS,
     Control,
     GenerationRequest,
+    ImagePrompt,
     ModelLimits,
     Pixels,
 )
@@ -27,7 +29,7 @@ from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.inputs import cropped_to, padded_to
 from mezzotint.imaging.size import fitting_size
 from mezzotint.imaging.uploads import read_upload_text
-from mezzotint.resolving_added import check_names
+from mezzotint.resolving_added import check_adapters, check_names
 from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
@@ -76,6 +78,15 @@ UNION_KINDS: Mapping[str, str] = {
     "inpaint": "repaint",
 }
 UNKNOWN = "unknown"
+# Its modules for the image encoders of plain IP-Adapters and plus, by all their names; here there is one
+# encoder, whatever is said.
+ADAPTER_MODULES = (
+    "ip-adapter-auto",
+    "ip-adapter_clip_g",
+    "ip-adapter_clip_h",
+    "ip-adapter_clip_sdxl",
+    "ip-adapter_clip_sdxl_plus_vith",
+)
 
 
 class Unit(Fields):
@@ -84,7 +95,7 @@ class Unit(Fields):
     model_config = ConfigDict(extra="allow")
 
     enabled: bool = True
-    module: str = Field("none", description="none or canny")
+    module: str = Field("none", description="none or canny; of an IP-Adapter, none or ip-adapter-auto")
     model: str = Field("None", description="a name of /controlnet/model_list")
     weight: Real = Field(1.0, ge=0, le=MAX_CONTROL_SCALE)
     image: str | dict[str, Any] | None = Field(None, description="base64 file or data: URL")
@@ -100,6 +111,11 @@ class Unit(Fields):
     @property
     def is_used(self) -> bool:
         return self.enabled and self.model.casefold() != "none"
+
+    @property
+    def adapter(self) -> str:
+        """The IP-Adapter's name."""
+        return HASHED.sub("", self.model)
 
     @property
     def net(self) -> str:
@@ -120,6 +136,22 @@ class Unit(Fields):
             return picture
         return self.image or self.input_image
 
+    def names_adapter(self, limits: ModelLimits) -> bool:
+        """Whether it is an IP-Adapter's, and not a ControlNet's."""
+        nets, adapters = ({each.name for each in of} for of in (limits.controlnets, limits.ip_adapters))
+        return self.module.casefold() in ADAPTER_MODULES or self.adapter in adapters - nets
+
+    def check_prompt(self) -> None:
+        """As `check`, of an IP-Adapter's. To the extension, too, its picture has no place and no mode."""
+        if self.module.casefold() not in ("none", *ADAPTER_MODULES):
+            served = " and ".join(ADAPTER_MODULES)
+            raise NotSupported(f"{PLACE}: of an IP-Adapter's modules {served} are served", param=SCRIPTS)
+        if (self.guidance_start, self.guidance_end) != (0, 1):
+            raise NotSupported(
+                f"{PLACE}: guidance_start and guidance_end of an IP-Adapter must be 0 and 1", param=SCRIPTS
+            )
+        self._check_others()
+
     def check(self) -> None:
         """Raises: NotSupported: it asks for what would change the picture and is not served."""
         if self.module.casefold() not in PREPROCESSORS:
@@ -138,12 +170,23 @@ class Unit(Fields):
                 f"{self.union_control_type!r}",
                 param=SCRIPTS,
             )
-        others = {name: value for name, value in (self.model_extra or {}).items() if name not in HARMLESS}
         for name, usual in THRESHOLDS.items():
-            value = others.pop(name, None)
+            value = (self.model_extra or {}).get(name)
             if self.module.casefold() == "canny" and value not in (None, *usual):
                 raise NotSupported(f"{PLACE}: {name} must be {usual[-1]}, not {value!r}", param=SCRIPTS)
+        self._check_others()
+
+    def _check_others(self) -> None:
+        extra = self.model_extra or {}
+        others = {name: extra[name] for name in extra if name not in HARMLESS and name not in THRESHOLDS}
         check_neutral(others, IN_FORCE)
+
+    def image_prompt(self, place: str, drawn_from: Pixels | None) -> ImagePrompt:
+        """As `control`."""
+        image = drawn_from if self.picture is None else read_upload_text(self.picture, place)
+        if image is None:
+            raise InvalidRequest(f"{place} is required", param=SCRIPTS)
+        return ImagePrompt(self.adapter, image, self.weight)
 
     def control(self, place: str, drawn_from: Pixels | None, shape: tuple[int, int]) -> Control:
         """place: of its picture. drawn_from: what it reads where it has none. shape: width and height."""
@@ -177,17 +220,28 @@ def with_controls(
     units = {number: unit for number, unit in enumerate(_units(scripts)) if unit.is_used}
     if not units:
         return request
-    for unit in units.values():
+    prompts = {number: unit for number, unit in units.items() if unit.names_adapter(limits)}
+    nets = {number: unit for number, unit in units.items() if number not in prompts}
+    for unit in prompts.values():
+        unit.check_prompt()
+    for unit in nets.values():
         unit.check()
     # Before any picture is decoded: a small file may hold a large one.
-    check_names([unit.net for unit in units.values()], limits)
+    check_names([unit.net for unit in nets.values()], limits)
+    check_adapters([unit.adapter for unit in prompts.values()], limits)
     width, height = _size(request, limits)
     # What is not drawn is refused later on; until then nothing is made of such a size.
     shape = (_within(width, limits), _within(height, limits))
-    controls = tuple(
-        unit.control(f"{PLACE}[{number}].image", request.image, shape) for number, unit in units.items()
+    places = {number: f"{PLACE}[{number}].image" for number in units}
+    return replace(
+        request,
+        width=width,
+        height=height,
+        controls=tuple(unit.control(places[number], request.image, shape) for number, unit in nets.items()),
+        image_prompts=tuple(
+            unit.image_prompt(places[number], request.image) for number, unit in prompts.items()
+        ),
     )
-    return replace(request, width=width, height=height, controls=controls)
 
 
 def _units(scripts: Mapping[str, Any]) -> list[Unit]:
@@ -241,19 +295,20 @@ async def version(_: CallerOf) -> dict[str, int]:
     return {"version": 2}
 
 
-@router.get("/model_list", summary="The ControlNets that a unit may name")
+@router.get("/model_list", summary="The ControlNets and IP-Adapters that a unit may name")
 async def model_list(_: CallerOf, services: ServicesOf, update: Flag = True) -> dict[str, list[str]]:
-    served = (await services.gateway.served()).limits.controlnets
-    return {"model_list": [f"{each.name} [{each.sha256[:8]}]" for each in served]}
+    limits = (await services.gateway.served()).limits
+    nets = [(each.name, each.sha256) for each in limits.controlnets]
+    adapters = [(each.name, each.sha256) for each in limits.ip_adapters]
+    return {"model_list": [f"{name} [{sha256[:8]}]" for name, sha256 in nets + adapters]}
 
 
 @router.get("/module_list", summary="The preprocessors")
-async def module_list(_: CallerOf, alias_names: Flag = False) -> dict[str, Any]:
+async def module_list(_: CallerOf, services: ServicesOf, alias_names: Flag = False) -> dict[str, Any]:
+    served = (await services.gateway.served()).limits.ip_adapters
+    modules = [*PREPROCESSORS, *(ADAPTER_MODULES if served else ())]
     nothing_to_set = {"model_free": False, "sliders": []}
-    return {
-        "module_list": list(PREPROCESSORS),
-        "module_detail": dict.fromkeys(PREPROCESSORS, nothing_to_set),
-    }
+    return {"module_list": modules, "module_detail": dict.fromkeys(modules, nothing_to_set)}
 
 
 @router.get("/settings", summary="How many units there are")

@@ -26,6 +26,8 @@ SENT_AS: Mapping[str, str] = {
     "controls": "alwayson_scripts",
     "controls.image": "alwayson_scripts",
     "controls.start": "alwayson_scripts",
+    "image_prompts": "alwayson_scripts",
+    "image_prompts.image": "alwayson_scripts",
     "guidance_scale": "cfg_scale",
     "hires": "enable_hr",
     "hires.scale": "hr_scale",

@@ -160,10 +160,10 @@ async def prepare_all(
         check_mask_size(mask, image)
     gateway = services.gateway
     limits = (await gateway.served()).limits
-    controls = await asyncio.to_thread(fields.read_controls, limits)
+    controls, prompts = await asyncio.to_thread(fields.read_conditioning, limits)
     requests: list[PreparedRequest] = []
     for each in fields.to_requests(limits):
-        asked = replace(each, image=image, mask=mask, controls=controls)
+        asked = replace(each, image=image, mask=mask, controls=controls, image_prompts=prompts)
         if requests:
             asked = with_pictures_of(requests[0].request, asked)
         with named_as_sent(asked, limits, SENT_AS):

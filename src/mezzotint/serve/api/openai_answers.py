@@ -202,10 +202,12 @@ def _text_tokens(prepared: PreparedRequest) -> int:
 
 
 def _tiles_read(prepared: PreparedRequest) -> int:
-    """Pictures that are read are resized to the size that is drawn; those of controls, in the end."""
+    """Pictures that are read are resized to the size that is drawn, those of controls in the end; those of
+    image prompts, to their encoder's."""
     request = prepared.request
     image = 0 if request.image is None else _tiles(request.width, request.height)
-    return image + len(request.controls) * _tiles(*request.size)
+    prompts = sum(_tiles(each.image.shape[1], each.image.shape[0]) for each in request.image_prompts)
+    return image + len(request.controls) * _tiles(*request.size) + prompts
 
 
 def _tiles(width: int, height: int) -> int:

@@ -1,14 +1,23 @@
-"""The objects in a body of OpenAI's surface: a LoRA, a ControlNet, a second stage. Always JSON, so strict."""
+"""The objects in a body of OpenAI's surface: a LoRA, a ControlNet, an image prompt, a second
+stage. Always JSON, so strict."""
 
 from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from mezzotint.core import MAX_CONTROL_SCALE, MAX_HIRES_SCALE, MAX_LORA_SCALE, Control, Hires, Preprocessor
+from mezzotint.core import (
+    MAX_CONTROL_SCALE,
+    MAX_HIRES_SCALE,
+    MAX_LORA_SCALE,
+    Control,
+    Hires,
+    ImagePrompt,
+    Preprocessor,
+)
 from mezzotint.imaging.uploads import read_upload_text
 from mezzotint.serve.api.fields import Fields
 
-__all__ = ["ControlFields", "HiresFields", "LoraFields"]
+__all__ = ["ControlFields", "HiresFields", "ImagePromptFields", "LoraFields"]
 
 
 class LoraFields(Fields):
@@ -35,6 +44,19 @@ class ControlFields(Fields):
     def read(self, param: str) -> Control:
         image = read_upload_text(self.image, param)
         return Control(self.name, image, self.preprocessor, self.scale, self.start, self.end)
+
+
+class ImagePromptFields(Fields):
+    """One of `image_prompts`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(description="the IP-Adapter's, as /v1/capabilities tells it")
+    image: str = Field(description="base64 or a data: URL; its middle square is read")
+    scale: float = Field(1.0, ge=0, le=MAX_CONTROL_SCALE, description="how much of it")
+
+    def read(self, param: str) -> ImagePrompt:
+        return ImagePrompt(self.name, read_upload_text(self.image, param), self.scale)
 
 
 class HiresFields(Fields):

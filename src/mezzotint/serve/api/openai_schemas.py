@@ -23,16 +23,17 @@ from mezzotint.core import (
     Control,
     GenerationRequest,
     Hires,
+    ImagePrompt,
     Lora,
     ModelLimits,
     Priority,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
-from mezzotint.resolving_added import check_names, limits_with
+from mezzotint.resolving_added import check_adapters, check_names, limits_with
 from mezzotint.serve.api.bounds import MAX_IMAGES, seeds_of
 from mezzotint.serve.api.fields import Fields
-from mezzotint.serve.api.openai_objects import ControlFields, HiresFields, LoraFields
+from mezzotint.serve.api.openai_objects import ControlFields, HiresFields, ImagePromptFields, LoraFields
 from mezzotint.serve.api.styles import with_styles
 
 __all__ = [
@@ -218,13 +219,13 @@ class ImageFields(Fields):
     def _prompt(self) -> str:
         return ""
 
-    def read_controls(self, limits: ModelLimits) -> tuple[Control, ...]:
-        """With their pictures decoded. Computes: not on an event loop.
+    def read_conditioning(self, limits: ModelLimits) -> tuple[tuple[Control, ...], tuple[ImagePrompt, ...]]:
+        """Controls and image prompts, decoded. Computes: not on an event loop.
 
         Raises:
             MezzotintError: one of them is not accepted; if it is not served, before any is decoded.
         """
-        return ()
+        return (), ()
 
     def forget_pictures(self) -> None:
         """Let go of those that are decoded by now."""
@@ -263,34 +264,44 @@ class GenerationFields(ImageFields):
         None, max_length=MAX_CONTROLS, description="pictures that ControlNets hold what is drawn to"
     )
 
+    image_prompts: list[ImagePromptFields] | None = Field(
+        None, max_length=MAX_CONTROLS, description="pictures that IP-Adapters read beside the prompt"
+    )
+
     def _prompt(self) -> str:
         return self.prompt
 
-    def read_controls(self, limits: ModelLimits) -> tuple[Control, ...]:
-        asked = self.controls or ()
-        check_names([each.name for each in asked], limits)
-        return tuple(each.read(f"controls[{number}].image") for number, each in enumerate(asked))
+    def read_conditioning(self, limits: ModelLimits) -> tuple[tuple[Control, ...], tuple[ImagePrompt, ...]]:
+        controls, prompts = self.controls or (), self.image_prompts or ()
+        check_names([each.name for each in controls], limits)
+        check_adapters([each.name for each in prompts], limits)
+        return (
+            tuple(each.read(f"controls[{number}].image") for number, each in enumerate(controls)),
+            tuple(each.read(f"image_prompts[{number}].image") for number, each in enumerate(prompts)),
+        )
 
     def forget_pictures(self) -> None:
-        self.controls = None
+        self.controls = self.image_prompts = None
 
 
 class EditFields(GenerationFields):
     """The text fields of `POST /v1/images/edits`, whose files are `image` and `mask`."""
 
-    # Not told of: it is there to say where they are taken.
+    # Not told of: they are there to say where they are taken.
     controls: SkipJsonSchema[Any] = None
+    image_prompts: SkipJsonSchema[Any] = None
 
-    def read_controls(self, limits: ModelLimits) -> tuple[Control, ...]:
-        return ()
+    def read_conditioning(self, limits: ModelLimits) -> tuple[tuple[Control, ...], tuple[ImagePrompt, ...]]:
+        return (), ()
 
     def _refuse_what_is_not_served(self) -> None:
         super()._refuse_what_is_not_served()
-        if self.controls:
-            raise NotSupported(
-                "controls: their pictures have no place in a form; a job takes image, mask and controls",
-                param="controls",
-            )
+        for name in ("controls", "image_prompts"):
+            if getattr(self, name):
+                raise NotSupported(
+                    f"{name}: their pictures have no place in a form; a job takes image, mask and {name}",
+                    param=name,
+                )
 
 
 class VariationFields(ImageFields):

@@ -107,6 +107,8 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             "lora_scale": MAX_LORA_SCALE,
             "controls": MAX_CONTROLS,
             "control_scale": MAX_CONTROL_SCALE,
+            "image_prompts": MAX_CONTROLS,
+            "image_prompt_scale": MAX_CONTROL_SCALE,
             "hires_scale": MAX_HIRES_SCALE,
             "body_mb": settings.max_body_mb,
             "upload_bytes": MAX_UPLOAD_BYTES,
@@ -120,6 +122,7 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             **FEATURES,
             "loras": bool(info.limits.loras),
             "controlnet": bool(info.limits.controlnets),
+            "image_prompts": bool(info.limits.ip_adapters),
         },
         "caller": {
             "name": caller.name,
@@ -165,6 +168,7 @@ def _drawing(info: BackendInfo) -> dict[str, Any]:
         ],
         "controlnets": [{"name": each.name, "sha256": each.sha256} for each in limits.controlnets],
         "preprocessors": PREPROCESSORS,
+        "ip_adapters": [{"name": each.name, "sha256": each.sha256} for each in limits.ip_adapters],
         "embeddings": [
             {"name": each.name, "vectors": each.vectors, "sha256": each.sha256} for each in limits.embeddings
         ],

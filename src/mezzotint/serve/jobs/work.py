@@ -17,6 +17,7 @@ from mezzotint.core import (
     Control,
     GenerationRequest,
     Hires,
+    ImagePrompt,
     Lora,
     Pixels,
     ResolvedRequest,
@@ -32,7 +33,9 @@ __all__ = ["WAITING_SECONDS", "Work"]
 # are kept for so much longer, if it does not come.
 WAITING_SECONDS = 30 * 24 * 3_600.0
 # The pictures are in the image store; the others are the job's own, or the key's that it is drawn for.
-NOT_KEPT = ("image", "mask", "controls", "tenant", "deadline_s")
+NOT_KEPT = ("image", "mask", "controls", "image_prompts", "tenant", "deadline_s")
+# Of the former, those that are lists of pictures with what is made of each.
+READ: Mapping[str, type[Control | ImagePrompt]] = {"controls": Control, "image_prompts": ImagePrompt}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Work:
 
     cost_s: seconds of an engine that all of them take, as it was estimated when the job was made.
     image, mask: names in the image store.
-    controls: each as `Control` has it, its `image` a name in the image store.
+    controls, image_prompts: each as `Control` or `ImagePrompt` has it, its `image` a name in the image store.
     """
 
     request: GenerationRequest
@@ -52,6 +55,7 @@ class Work:
     image: str | None = None
     mask: str | None = None
     controls: tuple[Mapping[str, Any], ...] = ()
+    image_prompts: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, resolved: ResolvedRequest, **rest: Any) -> Work:
@@ -66,9 +70,11 @@ class Work:
         request["loras"] = tuple(Lora(**known_fields(Lora, lora)) for lora in request.get("loras", ()))
         hires = request.get("hires")
         request["hires"] = None if hires is None else Hires(**known_fields(Hires, hires))
-        controls = tuple(known_fields(Control, control) for control in told.get("controls", ()))
-        known = {**known_fields(cls, told), "controls": controls}
-        return cls(**{**known, "request": GenerationRequest(**request)})
+        read = {
+            name: tuple(known_fields(kind, each) for each in told.get(name, ()))
+            for name, kind in READ.items()
+        }
+        return cls(**{**known_fields(cls, told), **read, "request": GenerationRequest(**request)})
 
     def to_json(self) -> dict[str, Any]:
         told = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -98,16 +104,21 @@ class Work:
 
         try:
             image, mask = await keep(drawn.image), await keep(drawn.mask)
-            controls = [{**_without_image(each), "image": await keep(each.image)} for each in drawn.controls]
+            read: dict[str, Any] = {}
+            for name in READ:
+                asked = getattr(drawn, name)
+                told = [{**_without_image(each), "image": await keep(each.image)} for each in asked]
+                read[name] = tuple(told)
         except BaseException:
             await images.delete(kept)
             raise
-        return replace(self, image=image, mask=mask, controls=tuple(controls))
+        return replace(self, image=image, mask=mask, **read)
 
     @property
     def uploads(self) -> list[str]:
         """Names in the image store."""
-        names = (self.image, self.mask, *(control["image"] for control in self.controls))
+        read = (each["image"] for each in (*self.controls, *self.image_prompts))
+        names = (self.image, self.mask, *read)
         return [name for name in names if name is not None]
 
     @property
@@ -130,16 +141,18 @@ class Work:
             ImageNotFound, StoreUnavailable: they cannot be had.
         """
         image, mask = await _fetch(images, self.image), await _fetch(images, self.mask)
-        controls = [
-            Control(**{**control, "image": await _read(images, control["image"])})
-            for control in self.controls
-        ]
-        return replace(self.request, image=image, mask=mask, controls=tuple(controls))
+        read: dict[str, Any] = {}
+        for name, kind in READ.items():
+            told = getattr(self, name)
+            read[name] = tuple(
+                [kind(**{**each, "image": await _read(images, each["image"])}) for each in told]
+            )
+        return replace(self.request, image=image, mask=mask, **read)
 
 
-def _without_image(control: Control) -> dict[str, Any]:
+def _without_image(read: Control | ImagePrompt) -> dict[str, Any]:
     """All of it but its picture."""
-    return {each.name: getattr(control, each.name) for each in fields(control) if each.name != "image"}
+    return {each.name: getattr(read, each.name) for each in fields(read) if each.name != "image"}
 
 
 async def _fetch(images: ImageStore, name: str | None) -> Pixels | None:

@@ -1,0 +1,112 @@
+"""The IP-Adapters that a model is served with, and the image encoder that they read pictures by.
+
+No torch here: what may be asked for must be known at once. `reading_ip_adapters` reads their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mezzotint.core import ServedIpAdapter
+from mezzotint.errors import ModelInvalid, SettingInvalid
+from mezzotint.models.json_files import read_json
+from mezzotint.models.manifest import files_hash
+from mezzotint.models.named import SUFFIX, Choice, Found, Kind, is_file
+
+__all__ = ["IMAGE", "FoundIpAdapter", "find_ip_adapters", "image_encoder_of", "read_choice"]
+
+KIND = Kind("ip_adapters", f"{SUFFIX} files", is_file)
+# Before the names of the weights that make tokens of what the encoder sees.
+IMAGE = "image_proj."
+# The weight whose last dimension is what is read of the encoder, of either kind, and what its configuration
+# calls that: all it sees, or its last layer but one.
+PLAIN, PLUS = ("proj.weight", "projection_dim"), ("proj_in.weight", "hidden_size")
+# Of kinds that are not served: the full ones, which read every patch, and FaceID's, which read faces.
+FULL, FACE = f"{IMAGE}proj.3.weight", f"{IMAGE}proj.2.weight"
+
+
+def read_choice(given: str) -> Choice:
+    """What a command line asks to draw with: NAME, PATH or NAME=PATH, with or without `:SCALE` behind it.
+
+    Raises:
+        InvalidRequest: the scale is no number.
+    """
+    return KIND.read_choice(given, "--ip-adapter")
+
+
+@dataclass(frozen=True)
+class FoundIpAdapter(Found[ServedIpAdapter]):
+    """is_plus: it reads the encoder's last layer but one."""
+
+    is_plus: bool = False
+
+
+def image_encoder_of(model: Path, given: str) -> Path:
+    """The folder of the image encoder: that which is given, or the model's own.
+
+    Raises:
+        SettingInvalid: there is none.
+    """
+    folder = Path(given).expanduser() if given else model / "image_encoder"
+    if not (folder / "config.json").is_file():
+        told = f"and {folder} has no config.json" if given else "which ip_adapters need, and there is none"
+        raise SettingInvalid(
+            f"image_encoder must be a folder with a CLIPVisionModelWithProjection, {told}",
+            param="image_encoder",
+        )
+    return folder
+
+
+def find_ip_adapters(model: Path, given: Sequence[str], image_encoder: str) -> tuple[FoundIpAdapter, ...]:
+    """Those in the folder `ip_adapters` of the model at `model`, and the `given`: PATH, or NAME=PATH.
+
+    image_encoder: as `image_encoder_of` takes it.
+
+    Raises:
+        SettingInvalid: a path leads to no .safetensors file, two have one name, or there is no encoder.
+        ModelInvalid: a file is none, of a kind that is not served, or for another encoder.
+    """
+    found = KIND.find(model, given)
+    if not found:
+        return ()
+    config = read_json(image_encoder_of(model, image_encoder) / "config.json")
+    return tuple(_described(name, path, config) for name, path in found.items())
+
+
+def _described(name: str, path: Path, encoder: Mapping[str, Any]) -> FoundIpAdapter:
+    shapes = _shapes(path)
+    if FULL in shapes:
+        raise ModelInvalid(f"{path.name} is a full IP-Adapter; those served are plain ones, and plus")
+    if FACE in shapes:
+        raise ModelInvalid(
+            f"{path.name} is an IP-Adapter FaceID, which reads faces as insightface finds them; those served "
+            "are plain ones, and plus"
+        )
+    for weight, option in (PLAIN, PLUS):
+        shape = shapes.get(IMAGE + weight)
+        if shape is None:
+            continue
+        side, own = encoder.get("image_size"), encoder.get(option)
+        if not isinstance(side, int) or own != shape[-1]:
+            raise ModelInvalid(
+                f"{path.name} is for another image encoder: it reads {shape[-1]} numbers, "
+                f"and the {option} of this one is {own}"
+            )
+        return FoundIpAdapter(path, ServedIpAdapter(name, files_hash(path), side), (weight, option) == PLUS)
+    raise ModelInvalid(f"{path.name} is no IP-Adapter: it holds neither {PLAIN[0]} nor {PLUS[0]} of {IMAGE}")
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    # Here, for the page's own installation has the command line without it.
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        raise ModelInvalid(
+            f"the IP-Adapter {path.name} is truncated, unreadable or no safetensors file"
+        ) from None
