@@ -20,12 +20,12 @@ from tests.parity.test_controls import (
 from tests.parity.test_image_inputs import (
     test_every_sampler_with_and_without_image_and_mask_shares_passes,
 )
-from tests.parity.test_inpainting_models import test_samplers_share_passes_whatever_there_is_of_image_and_mask
 from tests.parity.test_image_prompts import (
     test_each_case_draws_what_diffusers_does,
     test_rows_of_all_adapters_and_of_none_share_passes_and_draw_what_diffusers_draws_alone,
     test_rows_without_are_the_same_to_the_byte_beside_one_that_has,
 )
+from tests.parity.test_inpainting_models import test_samplers_share_passes_whatever_there_is_of_image_and_mask
 from tests.parity.test_unions import (
     test_each_kind_draws_its_own,
     test_rows_of_all_kinds_and_of_none_share_passes_and_draw_what_diffusers_draws_alone,
@@ -43,8 +43,8 @@ __all__ = [
     "test_it_draws_what_diffusers_does",
     "test_rows_of_all_adapters_and_of_none_share_passes_and_draw_what_diffusers_draws_alone",
     "test_rows_of_all_kinds_and_of_none_share_passes_and_draw_what_diffusers_draws_alone",
-    "test_samplers_share_passes_whatever_there_is_of_image_and_mask",
     "test_rows_without_are_the_same_to_the_byte_beside_one_that_has",
+    "test_samplers_share_passes_whatever_there_is_of_image_and_mask",
     "test_sizes_that_are_not_square_or_round_draw_what_diffusers_draws",
     "test_texts_of_all_lengths_share_passes_and_draw_what_each_draws_alone",
     "test_the_demo_model_draws_what_diffusers_draws_with_every_sampler",
