@@ -9,11 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import partial
 from itertools import product
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from mezzotint.backends.base import Backend, MakeWay, go_straight_on
 from mezzotint.bench.engine import Result, at_most, figure, percentile
 from mezzotint.bench.gpu import GpuBench
+from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.engine.pace import DecodePace, Passes
 from mezzotint.resolving import resolve
 
@@ -73,7 +79,26 @@ def decode(bench: GpuBench) -> list[Result]:
         )
         label = f"seconds of a decode {name}, median"
         results.append(figure("decode", label, statistics.median(decodes[name])))
-    return results
+    return [*results, *_attention(bench)]
+
+
+def _attention(bench: GpuBench) -> list[Result]:
+    """The VAE alone with torch's own attention ÷ as it is served, in turn."""
+    if not bench.has_time("decode, attention"):
+        return []
+    served = bench.parts.vae
+    plain = deepcopy(served)
+    plain.set_attn_processor(AttnProcessor2_0())
+    side = bench.size // PIXELS_PER_LATENT
+    shape = (1, served.config.latent_channels, side, side)
+    latents = torch.randn(shape, device=bench.device, dtype=served.dtype)
+    pairs = [
+        [bench.seconds_of(partial(vae.decode, latents), budget=0.5) for vae in (plain, served)]
+        for _ in range(bench.preset.rounds)
+    ]
+    ratio = statistics.median(one / other for one, other in pairs)
+    label = "seconds of the VAE alone, torch's attention ÷ as served"
+    return [figure("decode", label, ratio, seconds=pairs)]
 
 
 def _steps(backend: Backend, ids: Sequence[str], count: int, passes: Passes, expected: float) -> list[float]:
