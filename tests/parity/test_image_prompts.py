@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mezzotint import Engine
 from mezzotint.backends.diffusers import DiffusersBackend
+from mezzotint.backends.image_prompts import cross_attentions, reading_images
 from mezzotint.core import Control, GenerationRequest, Hires, ImagePrompt, Lora
 from mezzotint.errors import ModelInvalid
 from mezzotint.imaging.inputs import clip_square, pixels_sha256, resize_image
@@ -164,6 +166,29 @@ def test_the_engine_draws_them_in_both_stages_and_its_receipt_tells(
     assert told.image_sha256 == pixels_sha256(clip_square(A.image, SIDE))
     assert told.sha256 == files_hash(Path(ip_adapters["ip_adapters"][0]))
     assert read.receipt.from_dict(read.receipt.to_dict()) == read.receipt
+
+
+def test_what_reads_images_is_in_the_attentions_for_such_passes_alone(tiny_sdxl: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
+    before = dict(unet.attn_processors)
+    seen = []
+
+    def compute(*, fails: bool = False) -> None:
+        seen.append(dict(unet.attn_processors))
+        if fails:
+            raise RuntimeError("out of memory")
+
+    call = reading_images(compute, unet)
+    images = torch.zeros(1, 2, 1, 4, sum(each.inner_dim for each in cross_attentions(unet)))
+    call()
+    call(images=images)
+    with pytest.raises(RuntimeError):
+        call(images=images, fails=True)
+    free, *reading = seen
+    assert free == before == dict(unet.attn_processors)
+    for each in reading:
+        changed = {name for name in before if each[name] is not before[name]}
+        assert changed == {name for name in before if ".attn2." in name}
 
 
 class TestFiles:
