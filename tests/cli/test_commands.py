@@ -62,6 +62,8 @@ def test_an_interruption_before_the_command_line_is_there_ends_it_without_a_word
     module, _, function = project["project"]["scripts"]["mezzotint"].partition(":")
     code = (
         "import os, signal, sys\n"
+        # As Python has it in a terminal; where the tests were started in the background it is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name in ('numpy', 'typer'):\n"
