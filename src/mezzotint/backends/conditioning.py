@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
@@ -25,6 +25,7 @@ class Conditioning:
     pooled: torch.Tensor
     time_ids: torch.Tensor
     guidance_embedding: torch.Tensor | None
+    _: KW_ONLY
     channels: torch.Tensor | None = None
     images: torch.Tensor | None = None
 
@@ -44,8 +45,8 @@ class Conditioning:
             torch.cat([part.pooled for part in parts]),
             torch.cat([part.time_ids for part in parts]),
             torch.cat(embeddings) if embeddings else None,
-            torch.cat(channels) if channels else None,
-            join_images([part.images for part in parts]),
+            channels=torch.cat(channels) if channels else None,
+            images=join_images([part.images for part in parts]),
         )
 
 

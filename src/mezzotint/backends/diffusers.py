@@ -265,7 +265,7 @@ class DiffusersBackend:
             embedding = guidance_embedding(request.guidance_scale, self._guidance_width)
             embedding = to_device(embedding.to(prompt.hidden.dtype), self._device)
         away, towards = self._image_prompts.encode(request.image_prompts)
-        positive = Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding, towards)
+        positive = Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding, images=towards)
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
             return prompt.warning("prompt"), positive, None
@@ -273,7 +273,7 @@ class DiffusersBackend:
             request.negative_prompt, request.loras, emphasis=request.emphasis
         )
         warnings = (*prompt.warning("prompt"), *negative.warning("negative_prompt"))
-        return warnings, positive, Conditioning(negative.hidden, negative.pooled, time_ids, None, away)
+        return warnings, positive, Conditioning(negative.hidden, negative.pooled, time_ids, None, images=away)
 
     def _batch_of(self, request_ids: tuple[str, ...], rows: Sequence[_Row]) -> _Batch:
         """The rows' conditioning side by side, kept until another set of rows comes."""
