@@ -90,3 +90,24 @@ def test_a_picture_is_opened_though_the_list_moves_while_it_is_pressed(page: Pag
     page.mouse.up()
     expect(page.locator("#opened img")).to_be_visible()
     expect(page.locator(f"#opened img[src*='{job}']")).to_be_visible()
+
+
+def test_a_button_is_pressed_by_an_unsteady_hand_and_by_a_program_after_it(page: Page) -> None:
+    draw(page, "a ruddy rail")
+    draw(page, "a water rail")
+    remove = card(page, "a ruddy rail").get_by_role("button", name="Remove")
+    box = remove.bounding_box()
+    assert box is not None
+    assert box["width"] > 30
+    page.mouse.move(box["x"] + 3, box["y"] + 3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + 3)
+    page.mouse.up()
+    expect(card(page, "a ruddy rail")).to_have_count(0)
+    # A second after the pointer, from which it could not be told apart before.
+    page.wait_for_function(
+        "since => performance.now() > since + 1_100", arg=page.evaluate("performance.now()")
+    )
+    remove = card(page, "a water rail").get_by_role("button", name="Remove")
+    remove.evaluate("it => it.dispatchEvent(new MouseEvent('click', {bubbles: true, detail: 1}))")
+    expect(card(page, "a water rail")).to_have_count(0)

@@ -146,18 +146,24 @@ const mezzotint = (() => {
         answer(what);
       };
       // News draws cards over in their places: what is let go may be another's button than what was pressed, or none.
-      let down;
-      document.addEventListener('pointerdown', ({target, button, clientX, clientY}) => {
-        const pressed = button ? null : target.closest?.('#drawings [data-do]');
-        down = {x: clientX, y: clientY, what: {...pressed?.dataset}, card: pressed?.closest('li')};
+      let down, up = -Infinity;
+      const button = element => element?.closest?.('#drawings [data-do]');
+      document.addEventListener('pointerdown', event => {
+        const pressed = event.button ? null : button(event.target);
+        down = {x: event.clientX, y: event.clientY, what: {...pressed?.dataset}, card: pressed?.closest('li')};
       }, true);
-      document.addEventListener('pointerup', ({clientX, clientY}) => {
-        if (down && Math.hypot(clientX - down.x, clientY - down.y) < 10) press(down.what, down.card);
+      document.addEventListener('pointerup', ({clientX, clientY, timeStamp}) => {
+        up = timeStamp;
+        if (!down) return;
+        // An unsteady hand may let go elsewhere on the same button.
+        const over = JSON.stringify({...button(document.elementFromPoint(clientX, clientY))?.dataset});
+        const stays = Math.hypot(clientX - down.x, clientY - down.y) < 10 || over === JSON.stringify(down.what);
+        if (stays) press(down.what, down.card);
       }, true);
-      // By keyboard, or by a program that presses for somebody.
-      element.addEventListener('click', ({target, detail}) => {
-        const pressed = target.closest('[data-do]');
-        if (!detail || !down) press({...pressed?.dataset}, pressed?.closest('li'));
+      // By keyboard, or by a program that presses for somebody: with no pointer just before.
+      element.addEventListener('click', ({target, detail, timeStamp}) => {
+        const pressed = button(target);
+        if (!detail || timeStamp - up > 1_000) press({...pressed?.dataset}, pressed?.closest('li'));
       });
       const changed = () => { showNews(); leaveOpened(); tellFolds(); };
       new MutationObserver(changed).observe(document.body, {
