@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from mezzotint.backends.fake import FakeBackend
-from mezzotint.core import ResolvedRequest, ServedControlNet, ServedLora
+from mezzotint.core import ResolvedRequest, ServedControlNet, ServedIpAdapter, ServedLora
 from mezzotint.errors import GenerationFailed, MezzotintError
 from tests.api.live import Live, live
 from tests.ui.chromium import ARGUMENTS, PROGRAM
@@ -29,6 +29,7 @@ LORAS = (
     ServedLora("ink", "In ink", "b" * 64),
 )
 CONTROLNETS = (ServedControlNet("canny", "c" * 64), ServedControlNet("depth", "d" * 64))
+ADAPTERS = (ServedIpAdapter("plus", "e" * 64, 224), ServedIpAdapter("plain", "f" * 64, 224))
 
 
 def fault(where: str, request: ResolvedRequest, done: int) -> MezzotintError | None:
@@ -59,7 +60,8 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A drawing of 20 steps takes 0.6 s, one of 60 steps 6 s, one of 150 steps 15 s."""
-    backend = Unhurried(pass_seconds=PASS_SECONDS, fault=fault, loras=LORAS, controlnets=CONTROLNETS)
+    served: dict[str, Any] = {"loras": LORAS, "controlnets": CONTROLNETS, "ip_adapters": ADAPTERS}
+    backend = Unhurried(pass_seconds=PASS_SECONDS, fault=fault, **served)
     with live(tmp_path_factory.mktemp("service"), backend) as server:
         yield server
 

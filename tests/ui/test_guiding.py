@@ -1,4 +1,4 @@
-"""A picture that the drawing follows: given, drawn with, brought back, taken away."""
+"""Pictures that a drawing follows or reads: given, drawn with, brought back, taken away."""
 
 from __future__ import annotations
 
@@ -61,18 +61,23 @@ def follow(page: Page, file: Path) -> None:
 
 
 def remove(page: Page) -> None:
-    page.get_by_role("button", name="Remove Image").click()
+    page.locator("#followed").get_by_role("button", name="Remove Image").click()
     expect(net(page, "Off")).to_be_checked()
 
 
-def controls(page: Page, prompt: str) -> list[dict[str, Any]]:
-    """Of the receipt of the drawing's first picture."""
+def receipt_of(page: Page, prompt: str) -> dict[str, Any]:
+    """Of the drawing's first picture."""
     panel = open_picture(page, prompt)
     if not page.locator("#receipt").is_visible():
         panel.get_by_role("button", name="The whole receipt").click()
     receipt = page.locator("#receipt textarea")
     expect(receipt).to_have_value(re.compile(re.escape(json.dumps(prompt))))
-    told: list[dict[str, Any]] = json.loads(receipt.input_value())["controls"]
+    told: dict[str, Any] = json.loads(receipt.input_value())
+    return told
+
+
+def controls(page: Page, prompt: str) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = receipt_of(page, prompt)["controls"]
     return told
 
 
@@ -120,7 +125,7 @@ def test_lines_are_drawn_from_without_a_word_and_in_two_stages(page: Page, tmp_p
     open_settings(page)
     page.get_by_role("radio", name="1.5×", exact=True).check()
     page.get_by_label("Prompt", exact=True).press("Enter")
-    drawing = card(page, "From a guiding picture alone")
+    drawing = card(page, "From a picture alone")
     expect(drawing).to_have_attribute("data-state", "done")
     drawing.get_by_role("button", name="Open picture 1").click()
     panel = page.locator("#opened")
@@ -198,9 +203,74 @@ def test_a_picture_that_is_too_large_or_not_kept_any_more_is_not_drawn_with(
     expect(page.get_by_role("alert")).to_contain_text("The guiding picture is not kept any more.")
 
 
+def adapter(page: Page, name: str) -> Locator:
+    return page.locator("#adapter").get_by_role("radio", name=name, exact=True)
+
+
+def open_image_prompt(page: Page) -> None:
+    if not page.locator("#read").is_visible():
+        page.get_by_role("button", name=re.compile("^Image prompt")).click()
+    expect(adapter(page, "Off")).to_be_visible()
+    page.evaluate(FRAMES)
+
+
+def give_to_read(page: Page, file: Path) -> None:
+    page.locator("#read input[type=file]").set_input_files(file)
+    expect(page.get_by_alt_text("The picture to read")).to_be_visible()
+
+
+def test_a_picture_is_read_beside_another_that_is_followed_and_comes_back(page: Page, wide: Path) -> None:
+    follow(page, wide)
+    open_image_prompt(page)
+    give_to_read(page, wide)
+    expect(adapter(page, "plus")).to_be_checked()
+    adapter(page, "plain").check()
+    number(page, "Image prompt strength").fill("0.6")
+    draw(page, "a knot")
+    told = receipt_of(page, "a knot")
+    assert [each["name"] for each in told["controls"]] == ["canny"]
+    [read] = told["image_prompts"]
+    assert (read["name"], read["scale"]) == ("plain", 0.6)
+    remove(page)
+    page.locator("#read").get_by_role("button", name="Remove Image").click()
+    expect(adapter(page, "Off")).to_be_checked()
+    draw(page, "a free knot")
+    assert receipt_of(page, "a free knot")["image_prompts"] == []
+    open_picture(page, "a knot").get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#notice")).to_contain_text("give it again under Image prompt")
+    expect(adapter(page, "plain")).to_be_checked()
+    net(page, "Off").check()
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("Choose the picture to read under Image prompt")
+    # The tab keeps the choice and no picture.
+    page.reload()
+    open_image_prompt(page)
+    expect(adapter(page, "plain")).to_be_checked()
+    give_to_read(page, wide)
+    page.get_by_label("Prompt", exact=True).fill("")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    expect(card(page, "From a picture alone")).to_have_attribute("data-state", "done")
+
+
+def test_an_ip_adapter_that_is_chosen_before_the_answer_to_the_picture_stays(page: Page, wide: Path) -> None:
+    open_image_prompt(page)
+    with answered_late(page, lambda: give_to_read(page, wide)):
+        adapter(page, "plain").check()
+    expect(adapter(page, "plain")).to_be_checked()
+
+
+def test_a_file_that_is_no_picture_is_not_read(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    open_image_prompt(page)
+    page.locator("#read input[type=file]").set_input_files(tmp_path / "broken.png")
+    expect(page.get_by_role("alert")).to_contain_text("That file cannot be read as a picture.")
+    expect(adapter(page, "Off")).to_be_checked()
+
+
 def test_where_the_service_has_no_controlnets_nothing_is_said_of_them(visit: Visit, tmp_path: Path) -> None:
     with live(tmp_path, FakeBackend()) as service, page_server(service.url) as address:
         page = visit(address)
         open_settings(page)
         expect(page.locator("#guiding")).to_be_hidden()
+        expect(page.locator("#image-prompt")).to_be_hidden()
         draw(page, "a free knot")

@@ -21,9 +21,19 @@ from PIL import Image, PngImagePlugin
 
 from mezzotint import errors
 from mezzotint.backends.fake import FAKE_LIMITS
-from mezzotint.core import Control, GenerationRequest, Hires, Lora, ServedControlNet, UsedControl
+from mezzotint.core import (
+    Control,
+    GenerationRequest,
+    Hires,
+    ImagePrompt,
+    Lora,
+    ServedControlNet,
+    ServedIpAdapter,
+    UsedControl,
+    UsedImagePrompt,
+)
 from mezzotint.errors import InvalidRequest, MezzotintError, SettingInvalid
-from mezzotint.imaging.metadata import control_settings
+from mezzotint.imaging.metadata import control_settings, prompt_settings
 from mezzotint.resolving import resolve
 from mezzotint.serve.api.styles import PRESETS
 from mezzotint.ui import cards, receipts
@@ -31,11 +41,15 @@ from mezzotint.ui.drawing import Drawing
 from mezzotint.ui.editing import BEYOND, PAINTED, WHOLE, is_too_large, prepare_edit, read_canvas, upload_of
 from mezzotint.ui.form import STYLES, JobRequest, filled, read_kept, read_seed, read_whole
 from mezzotint.ui.guides import (
+    FOLLOWED,
+    READ,
     Guide,
+    Look,
     guide_as_sent,
     guide_in_words,
+    look_as_sent,
     nearest_shape,
-    prepare_guide,
+    prepare_picture,
     reading_for,
     upright_size,
 )
@@ -519,6 +533,10 @@ def with_controlnets(*names: str) -> Offer:
     )  # fmt: skip
 
 
+def as_sent(file: Path, shape: str = "") -> Image.Image:
+    return Image.open(io.BytesIO(prepare_picture(str(file), FOLLOWED, shape)))
+
+
 def guide_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name.startswith("guide_") or name == "guide"}
 
@@ -607,18 +625,6 @@ class TestGuide:
         assert values["guide"] == "canny"
         assert "The form has one ControlNet at a time: it is without depth." in said
 
-    @pytest.mark.parametrize("name", ["style", ["style"]])
-    def test_what_an_ip_adapter_read_is_said_to_be_missing(self, name: object) -> None:
-        prompt = {"name": name, "scale": 0.6, "image_sha256": "", "sha256": ""}
-        told = {**RECEIPT, "image_prompts": [prompt] * 5}
-        recipe = recipe_of_told(told)
-        assert recipe is not None
-        read = " and ".join([str(name)] * 4)
-        assert f"it is without the picture that {read} read." in filled(recipe, with_controlnets("canny"))[1]
-        html = cards.opened_picture("job_1", 0, {**told, "prompt": ""})
-        assert "<dd>0.6</dd>" in html
-        assert "<dt>IP-Adapter " in html
-
     def test_what_our_pictures_say_to_a1111_is_read_again(self) -> None:
         text = control_settings(UsedControl(**{**CONTROL, "sha256": "0123abcd" * 8}))  # type: ignore[arg-type]
         recipe = read_recipe(with_parameters(f'\nSteps: 22, Seed: 1, ControlNet 0: "{text}", Version: v1.10'))
@@ -681,7 +687,7 @@ class TestGuide:
     def test_greys_of_sixteen_bits_are_greys(self, tmp_path: Path) -> None:
         """As depths are mostly kept."""
         Image.fromarray(np.full((64, 64), 30_000, np.uint16)).save(tmp_path / "depth.png")
-        made = Image.open(io.BytesIO(prepare_guide(str(tmp_path / "depth.png"), "64x64")))
+        made = as_sent(tmp_path / "depth.png", "64x64")
         assert made.convert("RGB").getpixel((5, 5)) == (116, 116, 116)
 
     def test_the_opened_picture_says_what_it_followed(self) -> None:
@@ -690,7 +696,7 @@ class TestGuide:
         html = cards.opened_picture("job_1", 0, {**RECEIPT, "prompt": "", "controls": [CONTROL, whole]})
         row = "<dt>ControlNet canny</dt><dd>its edges, strength 0.8, from 0.1 until 0.9</dd>"
         assert row in html
-        assert 'alt="From a guiding picture alone"' in html
+        assert 'alt="From a picture alone"' in html
 
     @pytest.mark.parametrize(
         ("control", "said"),
@@ -719,22 +725,22 @@ class TestGuide:
         picture.paste("blue", (16, 0, 48, 32))
         picture.save(tmp_path / "wide.png")
         for shape, size, corner in (("96x96", (32, 32), (0, 0, 255)), ("", (64, 32), (255, 0, 0))):
-            prepared = Image.open(io.BytesIO(prepare_guide(str(tmp_path / "wide.png"), shape)))
+            prepared = as_sent(tmp_path / "wide.png", shape)
             assert (prepared.size, prepared.getpixel((0, 0))) == (size, corner)
-        assert Image.open(io.BytesIO(prepare_guide(str(tmp_path / "wide.png"), "1x9999"))).size == (1, 32)
+        assert as_sent(tmp_path / "wide.png", "1x9999").size == (1, 32)
 
     def test_a_photograph_that_lies_on_its_side_is_followed_upright(self, tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.new("RGB", (64, 32)).save(tmp_path / "lying.jpeg", exif=exif)
-        assert upright_size(str(tmp_path / "lying.jpeg")) == "32x64"
-        assert Image.open(io.BytesIO(prepare_guide(str(tmp_path / "lying.jpeg"), ""))).size == (32, 64)
+        assert upright_size(str(tmp_path / "lying.jpeg"), FOLLOWED) == "32x64"
+        assert as_sent(tmp_path / "lying.jpeg").size == (32, 64)
 
     def test_what_is_transparent_of_it_is_white_and_what_is_large_is_made_smaller(
         self, tmp_path: Path
     ) -> None:
         Image.new("RGBA", (4096, 64)).save(tmp_path / "clear.png")
-        prepared = Image.open(io.BytesIO(prepare_guide(str(tmp_path / "clear.png"), "")))
+        prepared = as_sent(tmp_path / "clear.png")
         assert (prepared.size, prepared.getpixel((0, 0))) == ((2048, 32), (255, 255, 255))
 
     @pytest.mark.parametrize("cut", [0, 60, 200])
@@ -743,27 +749,35 @@ class TestGuide:
         file = tmp_path / "broken.png"
         file.write_bytes(png(Image.fromarray(noise))[:cut])
         with pytest.raises(ValueError, match="That file cannot be read as a picture"):
-            prepare_guide(str(file), "64x64")
+            prepare_picture(str(file), FOLLOWED, "64x64")
 
     @pytest.mark.parametrize("format", ["GIF", "BMP"])
     def test_a_file_of_another_kind_gets_the_same_sentence(self, tmp_path: Path, format: str) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", format)
-        for read in (upright_size, lambda file: prepare_guide(file, "")):
+        for read in (upright_size, prepare_picture):
             with pytest.raises(ValueError, match="That file cannot be read as a picture"):
-                read(str(tmp_path / "picture.png"))
+                read(str(tmp_path / "picture.png"), FOLLOWED)
 
     def test_what_is_not_there_or_too_large_is_said(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with pytest.raises(ValueError, match="Choose the picture to follow"):
-            prepare_guide(None, "")
-        with pytest.raises(ValueError, match="not kept any more"):
-            prepare_guide(str(tmp_path / "gone.png"), "")
+        for place, wanted, kept in (
+            (
+                FOLLOWED,
+                "Choose the picture to follow under Guiding picture",
+                "The guiding picture is not kept",
+            ),
+            (READ, "Choose the picture to read under Image prompt", "picture to read is not kept"),
+        ):
+            with pytest.raises(ValueError, match=wanted):
+                prepare_picture(None, place)
+            with pytest.raises(ValueError, match=kept):
+                prepare_picture(str(tmp_path / "gone.png"), place)
         monkeypatch.setattr("mezzotint.ui.editing.MAX_PIXELS", 10)
         Image.new("RGB", (8, 8)).save(tmp_path / "large.png")
-        for read in (upright_size, lambda file: prepare_guide(file, "")):
+        for read in (upright_size, prepare_picture):
             with pytest.raises(ValueError, match="more than 10 pixels"):
-                read(str(tmp_path / "large.png"))
+                read(str(tmp_path / "large.png"), FOLLOWED)
 
     def test_the_shape_is_the_one_that_crops_least(self, offer: Offer) -> None:
         shapes = [size for _, size in offer.sizes]
@@ -780,10 +794,108 @@ class TestGuide:
         assert reading_for("", "canny") == "canny"
 
 
+PROMPT = {"name": "plus", "scale": 0.6, "image_sha256": "i" * 64, "sha256": "0123abcd" * 8}
+LOOK = Look("plus", 0.6)
+READS_NONE = {"adapter": "", "adapter_scale": 1.0}
+
+
+def with_adapters(*names: str) -> Offer:
+    adapters = [{"name": name, "sha256": "a" * 64} for name in names]
+    return read_offer(told(ip_adapters=adapters, sizes={**told()["sizes"], "min": 64}))
+
+
+def look_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name.startswith("adapter")}
+
+
+class TestLook:
+    def test_it_is_offered_by_a_service_that_has_ip_adapters_and_by_no_other(self, offer: Offer) -> None:
+        assert with_adapters("plus", "plain").adapters == ("plus", "plain")
+        assert offer.adapters == ()
+        assert offer.usual["adapter"] == ""
+        assert not offer.reads(LOOK)
+
+    def test_it_is_asked_for_with_its_picture_and_without_a_word(self) -> None:
+        request = JobRequest("", look=LOOK, seen=b"photo")
+        assert not request.is_wordless
+        assert request.body()["image_prompts"] == [{"name": "plus", "scale": 0.6, "image": "cGhvdG8="}]
+        none = replace(request, look=None)
+        assert none.is_wordless
+        assert "image_prompts" not in none.body()
+
+    def test_a_picture_of_ours_brings_its_own_along_without_the_picture(self) -> None:
+        recipe = recipe_of_told({**RECEIPT, "image_prompts": [PROMPT]})
+        assert recipe is not None
+        values, said = filled(recipe, with_adapters("plus"))
+        assert look_of(values) == {"adapter": "plus", "adapter_scale": 0.6}
+        assert "which is not part of its settings: give it again under Image prompt." in said
+        assert "see that the one under Image prompt is the same." in filled(
+            recipe, with_adapters("plus"), has_seen=True
+        )[1]  # fmt: skip
+        assert "mage prompt" not in filled(replace(recipe, looks=()), with_adapters("plus"), has_seen=True)[1]
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"name": "face"}, {"name": ["plus"]}, {"scale": 2.5}, {"scale": "1"}, {"scale": math.nan}],
+    )
+    def test_what_the_service_does_not_read_is_said_and_left_out(self, changes: dict[str, Any]) -> None:
+        recipe = recipe_of_told({**RECEIPT, "image_prompts": [{**PROMPT, **changes}]})
+        assert recipe is not None
+        for offer in (with_adapters("plus"), None):
+            values, said = filled(recipe, offer)
+            assert look_of(values) == READS_NONE
+            assert "does not draw with IP-Adapter " in said
+            assert "give it again" not in said
+
+    def test_of_several_the_form_takes_the_first_of_as_many_as_a_request_has(self) -> None:
+        many = [PROMPT, {**PROMPT, "name": "plain"}, *[PROMPT] * 1000]
+        recipe = recipe_of_told({**RECEIPT, "image_prompts": many})
+        assert recipe is not None
+        assert len(recipe.looks) == 4
+        values, said = filled(recipe, with_adapters("plain", "plus"))
+        assert values["adapter"] == "plus"
+        assert "The form has one IP-Adapter at a time: it is without plain and plus and plus." in said
+
+    def test_what_our_pictures_say_to_a1111_is_read_again(self) -> None:
+        units = [control_settings(UsedControl(**CONTROL)), prompt_settings(UsedImagePrompt(**PROMPT))]  # type: ignore[arg-type]
+        told = ", ".join(f'ControlNet {number}: "{unit}"' for number, unit in enumerate(units))
+        recipe = read_recipe(with_parameters(f"an owl\nSteps: 22, {told}, Seed: 1"))
+        assert recipe is not None
+        assert (recipe.guides, recipe.looks) == ((GUIDE,), (LOOK,))
+
+    @pytest.mark.parametrize("number", [math.nan, "1", None])
+    def test_what_a_browser_sends_for_a_number_is_one(self, number: object) -> None:
+        with pytest.raises(ValueError, match="Image prompt strength must be a number"):
+            look_as_sent("plus", number)
+        assert look_as_sent("plus", 1) == Look("plus", 1.0)
+
+    @pytest.mark.parametrize(
+        ("prompt", "said"),
+        [
+            (ImagePrompt("face", LINES), "IP-Adapter: there is no IP-Adapter 'face'; served are plus."),
+            (ImagePrompt("plus", LINES, scale=3), "Image prompt strength must be 0…2 for plus, not 3."),
+        ],
+    )
+    def test_what_the_service_refuses_of_it_is_said_in_the_forms_words(
+        self, prompt: ImagePrompt, said: str
+    ) -> None:
+        limits = replace(FAKE_LIMITS, ip_adapters=(ServedIpAdapter("plus", "", 224),))
+        with pytest.raises(InvalidRequest) as refused:
+            resolve(GenerationRequest("an owl", image_prompts=(prompt,)), limits)
+        assert sentence_of(refused.value.code, refused.value.message) == f"{said} Change it and draw again."
+        said = sentence_of("invalid_value", "image_prompts[0].image is required")
+        assert said.startswith("Picture to read is")
+
+    def test_the_opened_picture_says_what_read_it(self) -> None:
+        html = cards.opened_picture("job_1", 0, {**RECEIPT, "image_prompts": [PROMPT]})
+        assert "<dt>IP-Adapter plus</dt><dd>0.6</dd>" in html
+
+
 class TestKept:
     def test_what_a_browser_kept_of_the_form_comes_back(self) -> None:
         kept = {"prompt": "an owl", "n": 3, "seed": "7", "loras": ["ink"], "style": "anime", "emphasis": True}
         kept |= {"hires": "1.5/0.3", "guide": "canny", "guide_reads": "none", "guide_scale": 0.5}
+        kept |= {"adapter": "plus", "adapter_scale": 0.5}
         assert read_kept(kept) == kept
 
     @pytest.mark.parametrize(
@@ -813,6 +925,8 @@ class TestKept:
             ("loras", ["ink"], ["oil"]),
             ("guide", "canny", "pose"),
             ("guide", "", "depth"),
+            ("adapter", "plus", "face"),
+            ("adapter", "", ["plus"]),
         ],
     )
     def test_what_the_service_would_not_draw_with_is_told_apart(
@@ -820,7 +934,8 @@ class TestKept:
     ) -> None:
         nets = [{"name": "canny"}]
         sizes = {**told()["sizes"], "min": 64}
-        offer = with_hires(loras=[{"name": "ink"}], controlnets=nets, sizes=sizes)
+        adapters = [{"name": "plus"}]
+        offer = with_hires(loras=[{"name": "ink"}], controlnets=nets, ip_adapters=adapters, sizes=sizes)
         assert offer.takes(field, good)
         assert not offer.takes(field, bad)
 

@@ -22,10 +22,12 @@ from mezzotint.ui.editing import NO_PICTURE, prepare_edit, read_canvas, size_of_
 from mezzotint.ui.form import TABS, JobRequest, filled, read_seed, read_whole
 from mezzotint.ui.guides import (
     EDGES,
-    GONE,
+    FOLLOWED,
+    READ,
     guide_as_sent,
+    look_as_sent,
     nearest_shape,
-    prepare_guide,
+    prepare_picture,
     reading_for,
     upright_size,
 )
@@ -103,10 +105,10 @@ class Answers:
         """A guiding picture was given or taken away. Reads a file: in a thread."""
         offer, guiding, form = self._controller.monitor.offer, self._parts.guiding, self._parts.form
         try:
-            file = upload_of(picture, GONE)
+            file = upload_of(picture, FOLLOWED.gone)
             if file is None:
                 return {guiding.guide: OFF}
-            own = upright_size(file)
+            own = upright_size(file, FOLLOWED)
         except ValueError as error:
             return self._notice(Notice(str(error)))
         # What is on already came with a picture's settings, which say the shape too.
@@ -119,6 +121,20 @@ class Answers:
         name, shape = offer.controlnets[0], nearest_shape(own, shapes)
         nearest = {} if shape == size else {form.size: shape}
         return {**self._notice(None), **self.choose_guide(name, reading), **nearest, guiding.guide: name}
+
+    def see(self, picture: object, adapter: str | None) -> Updates:
+        """A picture to read was given or taken away. Reads a file: in a thread."""
+        offer, guiding = self._controller.monitor.offer, self._parts.guiding
+        try:
+            file = upload_of(picture, READ.gone)
+            if file is None:
+                return {guiding.adapter: OFF}
+            upright_size(file, READ)
+        except ValueError as error:
+            return self._notice(Notice(str(error)))
+        if adapter or offer is None or not offer.adapters:
+            return self._notice(None)
+        return {**self._notice(None), guiding.adapter: offer.adapters[0]}
 
     def choose_guide(self, name: str | None, reading: str | None) -> Updates:
         """Edges are for a ControlNet that was made for them."""
@@ -149,9 +165,9 @@ class Answers:
                 browser.changes.tell()
         return {self._parts.stored: browser.kept()}
 
-    async def use(self, which: dict[str, Any] | None, guiding: str | None) -> Updates:
+    async def use(self, which: dict[str, Any] | None, *pictures: str | None) -> Updates:
         recipe = self._parts.opened.recipe(which)
-        return self._stay(None) if recipe is None else self._fill(recipe, guiding)
+        return self._stay(None) if recipe is None else self._fill(recipe, pictures)
 
     async def vary(self, request: gr.Request, which: dict[str, Any] | None, kept: object) -> Updates:
         browser, _ = self._controller.visit(kept, request.session_hash)
@@ -186,12 +202,12 @@ class Answers:
             **meant,
         }
 
-    def read_file(self, path: str | None, guiding: str | None) -> Updates:
+    def read_file(self, path: str | None, *pictures: str | None) -> Updates:
         """A picture was dropped: its own record fills the form. Reads a file: in a thread."""
         recipe = None
         if path is not None and Path(path).stat().st_size <= MAX_FILE_BYTES:
             recipe = read_recipe(Path(path).read_bytes())
-        answer = self._stay(NO_RECIPE) if recipe is None else self._fill(recipe, guiding)
+        answer = self._stay(NO_RECIPE) if recipe is None else self._fill(recipe, pictures)
         return {self._parts.file: None, **answer}
 
     async def _begin(
@@ -203,13 +219,17 @@ class Answers:
         negative, emphasis, style, steps, guidance, scheduler, seed, model, loras, lora_scale, *rest = (
             settings
         )
-        picture, name, *how = rest
+        followed, name, *how, read, adapter, adapter_scale = rest
         try:
             seed, steps = read_seed(seed or ""), read_whole("Steps", steps)
             asked["n"] = read_whole("Pictures", asked["n"])
             if name:
                 asked["guide"] = guide_as_sent(name, *how)
-                asked["guiding"] = await asyncio.to_thread(prepare_guide, upload_of(picture, GONE), shape)
+                file = upload_of(followed, FOLLOWED.gone)
+                asked["guiding"] = await asyncio.to_thread(prepare_picture, file, FOLLOWED, shape)
+            if adapter:
+                asked["look"] = look_as_sent(adapter, adapter_scale)
+                asked["seen"] = await asyncio.to_thread(prepare_picture, upload_of(read, READ.gone), READ)
         except ValueError as error:
             return self._notice(Notice(str(error)))
         job_request = JobRequest(
@@ -237,9 +257,11 @@ class Answers:
             return {self._parts.stored: browser.kept()}
         return {**self._notice(None), **self._parts.opened.showing(id, n, receipt)}
 
-    def _fill(self, recipe: Recipe, guiding: str | None) -> Updates:
+    def _fill(self, recipe: Recipe, pictures: tuple[str | None, ...]) -> Updates:
+        """pictures: those to follow and to read that lie in the form."""
         offer, parts = self._controller.monitor.offer, self._parts
-        values, said = filled(recipe, offer, is_guided=guiding is not None)
+        is_guided, has_seen = (each is not None for each in pictures)
+        values, said = filled(recipe, offer, is_guided=is_guided, has_seen=has_seen)
         updates = filled_in(parts.form, parts.settings, parts.guiding, values, offer)
         return {parts.notice: cards.word(said, "#prompt"), parts.turn: {"tab": TABS[0]}, **updates}
 

@@ -47,8 +47,7 @@ class Controller:
 
     async def draw(self, browser: Browser, request: JobRequest) -> Notice | None:
         """Begin a drawing; what was wrong, if anything."""
-        # A picture can be followed without words.
-        if not request.prompt.strip() and request.guide is None:
+        if request.is_wordless:
             return NO_PROMPT
         return await self._ask(browser, request)
 

@@ -24,7 +24,7 @@ FINAL = frozenset({"done", "failed", "cancelled", "lost"})
 SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 MAX_PROMPT = 300
 # What stands for a prompt where there is none.
-WORDLESS = "From a guiding picture alone"
+WORDLESS = "From a picture alone"
 MAX_PICTURES = 10
 MAX_SAID = 500
 # Beyond this a float is not exact to the second.

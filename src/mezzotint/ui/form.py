@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mezzotint.core import MAX_LORAS, MAX_SEED, Hires, Lora
-from mezzotint.ui.guides import Guide
+from mezzotint.ui.guides import FOLLOWED, READ, Guide, Look
 from mezzotint.ui.offer import Offer
 from mezzotint.ui.receipts import Recipe
 from mezzotint.ui.stages import OFF, choice_of, larger, read_choice, stage_in_words
@@ -59,18 +59,16 @@ KEPT: Mapping[str, type | tuple[type, ...]] = {
     "guide_scale": NUMBER,
     "guide_start": NUMBER,
     "guide_end": NUMBER,
+    "adapter": str,
+    "adapter_scale": NUMBER,
 }
-AGAIN = (
-    "It followed a guiding picture, which is not part of its settings: give it again under Guiding picture."
-)
-STILL = "It followed a guiding picture: see that the one under Guiding picture is the same."
 
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What somebody asks for. None and empty: as the service thinks best. image, mask, guiding: files.
+    """What somebody asks for. None and empty: as the service thinks best. image, mask, guiding, seen: files.
 
-    seed: None draws one at random. guide: how `guiding` is followed.
+    seed: None draws one at random. guide: how `guiding` is followed. look: how `seen` is read.
     """
 
     prompt: str
@@ -91,6 +89,13 @@ class JobRequest:
     mask: bytes | None = None
     guide: Guide | None = None
     guiding: bytes | None = None
+    look: Look | None = None
+    seen: bytes | None = None
+
+    @property
+    def is_wordless(self) -> bool:
+        """Whether there is nothing to draw it by."""
+        return not self.prompt.strip() and self.guide is None and self.look is None
 
     @property
     def drawn_size(self) -> str:
@@ -116,6 +121,9 @@ class JobRequest:
             "controls": []
             if self.guide is None
             else [{**asdict(self.guide), "image": _encoded(self.guiding)}],
+            "image_prompts": []
+            if self.look is None
+            else [{**asdict(self.look), "image": _encoded(self.seen)}],
             "strength": self.strength if self.image is not None else None,
             "image": _encoded(self.image),
             "mask": _encoded(self.mask),
@@ -163,10 +171,12 @@ def read_whole(label: str, value: float | None) -> int | None:
     return int(value)
 
 
-def filled(recipe: Recipe, offer: Offer | None, *, is_guided: bool = False) -> tuple[Mapping[str, Any], str]:
+def filled(
+    recipe: Recipe, offer: Offer | None, *, is_guided: bool = False, has_seen: bool = False
+) -> tuple[Mapping[str, Any], str]:
     """The form's values for a picture like that, by field; what is to be said of them.
 
-    is_guided: a guiding picture lies in the form, which stays there.
+    is_guided, has_seen: a picture to follow, or to read, lies in the form, which stays there.
 
     What the picture does not tell, or the service does not draw with, is as the service has it: nothing of
     what stood in the form before is mixed in, but for whether brackets weigh words where it has none.
@@ -210,20 +220,25 @@ def filled(recipe: Recipe, offer: Offer | None, *, is_guided: bool = False) -> t
     guides = [guide for guide in recipe.guides if offer is not None and offer.follows(guide)]
     left_out += [f"ControlNet {guide.name}" for guide in recipe.guides if guide not in guides]
     values |= _of_guide(guides[0] if guides else None)
+    looks = [look for look in recipe.looks if offer is not None and offer.reads(look)]
+    left_out += [f"IP-Adapter {look.name}" for look in recipe.looks if look not in looks]
+    look = looks[0] if looks else Look(OFF)
+    values |= {"adapter": look.name, "adapter_scale": look.scale}
     left_out += recipe.unserved
     said = ["The settings of the picture are in the form."]
     if left_out:
         said.append(f"The service does not draw with {' or '.join(left_out)}: it has its own values there.")
     if recipe.strength is not None:
         said.append("It was drawn from another picture: its settings alone draw something else.")
-    if recipe.adapters:
-        read = " and ".join(recipe.adapters)
-        said.append(f"The form has no IP-Adapters: it is without the picture that {read} read.")
-    if guides[1:]:
-        others = " and ".join(guide.name for guide in guides[1:])
-        said.append(f"The form has one ControlNet at a time: it is without {others}.")
-    if guides:
-        said.append(STILL if is_guided else AGAIN)
+    for kind, drawn_by, place, is_given in (
+        ("ControlNet", guides, FOLLOWED, is_guided),
+        ("IP-Adapter", looks, READ, has_seen),
+    ):
+        if drawn_by[1:]:
+            others = " and ".join(each.name for each in drawn_by[1:])
+            said.append(f"The form has one {kind} at a time: it is without {others}.")
+        if drawn_by:
+            said.append(place.still if is_given else place.again)
     return values, " ".join(said)
 
 

@@ -1,4 +1,4 @@
-"""A picture that a drawing follows by a ControlNet, as the form has it: which file, and how it is read."""
+"""Pictures that a drawing goes by, as the form has them: one followed by a ControlNet, one read."""
 
 from __future__ import annotations
 
@@ -10,30 +10,61 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from mezzotint.core import MAX_CONTROLS, UsedControl
+from mezzotint.core import MAX_CONTROLS, UsedControl, UsedImagePrompt
 from mezzotint.ui.drawing import SIZE
 from mezzotint.ui.editing import FORMATS, MAX_SIDE, NO_PICTURE, is_too_large, on_white, png_of, too_large
 
 __all__ = [
     "AS_IT_IS",
     "EDGES",
-    "GONE",
+    "FOLLOWED",
+    "READ",
     "Guide",
+    "Look",
+    "Place",
     "guide_as_sent",
     "guide_in_words",
     "guides_of",
+    "look_as_sent",
+    "looks_of",
     "nearest_shape",
-    "prepare_guide",
+    "prepare_picture",
     "reading_for",
     "upright_size",
 ]
 
 # The service's names for what is read from the picture.
 EDGES, AS_IT_IS = "canny", "none"
-MISSING = "Choose the picture to follow under Guiding picture, or turn its ControlNet off there."
 # In EXIF; from LYING on the picture lies on its side.
 ORIENTATION, LYING = 0x0112, 5
-GONE = "The guiding picture is not kept any more. Choose it again under Guiding picture."
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the form has such a picture, by what is said of it.
+
+    missing, gone: there is none, or none any more. again, still: of a picture's settings, of which it is no
+        part, where none lies there and where one does.
+    """
+
+    missing: str
+    gone: str
+    again: str
+    still: str
+
+
+FOLLOWED = Place(
+    "Choose the picture to follow under Guiding picture, or turn its ControlNet off there.",
+    "The guiding picture is not kept any more. Choose it again under Guiding picture.",
+    "It followed a guiding picture, which is not part of its settings: give it again under Guiding picture.",
+    "It followed a guiding picture: see that the one under Guiding picture is the same.",
+)
+READ = Place(
+    "Choose the picture to read under Image prompt, or turn its IP-Adapter off there.",
+    "The picture to read is not kept any more. Choose it again under Image prompt.",
+    "It read a picture, which is not part of its settings: give it again under Image prompt.",
+    "It read a picture: see that the one under Image prompt is the same.",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +78,14 @@ class Guide:
     end: float = 1.0
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a picture is read as part of the prompt: by which IP-Adapter, and how much of it."""
+
+    name: str
+    scale: float = 1.0
+
+
 def guides_of(controls: Sequence[UsedControl]) -> tuple[Guide, ...]:
     """Of as many as a request has: a stranger's file may list any number."""
     return tuple(
@@ -55,16 +94,31 @@ def guides_of(controls: Sequence[UsedControl]) -> tuple[Guide, ...]:
     )
 
 
+def looks_of(prompts: Sequence[UsedImagePrompt]) -> tuple[Look, ...]:
+    """Of as many as a request has."""
+    return tuple(Look(each.name, each.scale) for each in prompts[:MAX_CONTROLS])
+
+
+def look_as_sent(name: object, scale: object) -> Look:
+    """As `guide_as_sent`."""
+    [number] = _numbers("Image prompt strength must be a number.", scale)
+    return Look(str(name), number)
+
+
 def guide_as_sent(name: object, preprocessor: object, *numbers: object) -> Guide:
     """What a browser sends.
 
     Raises:
         ValueError: a sentence, where a number is none.
     """
-    if not all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
-        raise ValueError("Guide strength, Guide from and Guide until must be numbers.")
-    scale, start, end = (float(str(each)) for each in numbers)
+    scale, start, end = _numbers("Guide strength, Guide from and Guide until must be numbers.", *numbers)
     return Guide(str(name), str(preprocessor), scale, start, end)
+
+
+def _numbers(said: str, *values: object) -> list[float]:
+    if not all(isinstance(each, int | float) and math.isfinite(each) for each in values):
+        raise ValueError(said)
+    return [float(str(each)) for each in values]
 
 
 def guide_in_words(control: Mapping[str, Any]) -> str:
@@ -86,26 +140,26 @@ def nearest_shape(size: str, shapes: Iterable[str]) -> str:
     return min(shapes, key=lambda shape: abs(math.log(_ratio(size) / _ratio(shape))))
 
 
-def upright_size(file: str) -> str:
+def upright_size(file: str, place: Place) -> str:
     """`WIDTHxHEIGHT` of the picture, by its header.
 
     Raises:
-        ValueError: a sentence that says why it cannot be followed.
+        ValueError: a sentence that says why it cannot be drawn by.
     """
-    with _errors_as_sentences():
+    with _errors_as_sentences(place):
         is_large = is_too_large(file)
     if is_large:
         raise ValueError(too_large())
-    with _errors_as_sentences(), Image.open(file, formats=FORMATS) as picture:
+    with _errors_as_sentences(place), Image.open(file, formats=FORMATS) as picture:
         width, height = picture.size
         is_lying = picture.getexif().get(ORIENTATION, 1) >= LYING
     return f"{height}x{width}" if is_lying else f"{width}x{height}"
 
 
-def prepare_guide(file: str | None, shape: str) -> bytes:
+def prepare_picture(file: str | None, place: Place, shape: str = "") -> bytes:
     """The picture as a PNG file, upright, cropped round its middle to the proportions of `shape`.
 
-    The service stretches it to what it draws, which would be stretched too.
+    The service stretches what is followed to what it draws, which would be stretched too.
 
     shape: `WIDTHxHEIGHT`, or empty, which crops nothing.
 
@@ -113,9 +167,9 @@ def prepare_guide(file: str | None, shape: str) -> bytes:
         ValueError: a sentence that says what to do.
     """
     if file is None:
-        raise ValueError(MISSING)
-    upright_size(file)
-    with _errors_as_sentences(), Image.open(file, formats=FORMATS) as picture:
+        raise ValueError(place.missing)
+    upright_size(file, place)
+    with _errors_as_sentences(place), Image.open(file, formats=FORMATS) as picture:
         whole = on_white(ImageOps.exif_transpose(picture))
     if SIZE.fullmatch(shape):
         whole = whole.crop(_middle(whole.size, _ratio(shape)))
@@ -124,12 +178,12 @@ def prepare_guide(file: str | None, shape: str) -> bytes:
 
 
 @contextmanager
-def _errors_as_sentences() -> Iterator[None]:
+def _errors_as_sentences(place: Place) -> Iterator[None]:
     """What goes wrong with a file, as a sentence."""
     try:
         yield
     except FileNotFoundError:
-        raise ValueError(GONE) from None
+        raise ValueError(place.gone) from None
     except Exception as error:
         # Pillow has no one error for a file that is not what it seems.
         raise ValueError(NO_PICTURE) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from mezzotint.core import MAX_CONTROL_SCALE, Hires
 from mezzotint.ui.drawing import SIZE, Shape
-from mezzotint.ui.guides import Guide
+from mezzotint.ui.guides import Guide, Look
 from mezzotint.ui.stages import OFF, SCALES, larger, read_choice
 
 __all__ = ["Offer", "OfferedLora", "read_offer"]
@@ -39,8 +39,8 @@ class OfferedLora:
 class Offer:
     """sizes: label and `WIDTHxHEIGHT`, the model's own first. max_hires_scale: 0 without second stages.
 
-    controlnets: their names. readings: what may be read from a guiding picture. embeddings: words that
-        prompts may name.
+    controlnets, adapters: their names. readings: what may be read from a guiding picture. embeddings: words
+        that prompts may name.
     """
 
     models: tuple[str, ...]
@@ -61,6 +61,7 @@ class Offer:
     max_hires_scale: float
     controlnets: tuple[str, ...]
     readings: tuple[str, ...]
+    adapters: tuple[str, ...]
     embeddings: tuple[str, ...]
 
     def defaults_with(self, chosen: Collection[str]) -> tuple[int, float, str]:
@@ -85,6 +86,7 @@ class Offer:
             "model": self.models[0],
             "loras": [],
             "guide": OFF,
+            "adapter": OFF,
         }
 
     def takes(self, field: str, value: Any) -> bool:
@@ -106,6 +108,8 @@ class Offer:
                 return isinstance(value, list) and all(name in served for name in value)
             case "guide":
                 return value == OFF or value in self.controlnets
+            case "adapter":
+                return value == OFF or value in self.adapters
             case _:
                 return True
 
@@ -123,6 +127,11 @@ class Offer:
             and 0 <= guide.scale <= MAX_CONTROL_SCALE
             and 0 <= guide.start < guide.end <= 1
         )
+
+    def reads(self, look: Look) -> bool:
+        """As `follows`."""
+        is_number = isinstance(look.scale, int | float)
+        return look.name in self.adapters and is_number and 0 <= look.scale <= MAX_CONTROL_SCALE
 
     @property
     def words(self) -> str | None:
@@ -194,6 +203,7 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
         max_hires_scale=float(limits.get("hires_scale", 0)) if features.get("hires") else 0.0,
         controlnets=tuple(str(each["name"]) for each in told.get("controlnets") or ()),
         readings=tuple(str(name) for name in told.get("preprocessors") or ()),
+        adapters=tuple(str(each["name"]) for each in told.get("ip_adapters") or ()),
         embeddings=tuple(str(each["name"]) for each in told.get("embeddings") or ()),
     )
 

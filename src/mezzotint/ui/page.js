@@ -91,7 +91,7 @@ const mezzotint = (() => {
   }, true);
   // Gradio's widgets say nothing of a file that they cannot read.
   const given = event => {
-    const widget = event.target.closest?.('#canvas, #followed');
+    const widget = event.target.closest?.('#canvas, #followed, #read');
     if (!widget) return;
     if (widget.id === 'canvas') sketch = false;
     for (const file of (event.dataTransfer || event.clipboardData || event.target).files || [])

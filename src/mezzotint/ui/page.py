@@ -72,8 +72,10 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     chosen = [settings.loras.input, settings.loras.blur]
     _fill(chosen, answers.choose_loras, [settings.loras], drawn)
     following = [guiding.guide, guiding.guide_reads, form.size]
-    given = [guiding.picture.upload, guiding.picture.clear]
-    _fill(given, answers.follow, [guiding.picture, guiding.guide], following, [parts.notice])
+    given = [guiding.followed.upload, guiding.followed.clear]
+    _fill(given, answers.follow, [guiding.followed, guiding.guide], following, [parts.notice])
+    given = [guiding.read.upload, guiding.read.clear]
+    _fill(given, answers.see, [guiding.read, guiding.adapter], [guiding.adapter], [parts.notice])
     _fill([guiding.guide.input], answers.choose_guide, [guiding.guide], [guiding.guide_reads])
     seeded = [settings.seed, parts.notice]
     settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
@@ -112,13 +114,12 @@ def _wire_pictures(parts: Parts, answers: Answers) -> None:
     opened, editor = parts.opened, parts.editor
     form, settings, guiding = parts.form, parts.settings, parts.guiding
     filling = [parts.notice, parts.turn, form.prompt, form.size, settings.hires, *settings.inputs]
-    filling += [guiding.fold, *guiding.settings]
+    filling += [*guiding.folds, *guiding.settings]
     shown = [parts.notice, parts.stored, *opened.outputs]
     parts.drawings.act(answers.act, [opened.which, parts.stored], shown, **QUIET)
-    read = parts.file.upload(
-        answers.read_file, [parts.file, guiding.picture], [parts.file, *filling], **QUIET
-    )
-    used = opened.use.click(answers.use, [opened.which, guiding.picture], filling, **QUIET)
+    lying = [guiding.followed, guiding.read]
+    read = parts.file.upload(answers.read_file, [parts.file, *lying], [parts.file, *filling], **QUIET)
+    used = opened.use.click(answers.use, [opened.which, *lying], filling, **QUIET)
     opened.vary.click(answers.vary, [opened.which, parts.stored], [parts.notice], **QUIET)
     changing = [parts.notice, parts.turn, editor.prompt, settings.emphasis]
     changed = opened.change.click(answers.change, [opened.which, parts.stored], changing, **QUIET)

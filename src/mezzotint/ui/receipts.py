@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mezzotint.core import MAX_CONTROLS, MAX_LORA_SCALE, Hires, Lora, Receipt
+from mezzotint.core import MAX_LORA_SCALE, Hires, Lora, Receipt
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.imaging.uploads import is_endless
 from mezzotint.samplers import find_sampler
-from mezzotint.ui.guides import AS_IT_IS, Guide, guides_of
+from mezzotint.ui.guides import AS_IT_IS, Guide, Look, guides_of, looks_of
 
 __all__ = ["Recipe", "read_recipe", "recipe_of_told"]
 
@@ -26,6 +26,8 @@ LORA = re.compile(r" ?<lora:([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
 SETTING = re.compile(r'(?:^|,)\s*([A-Za-z][\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?=,|$)')
 
 CONTROLNET = re.compile(r"controlnet \d")
+# How the names of the modules begin that read a picture for an IP-Adapter.
+IMAGE_PROMPT = "ip-adapter"
 # A model's name ends with its file's.
 HASH = re.compile(r" \[[0-9a-f]+\]$")
 
@@ -48,10 +50,9 @@ class Recipe:
     loras: tuple[Lora, ...] = ()
     # Without steps, where they are the first stage's.
     hires: Hires | None = None
-    # Without the pictures, which are not part of what a picture says.
+    # Both without the pictures, which are not part of what a picture says.
     guides: tuple[Guide, ...] = ()
-    # IP-Adapters, which no form of ours has.
-    adapters: tuple[str, ...] = ()
+    looks: tuple[Look, ...] = ()
     # What A1111 says of its second stage and no form of ours can.
     unserved: tuple[str, ...] = ()
 
@@ -70,8 +71,7 @@ def recipe_of(receipt: Receipt) -> Recipe:
         loras=tuple(Lora(lora.name, lora.scale) for lora in receipt.loras),
         hires=_of_steps(receipt.hires, receipt.steps),
         guides=guides_of(receipt.controls),
-        # A stranger's file may list any number, and name them by anything.
-        adapters=tuple(str(each.name) for each in receipt.image_prompts[:MAX_CONTROLS]),
+        looks=looks_of(receipt.image_prompts),
     )
 
 
@@ -121,6 +121,7 @@ def _parse(text: str) -> Recipe | None:
     if not prompt.strip() and not settings:
         return None
     size, hires, unserved = settings.get("size", ""), _hires(settings), _unserved(settings)
+    units = [_settings(told[1:-1]) for name, told in settings.items() if CONTROLNET.fullmatch(name)]
     steps, strength = _whole(settings.get("steps")), _number(settings.get("denoising strength"))
     return Recipe(
         prompt=LORA.sub("", prompt).strip(),
@@ -136,9 +137,8 @@ def _parse(text: str) -> Recipe | None:
         # Of a picture of two stages it is the second's.
         strength=strength if hires is None and not unserved else None,
         hires=_of_steps(hires, steps),
-        guides=tuple(
-            _guide(_settings(told[1:-1])) for name, told in settings.items() if CONTROLNET.fullmatch(name)
-        ),
+        guides=tuple(_guide(unit) for unit in units if not _is_image_prompt(unit)),
+        looks=tuple(Look(_model(unit), _weight(unit)) for unit in units if _is_image_prompt(unit)),
         unserved=unserved,
     )
 
@@ -147,19 +147,29 @@ def _settings(line: str) -> dict[str, str]:
     return {name.strip().casefold(): value.strip() for name, value in SETTING.findall(line)}
 
 
-def _guide(settings: Mapping[str, str]) -> Guide:
+def _guide(unit: Mapping[str, str]) -> Guide:
     """Of what A1111's extension for ControlNets writes in quotes, with its own defaults."""
-    numbers = (_number(settings.get(name)) for name in ("weight", "guidance start", "guidance end"))
-    scale, start, end = (
-        usual if told is None else told for told, usual in zip(numbers, (1.0, 0.0, 1.0), strict=True)
-    )
+    start, end = _number(unit.get("guidance start")), _number(unit.get("guidance end"))
     return Guide(
-        HASH.sub("", settings.get("model", "")),
-        settings.get("module", AS_IT_IS).casefold(),
-        scale,
-        start,
-        end,
+        _model(unit),
+        unit.get("module", AS_IT_IS).casefold(),
+        _weight(unit),
+        0.0 if start is None else start,
+        1.0 if end is None else end,
     )
+
+
+def _is_image_prompt(unit: Mapping[str, str]) -> bool:
+    return unit.get("module", "").casefold().startswith(IMAGE_PROMPT)
+
+
+def _model(unit: Mapping[str, str]) -> str:
+    return HASH.sub("", unit.get("model", ""))
+
+
+def _weight(unit: Mapping[str, str]) -> float:
+    weight = _number(unit.get("weight"))
+    return 1.0 if weight is None else weight
 
 
 def _hires(settings: Mapping[str, str]) -> Hires | None:

@@ -61,6 +61,16 @@ LABELS = {
         }.items()
     },
     "controls": "ControlNet",
+    **{
+        f"{prompt}.{field}": label
+        for prompt in ("image_prompts[0]", "image_prompts")
+        for field, label in {
+            "name": "IP-Adapter",
+            "image": "Picture to read",
+            "scale": "Image prompt strength",
+        }.items()
+    },
+    "image_prompts": "IP-Adapter",
 }
 INTERNAL = "Something went wrong inside the service. Draw again; if it stays, tell whoever runs it."
 

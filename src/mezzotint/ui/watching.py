@@ -36,7 +36,7 @@ class Watching:
     def outputs(self) -> list[Any]:
         parts = self._parts
         told = [parts.banner, parts.drawings, parts.aloud, parts.stored]
-        return [*told, parts.guiding.fold, *parts.kept.values()]
+        return [*told, *parts.guiding.folds, *parts.kept.values()]
 
     async def watch(self, kept: object, request: gr.Request) -> AsyncGenerator[Updates]:
         browser, view = self._controller.visit(kept, request.session_hash)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -120,25 +120,27 @@ class Settings:
 
 @dataclass(frozen=True)
 class Guiding:
-    """A picture that the drawing follows, folded away. Used for new drawings and for changed ones."""
+    """Pictures that the drawing goes by, folded away. Used for new drawings and for changed ones.
 
-    fold: gr.Accordion
-    picture: gr.Image
+    followed: its lines are kept to. read: it is part of the prompt.
+    """
+
+    follow_fold: gr.Accordion
+    followed: gr.Image
     guide: gr.Radio
     guide_reads: gr.Radio
     guide_scale: gr.Slider
     guide_start: gr.Slider
     guide_end: gr.Slider
+    read_fold: gr.Accordion
+    read: gr.Image
+    adapter: gr.Radio
+    adapter_scale: gr.Slider
 
     @classmethod
     def build(cls) -> Guiding:
-        with gr.Accordion("Guiding picture", open=False, visible=False, elem_id="guiding") as fold:
-            picture = gr.Image(
-                label="Picture to follow", type="filepath", sources=["upload", "clipboard"], height=220,
-                buttons=[], alt_text="The picture to follow", elem_id="followed",
-            )  # fmt: skip
-            # Gradio's own opens the file, and says "Error" of one that is no picture.
-            picture.preprocess = _place
+        with gr.Accordion("Guiding picture", open=False, visible=False, elem_id="guiding") as follow_fold:
+            followed = _upload("Picture to follow", "followed")
             guide = gr.Radio(
                 [("Off", OFF)], value=OFF, label="ControlNet", **_typed("guide"),
                 info="Keeps to the lines of the picture above, and fills them with what the prompt says",
@@ -163,17 +165,43 @@ class Guiding:
                         (1, "Guide until", "1 is the last step", "guide-end"),
                     )
                 )  # fmt: skip
-        return cls(fold, picture, guide, reads, scale, start, end)
+        with gr.Accordion("Image prompt", open=False, visible=False, elem_id="image-prompt") as read_fold:
+            read = _upload("Picture to read", "read")
+            adapter = gr.Radio(
+                [("Off", OFF)], value=OFF, label="IP-Adapter", **_typed("adapter"),
+                info="Reads the picture above beside the prompt: what it shows, its colours, its manner",
+            )  # fmt: skip
+            adapter_scale = gr.Slider(
+                0, MAX_CONTROL_SCALE, value=1, step=0.05, label="Image prompt strength", buttons=[],
+                info="Less leaves more to the prompt", **_typed("adapter-scale"),
+            )  # fmt: skip
+        return cls(
+            follow_fold, followed, guide, reads, scale, start, end, read_fold, read, adapter, adapter_scale
+        )
 
     @property
     def inputs(self) -> list[Any]:
         """In the order that `Answers` reads them in."""
-        return [self.picture, *self.settings]
+        return [getattr(self, each.name) for each in fields(self) if not each.name.endswith("_fold")]
+
+    @property
+    def folds(self) -> list[Any]:
+        return [self.follow_fold, self.read_fold]
 
     @property
     def settings(self) -> list[Any]:
-        """What is filled in. Never the picture: Gradio makes anew what may be filled, without `_place`."""
-        return [getattr(self, each.name) for each in fields(self) if each.name not in ("fold", "picture")]
+        """What is filled in. Never a picture: Gradio makes anew what may be filled, without `_place`."""
+        return [each for each in self.inputs if each not in (self.followed, self.read)]
+
+
+def _upload(label: str, id: str) -> gr.Image:
+    picture = gr.Image(
+        label=label, type="filepath", sources=["upload", "clipboard"], height=220, buttons=[],
+        alt_text=f"The {label[0].lower()}{label[1:]}", elem_id=id,
+    )  # fmt: skip
+    # Gradio's own opens the file, and says "Error" of one that is no picture.
+    picture.preprocess = _place
+    return picture
 
 
 def _place(payload: ImageData | None) -> str | None:
@@ -255,8 +283,10 @@ def offered(
             choices=[(each.title, each.name) for each in offer.loras], visible=lora, **own.get("loras", {})
         ),
         settings.lora_scale: gr.update(visible=lora),
-        guiding.fold: gr.update(visible=bool(offer.controlnets)),
-        guiding.guide: gr.update(choices=_nets(offer), **own.get("guide", {})),
+        guiding.follow_fold: gr.update(visible=bool(offer.controlnets)),
+        guiding.guide: gr.update(choices=_or_off(offer.controlnets), **own.get("guide", {})),
+        guiding.read_fold: gr.update(visible=bool(offer.adapters)),
+        guiding.adapter: gr.update(choices=_or_off(offer.adapters), **own.get("adapter", {})),
     }
 
 
@@ -265,7 +295,7 @@ def filled_in(
 ) -> dict[Any, Any]:
     """The widgets' values, by the field's name.
 
-    A size or a second stage that is not among the choices joins them. A guide that is on is unfolded.
+    A size or a second stage that is not among the choices joins them. What is on is unfolded.
     """
     parts = (form, settings, guiding)
     updates: dict[Any, Any] = {
@@ -276,14 +306,18 @@ def filled_in(
         updates[form.size] = gr.update(choices=_sizes(offer, values["size"]), value=values["size"])
     if offer is not None and "hires" in values:
         updates[settings.hires] = gr.update(choices=_stages(offer, values["hires"]), value=values["hires"])
-    if offer is not None and values.get("guide"):
-        updates[guiding.guide] = gr.update(choices=_nets(offer), value=values["guide"])
-        updates[guiding.fold] = gr.update(open=True)
+    for name, fold, names in (
+        ("guide", guiding.follow_fold, offer.controlnets if offer else ()),
+        ("adapter", guiding.read_fold, offer.adapters if offer else ()),
+    ):
+        if values.get(name):
+            updates[getattr(guiding, name)] = gr.update(choices=_or_off(names), value=values[name])
+            updates[fold] = gr.update(open=True)
     return updates
 
 
-def _nets(offer: Offer) -> list[tuple[str, str]]:
-    return [("Off", OFF), *((name, name) for name in offer.controlnets)]
+def _or_off(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [("Off", OFF), *((name, name) for name in names)]
 
 
 def _sizes(offer: Offer, chosen: str | None) -> list[tuple[str, str]]:
