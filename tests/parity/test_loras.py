@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,9 @@ def test_alpha_over_rank_scales_it(tiny_sdxl: Path, tmp_path: Path, halved: dict
         ({"unet.conv_in.alpha": torch.ones(())}, "no LoRA"),
         ({f"unet.{ATTENTION}.lora_B.bias": torch.ones(64)}, "no LoRA"),
         ({f"unet.{ATTENTION}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "another shape"),
+        ({"unet.conv_norm_out.w_norm": torch.ones(())}, "another shape"),
+        ({f"unet.{ATTENTION}.alpha": torch.tensor(math.nan)}, "cannot be loaded"),
+        ({f"unet.{ATTENTION}.alpha": torch.tensor(math.inf)}, "cannot be loaded"),
         ({f"unet.{ATTENTION}.hada_t1": torch.ones(2, 2)}, "no LoRA"),
         ({f"unet.{ATTENTION}.lokr_t1": torch.ones(2, 2)}, "no LoRA"),
         ({f"unet.{ATTENTION}.wd_for_diff": torch.ones(())}, "no LoRA"),

@@ -191,7 +191,7 @@ class AdaptedModule:
 
 def _rows(weight: Tensor) -> Tensor:
     """Outputs × all the rest."""
-    return weight.reshape(len(weight), -1)
+    return weight.reshape(weight.shape[0], -1)
 
 
 def _parameter_of(module: nn.Module, path: str, name: str) -> Tensor:

@@ -97,9 +97,10 @@ def modules_by_name(parts: PipelineParts) -> dict[str, tuple[str, str]]:
 
 def _names(component: str, module: Any, path: str) -> Iterator[str]:
     spellings = {path}
-    # Newer versions of transformers have CLIP's modules one level higher than files name them.
-    if component != "unet" and not hasattr(module, "text_model"):
-        spellings = {f"text_model.{path}"}
+    if component != "unet":
+        # transformers 5.6 took CLIP's modules one level up, and files have the names of either.
+        bare = path.removeprefix("text_model.")
+        spellings = {bare, f"text_model.{bare}"}
     for end, old in OLD_ATTENTION.items():
         spellings |= {each.removesuffix(end) + old for each in spellings if each.endswith(f".{end}")}
     for prefix in PREFIXES[component]:

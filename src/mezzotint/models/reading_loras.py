@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -121,8 +122,15 @@ def _factor(held: dict[str, Tensor], name: str, core: str = "") -> tuple[Change,
 
 
 def _scaling_of(alpha: Tensor | None, config: Mapping[str, Any], component: str, module: str) -> Scaling:
-    """alpha / rank, of the alpha in the file or else in PEFT's configuration."""
+    """alpha / rank, of the alpha in the file or else in PEFT's configuration.
+
+    Raises:
+        ValueError: alpha is no finite number.
+    """
     own = _alpha_of(config, component, module) if alpha is None else float(alpha)
+    if own is not None and not math.isfinite(own):
+        # A GPU would make no picture of it, and MKL's product of matrices takes it to be 1.
+        raise ValueError(f"{module}.alpha is {own}")
     power = 0.5 if config.get(f"{component}.use_rslora") else 1.0
     return lambda rank: 1.0 if own is None else own / rank**power
 
