@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import secrets
@@ -46,6 +47,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     # After Ctrl-C: as long as a server may take to end (tests/servers.py). Ten seconds would leave it behind.
     NodeManager.EXIT_TIMEOUT = 2 * STOP_SECONDS
     return Lanes(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What collecting the tests has made stays to the end: no collection of garbage looks through it again.
+
+    Each took most of a second, and tests that ask whether something is gone want one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
