@@ -243,11 +243,13 @@ class ServedControlNet:
 
 @dataclass(frozen=True)
 class ServedIpAdapter:
-    """An IP-Adapter that requests may name. sha256: of its file; side: of the squares it reads, in pixels."""
+    """An IP-Adapter that requests may name. sha256: of its file; side: of the squares it reads, in pixels;
+    encoder_sha256: of the files of the image encoder that it reads them by."""
 
     name: str
     sha256: str
     side: int
+    encoder_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -399,12 +401,14 @@ class UsedControl:
 
 @dataclass(frozen=True)
 class UsedImagePrompt:
-    """As a receipt tells it. image_sha256: of the image at the encoder's size; sha256: the IP-Adapter's."""
+    """As a receipt tells it. image_sha256: of the image at the encoder's size; sha256: the IP-Adapter's;
+    encoder_sha256: the image encoder's."""
 
     name: str
     scale: float
     image_sha256: str
     sha256: str
+    encoder_sha256: str = ""
 
 
 @dataclass(frozen=True)

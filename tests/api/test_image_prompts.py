@@ -20,8 +20,8 @@ from tests.controlnets import photo
 from tests.waiting import until
 
 SIDE = 32
-STYLE = ServedIpAdapter("style", "a" * 64, SIDE)
-FACE = ServedIpAdapter("face", "b" * 64, SIDE)
+STYLE = ServedIpAdapter("style", "a" * 64, SIDE, "e" * 64)
+FACE = ServedIpAdapter("face", "b" * 64, SIDE, "e" * 64)
 CANNY = ServedControlNet("canny", "c" * 64)
 PICTURE = photo(0, 128, 96)
 PROMPT = {"name": "style", "image": encoded(PICTURE), "scale": 0.6}
@@ -30,6 +30,7 @@ USED = {
     "scale": 0.6,
     "image_sha256": pixels_sha256(clip_square(PICTURE, SIDE)),
     "sha256": STYLE.sha256,
+    "encoder_sha256": STYLE.encoder_sha256,
 }
 
 

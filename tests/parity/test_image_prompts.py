@@ -23,7 +23,7 @@ from mezzotint.errors import ModelInvalid
 from mezzotint.imaging.inputs import clip_square, pixels_sha256, resize_image
 from mezzotint.models.loading import load_backend
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.reading_ip_adapters import MEAN
+from mezzotint.models.reading_ip_adapters import MEAN, read_image_encoder
 from mezzotint.tuning import Tuning
 from tests.controlnets import lines, photo
 from tests.ip_adapters import SIDE, adapter_weights, write_image_encoder, write_ip_adapter
@@ -165,6 +165,7 @@ def test_the_engine_draws_them_in_both_stages_and_its_receipt_tells(
     assert (told.name, told.scale) == ("a", 0.5)
     assert told.image_sha256 == pixels_sha256(clip_square(A.image, SIDE))
     assert told.sha256 == files_hash(Path(ip_adapters["ip_adapters"][0]))
+    assert told.encoder_sha256 == files_hash(Path(ip_adapters["image_encoder"]))
     assert read.receipt.from_dict(read.receipt.to_dict()) == read.receipt
 
 
@@ -230,11 +231,18 @@ class TestFiles:
         with pytest.raises(ModelInvalid, match="encoder is no image encoder of CLIP: its model_type is sig"):
             self.load(tiny_sdxl, file, str(encoder))
 
-    def test_what_the_encoders_own_processor_subtracts_is_subtracted(
+    @pytest.mark.parametrize("mean", ["half", [0.5, 0.5], ["a", "b", "c"]], ids=str)
+    def test_a_processor_that_is_none_is_refused(self, tiny_sdxl: Path, tmp_path: Path, mean: Any) -> None:
+        encoder = write_image_encoder(tmp_path / "encoder")
+        (encoder / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean}))
+        with pytest.raises(ModelInvalid, match=r"encoder/preprocessor_config\.json cannot be loaded"):
+            read_image_encoder(encoder, dtype=torch.float32, device=torch.device("cpu"))
+
+    def test_what_the_encoders_own_processor_subtracts_is_subtracted_and_told_in_the_receipt(
         self, tiny_sdxl: Path, tmp_path: Path
     ) -> None:
         file = write_ip_adapter(tmp_path / "model/a.safetensors", tiny_sdxl)
-        drawn = []
+        drawn, told = [], []
         for name, mean in (("one", None), ("two", MEAN), ("three", (0.0, 0.0, 0.0))):
             encoder = write_image_encoder(tmp_path / name)
             if mean:
@@ -244,9 +252,12 @@ class TestFiles:
             )
             assert isinstance(backend, DiffusersBackend)
             studio = Studio(backend, None, {})
-            drawn.append(studio.draw((0, studio.request(steps=2, image_prompts=(A,), **SIZE)))[0])
+            request = studio.request(steps=2, image_prompts=(A,), **SIZE)
+            drawn.append(studio.draw((0, request))[0])
+            told.append(backend.info.receipt(request).image_prompts[0].encoder_sha256)
         assert np.array_equal(drawn[0], drawn[1])
         assert not np.array_equal(drawn[0], drawn[2])
+        assert told[0] != told[2]
 
 
 def test_what_is_read_of_a_picture_is_what_clips_processor_cuts_out() -> None:

@@ -17,12 +17,13 @@ from mezzotint.engine.rows import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.models.added import Added, find_added
 from mezzotint.models.ip_adapters import find_ip_adapters, read_choice
+from mezzotint.models.manifest import files_hash
 from mezzotint.resolving import resolve
 from mezzotint.serve.fleet import _draws
 from mezzotint.serve.wire import Report
 from tests.controlnets import photo
 
-STYLE, FACE = ServedIpAdapter("style", "a" * 64, 32), ServedIpAdapter("face", "b" * 64, 32)
+STYLE, FACE = (ServedIpAdapter(*each, 32, "e" * 64) for each in (("style", "a" * 64), ("face", "b" * 64)))
 INFO = FakeBackend(ip_adapters=(STYLE, FACE)).info
 READ = ImagePrompt("style", photo())
 ENCODER = {"image_size": 224, "projection_dim": 1024, "hidden_size": 1280}
@@ -103,6 +104,7 @@ class TestFiles:
         ]
         assert {each.served.side for each in found.ip_adapters} == {224}
         assert str(found.image_encoder) == encoder
+        assert {each.served.encoder_sha256 for each in found.ip_adapters} == {files_hash(Path(encoder))}
 
     def test_where_there_are_none_no_encoder_is_asked_for(self, tmp_path: Path) -> None:
         assert find_added(tmp_path) == Added()
@@ -144,6 +146,12 @@ class TestFiles:
         file = self.written(tmp_path / "odd.safetensors", *names, width=width)
         with pytest.raises(ModelInvalid, match=rf"odd\.safetensors .*{told}"):
             find_ip_adapters(tmp_path, [str(file)], encoder)
+
+    def test_a_number_in_the_place_of_a_weight_is_refused(self, tmp_path: Path) -> None:
+        encoder = self.encoder(tmp_path / "encoder")
+        save_file({"image_proj.proj.weight": np.zeros((), np.float16)}, tmp_path / "odd.safetensors")
+        with pytest.raises(ModelInvalid, match=r"odd\.safetensors is for another image encoder"):
+            find_ip_adapters(tmp_path, [str(tmp_path / "odd.safetensors")], encoder)
 
     def test_a_truncated_file_is_refused(self, tmp_path: Path) -> None:
         encoder = self.encoder(tmp_path / "encoder")

@@ -47,7 +47,7 @@ class BackendInfo:
         """How to draw `request`'s picture again, with this backend."""
         hashes = {lora.name: lora.sha256 for lora in self.limits.loras}
         controlnets = {each.name: each.sha256 for each in self.limits.controlnets}
-        adapters = {each.name: each.sha256 for each in self.limits.ip_adapters}
+        adapters = {each.name: each for each in self.limits.ip_adapters}
         embeddings = {each.name: each.sha256 for each in self.limits.embeddings}
         return Receipt(
             prompt=request.prompt,
@@ -81,7 +81,13 @@ class BackendInfo:
                 for each in request.controls
             ),
             image_prompts=tuple(
-                UsedImagePrompt(each.name, each.scale, pixels_sha256(each.image), adapters[each.name])
+                UsedImagePrompt(
+                    each.name,
+                    each.scale,
+                    pixels_sha256(each.image),
+                    adapters[each.name].sha256,
+                    adapters[each.name].encoder_sha256,
+                )
                 for each in request.image_prompts
             ),
             embeddings=tuple(UsedEmbedding(name, embeddings[name]) for name in request.embeddings),

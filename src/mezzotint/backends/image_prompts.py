@@ -35,17 +35,16 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class ImageEncoder:
-    """transformers' `CLIPVisionModelWithProjection`, and what the colours of its pixels, 0…1, are brought
-    to."""
+    """transformers' `CLIPVisionModelWithProjection`, and what the colours of its pixels, 0…1, are brought to,
+    each 3 × 1 × 1."""
 
     module: Any
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Tensor
+    std: Tensor
 
     def read(self, image: Pixels, *, states: bool) -> Tensor:
         """What it sees in a picture of its size; with `states`, patch by patch in the last layer but one."""
-        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
-        pixels = (torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 - mean) / std
+        pixels = (torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 - self.mean) / self.std
         return self._encode(to_device(pixels[None].to(self.module.dtype), self.module.device), states)
 
     def nothing(self, *, states: bool) -> Tensor:

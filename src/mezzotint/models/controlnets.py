@@ -12,7 +12,7 @@ from pathlib import Path
 from mezzotint.core import ServedControlNet
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Choice, Found, Kind, is_file
+from mezzotint.models.named import READ, SUFFIX, Choice, Found, Kind, is_file
 
 __all__ = ["TASKS", "FoundControlNet", "find_controlnets", "read_choice"]
 
@@ -23,8 +23,6 @@ UNION_KINDS = ("openpose", "depth", "softedge", "canny", "normal", "segment", "t
 KNOWN_COUNTS = (6, 8)
 # The weights that no other ControlNet has: kinds × channels.
 TASKS = "task_embedding"
-# Of a folder that was pulled whole, what counts.
-READ = frozenset({".json", SUFFIX})
 
 
 def is_controlnet(path: Path) -> bool:

@@ -14,7 +14,7 @@ from mezzotint.core import ServedIpAdapter
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Choice, Found, Kind, is_file
+from mezzotint.models.named import READ, SUFFIX, Choice, Found, Kind, is_file
 
 __all__ = ["IMAGE", "FoundIpAdapter", "find_ip_adapters", "image_encoder_of", "read_choice"]
 
@@ -72,11 +72,16 @@ def find_ip_adapters(model: Path, given: Sequence[str], image_encoder: str) -> t
     found = KIND.find(model, given)
     if not found:
         return ()
-    config = read_json(image_encoder_of(model, image_encoder) / "config.json")
-    return tuple(_described(name, path, config) for name, path in found.items())
+    encoder = image_encoder_of(model, image_encoder)
+    config = read_json(encoder / "config.json")
+    try:
+        encoder_sha256 = files_hash(encoder, READ)
+    except OSError:
+        raise ModelInvalid(f"the image encoder {encoder.name} is unreadable") from None
+    return tuple(_described(name, path, config, encoder_sha256) for name, path in found.items())
 
 
-def _described(name: str, path: Path, encoder: Mapping[str, Any]) -> FoundIpAdapter:
+def _described(name: str, path: Path, encoder: Mapping[str, Any], encoder_sha256: str) -> FoundIpAdapter:
     shapes = _shapes(path)
     if FULL in shapes:
         raise ModelInvalid(f"{path.name} is a full IP-Adapter; those served are plain ones, and plus")
@@ -90,12 +95,15 @@ def _described(name: str, path: Path, encoder: Mapping[str, Any]) -> FoundIpAdap
         if shape is None:
             continue
         side, own = encoder.get("image_size"), encoder.get(option)
-        if not isinstance(side, int) or own != shape[-1]:
+        # A number alone has no last dimension.
+        reads = shape[-1] if shape else 1
+        if not isinstance(side, int) or own != reads:
             raise ModelInvalid(
-                f"{path.name} is for another image encoder: it reads {shape[-1]} numbers, "
+                f"{path.name} is for another image encoder: it reads {reads} numbers, "
                 f"and the {option} of this one is {own}"
             )
-        return FoundIpAdapter(path, ServedIpAdapter(name, files_hash(path), side), (weight, option) == PLUS)
+        served = ServedIpAdapter(name, files_hash(path), side, encoder_sha256)
+        return FoundIpAdapter(path, served, (weight, option) == PLUS)
     raise ModelInvalid(f"{path.name} is no IP-Adapter: it holds neither {PLAIN[0]} nor {PLUS[0]} of {IMAGE}")
 
 

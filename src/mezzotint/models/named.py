@@ -14,9 +14,11 @@ from typing import Generic, TypeVar
 
 from mezzotint.errors import InvalidRequest, SettingInvalid
 
-__all__ = ["SUFFIX", "Choice", "Found", "Kind", "is_file"]
+__all__ = ["READ", "SUFFIX", "Choice", "Found", "Kind", "is_file"]
 
 SUFFIX = ".safetensors"
+# Of a folder that was pulled whole, what counts.
+READ = frozenset({".json", SUFFIX})
 # As in A1111's `<lora:name:scale>`.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

@@ -32,10 +32,15 @@ def read_image_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device
     if kind != "clip_vision_model":
         raise ModelInvalid(f"{folder.name} is no image encoder of CLIP: its model_type is {kind}")
     told = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    with reading(f"{folder.name}/{PREPROCESSOR}"):
+        mean, std = (
+            torch.tensor(told.get(name) or usual, dtype=torch.float32).view(-1, 1, 1).expand(3, 1, 1)
+            for name, usual in (("image_mean", MEAN), ("image_std", STD))
+        )
     with quiet():
         module = read_module(transformers.CLIPVisionModelWithProjection, folder.parent, folder.name, dtype)
     module.eval().requires_grad_(False).to(device)
-    return ImageEncoder(module, told.get("image_mean", MEAN), told.get("image_std", STD))
+    return ImageEncoder(module, mean, std)
 
 
 def read_ip_adapter(found: FoundIpAdapter, unet: Any, encoder: ImageEncoder) -> IpAdapter:
