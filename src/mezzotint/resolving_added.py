@@ -34,6 +34,7 @@ __all__ = [
     "resolve_controls",
     "resolve_image_prompts",
     "resolve_loras",
+    "sides_of",
 ]
 
 
@@ -199,9 +200,14 @@ def check_adapters(names: Sequence[str], limits: ModelLimits) -> None:
     _check_served("image_prompts", "IP-Adapter ", names, limits.ip_adapters, MAX_CONTROLS)
 
 
+def sides_of(limits: ModelLimits) -> dict[str, int]:
+    """Of the square that each IP-Adapter reads, in pixels."""
+    return {each.name: each.side for each in limits.ip_adapters}
+
+
 def resolve_image_prompts(asked: tuple[ImagePrompt, ...], limits: ModelLimits) -> tuple[ImagePrompt, ...]:
     """At their encoder's size, in one order."""
-    sides = {each.name: each.side for each in limits.ip_adapters}
+    sides = sides_of(limits)
     return tuple(
         ImagePrompt(each.name, clip_square(each.image, sides[each.name]), float(each.scale))
         for each in sorted(asked, key=lambda prompt: prompt.name)

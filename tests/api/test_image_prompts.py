@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from mezzotint.backends.fake import FakeBackend
-from mezzotint.core import Receipt, ServedControlNet, ServedIpAdapter
+from mezzotint.core import GenerationRequest, Receipt, ServedControlNet, ServedIpAdapter
 from mezzotint.imaging.inputs import clip_square, pixels_sha256
 from mezzotint.imaging.metadata import read_receipt
+from mezzotint.serve.api.a1111_controls import with_controls
+from mezzotint.serve.api.openai_schemas import GenerationFields
 from tests.api.inprocess import Gate, gate, replica_of, settings_of
 from tests.api.test_controls import ASKED, CONTROL, encoded
 from tests.controlnets import photo
@@ -66,6 +69,16 @@ async def test_a_generation_reads_a_picture_and_says_so(server: Gate) -> None:
     assert data != base64.b64decode((await drawn(server))["b64_json"])
     other = await drawn(server, image_prompts=[{**PROMPT, "image": encoded(photo(1))}])
     assert base64.b64decode(other["b64_json"]) != data
+
+
+def test_of_a_decoded_picture_the_square_alone_is_kept_while_the_next_is_decoded() -> None:
+    limits = FakeBackend(ip_adapters=(STYLE, FACE)).info.limits
+    fields = GenerationFields(prompt="", image_prompts=[PROMPT, {**PROMPT, "name": "face"}])
+    units = [{"model": name, "image": PROMPT["image"]} for name in ("style", "face")]
+    by_unit = with_controls(GenerationRequest(""), {"controlnet": {"args": units}}, limits)
+    for prompts in (fields.read_conditioning(limits)[1], by_unit.image_prompts):
+        for each in prompts:
+            assert np.array_equal(each.image, clip_square(PICTURE, SIDE))
 
 
 async def test_it_has_no_say_in_the_size(server: Gate) -> None:

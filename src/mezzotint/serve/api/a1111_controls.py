@@ -26,10 +26,10 @@ from mezzotint.core import (
     Pixels,
 )
 from mezzotint.errors import InvalidRequest, NotSupported
-from mezzotint.imaging.inputs import cropped_to, padded_to
+from mezzotint.imaging.inputs import clip_square, cropped_to, padded_to
 from mezzotint.imaging.size import fitting_size
 from mezzotint.imaging.uploads import read_upload_text
-from mezzotint.resolving_added import check_adapters, check_names
+from mezzotint.resolving_added import check_adapters, check_names, sides_of
 from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
@@ -181,12 +181,12 @@ class Unit(Fields):
         others = {name: extra[name] for name in extra if name not in HARMLESS and name not in THRESHOLDS}
         check_neutral(others, IN_FORCE)
 
-    def image_prompt(self, place: str, drawn_from: Pixels | None) -> ImagePrompt:
-        """As `control`."""
+    def image_prompt(self, place: str, drawn_from: Pixels | None, side: int) -> ImagePrompt:
+        """As `control`. side: of the square that is read."""
         image = drawn_from if self.picture is None else read_upload_text(self.picture, place)
         if image is None:
             raise InvalidRequest(f"{place} is required", param=SCRIPTS)
-        return ImagePrompt(self.adapter, image, self.weight)
+        return ImagePrompt(self.adapter, clip_square(image, side), self.weight)
 
     def control(self, place: str, drawn_from: Pixels | None, shape: tuple[int, int]) -> Control:
         """place: of its picture. drawn_from: what it reads where it has none. shape: width and height."""
@@ -233,13 +233,15 @@ def with_controls(
     # What is not drawn is refused later on; until then nothing is made of such a size.
     shape = (_within(width, limits), _within(height, limits))
     places = {number: f"{PLACE}[{number}].image" for number in units}
+    sides = sides_of(limits)
     return replace(
         request,
         width=width,
         height=height,
         controls=tuple(unit.control(places[number], request.image, shape) for number, unit in nets.items()),
         image_prompts=tuple(
-            unit.image_prompt(places[number], request.image) for number, unit in prompts.items()
+            unit.image_prompt(places[number], request.image, sides[unit.adapter])
+            for number, unit in prompts.items()
         ),
     )
 

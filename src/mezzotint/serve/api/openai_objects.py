@@ -14,6 +14,7 @@ from mezzotint.core import (
     ImagePrompt,
     Preprocessor,
 )
+from mezzotint.imaging.inputs import clip_square
 from mezzotint.imaging.uploads import read_upload_text
 from mezzotint.serve.api.fields import Fields
 
@@ -55,8 +56,9 @@ class ImagePromptFields(Fields):
     image: str = Field(description="base64 or a data: URL; its middle square is read")
     scale: float = Field(1.0, ge=0, le=MAX_CONTROL_SCALE, description="how much of it")
 
-    def read(self, param: str) -> ImagePrompt:
-        return ImagePrompt(self.name, read_upload_text(self.image, param), self.scale)
+    def read(self, param: str, side: int) -> ImagePrompt:
+        """side: of the square that is read. The rest of each is let go of before the next is decoded."""
+        return ImagePrompt(self.name, clip_square(read_upload_text(self.image, param), side), self.scale)
 
 
 class HiresFields(Fields):
