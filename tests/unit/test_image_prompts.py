@@ -17,7 +17,7 @@ from mezzotint.engine.rows import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.models.added import Added, find_added
 from mezzotint.models.ip_adapters import find_ip_adapters, read_choice
-from mezzotint.models.manifest import files_hash
+from mezzotint.models.manifest import files_hash, fingerprint
 from mezzotint.resolving import resolve
 from mezzotint.serve.fleet import _draws
 from mezzotint.serve.wire import Report
@@ -115,6 +115,27 @@ class TestFiles:
             with pytest.raises(SettingInvalid, match="image_encoder must be a folder") as refused:
                 find_ip_adapters(tmp_path, [str(file)], given)
             assert refused.value.param == "image_encoder"
+
+    def test_a_models_own_without_an_encoder_are_in_nobodys_way(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """`mezzotint models show` and a plain `draw` know of no other folder."""
+        self.written(tmp_path / "model/ip_adapters/plain.safetensors", "image_proj.proj.weight")
+        assert find_added(tmp_path / "model") == Added()
+        assert "IP-Adapters plain are not served: they need an image_encoder" in caplog.text
+        encoder = self.encoder(tmp_path / "encoder")
+        (found,) = find_added(tmp_path / "model", image_encoder=encoder).ip_adapters
+        assert found.served.name == "plain"
+        (tmp_path / "model/image_encoder").mkdir()
+        with pytest.raises(SettingInvalid, match="image_encoder must be a folder"):
+            find_added(tmp_path / "model")
+
+    def test_neither_they_nor_their_encoder_make_the_model_another(self, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").write_text("{}")
+        before = fingerprint(tmp_path)
+        self.written(tmp_path / "ip_adapters/plain.safetensors", "image_proj.proj.weight")
+        self.encoder(tmp_path / "image_encoder")
+        assert fingerprint(tmp_path) == before
 
     @pytest.mark.parametrize(
         ("names", "width", "told"),

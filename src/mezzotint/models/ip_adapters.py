@@ -5,6 +5,7 @@ No torch here: what may be asked for must be known at once. `reading_ip_adapters
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,11 @@ from mezzotint.models.named import READ, SUFFIX, Choice, Found, Kind, is_file
 
 __all__ = ["IMAGE", "FoundIpAdapter", "find_ip_adapters", "image_encoder_of", "read_choice"]
 
+logger = logging.getLogger(__name__)
+
 KIND = Kind("ip_adapters", f"{SUFFIX} files", is_file)
+# A model's own image encoder, as diffusers calls its folder.
+ENCODER = "image_encoder"
 # Before the names of the weights that make tokens of what the encoder sees.
 IMAGE = "image_proj."
 # The weight whose last dimension is what is read of the encoder, of either kind, and what its configuration
@@ -50,7 +55,7 @@ def image_encoder_of(model: Path, given: str) -> Path:
     Raises:
         SettingInvalid: there is none.
     """
-    folder = Path(given).expanduser() if given else model / "image_encoder"
+    folder = Path(given).expanduser() if given else model / ENCODER
     if not (folder / "config.json").is_file():
         told = f"and {folder} has no config.json" if given else "which ip_adapters need, and there is none"
         raise SettingInvalid(
@@ -63,14 +68,19 @@ def image_encoder_of(model: Path, given: str) -> Path:
 def find_ip_adapters(model: Path, given: Sequence[str], image_encoder: str) -> tuple[FoundIpAdapter, ...]:
     """Those in the folder `ip_adapters` of the model at `model`, and the `given`: PATH, or NAME=PATH.
 
-    image_encoder: as `image_encoder_of` takes it.
+    image_encoder: as `image_encoder_of` takes it. Where there is none, the model's own come to nothing: they
+        come unasked, and many a command has no use for them.
 
     Raises:
-        SettingInvalid: a path leads to no .safetensors file, two have one name, or there is no encoder.
+        SettingInvalid: a path leads to no .safetensors file, two have one name, or there is no encoder for
+            those that are given.
         ModelInvalid: a file is none, of a kind that is not served, or for another encoder.
     """
     found = KIND.find(model, given)
     if not found:
+        return ()
+    if not (given or image_encoder or (model / ENCODER).exists()):
+        logger.warning("the IP-Adapters %s are not served: they need an image_encoder", ", ".join(found))
         return ()
     encoder = image_encoder_of(model, image_encoder)
     config = read_json(encoder / "config.json")

@@ -148,7 +148,7 @@ def fingerprint(path: Path) -> str:
     files = {"": path} if path.is_file() else {name: path / name for name in _list_files(path)}
     for name, file in files.items():
         # What lies beside it to be named changes no picture that does not.
-        if name.partition("/")[0] in ADDED:
+        if name.partition("/")[0] in (*ADDED, "image_encoder"):
             continue
         if file.suffix.lower() in READ_SUFFIXES and file.is_file():
             digest.update(f"{name}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
