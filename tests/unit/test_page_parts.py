@@ -982,9 +982,20 @@ class TestSentences:
         assert re.fullmatch(r"[A-Z].*[.]", sentence)
         assert "_" not in sentence
 
-    def test_what_the_service_says_of_a_field_is_said_in_the_forms_words(self) -> None:
-        said = sentence_of("invalid_value", "num_inference_steps must be at most 150")
-        assert said == "Steps must be at most 150. Change it and draw again."
+    @pytest.mark.parametrize(
+        ("field", "label"),
+        [
+            ("num_inference_steps", "Steps"),
+            ("strength", "How far from it"),
+            ("hires.strength", "Second stage's strength"),
+            ("n", "Pictures"),
+        ],
+    )
+    def test_what_the_service_says_of_a_field_is_said_in_the_forms_words(
+        self, field: str, label: str
+    ) -> None:
+        said = sentence_of("invalid_value", f"{field} must be in it, not n5")
+        assert said == f"{label} must be in it, not n5. Change it and draw again."
 
     def test_of_a_service_that_starts_or_stops_is_said_what_goes_on_and_what_to_ask_again(self) -> None:
         said = sentence_of("model_loading", "every replica is being replaced")

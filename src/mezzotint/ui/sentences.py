@@ -47,6 +47,8 @@ LABELS = {
     "hires.strength": "Second stage's strength",
     "hires.steps": "Second stage's steps",
     "hires": "Second stage",
+    "strength": "How far from it",
+    "n": "Pictures",
     "loras": "LoRAs",
     **{
         f"{control}.{field}": label
@@ -72,6 +74,8 @@ LABELS = {
     },
     "image_prompts": "IP-Adapter",
 }
+# In one go, lest a label be taken for a field; the longest first, for some begin with others.
+FIELD = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(LABELS, key=len, reverse=True)))})(?!\w)")
 INTERNAL = "Something went wrong inside the service. Draw again; if it stays, tell whoever runs it."
 
 
@@ -96,9 +100,7 @@ def sentence_of(code: str, said: str) -> str:
 
 def as_sentence(said: str) -> str:
     """The service's words with a capital and a full stop, and the fields called as the form calls them."""
-    said = " ".join(said.split())
-    for field, label in LABELS.items():
-        said = re.sub(rf"\b{re.escape(field)}\b", label, said)
+    said = FIELD.sub(lambda field: LABELS[field[0]], " ".join(said.split()))
     if not said:
         return ""
     begun = said[0].upper() + said[1:]
