@@ -6,11 +6,11 @@ Nothing asynchronous here: while Playwright's synchronous form runs, this thread
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ResolvedRequest, ServedControlNet, ServedIpAdapter, ServedLora
@@ -46,6 +46,32 @@ class Unhurried(FakeBackend):
         if any(self._rows[id][0].steps >= LONG_STEPS for id in request_ids):
             time.sleep(LONG_PASS_SECONDS - PASS_SECONDS)
         return super().step(request_ids)
+
+
+# What there is to know of a page where something on it was waited for in vain.
+STATES = {
+    "its scripts run": "true",
+    "it draws frames": "(window.asked ??= requestAnimationFrame(() => window.drawn = true)) && window.drawn",
+    "it is visible": "!document.hidden",
+}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    page = getattr(item, "funcargs", {}).get("page")
+    if report.when == "call" and report.failed and page:
+        said = "\n".join(f"{state}: {_is_so(page, told)}" for state, told in STATES.items())
+        report.sections.append(("the page after it", said))
+    return report
+
+
+def _is_so(page: Page, told: str) -> bool:
+    try:
+        page.wait_for_function(told, polling=100, timeout=5_000)
+    except Error:
+        return False
+    return True
 
 
 # Of a module, not of the folder: tests of other folders have event loops of their own.
