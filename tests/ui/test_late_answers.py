@@ -57,6 +57,8 @@ def test_what_the_browser_knows_itself_waits_for_no_answer(page: Page) -> None:
     expect(number(page, "How far from it")).to_have_value("1")
     page.get_by_role("button", name="Random seed").click()
     expect(page.get_by_label("Seed", exact=True)).to_have_value("")
+    page.get_by_role("button", name="Reuse the last seed").click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
     page.locator("#opened").get_by_role("button", name="Close").click()
     expect(page.locator("#opened")).to_be_hidden()
 

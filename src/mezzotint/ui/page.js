@@ -134,6 +134,11 @@ const mezzotint = (() => {
       const first = now.length - fields.length;
       return fields.map((field, i) => field && stays[first + i] && stays.slice(0, about).every(Boolean) ? field[0] : undefined);
     },
+    // The newest drawing's, and what the notice says: `none`, which is news each time, where there is none yet.
+    lastSeed: (stored, none) => {
+      const [last] = (stored?.drawings ?? []).filter(({seed}) => seed).sort((one, other) => other.at - one.at);
+      return last ? [last.seed, ''] : [undefined, none.replace(/data-news="\d+/, `data-news="${Date.now()}`)];
+    },
     // Before that the form holds nothing of anybody's.
     keep: (name, value) => { if (isRestored) keep({[name]: value}); },
     // The list of drawings: what its buttons say goes to the page's Python.
