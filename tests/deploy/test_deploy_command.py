@@ -316,6 +316,22 @@ class TestCommand:
         assert process.returncode == 0, err
         assert "no EKS cluster of this name" in out
 
+    @pytest.mark.parametrize("call", ["sts get-caller-identity", "eks describe-cluster"])
+    def test_status_without_credentials_says_what_was_done_and_that_nothing_answered(
+        self, tmp_path: Path, call: str
+    ) -> None:
+        site = Site(tmp_path)
+        site.fail(call, "denied")
+        process = site.command("status", *self.arguments(site)[:2])
+        out, err = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+        assert "  addons" in out
+        assert "no EKS cluster" not in out
+        told = out.splitlines()[-1]
+        assert told.startswith(f"not answered: aws {call} ")
+        assert "AccessDenied" in told
+
     @pytest.mark.parametrize(("script", "command"), [("install.sh", "up"), ("cleanup.sh", "down")])
     def test_the_scripts_pass_their_options_and_the_exit_code_on(
         self, tmp_path: Path, script: str, command: str

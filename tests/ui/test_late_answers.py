@@ -21,6 +21,7 @@ from tests.ui.acts import (
     open_picture,
     open_settings,
 )
+from tests.ui.conftest import Visit
 from tests.waiting import WAIT_SECONDS
 
 
@@ -56,6 +57,8 @@ def test_what_the_browser_knows_itself_waits_for_no_answer(page: Page) -> None:
     expect(number(page, "How far from it")).to_have_value("1")
     page.get_by_role("button", name="Random seed").click()
     expect(page.get_by_label("Seed", exact=True)).to_have_value("")
+    page.get_by_role("button", name="Reuse the last seed").click()
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("7")
     page.locator("#opened").get_by_role("button", name="Close").click()
     expect(page.locator("#opened")).to_be_hidden()
 
@@ -90,6 +93,31 @@ def test_a_picture_is_opened_though_the_list_moves_while_it_is_pressed(page: Pag
     page.mouse.up()
     expect(page.locator("#opened img")).to_be_visible()
     expect(page.locator(f"#opened img[src*='{job}']")).to_be_visible()
+
+
+def test_a_finger_that_stops_the_page_presses_nothing_and_one_that_taps_presses_what_was_under_it(
+    visit: Visit,
+) -> None:
+    page = visit(has_touch=True)
+    draw(page, "a still smew")
+    remove = card(page, "a still smew").get_by_role("button", name="Remove")
+    # What a page is told where it was moving: that a finger was there, and of no click.
+    remove.evaluate(
+        "it => { for (const kind of ['pointerdown', 'pointerup'])"
+        " it.dispatchEvent(new PointerEvent(kind, {pointerType: 'touch', bubbles: true})); }"
+    )
+    draw(page, "a hidden smew")
+    expect(card(page, "a still smew")).to_be_visible()
+    remove.scroll_into_view_if_needed()
+    box = remove.bounding_box()
+    assert box is not None
+    finger = page.context.new_cdp_session(page)
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+    draw(page, "a passing smew")
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    expect(card(page, "a still smew")).to_have_count(0)
+    expect(page.locator("li.mz-drawing")).to_have_count(2)
 
 
 def test_a_button_is_pressed_by_an_unsteady_hand_and_by_a_program_after_it(page: Page) -> None:

@@ -277,6 +277,8 @@ def test_history_is_there_on_the_next_visit_and_is_searched_and_forgotten(page: 
 
 def test_the_last_seed_is_the_newest_drawings_whatever_is_searched_for(page: Page) -> None:
     open_settings(page)
+    page.get_by_role("button", name="Reuse the last seed").click()
+    expect(page.get_by_role("alert")).to_have_text("There is no drawing yet whose seed could be reused.")
     for prompt, seed in (("a black swan", "41"), ("a white swan", "42")):
         page.get_by_label("Seed", exact=True).fill(seed)
         draw(page, prompt)
@@ -285,6 +287,7 @@ def test_the_last_seed_is_the_newest_drawings_whatever_is_searched_for(page: Pag
     page.get_by_label("Seed", exact=True).fill("")
     page.get_by_role("button", name="Reuse the last seed").click()
     expect(page.get_by_label("Seed", exact=True)).to_have_value("42")
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_brackets_weigh_words_once_that_is_chosen_and_after_a_reload(page: Page) -> None:

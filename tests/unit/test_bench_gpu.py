@@ -166,6 +166,15 @@ def test_a_part_without_time_says_what_it_left_out_and_the_run_goes_on() -> None
     assert all(each.endswith("out of time") for each in bench.left_out)
 
 
+def test_however_long_the_steps_beside_decodes_take_the_vaes_attention_is_measured() -> None:
+    bench = GpuBench(QUICK, torch.device("cpu"))
+    assert bench.backend.info
+    with bench.within(0.01):
+        found = [each.name for each in PARTS["decode"](bench)]
+    assert any("torch's attention ÷ as served" in name for name in found)
+    assert bench.left_out
+
+
 def test_a_part_that_fails_is_told_and_the_others_are_measured() -> None:
     class OfTheCompiler(Exception):
         pass

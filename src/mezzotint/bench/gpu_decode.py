@@ -1,4 +1,4 @@
-"""What decodes cost the steps beside them."""
+"""What decodes cost the steps beside them, and what the VAE's attention costs them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ __all__ = ["decode"]
 
 
 def decode(bench: GpuBench) -> list[Result]:
+    """The VAE with torch's own attention ÷ as served; what decodes beside them do to the p99 of steps."""
+    # Which tunes the VAE.
+    backend = bench.backend
+    # What is beside steps takes all the time there is.
+    return [*_attention(bench), *_beside(bench, backend)]
+
+
+def _beside(bench: GpuBench, backend: Backend) -> list[Result]:
     """What decodes beside them do to the steps' p99, making way as the engine's do and going straight on; and
     the steps to a decode."""
-    backend = bench.backend
     mix = bench.mix(bench.size, steps=(min(bench.preset.trials + 8, 150),))
     width = bench.preset.widths[1]
     ids = [f"beside-{number}" for number in range(width + 1)]
@@ -79,7 +86,7 @@ def decode(bench: GpuBench) -> list[Result]:
         )
         label = f"seconds of a decode {name}, median"
         results.append(figure("decode", label, statistics.median(decodes[name])))
-    return [*results, *_attention(bench)]
+    return results
 
 
 def _attention(bench: GpuBench) -> list[Result]:

@@ -112,7 +112,6 @@ def status(
 
     flags = {"cluster": cluster, "region": region}
     with _deployment(config, flags, None, 1.0, reads_source=False) as d:
-        d.check_account()
         found = status_of(d)
         typer.echo(json.dumps(found, indent=2) if as_json else as_text(found))
 

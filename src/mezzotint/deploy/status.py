@@ -15,13 +15,17 @@ RAYSERVICES = "rayservices.ray.io"
 
 
 def status_of(d: Deployment) -> dict[str, Any]:
-    """The stages as the state has them, and what the cluster says. What cannot be asked is said as such."""
+    """The stages as the state has them, and what the cluster says. What cannot be asked is said as such.
+
+    Raises:
+        SettingInvalid: the credentials are of another account.
+    """
     state = d.folder.state
     done = state.get("stages", {})
     found: dict[str, Any] = {
         "cluster": d.cluster,
         "region": d.config.region,
-        "account": d.account,
+        "account": state.get("account"),
         "overlay": state.get("overlay"),
         "removed": state.get("removed"),
         "stages": {name: done.get(name, {}).get("done") for name in STAGES},
@@ -29,6 +33,8 @@ def status_of(d: Deployment) -> dict[str, Any]:
         "running": None,
     }
     try:
+        d.check_account()
+        found["account"] = d.account
         cluster = d.aws(
             "eks", "describe-cluster", "--name", d.cluster, missing=("ResourceNotFoundException",)
         )
@@ -37,7 +43,8 @@ def status_of(d: Deployment) -> dict[str, Any]:
             d.enter_cluster()
             found["running"] = _running(d)
     except CallFailed as error:
-        found["not_asked"] = f"{d.runner.shown(error.argv)}: {error.why}"
+        said = map(d.runner.redaction, error.lines[-1:])
+        found["not_asked"] = ": ".join([d.runner.shown(error.argv), error.why, *said])
     return found
 
 
@@ -77,10 +84,10 @@ def as_text(found: dict[str, Any]) -> str:
     if found["removed"]:
         lines.append(f"removed {found['removed']}")
     lines += [f"  {name:<10}  {at or '-'}" for name, at in found["stages"].items()]
-    if found["eks"] is None:
-        lines.append("no EKS cluster of this name")
-    else:
+    if found["eks"] is not None:
         lines.append(f"EKS {found['eks']['version']}: {found['eks']['status']}")
+    elif "not_asked" not in found:
+        lines.append("no EKS cluster of this name")
     running = found["running"] or {}
     for title in ("deployments", "ray_services_ready", "nodes"):
         inner = ", ".join(f"{name} {value}" for name, value in running.get(title, {}).items())

@@ -42,7 +42,6 @@ from mezzotint.ui.widgets import filled_in
 __all__ = ["Answers"]
 
 MAX_FILE_BYTES = 50_000_000
-NO_SEED = Notice("There is no drawing yet whose seed could be reused.")
 NO_RECIPE = Notice(
     "That file does not say how it was drawn. Drop a PNG, JPEG or WebP that this page or A1111 has made."
 )
@@ -75,14 +74,6 @@ class Answers:
             return self._notice(Notice(edit.missing))
         changes = {"image": edit.image, "mask": edit.mask, "strength": strength, "n": n}
         return await self._begin(kept, request, settings, size_of_file(edit.image), prompt=prompt, **changes)
-
-    async def reuse_seed(self, request: gr.Request, kept: object) -> Updates:
-        browser, _ = self._controller.visit(kept, request.session_hash)
-        seeded = [drawing for drawing in browser.shown if drawing.seed is not None]
-        if not seeded:
-            return self._notice(NO_SEED)
-        newest = max(seeded, key=lambda drawing: drawing.at)
-        return {self._parts.settings.seed: str(newest.seed), **self._notice(None)}
 
     def choose_loras(
         self, chosen: list[str] | None, steps: float | None, guidance: float | None, scheduler: str | None

@@ -134,37 +134,45 @@ const mezzotint = (() => {
       const first = now.length - fields.length;
       return fields.map((field, i) => field && stays[first + i] && stays.slice(0, about).every(Boolean) ? field[0] : undefined);
     },
+    // The newest drawing's, and what the notice says: `none`, which is news each time, where there is none yet.
+    lastSeed: (stored, none) => {
+      const [last] = (stored?.drawings ?? []).filter(({seed}) => seed).sort((one, other) => other.at - one.at);
+      return last ? [last.seed, ''] : [undefined, none.replace(/data-news="\d+/, `data-news="${Date.now()}`)];
+    },
     // Before that the form holds nothing of anybody's.
     keep: (name, value) => { if (isRestored) keep({[name]: value}); },
     // The list of drawings: what its buttons say goes to the page's Python.
-    listen: (element, trigger) => {
+    listen: trigger => {
       answer = trigger;
       const press = (what, card) => {
-        if (!what.do) return;
+        if (!what?.do) return;
         if (what.do === 'open') opener = `[data-do=open][data-id="${what.id}"][data-n="${what.n}"]`;
         if (what.do === 'remove') leaveRemoved(card);
         answer(what);
       };
       // News draws cards over in their places: what is let go may be another's button than what was pressed, or none.
-      let down, up = -Infinity;
+      let down = {}, up = -Infinity;
       const button = element => element?.closest?.('#drawings [data-do]');
       document.addEventListener('pointerdown', event => {
         const pressed = event.button ? null : button(event.target);
         down = {x: event.clientX, y: event.clientY, what: {...pressed?.dataset}, card: pressed?.closest('li')};
       }, true);
-      document.addEventListener('pointerup', ({clientX, clientY, timeStamp}) => {
+      document.addEventListener('pointerup', ({clientX, clientY, pointerType, timeStamp}) => {
         up = timeStamp;
-        if (!down) return;
         // An unsteady hand may let go elsewhere on the same button.
         const over = JSON.stringify({...button(document.elementFromPoint(clientX, clientY))?.dataset});
         const stays = Math.hypot(clientX - down.x, clientY - down.y) < 10 || over === JSON.stringify(down.what);
-        if (stays) press(down.what, down.card);
+        // A mouse is not said to click what is drawn over. Of a finger it is, and not of one that stops the page's moving.
+        if (stays && pointerType === 'mouse') press(down.what, down.card);
+        if (!stays || pointerType === 'mouse') down = {};
       }, true);
-      // By keyboard, or by a program that presses for somebody: with no pointer just before.
-      element.addEventListener('click', ({target, detail, timeStamp}) => {
+      document.addEventListener('click', ({target, detail, timeStamp}) => {
         const pressed = button(target);
-        if (!detail || timeStamp - up > 1_000) press({...pressed?.dataset}, pressed?.closest('li'));
-      });
+        // By keyboard, or by a program that presses for somebody: with no pointer just before.
+        if (!detail || timeStamp - up > 1_000) down = {what: {...pressed?.dataset}, card: pressed?.closest('li')};
+        press(down.what, down.card);
+        down = {};
+      }, true);
       const changed = () => { showNews(); leaveOpened(); tellFolds(); };
       new MutationObserver(changed).observe(document.body, {
         subtree: true, childList: true, attributes: true, attributeFilter: ['data-news', 'class'],

@@ -11,9 +11,11 @@ from typing import Any
 
 import gradio as gr
 
+from mezzotint.ui import cards
 from mezzotint.ui.answers import Answers
 from mezzotint.ui.controller import Controller
 from mezzotint.ui.parts import Parts
+from mezzotint.ui.sentences import Notice
 from mezzotint.ui.watching import ASK_AGAIN_SECONDS, Watching
 
 __all__ = ["build_page"]
@@ -29,6 +31,7 @@ QUIET: dict[str, Any] = {
 }
 # Whether a shape or a choice is one is the service's to say, not what this page was told before.
 AS_SENT: dict[str, Any] = {**QUIET, "preprocess": False}
+NO_SEED = Notice("There is no drawing yet whose seed could be reused.")
 MAX_OPEN_PAGES = 2_000
 # Gradio keeps what it told each page, reloaded ones too, and throws none away before there are ten thousand:
 # some 0.3 MB of each, and more of one with many drawings. Those that heard nothing for longest go first.
@@ -66,7 +69,10 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     pressed = [editor.draw.click, editor.prompt.submit]
     taken = gr.on(pressed, None, asked, [editor.asked], js="(...asked) => [asked]", **QUIET)
     taken.success(answers.edit, [editor.asked], [parts.notice], **QUIET)
+    # In the browser alone: an answer would come late, over a seed that was typed since.
     settings.new_seed.click(None, None, [settings.seed], js="() => ''", **QUIET)
+    last = f"stored => mezzotint.lastSeed(stored, {json.dumps(cards.notice_box(NO_SEED))})"
+    settings.same_seed.click(None, [parts.stored], [settings.seed, parts.notice], js=last, **QUIET)
     drawn = [settings.steps, settings.guidance, settings.scheduler]
     # Gradio tells of one that is taken off with Backspace (6.x) only when the field is left.
     chosen = [settings.loras.input, settings.loras.blur]
@@ -77,8 +83,6 @@ def _wire_wishes(parts: Parts, answers: Answers) -> None:
     given = [guiding.read.upload, guiding.read.clear]
     _fill(given, answers.see, [guiding.read, guiding.adapter], [guiding.adapter], [parts.notice])
     _fill([guiding.guide.input], answers.choose_guide, [guiding.guide], [guiding.guide_reads])
-    seeded = [settings.seed, parts.notice]
-    settings.same_seed.click(answers.reuse_seed, [parts.stored], seeded, **QUIET)
 
 
 def _fill(

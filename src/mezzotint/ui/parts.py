@@ -18,7 +18,7 @@ __all__ = ["Parts"]
 STORAGE, STORAGE_SECRET = "mezzotint", "mezzotint"
 
 # Gradio finds the name of the event in it.
-LISTEN = "mezzotint.listen(element, what => trigger('act', what))"
+LISTEN = "mezzotint.listen(what => trigger('act', what))"
 
 
 @dataclass(frozen=True)
