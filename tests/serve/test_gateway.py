@@ -46,8 +46,8 @@ class Several(Replicas):
         self.replicas = replicas
         self.asked: list[str] = []
         self.faults: dict[str, MezzotintError] = {}
-        # Of whichever is asked first.
-        self.first_fault: MezzotintError | None = None
+        # Of whichever is asked first, second, …
+        self.first_faults: list[MezzotintError] = []
         self.hanging: set[str] = set()
         self.cancelled = 0
 
@@ -65,9 +65,8 @@ class Several(Replicas):
                 await asyncio.sleep(3600)
             finally:
                 self.cancelled += 1
-        if self.first_fault is not None:
-            fault, self.first_fault = self.first_fault, None
-            raise fault
+        if self.first_faults:
+            raise self.first_faults.pop(0)
         if name in self.faults:
             raise self.faults[name]
         async for event in self.replicas[name].generate(order):
@@ -113,9 +112,17 @@ async def test_what_one_replica_cannot_take_is_drawn_by_another_and_the_same(fau
         prepared = await gateway.prepare(GenerationRequest("a", steps=2))
         undisturbed = await gateway.draw(prepared)
         several.asked.clear()
-        several.first_fault = fault
+        several.first_faults = [fault]
         assert (await gateway.draw(prepared)).data == undisturbed.data
         assert sorted(several.asked) == ["a", "b"]
+        assert gateway.retries == 1
+
+
+async def test_a_picture_is_counted_once_however_many_replicas_could_not_take_it() -> None:
+    async with gateway_over(two()) as (gateway, several):
+        several.first_faults = [QueueFull("full", retry_after_s=1.0), ReplicaLost("lost")]
+        await draw(gateway)
+        assert len(several.asked) == 3
         assert gateway.retries == 1
 
 

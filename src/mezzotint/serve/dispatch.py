@@ -79,7 +79,7 @@ class Dispatcher:
         """
         avoid: tuple[str, ...] = ()
         lost: MezzotintError | None = None
-        was_full = False
+        was_full = counted = False
         while True:
             with self._tracing.span("admission"):
                 admitted = lost is not None or bool(prepared.order.group)
@@ -88,8 +88,8 @@ class Dispatcher:
                 async with aclosing(self._once(order, prepared, retry=bool(avoid))) as events:
                     async for event in events:
                         # Counted when another takes it: one that no replica has room for may ask for long.
-                        self.retries += was_full
-                        was_full = False
+                        self.retries += was_full and not counted
+                        counted = counted or was_full
                         yield event
                 return
             except (QueueFull, DeadlineUnreachable) as error:
@@ -112,7 +112,8 @@ class Dispatcher:
                     # Whether drawing it ended a replica is worth more than that there is none now.
                     raise (lost if isinstance(lost, ReplicaLost) else error) from None
                 lost = error
-                self.retries += 1
+                self.retries += not counted
+                counted = True
             avoid = (order.replica,) if order.replica else ()
             current().retries += 1
 
