@@ -56,6 +56,7 @@ def test_axe_finds_no_serious_fault_in_any_of_its_states(
     assert faults(page) == []
     open_settings(page)
     page.get_by_role("button", name="Guiding picture").first.click()
+    page.get_by_role("button", name="Image prompt").first.click()
     Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
     page.locator("#followed input[type=file]").set_input_files(tmp_path / "black.png")
     expect(page.get_by_alt_text("The picture to follow")).to_be_visible()

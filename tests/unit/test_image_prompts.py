@@ -108,12 +108,13 @@ class TestFiles:
 
     def test_where_there_are_none_no_encoder_is_asked_for(self, tmp_path: Path) -> None:
         assert find_added(tmp_path) == Added()
+        assert find_added(tmp_path, image_encoder=self.encoder(tmp_path / "encoder")) == Added()
 
     def test_an_encoder_that_is_not_there_stops_the_start(self, tmp_path: Path) -> None:
         file = self.written(tmp_path / "a.safetensors", "image_proj.proj.weight")
-        for given in ("", str(tmp_path)):
+        for adapters, given in (([str(file)], ""), ([str(file)], str(tmp_path)), ([], str(tmp_path))):
             with pytest.raises(SettingInvalid, match="image_encoder must be a folder") as refused:
-                find_ip_adapters(tmp_path, [str(file)], given)
+                find_ip_adapters(tmp_path, adapters, given)
             assert refused.value.param == "image_encoder"
 
     def test_a_models_own_without_an_encoder_are_in_nobodys_way(

@@ -72,12 +72,15 @@ def find_ip_adapters(model: Path, given: Sequence[str], image_encoder: str) -> t
         come unasked, and many a command has no use for them.
 
     Raises:
-        SettingInvalid: a path leads to no .safetensors file, two have one name, or there is no encoder for
-            those that are given.
+        SettingInvalid: a path leads to no .safetensors file or no encoder, two have one name, or there is no
+            encoder for those that are given.
         ModelInvalid: a file is none, of a kind that is not served, or for another encoder.
     """
     found = KIND.find(model, given)
     if not found:
+        if image_encoder:
+            # Nobody hears later that the path is wrong.
+            image_encoder_of(model, image_encoder)
         return ()
     if not (given or image_encoder or (model / ENCODER).exists()):
         logger.warning("the IP-Adapters %s are not served: they need an image_encoder", ", ".join(found))
