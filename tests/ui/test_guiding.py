@@ -259,10 +259,11 @@ def test_an_ip_adapter_that_is_chosen_before_the_answer_to_the_picture_stays(pag
     expect(adapter(page, "plain")).to_be_checked()
 
 
-def test_a_file_that_is_no_picture_is_not_read(page: Page, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+@pytest.mark.parametrize("name", ["broken.png", "notes.txt"])
+def test_a_file_that_is_no_picture_is_not_read(page: Page, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no picture")
     open_image_prompt(page)
-    page.locator("#read input[type=file]").set_input_files(tmp_path / "broken.png")
+    page.locator("#read input[type=file]").set_input_files(tmp_path / name)
     expect(page.get_by_role("alert")).to_contain_text("That file cannot be read as a picture.")
     expect(adapter(page, "Off")).to_be_checked()
 
