@@ -48,6 +48,8 @@ class Several(Replicas):
         self.faults: dict[str, MezzotintError] = {}
         # Of whichever is asked first, second, …
         self.first_faults: list[MezzotintError] = []
+        # After the first event of whichever begins first, second, …
+        self.late_faults: list[MezzotintError] = []
         self.hanging: set[str] = set()
         self.cancelled = 0
 
@@ -71,6 +73,8 @@ class Several(Replicas):
             raise self.faults[name]
         async for event in self.replicas[name].generate(order):
             yield event
+            if self.late_faults:
+                raise self.late_faults.pop(0)
 
 
 @asynccontextmanager
@@ -118,10 +122,13 @@ async def test_what_one_replica_cannot_take_is_drawn_by_another_and_the_same(fau
         assert gateway.retries == 1
 
 
-async def test_a_picture_is_counted_once_however_many_replicas_could_not_take_it() -> None:
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_picture_is_counted_once_however_many_replicas_could_not_take_it(has_begun: bool) -> None:
     async with gateway_over(two()) as (gateway, several):
-        several.first_faults = [QueueFull("full", retry_after_s=1.0), ReplicaLost("lost")]
-        await draw(gateway)
+        several.first_faults = [QueueFull("full", retry_after_s=1.0)]
+        (several.late_faults if has_begun else several.first_faults).append(ReplicaLost("lost"))
+        prepared = await gateway.prepare(GenerationRequest("a", steps=2))
+        assert isinstance([event async for event in gateway.stream(prepared)][-1], Drawn)
         assert len(several.asked) == 3
         assert gateway.retries == 1
 
