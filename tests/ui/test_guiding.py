@@ -36,10 +36,18 @@ def wide(tmp_path: Path) -> Path:
 
 
 def open_guiding(page: Page) -> None:
-    if not page.locator("#followed").is_visible():
+    unfold(page, "Guiding picture", "#followed")
+
+
+def open_image_prompt(page: Page) -> None:
+    unfold(page, "Image prompt", "#read")
+
+
+def unfold(page: Page, title: str, within: str) -> None:
+    if not page.locator(within).is_visible():
         # It is there once the first news has come.
-        page.get_by_role("button", name=re.compile("^Guiding picture")).click()
-    expect(net(page, "canny")).to_be_visible()
+        page.get_by_role("button", name=re.compile(f"^{title}")).click()
+    expect(page.locator(within)).to_be_visible()
     # As with the settings.
     page.evaluate(FRAMES)
 
@@ -142,12 +150,17 @@ def test_a_picture_is_changed_along_another(page: Page, wide: Path) -> None:
     net(page, "depth").check()
     # What reads depths has no use for edges.
     expect(page.get_by_role("radio", name="The picture as it is")).to_be_checked()
+    open_image_prompt(page)
+    give_to_read(page, wide)
+    expect(adapter(page, "plus")).to_be_checked()
     change_picture(page, "a godwit")
     page.get_by_label("Prompt of the changed picture").fill("a changed godwit")
     page.get_by_role("button", name="Draw from it").click()
     expect(card(page, "a changed godwit")).to_have_attribute("data-state", "done")
-    [told] = controls(page, "a changed godwit")
+    receipt = receipt_of(page, "a changed godwit")
+    [told] = receipt["controls"]
     assert (told["name"], told["preprocessor"]) == ("depth", "none")
+    assert [each["name"] for each in receipt["image_prompts"]] == ["plus"]
     expect(page.locator("#opened").get_by_text("How far from it", exact=True)).to_be_visible()
 
 
@@ -205,13 +218,6 @@ def test_a_picture_that_is_too_large_or_not_kept_any_more_is_not_drawn_with(
 
 def adapter(page: Page, name: str) -> Locator:
     return page.locator("#adapter").get_by_role("radio", name=name, exact=True)
-
-
-def open_image_prompt(page: Page) -> None:
-    if not page.locator("#read").is_visible():
-        page.get_by_role("button", name=re.compile("^Image prompt")).click()
-    expect(adapter(page, "Off")).to_be_visible()
-    page.evaluate(FRAMES)
 
 
 def give_to_read(page: Page, file: Path) -> None:

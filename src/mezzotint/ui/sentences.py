@@ -50,29 +50,28 @@ LABELS = {
     "strength": "How far from it",
     "n": "Pictures",
     "loras": "LoRAs",
-    **{
-        f"{control}.{field}": label
-        for control in ("controls[0]", "controls")
-        for field, label in {
-            "name": "ControlNet",
-            "image": "Picture to follow",
-            "preprocessor": "Read from it",
-            "scale": "Guide strength",
-            "start": "Guide from",
-            "end": "Guide until",
-        }.items()
-    },
     "controls": "ControlNet",
-    **{
-        f"{prompt}.{field}": label
-        for prompt in ("image_prompts[0]", "image_prompts")
-        for field, label in {
-            "name": "IP-Adapter",
-            "image": "Picture to read",
-            "scale": "Image prompt strength",
-        }.items()
-    },
     "image_prompts": "IP-Adapter",
+    **{
+        f"{place}.{field}": label
+        for each, labels in {
+            "controls": {
+                "name": "ControlNet",
+                "image": "Picture to follow",
+                "preprocessor": "Read from it",
+                "scale": "Guide strength",
+                "start": "Guide from",
+                "end": "Guide until",
+            },
+            "image_prompts": {
+                "name": "IP-Adapter",
+                "image": "Picture to read",
+                "scale": "Image prompt strength",
+            },
+        }.items()
+        for place in (f"{each}[0]", each)
+        for field, label in labels.items()
+    },
 }
 # In one go, lest a label be taken for a field; the longest first, for some begin with others.
 FIELD = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(LABELS, key=len, reverse=True)))})(?!\w)")

@@ -150,10 +150,7 @@ class Guiding:
                 label="Read from it", **_typed("guide-reads"),
                 info="Edges are found in a photo or a drawing; white lines on black are taken as they are",
             )  # fmt: skip
-            scale = gr.Slider(
-                0, MAX_CONTROL_SCALE, value=1, step=0.05, label="Guide strength", buttons=[],
-                info="Less leaves more to the prompt", **_typed("guide-scale"),
-            )  # fmt: skip
+            scale = _strength("Guide strength", "guide-scale")
             with gr.Row(elem_id="guide-part"):
                 start, end = (
                     gr.Slider(
@@ -171,10 +168,7 @@ class Guiding:
                 [("Off", OFF)], value=OFF, label="IP-Adapter", **_typed("adapter"),
                 info="Reads the picture above beside the prompt: what it shows, its colours, its manner",
             )  # fmt: skip
-            adapter_scale = gr.Slider(
-                0, MAX_CONTROL_SCALE, value=1, step=0.05, label="Image prompt strength", buttons=[],
-                info="Less leaves more to the prompt", **_typed("adapter-scale"),
-            )  # fmt: skip
+            adapter_scale = _strength("Image prompt strength", "adapter-scale")
         return cls(
             follow_fold, followed, guide, reads, scale, start, end, read_fold, read, adapter, adapter_scale
         )
@@ -202,6 +196,13 @@ def _upload(label: str, id: str) -> gr.Image:
     # Gradio's own opens the file, and says "Error" of one that is no picture.
     picture.preprocess = _place
     return picture
+
+
+def _strength(label: str, field: str) -> gr.Slider:
+    return gr.Slider(
+        0, MAX_CONTROL_SCALE, value=1, step=0.05, label=label, buttons=[],
+        info="Less leaves more to the prompt", **_typed(field),
+    )  # fmt: skip
 
 
 def _place(payload: ImageData | None) -> str | None:
