@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mezzotint.backends.base import Backend, BackendInfo, MakeWay, PendingPreview, go_straight_on
 from mezzotint.backends.fake import Fault
-from mezzotint.core import Pixels, ResolvedRequest
+from mezzotint.core import Latents, Pixels, ResolvedRequest, Upscaler
 from mezzotint.errors import MezzotintError
 
 __all__ = ["Instrumented"]
@@ -67,6 +67,9 @@ class Instrumented:
         time.sleep(self._decode_seconds)
         self._raise_fault("decode", *self._rows[request_id])
         return self._backend.decode(request_id, make_way)
+
+    def latents(self, request_id: str, size: tuple[int, int], upscaler: Upscaler) -> Latents:
+        return self._backend.latents(request_id, size, upscaler)
 
     def release(self, request_id: str) -> None:
         self._rows.pop(request_id, None)

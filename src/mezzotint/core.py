@@ -40,6 +40,7 @@ __all__ = [
     "PREPROCESSORS",
     "PRIORITIES",
     "RANDOM_SEED_BITS",
+    "UPSCALERS",
     "Cancelled",
     "Control",
     "Done",
@@ -49,6 +50,7 @@ __all__ = [
     "Hires",
     "Image",
     "ImagePrompt",
+    "Latents",
     "Lora",
     "Mask",
     "ModelLimits",
@@ -63,6 +65,7 @@ __all__ = [
     "ServedEmbedding",
     "ServedIpAdapter",
     "ServedLora",
+    "Upscaler",
     "UsedControl",
     "UsedEmbedding",
     "UsedImagePrompt",
@@ -74,12 +77,25 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]
 """Height × width × 3, RGB, 0…255."""
+Latents = NDArray[np.float32]
+"""4 × height × width, of about unit variance: as they leave the sampler."""
 Mask = NDArray[np.uint8]
 """Height × width, 0…255; above 127 is what to redraw."""
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 Preprocessor = Literal["none", "canny"]
 PREPROCESSORS: tuple[Preprocessor, ...] = get_args(Preprocessor)
+# By A1111's names. The first enlarges the picture, the others its latents.
+Upscaler = Literal[
+    "Lanczos",
+    "Latent",
+    "Latent (antialiased)",
+    "Latent (bicubic)",
+    "Latent (bicubic antialiased)",
+    "Latent (nearest)",
+    "Latent (nearest-exact)",
+]
+UPSCALERS: tuple[Upscaler, ...] = get_args(Upscaler)
 
 # Of the VAE of any SDXL, along a side.
 PIXELS_PER_LATENT = 8
@@ -151,17 +167,25 @@ class ImagePrompt:
 
 @dataclass(frozen=True)
 class Hires:
-    """A second, larger stage, A1111's "hires fix": image-to-image from the picture that was drawn, enlarged
-    by Lanczos' filter, with the same prompts, seed, sampler and guidance.
+    """A second, larger stage, A1111's "hires fix": image-to-image from the picture that was drawn, enlarged,
+    with the same prompts, seed, sampler and guidance.
 
     scale: how many times wider and higher, above 1…4; sides are rounded down to multiples of 8.
-    strength: how far to go from the enlarged picture; as of a request with an image.
+    strength: how far to go from the enlarged picture; as of a request with an image. The default is 0.3, and
+        from enlarged latents 0.7: less leaves them blurred.
     steps: of which the last ⌊steps × strength⌋ are taken; by default the request's.
+    upscaler: what enlarges, one of `UPSCALERS`.
     """
 
     scale: float = 1.5
     strength: float | None = None
     steps: int | None = None
+    upscaler: Upscaler = "Lanczos"
+
+    @property
+    def of_latents(self) -> bool:
+        """Whether latents are enlarged rather than the picture that is decoded from them."""
+        return self.upscaler != "Lanczos"
 
 
 @dataclass(frozen=True)
@@ -296,7 +320,8 @@ class ResolvedRequest:
     `image_prompts` of their encoder's; `mask` holds 0 and 255 alone. `loras`, `controls` and `image_prompts`
     are by name, without those that change nothing; `emphasis` is false
     where it changes nothing; `embeddings` are those that the prompts name. With `hires`, all of whose fields
-    are there, width × height are the first stage's.
+    are there, width × height are the first stage's; `latents` are what a second stage starts from in place of
+    an image, of its own size.
     """
 
     prompt: str
@@ -311,6 +336,7 @@ class ResolvedRequest:
     preview_every: int = 0
     image: Pixels | None = field(default=None, compare=False, repr=False)
     mask: Mask | None = field(default=None, compare=False, repr=False)
+    latents: Latents | None = field(default=None, compare=False, repr=False)
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     controls: tuple[Control, ...] = ()
@@ -330,7 +356,7 @@ class ResolvedRequest:
     def stages(self) -> tuple[ResolvedRequest, ...]:
         """What is drawn one after the other, each from the picture before it; most requests are one stage.
 
-        A later one's `image` is that picture enlarged, and not there before it is drawn.
+        A later one's `image` or `latents` are that picture's, enlarged, and not there before it is drawn.
         """
         if self.hires is None:
             return (self,)

@@ -15,6 +15,7 @@ from mezzotint.core import (
     MAX_SEED,
     PRIORITIES,
     RANDOM_SEED_BITS,
+    UPSCALERS,
     GenerationRequest,
     Hires,
     Mask,
@@ -46,6 +47,8 @@ __all__ = ["resolve"]
 # The defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline.
 DEFAULT_STRENGTH = 0.3
 DEFAULT_INPAINTING_STRENGTH = 0.9999
+# A1111's. Noise has to hide the blur of latents that were enlarged.
+DEFAULT_LATENTS_STRENGTH = 0.7
 
 
 def resolve(request: GenerationRequest, limits: ModelLimits) -> ResolvedRequest:
@@ -245,5 +248,11 @@ def _hires(
         ) from None
     own = or_default(hires.steps, steps, int, "hires.steps")
     check_range("hires.steps", own, 1, max_steps)
-    strength = _share_of_steps("hires.strength", hires.strength, DEFAULT_STRENGTH, own)
-    return Hires(float(scale), strength, own)
+    if hires.upscaler not in UPSCALERS:
+        raise InvalidRequest(
+            f"hires.upscaler must be one of {', '.join(UPSCALERS)}, not {shown(hires.upscaler)}",
+            param="hires.upscaler",
+        )
+    default = DEFAULT_LATENTS_STRENGTH if hires.of_latents else DEFAULT_STRENGTH
+    strength = _share_of_steps("hires.strength", hires.strength, default, own)
+    return Hires(float(scale), strength, own, hires.upscaler)

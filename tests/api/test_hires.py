@@ -13,7 +13,7 @@ import pytest
 from PIL import Image as PilImage
 
 from mezzotint.backends.fake import FakeBackend
-from mezzotint.core import Hires
+from mezzotint.core import UPSCALERS, Hires
 from mezzotint.imaging.metadata import read_receipt
 from tests.api.inprocess import Gate, gate, replica_of, settings_of
 from tests.waiting import until
@@ -21,6 +21,7 @@ from tests.waiting import until
 ASKED: dict[str, Any] = {"prompt": "a fox", "seed": 1}
 DRAWN = Hires(2.0, 0.5, 10)
 HIRES = {"scale": 2, "strength": 0.5, "steps": 10}
+TOLD = {**HIRES, "scale": 2.0, "upscaler": "Lanczos"}
 SIZE = "256x256"
 
 
@@ -45,7 +46,7 @@ async def test_each_surface_draws_it_and_tells_the_size_that_comes_of_it(server:
     [image] = answer["data"]
     assert read(base64.b64decode(image["b64_json"])) == (SIZE, DRAWN)
     assert answer["size"] == SIZE
-    assert (image["receipt"]["width"], image["receipt"]["hires"]) == (128, {**HIRES, "scale": 2.0})
+    assert (image["receipt"]["width"], image["receipt"]["hires"]) == (128, TOLD)
     larger = await server.json("POST", "/v1/images/generations", json={**ASKED, "size": SIZE})
     assert answer["usage"]["output_tokens"] == larger["usage"]["output_tokens"]
     imagined = await server.client.get("/imagine", params={**ASKED, "steps": 10, "hires_scale": 2})
@@ -54,6 +55,7 @@ async def test_each_surface_draws_it_and_tells_the_size_that_comes_of_it(server:
     assert plain.headers["etag"] != imagined.headers["etag"]
     told = await server.json("GET", "/v1/capabilities")
     assert (told["features"]["hires"], told["limits"]["hires_scale"]) == (True, 4.0)
+    assert told["limits"]["hires_upscalers"] == list(UPSCALERS)
 
 
 async def test_a1111s_hires_fix_is_this(server: Gate) -> None:
@@ -75,6 +77,24 @@ async def test_a1111s_hires_fix_is_this(server: Gate) -> None:
     assert "Hires upscale: 2, Hires steps: 10, Hires upscaler: Lanczos" in info["infotexts"][0]
     served = await server.json("GET", "/sdapi/v1/upscalers")
     assert [each["name"] for each in served] == ["None", "Lanczos"]
+
+
+async def test_latents_are_enlarged_where_they_are_asked_for(server: Gate) -> None:
+    modes = await server.json("GET", "/sdapi/v1/latent-upscale-modes")
+    assert [each["name"] for each in modes] == list(UPSCALERS[1:])
+    drawn = set()
+    for each in modes:
+        # What webuiapi sends, whose default is "Latent".
+        body = {**ASKED, "enable_hr": True, "hr_scale": 2, "hr_upscaler": each["name"], "steps": 10}
+        answer = await server.json("POST", "/sdapi/v1/txt2img", json=body)
+        data = base64.b64decode(answer["images"][0])
+        assert read(data) == (SIZE, Hires(2.0, 0.7, 10, each["name"]))
+        assert f"Hires upscaler: {each['name']}" in json.loads(answer["info"])["infotexts"][0]
+        body = {**ASKED, "num_inference_steps": 10, "hires": {"scale": 2, "upscaler": each["name"]}}
+        answer = await server.json("POST", "/v1/images/generations", json=body)
+        assert base64.b64decode(answer["data"][0]["b64_json"]) == data
+        drawn.add(data)
+    assert len(drawn) == len(modes)
 
 
 async def test_previews_are_of_the_pictures_size(server: Gate) -> None:
@@ -107,7 +127,8 @@ async def test_previews_of_a_sampler_of_two_evaluations_a_step_are_as_many(serve
         ("/v1/images/generations", {"hires": 2}, "hires"),
         ("/v1/images/generations", {"size": "512x512", "hires": {"scale": 4}}, "hires.scale"),
         ("/v1/images/jobs", {"hires": {"strength": 2}}, "hires.strength"),
-        ("/sdapi/v1/txt2img", {"enable_hr": True, "hr_upscaler": "Latent"}, "hr_upscaler"),
+        ("/v1/images/generations", {"hires": {"upscaler": "latent"}}, "hires.upscaler"),
+        ("/sdapi/v1/txt2img", {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "hr_upscaler"),
         ("/sdapi/v1/txt2img", {"enable_hr": True, "hr_scale": 1}, "hr_scale"),
         ("/sdapi/v1/txt2img", {"enable_hr": True, "hr_resize_x": 512}, "hr_resize_x"),
         ("/sdapi/v1/txt2img", {"enable_hr": True, "denoising_strength": 2}, "denoising_strength"),
@@ -148,4 +169,4 @@ async def test_a_job_keeps_it(server: Gate) -> None:
 
     finished = await until(done, "the job is done")
     [image] = finished["images"]
-    assert (finished["size"], image["receipt"]["hires"]) == (SIZE, {**HIRES, "scale": 2.0})
+    assert (finished["size"], image["receipt"]["hires"]) == (SIZE, TOLD)

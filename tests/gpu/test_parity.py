@@ -26,6 +26,9 @@ from tests.parity.test_image_prompts import (
     test_rows_without_are_the_same_to_the_byte_beside_one_that_has,
 )
 from tests.parity.test_inpainting_models import test_samplers_share_passes_whatever_there_is_of_image_and_mask
+from tests.parity.test_latent_stages import (
+    test_from_enlarged_latents_beside_others_it_is_what_diffusers_draws,
+)
 from tests.parity.test_unions import (
     test_each_kind_draws_its_own,
     test_rows_of_all_kinds_and_of_none_share_passes_and_draw_what_diffusers_draws_alone,
@@ -40,6 +43,7 @@ __all__ = [
     "test_each_kind_draws_its_own",
     "test_each_way_to_leave_the_negative_prompt_out_is_its_own_picture",
     "test_every_sampler_with_and_without_image_and_mask_shares_passes",
+    "test_from_enlarged_latents_beside_others_it_is_what_diffusers_draws",
     "test_it_draws_what_diffusers_does",
     "test_rows_of_all_adapters_and_of_none_share_passes_and_draw_what_diffusers_draws_alone",
     "test_rows_of_all_kinds_and_of_none_share_passes_and_draw_what_diffusers_draws_alone",

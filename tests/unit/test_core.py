@@ -106,6 +106,9 @@ def test_a_second_stage_is_image_to_image_at_its_own_size() -> None:
     assert resolve(GenerationRequest("a fox", steps=2, hires=Hires()), FAKE_LIMITS).hires == Hires(
         1.5, 0.5, 2
     )
+    # Latents that are enlarged are blurred, and less would leave them so.
+    of_latents = resolve(replace(asked, hires=Hires(1.3, upscaler="Latent (bicubic)")), FAKE_LIMITS)
+    assert of_latents.hires == Hires(1.3, 0.7, 20, "Latent (bicubic)")
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,7 @@ def test_a_second_stage_is_image_to_image_at_its_own_size() -> None:
         (Hires(2.0, 0.01), "hires.strength", "0.01 takes none of 20 steps; at least 0.05"),
         (Hires(2.0, None, 0), "hires.steps", "1…150, not 0"),
         (Hires(2.0, None, 2.5), "hires.steps", "int, not 2.5"),  # type: ignore[arg-type]
+        (Hires(upscaler="ESRGAN"), "hires.upscaler", r"one of Lanczos, Latent, .*, not 'ESRGAN'"),  # type: ignore[arg-type]
         (2.0, "hires", "takes a mezzotint.core.Hires, not 2.0"),
     ],
 )

@@ -14,15 +14,17 @@ import numpy as np
 import psutil
 import pytest
 
-from mezzotint.backends.base import PendingPreview
+from mezzotint.backends.base import MakeWay, PendingPreview, go_straight_on
 from mezzotint.backends.fake import FAKE_LIMITS, FakeBackend
 from mezzotint.core import (
+    UPSCALERS,
     Cancelled,
     Done,
     Event,
     Failed,
     GenerationRequest,
     Hires,
+    Pixels,
     Progress,
     Queued,
     ResolvedRequest,
@@ -161,6 +163,26 @@ def test_a_second_stage_draws_what_image_to_image_of_the_first_draws(make_backen
         for other in others:
             other.result(LIMIT_SECONDS)
         wait_until(lambda: backend.held == 0)
+
+
+def test_a_second_stage_from_enlarged_latents_takes_one_decoding() -> None:
+    decoded = []
+
+    class Watched(FakeBackend):
+        def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
+            pixels = super().decode(request_id, make_way)
+            decoded.append(pixels.shape)
+            return pixels
+
+    backend = Watched(decode_seconds=0.1)
+    with Engine(backend) as engine:
+        drawn = [engine.generate(ask(steps=2, hires=Hires(2.0, 1.0, upscaler=each))) for each in UPSCALERS]
+        # What took no decoding is no measure of one.
+        assert engine.cost.decode_seconds_a_pixel >= 0.1 / 256**2
+        wait_until(lambda: backend.held == 0)
+    assert decoded == [(128, 128, 3)] + [(256, 256, 3)] * len(UPSCALERS)
+    assert len({each.pixels.tobytes() for each in drawn}) == len(UPSCALERS)
+    assert [each.receipt.hires for each in drawn] == [Hires(2.0, 1.0, 2, each) for each in UPSCALERS]
 
 
 async def test_both_stages_are_one_request_to_whoever_listens() -> None:

@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin
 from mezzotint import errors
 from mezzotint.backends.fake import FAKE_LIMITS
 from mezzotint.core import (
+    UPSCALERS,
     Control,
     GenerationRequest,
     Hires,
@@ -94,7 +95,7 @@ def told(**changes: Any) -> dict[str, Any]:
 
 
 def with_hires(**changes: Any) -> Offer:
-    limits = {**told()["limits"], "hires_scale": 4.0}
+    limits = {**told()["limits"], "hires_scale": 4.0, "hires_upscalers": UPSCALERS}
     return read_offer(told(**{"limits": limits, "features": {"hires": True}, **changes}))
 
 
@@ -405,12 +406,19 @@ class TestSecondStage:
             assert older.usual["hires"] == ""
 
     @pytest.mark.parametrize(
-        "hires", [Hires(1.5), Hires(2.0, 1 / 3), Hires(4.0, 0.7, 10), Hires(1.1 + 1e-15, None, 150)]
+        "hires",
+        [
+            Hires(1.5),
+            Hires(2.0, 1 / 3),
+            Hires(4.0, 0.7, 10),
+            Hires(1.1 + 1e-15, None, 150),
+            *(Hires(2.0, upscaler=each) for each in UPSCALERS),
+        ],
     )
     def test_what_stands_in_the_form_is_all_of_it(self, hires: Hires) -> None:
         assert read_choice(choice_of(hires)) == hires
 
-    @pytest.mark.parametrize("text", ["", None, 1.5, "two", "2/0.7/10/1", "2/-1", "2 0.7"])
+    @pytest.mark.parametrize("text", ["", None, 1.5, "two", "2/0.7/10/1", "2/-1", "2 0.7", "2///latent"])
     def test_what_is_no_choice_is_no_second_stage(self, text: object) -> None:
         assert read_choice(text) is None
 
@@ -419,6 +427,7 @@ class TestSecondStage:
         [
             ("Hires upscale: 2, Hires steps: 10, Hires upscaler: Lanczos", "2/0.7/10"),
             ("Hires upscale: 1.5, Hires upscaler: None", "1.5/0.7"),
+            ("Hires upscale: 2, Hires upscaler: Latent", "2/0.7//Latent"),
             # As many as the first's are the first's, whatever they are made in the form.
             ("Hires upscale: 1.3, Hires steps: 22", "1.3/0.7"),
         ],
@@ -434,7 +443,7 @@ class TestSecondStage:
     @pytest.mark.parametrize(
         ("settings", "choice", "left_out"),
         [
-            ("Hires upscale: 2, Hires upscaler: Latent", "2/0.7", "hires upscaler Latent"),
+            ("Hires upscale: 2, Hires upscaler: 4x-UltraSharp", "2/0.7", "hires upscaler 4x-UltraSharp"),
             ("Hires resize: 1024x1536, Hires upscaler: Lanczos", "", "hires resize 1024x1536"),
             # 1920x1920 has more pixels than are drawn.
             ("Hires upscale: 2.5", "", "a second stage of 2.5×, strength 0.7"),
@@ -457,6 +466,7 @@ class TestSecondStage:
         for hires, choice in (
             ({"scale": 1.5, "strength": 0.3, "steps": 20}, "1.5/0.3"),
             ({"scale": 2.0, "strength": 0.5, "steps": 10}, "2/0.5/10"),
+            ({"scale": 2.0, "strength": 0.5, "steps": 10, "upscaler": "Latent"}, "2/0.5/10/Latent"),
             (None, ""),
         ):
             recipe = recipe_of_told({**RECEIPT, "hires": hires})
@@ -471,6 +481,18 @@ class TestSecondStage:
         values, said = filled(recipe, with_hires(sizes={**told()["sizes"], "min": 64}))
         assert values["hires"] == ""
         assert "does not draw with a second stage of 1.5×, strength 1e-05:" in said
+
+    def test_a_service_that_tells_of_no_upscalers_is_asked_for_none(self) -> None:
+        older = with_hires(limits={**told()["limits"], "hires_scale": 4.0})
+        assert (older.takes("hires", "1.5"), older.takes("hires", "1.5///Latent")) == (True, False)
+        recipe = recipe_of_told({**RECEIPT, "hires": {"scale": 1.5, "steps": 20, "upscaler": "Latent"}})
+        assert recipe is not None
+        assert "a second stage of 1.5×, Latent:" in filled(recipe, older)[1]
+        for hires, body in (
+            (Hires(1.5), {"scale": 1.5}),
+            (Hires(1.5, upscaler="Latent"), {"scale": 1.5, "upscaler": "Latent"}),
+        ):
+            assert JobRequest("an owl", size="96x64", hires=hires).body()["hires"] == body
 
     def test_of_a_service_without_it_a_pictures_second_stage_is_said_to_be_left_out(self) -> None:
         recipe = recipe_of_told({**RECEIPT, "hires": {"scale": 1.5, "strength": 0.3, "steps": 20}})

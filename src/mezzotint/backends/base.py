@@ -4,7 +4,7 @@ The engine knows requests by id and never sees a tensor; a backend keeps latents
 keyed by that id, from `start` to `release`, and knows nothing of queues, clocks or clients.
 
 Threads: `start`, `step`, `preview` and `release` are called from the engine's loop thread, one at a time;
-`decode` from another, while the loop goes on with the steps of other requests.
+`decode` and `latents` from another, while the loop goes on with the steps of other requests.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from mezzotint.core import (
+    Latents,
     ModelLimits,
     Pixels,
     Receipt,
     ResolvedRequest,
+    Upscaler,
     UsedControl,
     UsedEmbedding,
     UsedImagePrompt,
@@ -110,7 +112,7 @@ def go_straight_on(finish: Callable[[], None]) -> None:
 
 
 class Backend(Protocol):
-    """Six methods, a description and counters."""
+    """Seven methods, a description and counters."""
 
     @property
     def info(self) -> BackendInfo: ...
@@ -150,6 +152,15 @@ class Backend(Protocol):
 
         Raises:
             MezzotintError: no usable picture came out. And what `make_way` raises.
+        """
+        ...
+
+    def latents(self, request_id: str, size: tuple[int, int], upscaler: Upscaler) -> Latents:
+        """The finished latents, enlarged by one of `UPSCALERS` that enlarge latents to those of a picture of
+        `size` (width, height), for a second stage.
+
+        Raises:
+            MezzotintError: they are no finite numbers.
         """
         ...
 

@@ -29,7 +29,7 @@ from mezzotint.backends.sampling import Sampling, SamplingFactory
 from mezzotint.backends.streams import streams_of
 from mezzotint.backends.transfers import to_device
 from mezzotint.backends.tuned import tune_controlnets, tune_unet, tune_vae, with_plain_weights
-from mezzotint.core import PIXELS_PER_LATENT, Pixels, ResolvedRequest
+from mezzotint.core import PIXELS_PER_LATENT, Latents, Pixels, ResolvedRequest, Upscaler
 from mezzotint.errors import MezzotintError
 from mezzotint.tuning import Tuning
 
@@ -224,14 +224,23 @@ class DiffusersBackend:
 
     @torch.inference_mode()
     def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
-        row = self._rows[request_id]
         with failures_of("decoding the picture"), self._streams.decodes():
-            if row.in_pass is not None:
-                # Until then the latents are still being made, in the other stream.
-                row.in_pass.look()
-            if not row.finite:
-                raise not_finite()
-            return self._pictures.decode(row.latents, make_way)
+            return self._pictures.decode(self._finished(request_id), make_way)
+
+    @torch.inference_mode()
+    def latents(self, request_id: str, size: tuple[int, int], upscaler: Upscaler) -> Latents:
+        with failures_of("enlarging the latents"), self._streams.decodes():
+            return self._pictures.enlarge(self._finished(request_id), size, upscaler)
+
+    def _finished(self, request_id: str) -> torch.Tensor:
+        """The latents of a request that has had its last evaluation, 1 × 4 × h × w."""
+        row = self._rows[request_id]
+        if row.in_pass is not None:
+            # Until then the latents are still being made, in the other stream.
+            row.in_pass.look()
+        if not row.finite:
+            raise not_finite()
+        return row.latents
 
     def release(self, request_id: str) -> None:
         self._rows.pop(request_id, None)

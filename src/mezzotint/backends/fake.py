@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from mezzotint.backends.base import BackendInfo, MakeWay, PendingPreview, go_straight_on
 from mezzotint.core import (
     PIXELS_PER_LATENT,
+    UPSCALERS,
+    Latents,
     ModelLimits,
     Pixels,
     ResolvedRequest,
@@ -26,6 +28,7 @@ from mezzotint.core import (
     ServedEmbedding,
     ServedIpAdapter,
     ServedLora,
+    Upscaler,
 )
 from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError
 from mezzotint.imaging.inputs import pixels_sha256
@@ -171,6 +174,14 @@ class FakeBackend:
             return np.zeros((request.height, request.width, 3), np.uint8)
         return _noise(request, request.height, request.width)
 
+    def latents(self, request_id: str, size: tuple[int, int], upscaler: Upscaler) -> Latents:
+        request, done = self._rows[request_id]
+        if done != request.evaluations:
+            raise AssertionError(f"enlarged after {done} of {request.evaluations} evaluations")
+        height, width = (side // PIXELS_PER_LATENT for side in reversed(size))
+        noise = _noise(request, height, width, salt=UPSCALERS.index(upscaler))
+        return np.moveaxis(noise[..., [0, 1, 2, 0]], 2, 0).astype(np.float32)
+
     def release(self, request_id: str) -> None:
         self._rows.pop(request_id, None)
 
@@ -192,7 +203,7 @@ def _noise(request: ResolvedRequest, height: int, width: int, salt: int = 0) -> 
     # What does not change the picture must not change the noise.
     drawn = replace(request, deadline_s=None, preview_every=0, tenant="", priority="normal")
     pictures = (
-        *(request.image, request.mask),
+        *(request.image, request.mask, request.latents),
         *(each.image for each in request.controls),
         *(each.image for each in request.image_prompts),
     )
@@ -200,5 +211,5 @@ def _noise(request: ResolvedRequest, height: int, width: int, salt: int = 0) -> 
     return np.random.default_rng(list(digest)).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def _seen(pixels: NDArray[np.uint8] | None) -> str:
+def _seen(pixels: NDArray[Any] | None) -> str:
     return "" if pixels is None else pixels_sha256(pixels)

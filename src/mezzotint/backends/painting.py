@@ -71,7 +71,10 @@ def begin(
     """
     from_noise = request.image is None or (request.mask is not None and request.strength == 1.0)
     clean = None
-    if request.image is not None and not (reads_mask and from_noise):
+    if request.latents is not None:
+        from_noise = False
+        clean = to_device(torch.from_numpy(request.latents)[None].to(like.dtype), like.device)
+    elif request.image is not None and not (reads_mask and from_noise):
         clean = codec.encode(request.image, generator).to(like.dtype)
     noise = _noise(like, generator)
     if clean is None or from_noise:

@@ -6,7 +6,7 @@ and `VaeImageProcessor`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -21,12 +21,21 @@ from torch.nn import functional as F
 from mezzotint.backends.base import MakeWay, PendingPreview, go_straight_on
 from mezzotint.backends.streams import Streams
 from mezzotint.backends.transfers import WithoutWaiting, to_device
-from mezzotint.core import Mask, Pixels
+from mezzotint.core import PIXELS_PER_LATENT, Latents, Mask, Pixels, Upscaler
 from mezzotint.errors import GenerationFailed
 
 __all__ = ["PictureCodec"]
 
 TEST_CARD_SIZE = 192
+# A1111's names for ways of `torch.nn.functional.interpolate`: mode, and whether antialiased.
+FILTERS: Mapping[Upscaler, tuple[str, bool]] = {
+    "Latent": ("bilinear", False),
+    "Latent (antialiased)": ("bilinear", True),
+    "Latent (bicubic)": ("bicubic", False),
+    "Latent (bicubic antialiased)": ("bicubic", True),
+    "Latent (nearest)": ("nearest", False),
+    "Latent (nearest-exact)": ("nearest-exact", False),
+}
 # What has work enough to be a piece of a decode: of SDXL's eighteen the largest is an eighth of the whole.
 PIECES = (ResnetBlock2D, Attention, Upsample2D)
 
@@ -83,6 +92,14 @@ class PictureCodec:
         height, width = image.shape[-2:]
         pixels: Pixels = fetched[:-1].view(height, width, 3).numpy()
         return pixels
+
+    def enlarge(self, latents: torch.Tensor, size: tuple[int, int], upscaler: Upscaler) -> Latents:
+        """Latents 1 × 4 × h × w to those of a picture of `size` (width, height)."""
+        mode, antialias = FILTERS[upscaler]
+        width, height = (side // PIXELS_PER_LATENT for side in size)
+        larger = F.interpolate(latents.float(), (height, width), mode=mode, antialias=antialias)
+        enlarged: Latents = self._streams.fetch(larger[0]).wait().numpy()
+        return enlarged
 
     def encode(
         self, pixels: Pixels, generator: torch.Generator, *, blank: Mask | None = None

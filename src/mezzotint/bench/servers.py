@@ -21,7 +21,16 @@ from typing import Any
 
 from mezzotint.backends.base import Backend, BackendInfo, MakeWay, PendingPreview, go_straight_on
 from mezzotint.bench.load import Server
-from mezzotint.core import Cancelled, Done, Failed, GenerationRequest, Pixels, ResolvedRequest
+from mezzotint.core import (
+    Cancelled,
+    Done,
+    Failed,
+    GenerationRequest,
+    Latents,
+    Pixels,
+    ResolvedRequest,
+    Upscaler,
+)
 from mezzotint.engine.engine import Engine
 from mezzotint.errors import MezzotintError
 
@@ -181,6 +190,9 @@ class RecordingBackend:
 
     def decode(self, request_id: str, make_way: MakeWay = go_straight_on) -> Pixels:
         return self.inner.decode(request_id, make_way)
+
+    def latents(self, request_id: str, size: tuple[int, int], upscaler: Upscaler) -> Latents:
+        return self.inner.latents(request_id, size, upscaler)
 
     def release(self, request_id: str) -> None:
         self.inner.release(request_id)

@@ -437,21 +437,30 @@ class Engine:
         if ticket is None:
             return
         outcome: Image | ResolvedRequest | MezzotintError
-        decode_s, began = 0.0, time.monotonic()
-        pace = DecodePace(self._under_way, partial(self._decodes, ticket.request_id))
+        decode_s = None
         try:
-            pixels = self._backend.decode(ticket.request_id, pace)
-            decode_s = time.monotonic() - began - pace.rested
-            pixels.flags.writeable = False
-            if ticket.stages[1:]:
-                outcome = ticket.stages[1].begun_from(pixels)
-            else:
-                outcome = Image(pixels, self.info.receipt(ticket.request, ticket.warnings))
+            outcome, decode_s = self._what_follows(ticket)
         except Exception as error:
             outcome = _as_error(error)
         with self._changed:
             self._requests.decoded(ticket.request_id, outcome, decode_s)
             self._changed.notify_all()
+
+    def _what_follows(self, ticket: Ticket) -> tuple[Image | ResolvedRequest, float | None]:
+        """The picture, or the stage that begins from it; and the seconds of decoding, where there was any."""
+        later, hires = ticket.stages[1:], ticket.request.hires
+        if later and hires is not None and hires.of_latents:
+            size = (later[0].width, later[0].height)
+            latents = self._backend.latents(ticket.request_id, size, hires.upscaler)
+            return replace(later[0], latents=latents), None
+        began = time.monotonic()
+        pace = DecodePace(self._under_way, partial(self._decodes, ticket.request_id))
+        pixels = self._backend.decode(ticket.request_id, pace)
+        decode_s = time.monotonic() - began - pace.rested
+        pixels.flags.writeable = False
+        if later:
+            return later[0].begun_from(pixels), decode_s
+        return Image(pixels, self.info.receipt(ticket.request, ticket.warnings)), decode_s
 
     def _decodes(self, request_id: str) -> int:
         """How many pictures are to be decoded, of which this is one; raises where it no longer is."""

@@ -188,23 +188,24 @@ class RequestTable:
         return ticket
 
     def decoded(
-        self, request_id: str, outcome: Image | ResolvedRequest | MezzotintError, decode_s: float
+        self, request_id: str, outcome: Image | ResolvedRequest | MezzotintError, decode_s: float | None
     ) -> None:
         """The decoder lets go of a request, with its picture, its next stage, or an error. Decoding took
-        `decode_s` seconds."""
+        `decode_s` seconds, where there was any."""
         self._in_decoder = None
         ticket = self.tickets.get(request_id)
         if ticket is None:
             # Cancelled meanwhile: it has been answered, and only waits to be forgotten.
             self._ended.append(request_id)
-        elif isinstance(outcome, ResolvedRequest):
+            return
+        if decode_s is not None:
             self._cost.observe_decode(batch_key(ticket.stages[0]), decode_s)
+        if isinstance(outcome, ResolvedRequest):
             self.scheduler.go_on(request_id)
             self._over.add(request_id)
             ticket.stages = (outcome, *ticket.stages[2:])
             ticket.last_step = ticket.decoding = None
         elif isinstance(outcome, Image):
-            self._cost.observe_decode(batch_key(ticket.stages[0]), decode_s)
             now, started = time.monotonic(), ticket.started or ticket.submitted
             self.scheduler.finish(request_id)
             self._end(request_id, Done(request_id, outcome, started - ticket.submitted, now - started))

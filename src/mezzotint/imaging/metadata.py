@@ -115,7 +115,11 @@ def hires_settings(hires: Hires | None) -> dict[str, object]:
     """The second stage in A1111's names, but for its strength."""
     if hires is None:
         return {}
-    return {"Hires upscale": _exact(hires.scale), "Hires steps": hires.steps, "Hires upscaler": "Lanczos"}
+    return {
+        "Hires upscale": _exact(hires.scale),
+        "Hires steps": hires.steps,
+        "Hires upscaler": hires.upscaler,
+    }
 
 
 def _exact(number: float) -> str:

@@ -257,7 +257,11 @@ def _of_guide(guide: Guide | None) -> dict[str, Any]:
 def _hires_body(hires: Hires | None) -> dict[str, Any] | None:
     if hires is None:
         return None
-    return {name: value for name, value in asdict(hires).items() if value is not None}
+    told = {name: value for name, value in asdict(hires).items() if value is not None}
+    if not hires.of_latents:
+        # A service that is older than the choice refuses to hear of it.
+        del told["upscaler"]
+    return told
 
 
 def _encoded(file: bytes | None) -> str | None:

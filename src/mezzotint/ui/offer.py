@@ -59,6 +59,7 @@ class Offer:
     min_size: int
     served: tuple[str, ...]
     max_hires_scale: float
+    upscalers: tuple[str, ...]
     controlnets: tuple[str, ...]
     readings: tuple[str, ...]
     adapters: tuple[str, ...]
@@ -160,6 +161,8 @@ class Offer:
         # What is not offered at all is not on the page, where somebody could turn it off.
         if hires is None or not self.hires_scales or not 1 < hires.scale <= self.max_hires_scale:
             return False
+        if hires.upscaler not in self.upscalers:
+            return False
         strength = hires.strength is None or 0 < hires.strength <= 1
         return strength and (hires.steps is None or self.takes("steps", hires.steps))
 
@@ -201,6 +204,8 @@ def read_offer(told: Mapping[str, Any]) -> Offer:
         min_size=int(sizes["min"]),
         served=served,
         max_hires_scale=float(limits.get("hires_scale", 0)) if features.get("hires") else 0.0,
+        # One that tells none is older than the choice.
+        upscalers=tuple(str(name) for name in limits.get("hires_upscalers") or (Hires.upscaler,)),
         controlnets=tuple(str(each["name"]) for each in told.get("controlnets") or ()),
         readings=tuple(str(name) for name in told.get("preprocessors") or ()),
         adapters=tuple(str(each["name"]) for each in told.get("ip_adapters") or ()),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mezzotint.core import MAX_LORA_SCALE, Hires, Lora, Receipt
+from mezzotint.core import MAX_LORA_SCALE, UPSCALERS, Hires, Lora, Receipt
 from mezzotint.emphasis import has_marks
 from mezzotint.errors import MezzotintError
 from mezzotint.imaging.metadata import read_receipt
@@ -176,13 +176,15 @@ def _hires(settings: Mapping[str, str]) -> Hires | None:
     scale = _number(settings.get("hires upscale"))
     if scale is None:
         return None
-    return Hires(scale, _number(settings.get("denoising strength")), _whole(settings.get("hires steps")))
+    strength, steps = _number(settings.get("denoising strength")), _whole(settings.get("hires steps"))
+    upscaler = settings.get("hires upscaler", "")
+    return Hires(scale, strength, steps, upscaler if upscaler in UPSCALERS else Hires.upscaler)
 
 
 def _unserved(settings: Mapping[str, str]) -> tuple[str, ...]:
-    """To another size than so many times the first; by another filter than ours, which "None" is to A1111."""
+    """To another size than so many times the first; by what does not enlarge here, as "None" does."""
     others = {name: settings.get(name, "") for name in ("hires resize", "hires upscaler")}
-    return tuple(f"{name} {said}" for name, said in others.items() if said not in ("", "None", "Lanczos"))
+    return tuple(f"{name} {said}" for name, said in others.items() if said not in ("", "None", *UPSCALERS))
 
 
 def _of_steps(hires: Hires | None, steps: int | None) -> Hires | None:

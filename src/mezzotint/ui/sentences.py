@@ -46,6 +46,7 @@ LABELS = {
     "hires.scale": "Second stage",
     "hires.strength": "Second stage's strength",
     "hires.steps": "Second stage's steps",
+    "hires.upscaler": "Second stage's upscaler",
     "hires": "Second stage",
     "strength": "How far from it",
     "n": "Pictures",

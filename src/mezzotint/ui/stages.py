@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mezzotint.core import Hires, size_of
+from mezzotint.core import UPSCALERS, Hires, known_fields, size_of
 from mezzotint.ui.drawing import SIZE
 
 __all__ = ["OFF", "SCALES", "choice_of", "larger", "read_choice", "read_stage", "stage_in_words"]
@@ -14,13 +14,14 @@ __all__ = ["OFF", "SCALES", "choice_of", "larger", "read_choice", "read_stage", 
 # How many times wider and higher is offered; a picture may bring any other.
 SCALES = (1.25, 1.5, 2.0)
 OFF = ""
-# SCALE, SCALE/STRENGTH, SCALE/STRENGTH/STEPS or SCALE//STEPS.
-CHOICE = re.compile(r"(\d\.?\d{0,20})(?:/(\d\.?\d{0,20})?(?:/(\d{1,4}))?)?")
+# SCALE/STRENGTH/STEPS/UPSCALER, without what is left open at the end.
+CHOICE = re.compile(r"(\d\.?\d{0,20})(?:/(\d\.?\d{0,20})?(?:/(\d{1,4})?(?:/([\w ()-]+))?)?)?")
 
 
 def choice_of(hires: Hires) -> str:
     """It takes along what a picture says of its second stage, so that it can be drawn again."""
-    parts = (_exact(hires.scale), _exact(hires.strength), "" if hires.steps is None else str(hires.steps))
+    steps = "" if hires.steps is None else str(hires.steps)
+    parts = (_exact(hires.scale), _exact(hires.strength), steps, hires.upscaler if hires.of_latents else "")
     return "/".join(parts).rstrip("/")
 
 
@@ -29,14 +30,21 @@ def read_choice(text: object) -> Hires | None:
     found = CHOICE.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         return None
-    scale, strength, steps = found.groups()
-    return Hires(float(scale), float(strength) if strength else None, int(steps) if steps else None)
+    scale, strength, steps, upscaler = found.groups()
+    if upscaler and upscaler not in UPSCALERS:
+        return None
+    return Hires(
+        float(scale),
+        float(strength) if strength else None,
+        int(steps) if steps else None,
+        upscaler or Hires.upscaler,
+    )
 
 
 def read_stage(receipt: Mapping[str, Any]) -> Hires | None:
     """Of a receipt as the service tells it."""
     told = receipt.get("hires")
-    return None if told is None else Hires(float(told["scale"]), told.get("strength"), told.get("steps"))
+    return None if told is None else Hires(**{**known_fields(Hires, told), "scale": float(told["scale"])})
 
 
 def stage_in_words(hires: Hires) -> str:
@@ -45,6 +53,8 @@ def stage_in_words(hires: Hires) -> str:
         words.append(f"strength {hires.strength:g}")
     if hires.steps is not None:
         words.append(f"{hires.steps} steps")
+    if hires.of_latents:
+        words.append(hires.upscaler)
     return ", ".join(words)
 
 

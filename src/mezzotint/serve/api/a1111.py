@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from pydantic import ConfigDict, Field
 
 from mezzotint.backends.base import BackendInfo
-from mezzotint.core import GenerationRequest
+from mezzotint.core import UPSCALERS, GenerationRequest, Hires
 from mezzotint.errors import ModelNotFound, NotSupported
 from mezzotint.imaging.metadata import read_parameters
 from mezzotint.imaging.uploads import check_mask_size, decode_base64, read_mask_text, read_upload_text
@@ -30,7 +30,7 @@ from mezzotint.serve.api.a1111_answers import (
 )
 from mezzotint.serve.api.a1111_controls import with_controls
 from mezzotint.serve.api.a1111_fields import check_neutral
-from mezzotint.serve.api.a1111_schemas import SENT_AS, UPSCALERS, Img2Img, Txt2Img
+from mezzotint.serve.api.a1111_schemas import NO_UPSCALER, SENT_AS, Img2Img, Txt2Img
 from mezzotint.serve.api.bounds import seeds_of
 from mezzotint.serve.api.dependencies import CallerOf, ServicesOf
 from mezzotint.serve.api.documented import DRAWN, answers, headers
@@ -258,11 +258,16 @@ async def nothing(_: CallerOf) -> list[dict[str, Any]]:
 async def upscalers(_: CallerOf) -> list[dict[str, Any]]:
     # None of them is a model.
     of_a_model = dict.fromkeys(("model_name", "model_path", "model_url", "scale"))
-    return [{"name": name, **of_a_model} for name in UPSCALERS]
+    names = (NO_UPSCALER, *(name for name in UPSCALERS if not Hires(upscaler=name).of_latents))
+    return [{"name": name, **of_a_model} for name in names]
+
+
+@router.get("/latent-upscale-modes", summary="What enlarges its latents instead")
+async def latent_upscale_modes(_: CallerOf) -> list[dict[str, str]]:
+    return [{"name": name} for name in UPSCALERS if Hires(upscaler=name).of_latents]
 
 
 for name in (
-    "latent-upscale-modes",
     "sd-vae",
     "hypernetworks",
     "prompt-styles",

@@ -12,7 +12,7 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 from pydantic import ConfigDict, Field
 
-from mezzotint.core import MAX_PROMPT_CHARACTERS, GenerationRequest, Hires, Lora, Mask, Pixels
+from mezzotint.core import MAX_PROMPT_CHARACTERS, UPSCALERS, GenerationRequest, Hires, Lora, Mask, Pixels
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
@@ -20,7 +20,7 @@ from mezzotint.serve.api.a1111_fields import Real, Whole, check_neutral
 from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.fields import Fields
 
-__all__ = ["SENT_AS", "UPSCALERS", "Img2Img", "Txt2Img", "loras_of", "sampler_of"]
+__all__ = ["NO_UPSCALER", "SENT_AS", "Img2Img", "Txt2Img", "loras_of", "sampler_of"]
 
 SENT_AS: Mapping[str, str] = {
     "controls": "alwayson_scripts",
@@ -42,8 +42,8 @@ SENT_AS: Mapping[str, str] = {
 }
 """Core's names of the fields that A1111's clients know by another."""
 
-# To A1111 "None" is no network: what is left is Lanczos' filter.
-UPSCALERS = ("None", "Lanczos")
+# To A1111 no network: what is left is Lanczos' filter.
+NO_UPSCALER = "None"
 # Says nothing without what it is of: a second, larger stage, and a mask.
 OF_HIRES = ("hr_", "firstphase_")
 OF_A_MASK = ("inpaint", "mask_")
@@ -80,7 +80,9 @@ class Txt2Img(Fields):
     hr_second_pass_steps: Whole | None = Field(
         None, description="of which the last steps × denoising_strength are taken; 0 is those of the first"
     )
-    hr_upscaler: str | None = Field(None, description="Lanczos, or None, which A1111 takes for the same")
+    hr_upscaler: str | None = Field(
+        None, description="a name of /sdapi/v1/upscalers or latent-upscale-modes; Lanczos when left out"
+    )
     denoising_strength: Real | None = Field(None, description="of the second stage")
     alwayson_scripts: dict[str, Any] | None = Field(
         None, description='{"controlnet": {"args": [units]}}; other scripts are not served'
@@ -142,11 +144,12 @@ class Txt2Img(Fields):
         """The second stage. A1111's fields of it may say again what is of the first."""
         if not self.enable_hr:
             return None
-        if self.hr_upscaler not in (None, *UPSCALERS):
-            served = " and ".join(UPSCALERS)
+        upscaler = Hires.upscaler if self.hr_upscaler in (None, NO_UPSCALER) else self.hr_upscaler
+        if upscaler not in UPSCALERS:
+            served = ", ".join((NO_UPSCALER, *UPSCALERS))
             raise NotSupported(f"of hr_upscaler only {served} are served", param="hr_upscaler")
         scale = Hires.scale if self.hr_scale is None else self.hr_scale
-        return Hires(scale, self.denoising_strength, self.hr_second_pass_steps or None)
+        return Hires(scale, self.denoising_strength, self.hr_second_pass_steps or None, upscaler)
 
     def to_request(self) -> GenerationRequest:
         """The first of the pictures.

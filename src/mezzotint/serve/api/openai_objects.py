@@ -13,6 +13,7 @@ from mezzotint.core import (
     Hires,
     ImagePrompt,
     Preprocessor,
+    Upscaler,
 )
 from mezzotint.imaging.inputs import clip_square
 from mezzotint.imaging.uploads import read_upload_text
@@ -71,3 +72,4 @@ class HiresFields(Fields):
     )
     strength: float | None = Field(None, description="how far from the enlarged picture to go, above 0…1")
     steps: int | None = Field(None, description="of which the last steps × strength are taken")
+    upscaler: Upscaler = Field(Hires.upscaler, description="what enlarges the picture, or its latents")

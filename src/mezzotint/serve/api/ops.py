@@ -19,6 +19,7 @@ from mezzotint.core import (
     MAX_PROMPT_CHARACTERS,
     PREPROCESSORS,
     PRIORITIES,
+    UPSCALERS,
 )
 from mezzotint.errors import PermissionDenied
 from mezzotint.imaging.formats import CONTENT_TYPES
@@ -110,6 +111,7 @@ async def capabilities(caller: CallerOf, services: ServicesOf) -> dict[str, Any]
             "image_prompts": MAX_CONTROLS,
             "image_prompt_scale": MAX_CONTROL_SCALE,
             "hires_scale": MAX_HIRES_SCALE,
+            "hires_upscalers": UPSCALERS,
             "body_mb": settings.max_body_mb,
             "upload_bytes": MAX_UPLOAD_BYTES,
             "upload_pixels": MAX_UPLOAD_PIXELS,
