@@ -145,6 +145,7 @@ def test_alpha_over_rank_scales_it(tiny_sdxl: Path, tmp_path: Path, halved: dict
         ({"unet.conv_norm_out.w_norm": torch.ones(())}, "another shape"),
         ({f"unet.{ATTENTION}.alpha": torch.tensor(math.nan)}, "cannot be loaded"),
         ({f"unet.{ATTENTION}.alpha": torch.tensor(math.inf)}, "cannot be loaded"),
+        ({"unet.conv_norm_out.w_norm": torch.full((32,), math.nan)}, "cannot be loaded"),
         ({f"unet.{ATTENTION}.hada_t1": torch.ones(2, 2)}, "no LoRA"),
         ({f"unet.{ATTENTION}.lokr_t1": torch.ones(2, 2)}, "no LoRA"),
         ({f"unet.{ATTENTION}.wd_for_diff": torch.ones(())}, "no LoRA"),

@@ -423,6 +423,10 @@ def _lost_text_weight(folder: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def _unscaled_latents(folder: Path) -> None:
+    _change(folder / "vae/config.json", scaling_factor=None)
+
+
 def _change(path: Path, **values: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
@@ -439,6 +443,7 @@ def _change(path: Path, **values: object) -> None:
         (_not_json, r"unet/config\.json is not JSON"),
         (_no_scheduler, r"lacks scheduler/scheduler_config\.json"),
         (_lost_text_weight, "text_encoder: its weights do not fit"),
+        (_unscaled_latents, "its VAE's scaling_factor is no number"),
     ],
 )
 def test_a_corrupt_model_is_refused_in_one_line(
@@ -474,6 +479,16 @@ def test_a_scheduler_that_no_sampler_is_made_for_is_refused(
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(config))
     with pytest.raises(ModelInvalid, match=words):
         load(folder)
+
+
+def test_a_tokenizer_that_tells_of_no_window_has_its_encoders(folder: Path) -> None:
+    read = load(folder).info.limits.prompt_tokens
+    for name in ("tokenizer", "tokenizer_2"):
+        path = folder / name / "tokenizer_config.json"
+        told = json.loads(path.read_text())
+        del told["model_max_length"]
+        path.write_text(json.dumps(told))
+    assert load(folder).info.limits.prompt_tokens == read
 
 
 def test_a_unet_that_is_not_sdxls_is_refused(tmp_path: Path, build_tiny: Callable[..., Path]) -> None:

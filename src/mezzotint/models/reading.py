@@ -56,6 +56,10 @@ def load_parts(
         else:
             overrides = entry.scheduler_overrides if entry else {}
             parts = _read_folder(path, dtype, overrides)
+    for tokenizer, encoder in zip(parts.tokenizers, parts.text_encoders, strict=True):
+        # Where its configuration tells of no window, the library's tokenizer has an endless one.
+        window = encoder.config.max_position_embeddings
+        tokenizer.model_max_length = min(tokenizer.model_max_length, window)
     check_is_sdxl(parts)
     _check_scheduler(parts.scheduler_config)
     _check_is_complete(parts)
@@ -204,6 +208,7 @@ def check_is_sdxl(parts: PipelineParts) -> None:
             f"its UNet reads {unet.in_channels} channels, neither latents alone nor what inpainting adds",
         ),
         (len(vae.block_out_channels) == 4, "its VAE does not turn a latent into 8×8 pixels"),
+        (isinstance(vae.scaling_factor, int | float), "its VAE's scaling_factor is no number"),
         (unet.cross_attention_dim == widths, "its text encoders do not fit its UNet"),
         (
             unet.projection_class_embeddings_input_dim == pooled + 6 * unet.addition_time_embed_dim,

@@ -44,7 +44,7 @@ def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:
             component, path = modules[module]
             if f"{path}.{parameter}" in changes[component]:
                 raise _twice(file, first)
-            held = {part: opened.get_tensor(name) for part, name in names.items()}
+            held = {part: _finite(name, opened.get_tensor(name)) for part, name in names.items()}
             scaling = _scaling_of(held.pop("alpha", None), config, component, module)
             try:
                 changes[component][f"{path}.{parameter}"] = _change_of(held, scaling)
@@ -56,6 +56,17 @@ def read_lora(file: Path, parts: PipelineParts) -> LoraWeights:
         raise ModelInvalid(f"{file.name} is no LoRA: it holds nothing")
     unet, *text_encoders = changes.values()
     return LoraWeights(unet, (text_encoders[0], text_encoders[1]))
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    """
+    Raises:
+        ValueError: not all are finite numbers. No picture could be made of them, and of an alpha that is none
+            MKL's product of matrices makes 1.
+    """
+    if not torch.isfinite(tensor.float()).all():
+        raise ValueError(f"{name} holds what is no finite number")
+    return tensor
 
 
 def _by_parameter(file: Path, names: Iterable[str]) -> dict[tuple[str, str], dict[str, str]]:
@@ -125,11 +136,10 @@ def _scaling_of(alpha: Tensor | None, config: Mapping[str, Any], component: str,
     """alpha / rank, of the alpha in the file or else in PEFT's configuration.
 
     Raises:
-        ValueError: alpha is no finite number.
+        ValueError: the latter is no finite number.
     """
     own = _alpha_of(config, component, module) if alpha is None else float(alpha)
     if own is not None and not math.isfinite(own):
-        # A GPU would make no picture of it, and MKL's product of matrices takes it to be 1.
         raise ValueError(f"{module}.alpha is {own}")
     power = 0.5 if config.get(f"{component}.use_rslora") else 1.0
     return lambda rank: 1.0 if own is None else own / rank**power
@@ -148,12 +158,12 @@ def read_embedding(file: Path, parts: PipelineParts) -> tuple[torch.Tensor, ...]
     """A textual inversion's vectors, n × width for each of the text encoders.
 
     Raises:
-        ModelInvalid: they are of another width than the encoders'.
+        ModelInvalid: they are of another width than the encoders', or not all finite.
     """
     vectors = []
     with reading(file.name), safe_open(file, framework="pt") as opened:
         for name, encoder in zip(ENCODERS, parts.text_encoders, strict=True):
-            own = opened.get_tensor(name)
+            own = _finite(name, opened.get_tensor(name))
             table = encoder.get_input_embeddings().weight
             if own.shape[1] != table.shape[1]:
                 raise ModelInvalid(
