@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+import transformers
 
 from mezzotint import Engine, GenerationRequest
+from mezzotint.backends.windows import words_in_fragments
 from mezzotint.bench.quality import Asked, Vocabulary, judge, see
 from mezzotint.core import Lora
+from mezzotint.emphasis import Piece
 from mezzotint.models.locations import check, find_model
 from training import captions, data
 
@@ -88,6 +92,19 @@ def test_it_knows_at_least_three_hundred_glyphs_and_three_shapes(vocabulary: Voc
     assert len(vocabulary.backgrounds) >= 12
     assert (128, 128) in vocabulary.sizes
     assert len(vocabulary.sizes) >= 3
+
+
+def test_what_it_does_not_know_is_said_and_what_it_does_is_not(
+    engine: Engine, vocabulary: Vocabulary, folder: Path
+) -> None:
+    image = engine.generate(replace(request("two cats by a lighthouse"), negative_prompt="gloomy", steps=1))
+    assert image.receipt.warnings == (
+        'prompt: the model does not know "cats", "lighthouse"',
+        'negative_prompt: the model does not know "gloomy"',
+    )
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    known = ", ".join((*vocabulary.glyphs, *vocabulary.backgrounds, *vocabulary.styles))
+    assert words_in_fragments(tokenizer, [Piece(known)], len(known)) == ()
 
 
 def test_its_files_match_their_manifest_and_fit_forty_megabytes(folder: Path) -> None:

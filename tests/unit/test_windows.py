@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mezzotint.backends.windows import read_windows
+from mezzotint.backends.windows import read_windows, words_in_fragments
 from mezzotint.emphasis import Piece, parse_emphasis
 from mezzotint.models.locations import find_model
 
@@ -118,3 +119,20 @@ def test_any_text_is_in_its_windows_in_order_or_cut(words: Any, parts: list[str]
         assert read == [id for id in everything[: windows.read] if id not in marks]
         assert windows.read == len(everything) or (windows.cut and len(windows.ids) == most)
         assert windows.read == len(everything) or len(everything) > most * 30 or "BREAK" in parts
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown"),
+    [
+        ("", ()),
+        ("a fox, on 12 blue eggs!!! (it's night)", ()),
+        ("two cats in a Lighthouse, by cats", ("cats", "lighthouse")),
+        ("très joli: 🦊", ("très", "joli", "🦊")),
+        # What is an embedding's name is a word.
+        ("a fox by quixote", ()),
+    ],
+)
+def test_words_that_have_no_token_are_told_each_once(words: Any, text: str, unknown: tuple[str, ...]) -> None:
+    quixote = {"quixote": [torch.zeros(3, 8)]}
+    assert words_in_fragments(words, [Piece(text)], 100, quixote) == unknown
+    assert words_in_fragments(words, [Piece(f"a fox. {text}")], 3, quixote) == ()

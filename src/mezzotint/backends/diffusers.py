@@ -114,6 +114,7 @@ class DiffusersBackend:
             max_windows=parts.max_windows,
             loras=parts.loras,
             embeddings=parts.embeddings,
+            knows_tokens_alone=parts.knows_tokens_alone,
         )
         self._info = replace(info, limits=replace(info.limits, prompt_tokens=self.prompts.max_tokens))
         self._pictures = PictureCodec(
@@ -277,11 +278,11 @@ class DiffusersBackend:
         positive = Conditioning(prompt.hidden, prompt.pooled, time_ids, embedding, images=towards)
         # A model that was distilled to know its guidance scale needs no second evaluation for it.
         if not request.guided or self._guidance_width is not None:
-            return prompt.warning("prompt"), positive, None
+            return prompt.warnings("prompt"), positive, None
         negative = self.prompts.encode_negative(
             request.negative_prompt, request.loras, emphasis=request.emphasis
         )
-        warnings = (*prompt.warning("prompt"), *negative.warning("negative_prompt"))
+        warnings = (*prompt.warnings("prompt"), *negative.warnings("negative_prompt"))
         return warnings, positive, Conditioning(negative.hidden, negative.pooled, time_ids, None, images=away)
 
     def _batch_of(self, request_ids: tuple[str, ...], rows: Sequence[_Row]) -> _Batch:

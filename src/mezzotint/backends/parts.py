@@ -32,6 +32,8 @@ class PipelineParts:
     sizes: tuple[tuple[int, int], ...] | None = None
     # What a prompt has beyond so many windows of the text encoders is cut.
     max_windows: int = MAX_WINDOWS
+    # It says of itself what it knows, which is what its tokenizers have tokens for.
+    knows_tokens_alone: bool = False
     # A small decoder for previews, diffusers' `AutoencoderTiny`.
     preview_vae: Any = None
     # By the names that requests know them by.

@@ -24,12 +24,15 @@ import torch
 
 from mezzotint.backends.loras import AdaptedModule, LoraWeights
 from mezzotint.backends.transfers import to_device
-from mezzotint.backends.windows import read_windows
+from mezzotint.backends.windows import read_windows, words_in_fragments
 from mezzotint.core import Lora
 from mezzotint.emphasis import Piece, parse_emphasis
 
 __all__ = ["Embedding", "PromptEncoder"]
 
+# Of those that a receipt names.
+MAX_WORDS = 6
+MAX_WORD_CHARACTERS = 40
 MAX_CACHED_ENTRIES = 512
 MAX_CACHED_BYTES = 256 * 2**20
 
@@ -42,23 +45,29 @@ class Embedding:
     """What the UNet reads of a text: `hidden` 1 × tokens × width, `pooled` 1 × projection width.
 
     Tokens are a number of windows. `cut` is the end of the text that they had no room for, empty if there is
-    none; `read` counts the tokens before.
+    none; `read` counts the tokens before. `unknown`: the words before that the model does not know.
     """
 
     hidden: torch.Tensor
     pooled: torch.Tensor
     cut: str = ""
     read: int = 0
+    unknown: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
         return self.hidden.nbytes + self.pooled.nbytes
 
-    def warning(self, field: str) -> tuple[str, ...]:
-        """The receipt's sentence about what was cut from `field`, if anything was."""
-        if not self.cut:
-            return ()
-        return (f'{field}: the part after {self.read} tokens was cut: "{self.cut}"',)
+    def warnings(self, field: str) -> tuple[str, ...]:
+        """The receipt's sentences about what was not read of `field`, if anything was not."""
+        told = []
+        if self.unknown:
+            words = ", ".join(f'"{word[:MAX_WORD_CHARACTERS]}"' for word in self.unknown[:MAX_WORDS])
+            more = len(self.unknown) - MAX_WORDS
+            told.append(f"{field}: the model does not know {words}{f' and {more} more' if more > 0 else ''}")
+        if self.cut:
+            told.append(f'{field}: the part after {self.read} tokens was cut: "{self.cut}"')
+        return tuple(told)
 
 
 class PromptEncoder:
@@ -73,8 +82,12 @@ class PromptEncoder:
         max_windows: int,
         loras: Mapping[str, LoraWeights],
         embeddings: Mapping[str, Sequence[torch.Tensor]],
+        knows_tokens_alone: bool,
     ) -> None:
-        """`max_windows`: what a text has beyond so many is cut. embeddings: as `read_windows` has them."""
+        """`max_windows`: what a text has beyond so many is cut. embeddings: as `read_windows` has them.
+
+        knows_tokens_alone: the model was trained on words of one token, and knows no others.
+        """
         self._tokenizers = tokenizers
         self._text_encoders = text_encoders
         self._adapted = [
@@ -84,6 +97,7 @@ class PromptEncoder:
         self._zeros_without_negative = zeros_without_negative
         self._max_windows = max_windows
         self._embeddings = embeddings
+        self._knows_tokens_alone = knows_tokens_alone
         self._cache: OrderedDict[_Key, Embedding] = OrderedDict()
         self._bytes = 0
         self._zeros: Embedding | None = None
@@ -146,7 +160,10 @@ class PromptEncoder:
         joined = torch.concat(hidden, dim=-1).to(self._text_encoders[-1].dtype).unsqueeze(0)
         # One word of warning serves both tokenizers.
         first = max(texts, key=lambda text: bool(text.cut))
-        return Embedding(joined, pooled, first.cut, first.read)
+        unknown: tuple[str, ...] = ()
+        if self._knows_tokens_alone:
+            unknown = words_in_fragments(self._tokenizers[0], pieces, texts[0].read, self._embeddings)
+        return Embedding(joined, pooled, first.cut, first.read, unknown)
 
     def _remember(self, key: _Key, embedding: Embedding) -> None:
         if embedding.bytes > MAX_CACHED_BYTES:

@@ -8,6 +8,7 @@ cuts. What would fit is not cut for the sake of a comma.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,7 +20,7 @@ import torch
 from mezzotint.embeddings import parts_of
 from mezzotint.emphasis import Piece
 
-__all__ = ["MAX_WINDOWS", "Windows", "read_windows"]
+__all__ = ["MAX_WINDOWS", "Windows", "read_windows", "words_in_fragments"]
 
 # 300 tokens are a page's paragraph; rows of 3 and 4 windows meet in 12 (`backends.conditioning`).
 MAX_WINDOWS = 4
@@ -33,6 +34,8 @@ END_OF_PHRASE = ",</w>"
 # by which encoders find the token that stands for the whole.
 PLACEHOLDER = 0
 NONE: Mapping[str, Sequence[torch.Tensor]] = MappingProxyType({})
+# A word that names something, in any script or by a symbol; neither marks nor what follows an apostrophe.
+NAMES = re.compile(r"^[^'].*[^\W_]|[^\x00-\x7f]")
 MAX_QUOTED_CHARACTERS = 200
 # A character is up to four tokens.
 MAX_QUOTED_TOKENS = 4 * MAX_QUOTED_CHARACTERS
@@ -92,6 +95,25 @@ def read_windows(
         _windows(tokenizer, tokens, [*windows, *([[]] * (count - len(windows)))])
         for tokenizer, tokens, windows in zip(tokenizers, texts, divided, strict=True)
     ]
+
+
+def words_in_fragments(
+    tokenizer: Any,
+    pieces: Sequence[Piece],
+    most: int,
+    embeddings: Mapping[str, Sequence[torch.Tensor]] = NONE,
+) -> tuple[str, ...]:
+    """The words of the first `most` tokens that the tokenizer has no token of their own for, each once."""
+    words: list[str] = []
+    ids: list[int] = []
+    vectors = {name: each[0] for name, each in embeddings.items()}
+    for token in _tokenize(tokenizer, pieces, most, vectors):
+        ids.append(token.id)
+        if token.text.endswith(END_OF_WORD):
+            if len(ids) > 1 and token.vector is None:
+                words.append(str(tokenizer.decode(ids)).strip())
+            ids = []
+    return tuple(dict.fromkeys(word for word in words if NAMES.search(word)))
 
 
 def _tokenize(

@@ -29,6 +29,7 @@ from mezzotint.errors import ModelInvalid, OutputUnwritable, SettingInvalid, os_
 from mezzotint.models.artefact import DESCRIPTION_NAME, FORMAT, GRAPH_NAME, described_limits, holds_graphs
 from mezzotint.models.artefact_store import is_remote, upload
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
+from mezzotint.models.json_files import VOCABULARY
 from mezzotint.models.loading import revision_of
 from mezzotint.models.locations import base_of, compiled_home, find_model, limits_of, verify
 from mezzotint.models.manifest import check_manifest, files_hash, write_manifest
@@ -47,8 +48,8 @@ __all__ = ["Job", "Order", "compile_model"]
 
 MAX_BATCH = 64
 MAX_CORES = 32
-# What a model says that it knows, if it does: the page and the gate read it.
-VOCABULARY = ("vocabulary.json", "glyphs.png")
+# What a model says that it knows, and draws of it: prompts are read by the one, the gate judges by both.
+KNOWN = (VOCABULARY, "glyphs.png")
 
 Tell = Callable[[str, str], None]
 """Told a component's name, with its size if it has one, and `compiling`, `kept` or `done`."""
@@ -118,7 +119,7 @@ def compile_model(order: Order, output: str, tell: Tell = lambda name, state: No
     with _staging(output) as staging:
         for folder, each in jobs.items():
             _lay_out(staging / folder, each, parts, base_of(path, entry) or path)
-        for name in VOCABULARY:
+        for name in KNOWN:
             if (path / name).is_file():
                 shutil.copyfile(path / name, staging / name)
         (staging / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

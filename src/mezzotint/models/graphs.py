@@ -20,7 +20,7 @@ from mezzotint.core import PIXELS_PER_LATENT
 from mezzotint.cores import prepare_cores
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.artefact import GRAPH_NAME, Artefact, Bucket, read_artefact, verify_artefact
-from mezzotint.models.json_files import read_json
+from mezzotint.models.json_files import VOCABULARY, read_json
 from mezzotint.models.manifest import MANIFEST_NAME, read_manifest
 from mezzotint.models.reading import check_is_sdxl, read_tokenizer
 from mezzotint.models.tracing import installed
@@ -147,6 +147,7 @@ class _Loader:
             sizes=self._artefact.limits.served,
             # So many tokens were the UNet and the text encoders compiled for.
             max_windows=1,
+            knows_tokens_alone=(self._artefact.path / VOCABULARY).is_file(),
         )
 
     def _text_encoder(self, component: str, cores: Sequence[int]) -> GraphTextEncoder:

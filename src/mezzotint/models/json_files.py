@@ -9,7 +9,10 @@ from typing import Any
 from mezzotint.errors import ModelInvalid
 from mezzotint.samplers import sampler_configured
 
-__all__ = ["read_json", "sampler_of"]
+__all__ = ["VOCABULARY", "read_json", "sampler_of"]
+
+# What a model says that it knows, if it does: words of one token each.
+VOCABULARY = "vocabulary.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:

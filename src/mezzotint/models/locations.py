@@ -15,7 +15,7 @@ from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid, os_err
 from mezzotint.models.added import Added, find_added
 from mezzotint.models.artefact import holds_graphs, read_artefact
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry, limits_of_size
-from mezzotint.models.json_files import read_json, sampler_of
+from mezzotint.models.json_files import VOCABULARY, read_json, sampler_of
 from mezzotint.models.manifest import MANIFEST_NAME, check_file_kinds, check_manifest, read_manifest
 from mezzotint.samplers import SAMPLERS
 
@@ -255,7 +255,7 @@ def describe(name: str) -> dict[str, Any]:
         **{kind: [asdict(each.served) for each in getattr(added, kind)] for kind in ADDED},
         "samplers": [sampler.name for sampler in SAMPLERS],
     }
-    vocabulary = path / "vocabulary.json" if path else None
+    vocabulary = path / VOCABULARY if path else None
     if vocabulary and vocabulary.is_file():
         described["vocabulary"] = read_json(vocabulary)
     return described

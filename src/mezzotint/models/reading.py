@@ -18,7 +18,7 @@ from safetensors import safe_open
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.errors import ModelInvalid, ModelNotFound, SettingInvalid
 from mezzotint.models.catalogue import CATALOGUE, CatalogueEntry
-from mezzotint.models.json_files import read_json
+from mezzotint.models.json_files import VOCABULARY, read_json
 from mezzotint.models.locations import find_model, verify
 from mezzotint.models.weights import (
     check_header,
@@ -106,6 +106,7 @@ def _read_folder(
         force_zeros_for_empty_prompt=bool(
             read_json(path / "model_index.json").get("force_zeros_for_empty_prompt", True)
         ),
+        knows_tokens_alone=(path / VOCABULARY).is_file(),
     )
 
 
