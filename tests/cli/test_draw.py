@@ -68,6 +68,14 @@ def test_one_of_several_equals_the_same_seed_drawn_alone(here: Path) -> None:
     assert (here / "plate-6.png").read_bytes() == (here / "alone.png").read_bytes()
 
 
+def test_what_the_model_does_not_know_is_said_once_for_all_pictures(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["draw", "two", "cats", "-n", "2", "--steps", "1"]) == 0
+    assert len(files(here)) == 2
+    assert capsys.readouterr().err.count('note: prompt: the model does not know "cats"\n') == 1
+
+
 def test_json_is_the_receipts_and_paths_and_nothing_else(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

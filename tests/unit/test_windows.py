@@ -125,7 +125,7 @@ def test_any_text_is_in_its_windows_in_order_or_cut(words: Any, parts: list[str]
     ("text", "unknown"),
     [
         ("", ()),
-        ("a fox, on 12 blue eggs!!! (it's night)", ()),
+        ("a fox, on 12 blue eggs!!! (it's night) – “owl”…", ()),
         ("two cats in a Lighthouse, by cats", ("cats", "lighthouse")),
         ("très joli: 🦊", ("très", "joli", "🦊")),
         # What is an embedding's name is a word.

@@ -8,7 +8,7 @@ cuts. What would fit is not cut for the sake of a comma.
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -34,8 +34,6 @@ END_OF_PHRASE = ",</w>"
 # by which encoders find the token that stands for the whole.
 PLACEHOLDER = 0
 NONE: Mapping[str, Sequence[torch.Tensor]] = MappingProxyType({})
-# A word that names something, in any script or by a symbol; neither marks nor what follows an apostrophe.
-NAMES = re.compile(r"^[^'].*[^\W_]|[^\x00-\x7f]")
 MAX_QUOTED_CHARACTERS = 200
 # A character is up to four tokens.
 MAX_QUOTED_TOKENS = 4 * MAX_QUOTED_CHARACTERS
@@ -113,7 +111,13 @@ def words_in_fragments(
             if len(ids) > 1 and token.vector is None:
                 words.append(str(tokenizer.decode(ids)).strip())
             ids = []
-    return tuple(dict.fromkeys(word for word in words if NAMES.search(word)))
+    return tuple(dict.fromkeys(word for word in words if _names_something(word)))
+
+
+def _names_something(word: str) -> bool:
+    """In any script, or by a symbol; no mark does, nor what an apostrophe adds to a word."""
+    kinds = {unicodedata.category(character) for character in word}
+    return not word.startswith("'") and any(kind[0] in "LN" or kind == "So" for kind in kinds)
 
 
 def _tokenize(

@@ -278,7 +278,8 @@ def _report(images: list[Image], paths: list[Path], *, as_json: bool) -> None:
         ]
         print(json.dumps({"images": rows}, indent=2))
         return
-    for image, path in zip(images, paths, strict=True):
+    for path in paths:
         print(path)
-        for warning in image.receipt.warnings:
-            print(f"note: {warning}", file=sys.stderr)
+    # The same of each picture, for the most part.
+    for warning in dict.fromkeys(warning for image in images for warning in image.receipt.warnings):
+        print(f"note: {warning}", file=sys.stderr)
