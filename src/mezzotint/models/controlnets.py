@@ -12,7 +12,7 @@ from pathlib import Path
 from mezzotint.core import ServedControlNet
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import READ, SUFFIX, Choice, Found, Kind, is_file
+from mezzotint.models.named import READ, SUFFIX, Choice, Found, Kind, is_file, opened
 
 __all__ = ["TASKS", "FoundControlNet", "find_controlnets", "read_choice"]
 
@@ -104,11 +104,5 @@ def _count_kinds(path: Path) -> int | None:
 
 
 def _shape_of_tasks(file: Path) -> list[int] | None:
-    # Here, for the page's own installation has the command line without it.
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            return list(tensors.get_slice(TASKS).get_shape()) if TASKS in tensors.keys() else None  # noqa: SIM118
-    except SafetensorError:
-        raise ModelInvalid(f"{file.parent.name}/{file.name} is truncated or no safetensors file") from None
+    with opened(file, f"{file.parent.name}/{file.name}") as tensors:
+        return list(tensors.get_slice(TASKS).get_shape()) if TASKS in tensors.keys() else None  # noqa: SIM118
