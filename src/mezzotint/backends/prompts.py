@@ -130,9 +130,7 @@ class PromptEncoder:
         self._remember(key, embedding)
         return embedding
 
-    def encode_negative(
-        self, text: str | None, loras: Sequence[Lora] = (), *, emphasis: bool = False
-    ) -> Embedding:
+    def encode_negative(self, text: str | None, loras: Sequence[Lora], *, emphasis: bool) -> Embedding:
         """As `encode`; no text at all is all zeros where the model was trained so, else the empty text."""
         if text is not None or not self._zeros_without_negative:
             return self.encode(text or "", loras, emphasis=emphasis)
