@@ -30,7 +30,7 @@ from mezzotint.core import (
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
-from mezzotint.resolving_added import check_adapters, check_names, limits_with, sides_of
+from mezzotint.resolving_added import check_controlnets, check_ip_adapters, limits_with, sides_of
 from mezzotint.serve.api.bounds import MAX_IMAGES, seeds_of
 from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.openai_objects import ControlFields, HiresFields, ImagePromptFields, LoraFields
@@ -268,8 +268,8 @@ class GenerationFields(ImageFields):
 
     def read_conditioning(self, limits: ModelLimits) -> tuple[tuple[Control, ...], tuple[ImagePrompt, ...]]:
         controls, prompts = self.controls or (), self.image_prompts or ()
-        check_names([each.name for each in controls], limits)
-        check_adapters([each.name for each in prompts], limits)
+        check_controlnets([each.name for each in controls], limits)
+        check_ip_adapters([each.name for each in prompts], limits)
         sides = sides_of(limits)
         return (
             tuple(each.read(f"controls[{number}].image") for number, each in enumerate(controls)),
