@@ -37,7 +37,7 @@ class Server:
             arguments = (*arguments, "--no-ui")
         self.out, self.err = folder / "out.txt", folder / "err.txt"
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "mezzotint", "serve", "--port", "0"]
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = psutil.Popen(
                 [*command, *arguments],

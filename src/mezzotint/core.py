@@ -528,6 +528,9 @@ class Image:
         """The picture as a `png`, `jpeg` or `webp` file that carries its receipt.
 
         compression: 0…100; a JPEG's or WebP's quality, a PNG's effort. None is the format's default.
+
+        Raises:
+            InvalidRequest: there is no such format, or `compression` is not accepted.
         """
         from mezzotint.imaging.formats import encode
 

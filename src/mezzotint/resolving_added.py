@@ -25,11 +25,11 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.imaging.inputs import check_image, clip_square, resize_image
 
 __all__ = [
-    "check_adapters",
+    "check_controlnets",
     "check_controls",
     "check_holds",
     "check_image_prompts",
-    "check_names",
+    "check_ip_adapters",
     "limits_with",
     "resolve_controls",
     "resolve_image_prompts",
@@ -88,12 +88,12 @@ def check_controls(asked: tuple[Control, ...], limits: ModelLimits) -> None:
         isinstance(control, Control) and isinstance(control.name, str) for control in asked
     ):
         raise InvalidRequest("controls takes a tuple of mezzotint.core.Control", param="controls")
-    check_names([control.name for control in asked], limits)
+    check_controlnets([control.name for control in asked], limits)
     for control in asked:
         _check_control(control)
 
 
-def check_names(names: Sequence[str], limits: ModelLimits) -> None:
+def check_controlnets(names: Sequence[str], limits: ModelLimits) -> None:
     """Refuse ControlNets that are not served, are too many, or the same twice.
 
     Raises:
@@ -185,13 +185,13 @@ def check_image_prompts(asked: tuple[ImagePrompt, ...], limits: ModelLimits) -> 
         raise InvalidRequest(
             "image_prompts takes a tuple of mezzotint.core.ImagePrompt", param="image_prompts"
         )
-    check_adapters([prompt.name for prompt in asked], limits)
+    check_ip_adapters([prompt.name for prompt in asked], limits)
     for prompt in asked:
         check_image(prompt.image, "image_prompts.image")
         _check_number("image_prompts.scale", prompt.scale, MAX_CONTROL_SCALE, prompt.name)
 
 
-def check_adapters(names: Sequence[str], limits: ModelLimits) -> None:
+def check_ip_adapters(names: Sequence[str], limits: ModelLimits) -> None:
     """Refuse IP-Adapters that are not served, are too many, or the same twice.
 
     Raises:

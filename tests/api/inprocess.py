@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from mezzotint.serve.telemetry.exposition import Families
 from mezzotint.serve.wire import Order, Report, WireEvent
 from tests.waiting import until
 
-__all__ = ["Gate", "InProcessReplicas", "gate", "usage_written"]
+__all__ = ["Gate", "InProcessReplicas", "gate", "replica_of", "serving", "settings_of", "usage_written"]
 
 
 class InProcessReplicas(Replicas):
@@ -83,6 +83,15 @@ def replica_of(settings: Settings, backend: FakeBackend) -> EngineReplica:
     """An engine's replica; closing it is the test's."""
     engine = Engine(backend, max_queue=settings.max_queue, max_backlog_s=settings.max_backlog_s)
     return EngineReplica(settings, engine)
+
+
+@asynccontextmanager
+async def serving(folder: Path, backend: FakeBackend) -> AsyncIterator[Gate]:
+    """A gateway in front of an engine of its own."""
+    settings = settings_of(folder)
+    with closing(replica_of(settings, backend)) as replica:
+        async with gate(settings, replica) as opened:
+            yield opened
 
 
 async def usage_written(access: Access) -> None:

@@ -22,7 +22,7 @@ from mezzotint.resolving import resolve
 from mezzotint.serve import gateway
 from mezzotint.serve.replica import EngineReplica
 from mezzotint.serve.wire import Order
-from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.api.inprocess import Gate, serving
 from tests.controlnets import lines, photo
 from tests.waiting import until, wait_until
 
@@ -53,11 +53,8 @@ CONTROL = {"name": "canny", "image": encoded(LINES), "scale": 0.5, "start": 0.1,
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
-    settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend(controlnets=(CANNY, DEPTH, *UNION)))
-    async with gate(settings, replica) as opened:
+    async with serving(tmp_path, FakeBackend(controlnets=(CANNY, DEPTH, *UNION))) as opened:
         yield opened
-    replica.close()
 
 
 async def drawn(server: Gate, **fields: Any) -> dict[str, Any]:

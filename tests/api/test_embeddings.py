@@ -13,7 +13,7 @@ import pytest
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ServedEmbedding
 from mezzotint.imaging.metadata import read_receipt
-from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.api.inprocess import Gate, serving
 from tests.waiting import until
 
 INK = ServedEmbedding("ink", "a" * 64, 4)
@@ -23,11 +23,8 @@ ASKED: dict[str, Any] = {"prompt": "a fox in ink", "seed": 1}
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
-    settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend(embeddings=(INK,)))
-    async with gate(settings, replica) as opened:
+    async with serving(tmp_path, FakeBackend(embeddings=(INK,))) as opened:
         yield opened
-    replica.close()
 
 
 async def test_clients_are_told_of_them(server: Gate) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.imaging.metadata import read_receipt
-from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.api.inprocess import Gate, serving
 from tests.waiting import until
 
 PROMPT = "a (fox:1.3) [sleeping]"
@@ -22,13 +22,10 @@ ASKED: dict[str, Any] = {"prompt": PROMPT, "seed": 1}
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
-    settings = settings_of(tmp_path)
     backend = FakeBackend()
     backend._info = replace(backend.info, limits=replace(backend.info.limits, prompt_tokens=300))
-    replica = replica_of(settings, backend)
-    async with gate(settings, replica) as opened:
+    async with serving(tmp_path, backend) as opened:
         yield opened
-    replica.close()
 
 
 async def test_each_surface_weighs_words_when_it_is_asked_to_and_says_so(server: Gate) -> None:

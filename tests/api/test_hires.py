@@ -15,7 +15,7 @@ from PIL import Image as PilImage
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import UPSCALERS, Hires
 from mezzotint.imaging.metadata import read_receipt
-from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.api.inprocess import Gate, serving
 from tests.waiting import until
 
 ASKED: dict[str, Any] = {"prompt": "a fox", "seed": 1}
@@ -27,11 +27,8 @@ SIZE = "256x256"
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
-    settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend())
-    async with gate(settings, replica) as opened:
+    async with serving(tmp_path, FakeBackend()) as opened:
         yield opened
-    replica.close()
 
 
 def read(data: bytes) -> tuple[str, Hires | None]:

@@ -17,7 +17,7 @@ from mezzotint.imaging.inputs import clip_square, pixels_sha256
 from mezzotint.imaging.metadata import read_receipt
 from mezzotint.serve.api.a1111_controls import with_controls
 from mezzotint.serve.api.openai_schemas import GenerationFields
-from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.api.inprocess import Gate, serving
 from tests.api.test_controls import ASKED, CONTROL, encoded
 from tests.controlnets import photo
 from tests.waiting import until
@@ -39,12 +39,9 @@ USED = {
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
-    settings = settings_of(tmp_path)
     backend = FakeBackend(ip_adapters=(STYLE, FACE), controlnets=(CANNY,))
-    replica = replica_of(settings, backend)
-    async with gate(settings, replica) as opened:
+    async with serving(tmp_path, backend) as opened:
         yield opened
-    replica.close()
 
 
 async def drawn(server: Gate, **fields: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ServedLora
 from mezzotint.imaging.metadata import read_receipt
-from tests.api.inprocess import Gate, gate, replica_of, settings_of
+from tests.api.inprocess import Gate, serving
 from tests.waiting import until
 
 INK = ServedLora("ink", "Ink", "a" * 64)
@@ -24,11 +24,8 @@ USED = [{"name": "ink", "scale": 0.5, "sha256": INK.sha256}]
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[Gate]:
-    settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend(loras=(INK, FEW)))
-    async with gate(settings, replica) as opened:
+    async with serving(tmp_path, FakeBackend(loras=(INK, FEW))) as opened:
         yield opened
-    replica.close()
 
 
 async def test_capabilities_and_a1111s_list_tell_of_them(server: Gate) -> None:

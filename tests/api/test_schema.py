@@ -12,16 +12,13 @@ import pytest
 from mezzotint.backends.fake import FakeBackend
 from tests.access.test_routes import OPEN
 from tests.api.fuzz import fuzz
-from tests.api.inprocess import gate, replica_of, settings_of
+from tests.api.inprocess import serving
 
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend())
-    async with gate(settings, replica) as server:
+    async with serving(tmp_path, FakeBackend()) as server:
         yield server.client
-    replica.close()
 
 
 async def test_the_document_says_how_a_key_is_sent_and_where_none_is_asked_for(

@@ -35,7 +35,7 @@ class Keys:
         self._environment = {**os.environ, "MEZZOTINT_HOME": str(home)}
 
     def _run(self, *arguments: str) -> str:
-        command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "keys", *arguments]
+        command = [sys.executable, "-m", "mezzotint", "keys", *arguments]
         done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=True)
         return done.stdout
 

@@ -191,6 +191,8 @@ class TestControls:
         run(["draw", "a", "-o", "a.png", *QUICK])
         assert run(["draw", "a", "--controlnet", "pose:0.5", "--control-image", "a.png", *QUICK]) != 0
         assert "there is no ControlNet 'pose'" in capsys.readouterr().err
+        assert run(["draw", "a", "--controlnet", "pose:much", "--control-image", "a.png", *QUICK]) != 0
+        assert "--controlnet takes NAME, PATH" in capsys.readouterr().err
 
 
 class TestImagePrompts:
@@ -210,3 +212,5 @@ class TestImagePrompts:
         run(["draw", "a", "-o", "a.png", *QUICK])
         assert run(["draw", "a", "--ip-adapter", "style:0.5", "--image-prompt", "a.png", *QUICK]) != 0
         assert "there is no IP-Adapter 'style'" in capsys.readouterr().err
+        assert run(["draw", "a", "--ip-adapter", "style:much", "--image-prompt", "a.png", *QUICK]) != 0
+        assert "--ip-adapter takes NAME, PATH" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_a_name_that_the_terminal_has_no_letters_for_is_listed_all_the_same() ->
 
 def run_alone(*arguments: str, stdout: Any, **variables: str) -> subprocess.CompletedProcess[str]:
     """`mezzotint keys` in a process of its own."""
-    command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "keys", *arguments]
+    command = [sys.executable, "-m", "mezzotint", "keys", *arguments]
     return subprocess.run(
         command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, env={**os.environ, **variables}
     )

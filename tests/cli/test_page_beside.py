@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +26,15 @@ from mezzotint.cli.page_beside import page_beside
 from mezzotint.config import Settings
 with page_beside(Settings(ui_port=0), "http://127.0.0.1:1"):
     time.sleep(600)
+"""
+# Whoever imports what the command line needs is interrupted, as by Ctrl-C.
+INTERRUPTING = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
 """
 
 
@@ -57,7 +68,7 @@ def test_it_ends_even_with_a_server_that_is_killed(tmp_path: Path) -> None:
 
 def test_a_signal_ends_it_at_once_and_quietly_though_pages_are_open(tmp_path: Path) -> None:
     out, err = tmp_path / "out.txt", tmp_path / "err.txt"
-    command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "ui", "--port", "0"]
+    command = [sys.executable, "-m", "mezzotint", "ui", "--port", "0"]
     with out.open("wb") as told, err.open("wb") as complained:
         page = psutil.Popen(
             [*command, "--api", "http://127.0.0.1:1"],
@@ -82,6 +93,19 @@ def test_a_signal_ends_it_at_once_and_quietly_though_pages_are_open(tmp_path: Pa
     assert err.read_text() == ""
 
 
+def test_an_interruption_while_it_starts_ends_it_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
+    found = subprocess.run(
+        beside.COMMAND,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        stdin=subprocess.PIPE,
+        capture_output=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    assert (found.returncode, found.stderr) == (-signal.SIGINT, b"")
+
+
 def test_without_it_there_is_no_process() -> None:
     # Some of those before may end meanwhile: they are other tests'.
     before = set(psutil.Process().children())
@@ -103,7 +127,7 @@ def test_a_port_that_is_taken_is_one_line_that_says_what_to_set() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "ui", "--port", port]
+        command = [sys.executable, "-m", "mezzotint", "ui", "--port", port]
         found = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
     assert found.returncode == 2
     assert re.fullmatch(

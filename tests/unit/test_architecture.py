@@ -148,7 +148,12 @@ WITHOUT = {
 WITHOUT_TORCH = {
     "models/added.py",
     "models/artefact.py",
+    "models/controlnets.py",
+    "models/embeddings.py",
+    "models/ip_adapters.py",
     "models/locations.py",
+    "models/loras.py",
+    "models/named.py",
     "backends/neuron/shapes.py",
     "cores.py",
 }
@@ -213,6 +218,17 @@ def test_a_room_stays_clear_of_what_it_must_not_know(room: str) -> None:
         for name in imports_of(path):
             known = [each for each in WITHOUT[room] if name == each or name.startswith(each + ".")]
             assert not known, f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+ARCHITECTURE = PACKAGE.parents[1] / "docs/architecture.md"
+
+
+@pytest.mark.skipif(not ARCHITECTURE.is_file(), reason="docs is not here")
+@pytest.mark.parametrize("room", ["engine", "backends", "serve"])
+def test_each_module_of_a_room_has_its_line_in_the_table(room: str) -> None:
+    told = ARCHITECTURE.read_text(encoding="utf-8")
+    for path in (PACKAGE / room).glob("[!_]*.py"):
+        assert f"{path.name}`" in told, f"docs/architecture.md does not tell what {room}/{path.name} is for"
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_TORCH))

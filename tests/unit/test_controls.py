@@ -16,7 +16,7 @@ from mezzotint.core import Control, GenerationRequest, Hires, Receipt, ServedCon
 from mezzotint.engine.rows import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.imaging.inputs import cropped_to, resize_image
-from mezzotint.models.controlnets import find_controlnets, read_choice
+from mezzotint.models.controlnets import KIND, find_controlnets
 from mezzotint.models.manifest import fingerprint
 from mezzotint.resolving import resolve
 from mezzotint.serve.fleet import _draws
@@ -233,10 +233,8 @@ class TestFiles:
             (f"mine={folder}:1.5", "mine", f"mine={folder}", 1.5),
             ("x/net.safetensors", "net", "x/net.safetensors", 1.0),
         ):
-            choice = read_choice(given)
+            choice = KIND.read_choice(given, "--controlnet")
             assert (choice.name, choice.place, choice.scale) == (name, place, scale)
-        with pytest.raises(InvalidRequest, match="--controlnet takes NAME, PATH"):
-            read_choice("canny:much")
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 32), (32, 96), (1, 1000), (1000, 1)])

@@ -16,7 +16,7 @@ from mezzotint.core import GenerationRequest, Hires, ImagePrompt, Receipt, Serve
 from mezzotint.engine.rows import batch_key
 from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 from mezzotint.models.added import Added, find_added
-from mezzotint.models.ip_adapters import find_ip_adapters, read_choice
+from mezzotint.models.ip_adapters import find_ip_adapters
 from mezzotint.models.manifest import files_hash, fingerprint
 from mezzotint.resolving import resolve
 from mezzotint.serve.fleet import _draws
@@ -181,14 +181,3 @@ class TestFiles:
         file.write_bytes(file.read_bytes()[:-8])
         with pytest.raises(ModelInvalid, match=r"cut\.safetensors is truncated"):
             find_ip_adapters(tmp_path, [str(file)], encoder)
-
-    def test_the_command_line_names_one_by_name_or_by_path(self) -> None:
-        for given, name, place, scale in (
-            ("style", "style", None, 1.0),
-            ("style:0.5", "style", None, 0.5),
-            ("x/plus.safetensors:1.5", "plus", "x/plus.safetensors", 1.5),
-        ):
-            choice = read_choice(given)
-            assert (choice.name, choice.place, choice.scale) == (name, place, scale)
-        with pytest.raises(InvalidRequest, match="--ip-adapter takes NAME, PATH"):
-            read_choice("style:much")

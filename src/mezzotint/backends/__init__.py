@@ -1,1 +1,1 @@
-"""What draws: one protocol (`base`), and a module for each kind of device behind it."""
+"""What draws: one protocol (`base`), behind it diffusers' modules, compiled graphs (`neuron`), or a fake."""

@@ -28,7 +28,7 @@ from mezzotint.backends.windows import read_windows, words_in_fragments
 from mezzotint.core import Lora
 from mezzotint.emphasis import Piece, parse_emphasis
 
-__all__ = ["Embedding", "PromptEncoder"]
+__all__ = ["PromptEmbedding", "PromptEncoder"]
 
 # Of those that a receipt names.
 MAX_WORDS = 6
@@ -41,7 +41,7 @@ _Key = tuple[str, bool, tuple[tuple[Lora, ...], ...]]
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class PromptEmbedding:
     """What the UNet reads of a text: `hidden` 1 × tokens × width, `pooled` 1 × projection width.
 
     Tokens are a number of windows. `cut` is the end of the text that they had no room for, empty if there is
@@ -71,7 +71,7 @@ class Embedding:
 
 
 class PromptEncoder:
-    """Encodes texts and keeps the latest embeddings, bounded in number and bytes. Not thread-safe."""
+    """Encodes texts and keeps what came of the latest, bounded in number and bytes. Not thread-safe."""
 
     def __init__(
         self,
@@ -84,8 +84,9 @@ class PromptEncoder:
         embeddings: Mapping[str, Sequence[torch.Tensor]],
         knows_tokens_alone: bool,
     ) -> None:
-        """`max_windows`: what a text has beyond so many is cut. embeddings: as `read_windows` has them.
+        """`max_windows`: what a text has beyond so many is cut.
 
+        embeddings: textual inversions, as `read_windows` has them.
         knows_tokens_alone: the model was trained on words of one token, and knows no others.
         """
         self._tokenizers = tokenizers
@@ -98,9 +99,9 @@ class PromptEncoder:
         self._max_windows = max_windows
         self._embeddings = embeddings
         self._knows_tokens_alone = knows_tokens_alone
-        self._cache: OrderedDict[_Key, Embedding] = OrderedDict()
+        self._cache: OrderedDict[_Key, PromptEmbedding] = OrderedDict()
         self._bytes = 0
-        self._zeros: Embedding | None = None
+        self._zeros: PromptEmbedding | None = None
         self.hits = 0
         self.misses = 0
         # Both libraries log what is cut; the receipt already says so, to the one whom it concerns.
@@ -112,7 +113,7 @@ class PromptEncoder:
         # Two of each window mark its beginning and end.
         return self._max_windows * min(int(each.model_max_length) - 2 for each in self._tokenizers)
 
-    def encode(self, text: str, loras: Sequence[Lora] = (), *, emphasis: bool = False) -> Embedding:
+    def encode(self, text: str, loras: Sequence[Lora] = (), *, emphasis: bool = False) -> PromptEmbedding:
         """What the UNet reads of `text`, on the encoders' device and in their dtype.
 
         emphasis: whether it is read in A1111's grammar (`mezzotint.emphasis`).
@@ -130,18 +131,16 @@ class PromptEncoder:
         self._remember(key, embedding)
         return embedding
 
-    def encode_negative(
-        self, text: str | None, loras: Sequence[Lora] = (), *, emphasis: bool = False
-    ) -> Embedding:
+    def encode_negative(self, text: str | None, loras: Sequence[Lora], *, emphasis: bool) -> PromptEmbedding:
         """As `encode`; no text at all is all zeros where the model was trained so, else the empty text."""
         if text is not None or not self._zeros_without_negative:
             return self.encode(text or "", loras, emphasis=emphasis)
         if self._zeros is None:
             empty = self.encode("")
-            self._zeros = Embedding(torch.zeros_like(empty.hidden), torch.zeros_like(empty.pooled))
+            self._zeros = PromptEmbedding(torch.zeros_like(empty.hidden), torch.zeros_like(empty.pooled))
         return self._zeros
 
-    def _encode(self, pieces: Sequence[Piece]) -> Embedding:
+    def _encode(self, pieces: Sequence[Piece]) -> PromptEmbedding:
         texts = read_windows(self._tokenizers, pieces, self._max_windows, self._embeddings)
         hidden = []
         pooled: torch.Tensor | None = None
@@ -163,9 +162,9 @@ class PromptEncoder:
         unknown: tuple[str, ...] = ()
         if self._knows_tokens_alone:
             unknown = words_in_fragments(self._tokenizers[0], pieces, texts[0].read, self._embeddings)
-        return Embedding(joined, pooled, first.cut, first.read, unknown)
+        return PromptEmbedding(joined, pooled, first.cut, first.read, unknown)
 
-    def _remember(self, key: _Key, embedding: Embedding) -> None:
+    def _remember(self, key: _Key, embedding: PromptEmbedding) -> None:
         if embedding.bytes > MAX_CACHED_BYTES:
             return
         self._cache[key] = embedding

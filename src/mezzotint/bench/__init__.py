@@ -1,1 +1,1 @@
-"""Load generators, judges and reports: clients of the server, never of its insides."""
+"""Load generators, judges and reports: of the engine, of a backend's passes, of the service over HTTP."""

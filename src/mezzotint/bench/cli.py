@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -13,6 +14,9 @@ from rich.console import Console
 from mezzotint.errors import InvalidRequest, ModelInvalid, OutputUnwritable, SettingInvalid
 from mezzotint.threads import prepare_libraries
 from mezzotint.tuning import Compile, Quantisation, Tuning
+
+if TYPE_CHECKING:
+    from mezzotint.bench.engine import Result
 
 __all__ = ["app"]
 
@@ -37,27 +41,17 @@ def engine(
     arrivals: Annotated[int | None, typer.Option(min=1, help="Part load: requests a round.")] = None,
 ) -> None:
     """The engine against diffusers serially, request-level batching, and one call at a time."""
-    prepare_libraries()
     # Heavy imports wait until the command is really run.
-    import transformers
-
-    # diffusers' pipeline module imports image processors it does not need, which complain of torchvision.
-    transformers.logging.set_verbosity_error()
+    _prepare()
     from mezzotint.bench.engine import FULL, PARTS, QUICK, Bench
     from mezzotint.bench.reference import Reference
-    from mezzotint.bench.report import describe_run, plot_latency, results_table, write_json
+    from mezzotint.bench.report import describe_run, plot_latency, write_json
     from mezzotint.models.loading import load_backend
 
-    chosen = part or list(PARTS)
-    for name in chosen:
-        if name not in PARTS:
-            raise InvalidRequest(f"unknown part {name!r}; accepted are {', '.join(PARTS)}", param="part")
+    chosen = _chosen(part, PARTS)
     if "load" in chosen and find_spec("matplotlib") is None:
         raise SettingInvalid("the plot needs matplotlib: pip install 'mezzotint[bench]'")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputUnwritable(f"cannot write to {output}: {error.strerror}", param="output") from None
+    file = _begin(output / "engine.json")
     console = Console(stderr=True)
     backend = load_backend(model, device=device, dtype=dtype)
     run = describe_run(backend.info)
@@ -75,14 +69,11 @@ def engine(
         for name in chosen:
             with console.status(f"measuring {name}…"):
                 results += PARTS[name](bench)
-            write_json(output / "engine.json", run, results)
+            write_json(file, run, results)
     finally:
         bench.close()
     plotted = plot_latency(output / "engine.png", run, results)
-    Console().print(results_table(results))
-    console.print(f"wrote {output / 'engine.json'}" + (f" and {output / 'engine.png'}" if plotted else ""))
-    if not quick and not all(result.met for result in results):
-        raise typer.Exit(1)
+    _tell(results, file, *([output / "engine.png"] if plotted else []), strictly=not quick)
 
 
 @app.command()
@@ -98,27 +89,15 @@ def gpu(
     seconds: Annotated[float, typer.Option(min=1.0, help="What all parts together may take.")] = 525.0,
 ) -> None:
     """Full-size SDXL with random weights on one GPU: shares of its floor, peers, load; under 9 minutes."""
-    prepare_libraries()
-    import diffusers
-    import transformers
-
-    for library in (diffusers.utils.logging, transformers.logging):
-        library.set_verbosity_error()
+    _prepare()
     from mezzotint.bench.gpu import open_bench, run_parts
     from mezzotint.bench.gpu_parts import PARTS
-    from mezzotint.bench.report import describe_run, results_table, write_json
+    from mezzotint.bench.report import describe_run, write_json
 
-    chosen = part or list(PARTS)
-    for name in chosen:
-        if name not in PARTS:
-            raise InvalidRequest(f"unknown part {name!r}; accepted are {', '.join(PARTS)}", param="part")
+    chosen = _chosen(part, PARTS)
     console = Console(stderr=True)
     bench = open_bench(quick=quick, device=device)
-    try:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.touch()
-    except OSError as error:
-        raise OutputUnwritable(f"cannot write to {json}: {error.strerror}", param="json") from None
+    _begin(json)
     try:
         run = describe_run(bench.info)
         results = run_parts(
@@ -133,12 +112,9 @@ def gpu(
     finally:
         bench.close()
     write_json(json, run, results, left_out=bench.left_out)
-    Console().print(results_table(results))
     for each in bench.left_out:
         console.print(f"left out: {each}")
-    console.print(f"wrote {json}")
-    if not quick and not all(result.met for result in results):
-        raise typer.Exit(1)
+    _tell(results, json, strictly=not quick)
 
 
 @app.command()
@@ -148,19 +124,16 @@ def service(
     output: Annotated[Path, typer.Option(help="Folder for service.json.")] = Path("out/bench"),
 ) -> None:
     """The whole service, HTTP and Ray, against the bare engine."""
-    prepare_libraries()
-    from mezzotint.bench.report import describe_run, results_table, write_json
+    _prepare()
+    from mezzotint.bench.report import describe_run, write_json
     from mezzotint.bench.service import measure_service, served
     from mezzotint.engine.engine import Engine
 
-    console = Console(stderr=True)
-    output.mkdir(parents=True, exist_ok=True)
+    file, console = _begin(output / "service.json"), Console(stderr=True)
     with console.status("starting…"), Engine.load(model) as engine, served(model) as address:
         results = measure_service(engine, address, trials)
-        write_json(output / "service.json", describe_run(engine.info), results)
-    Console().print(results_table(results))
-    if not all(result.met for result in results):
-        raise typer.Exit(1)
+        write_json(file, describe_run(engine.info), results)
+    _tell(results, file)
 
 
 @app.command()
@@ -196,13 +169,10 @@ def quality(
     ),
 ) -> None:
     """Draw what the embedded model knows, and judge it: the gate for a dtype, a compiled form, a device."""
-    prepare_libraries()
-    import transformers
-
-    transformers.logging.set_verbosity_error()
+    _prepare()
     from mezzotint.bench.gate import Settings, contact_sheet, measure_quality
     from mezzotint.bench.quality import Vocabulary
-    from mezzotint.bench.report import describe_run, results_table, write_json
+    from mezzotint.bench.report import describe_run, write_json
     from mezzotint.engine.engine import Engine
     from mezzotint.models.locations import find_model
     from mezzotint.models.loras import read_choices
@@ -215,8 +185,7 @@ def quality(
         vocabulary = Vocabulary.load(folder)
     except (OSError, KeyError, ValueError):
         raise ModelInvalid(f"{model} has no vocabulary.json and glyphs.png to be judged by") from None
-    output.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
+    file, console = _begin(output / "quality.json"), Console(stderr=True)
     with (
         console.status("drawing…"),
         Engine.load(
@@ -232,11 +201,9 @@ def quality(
         settings = Settings(steps, guidance, scheduler, loras=loras)
         results, drawn = measure_quality(engine, vocabulary, count=glyphs, settings=settings)
         run = describe_run(engine.info)
-    write_json(output / "quality.json", run, results)
+    write_json(file, run, results)
     contact_sheet(drawn, min(24, len(drawn))).save(output / "quality.png")
-    Console().print(results_table(results))
-    if not all(result.met for result in results):
-        raise typer.Exit(1)
+    _tell(results, file, output / "quality.png")
 
 
 @app.command()
@@ -245,20 +212,56 @@ def png(
     output: Annotated[Path, typer.Option(help="Folder for png.json.")] = Path("out/bench"),
 ) -> None:
     """PNG files against Pillow's: time and size, over pictures of each kind."""
-    prepare_libraries()
-    import transformers
-
-    transformers.logging.set_verbosity_error()
+    _prepare()
     from mezzotint.bench.pictures import draw_demo, measure_png, synthetic
-    from mezzotint.bench.report import describe_run, results_table, write_json
+    from mezzotint.bench.report import describe_run, write_json
     from mezzotint.engine.engine import Engine
 
-    output.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
+    file, console = _begin(output / "png.json"), Console(stderr=True)
     with console.status("drawing…"), Engine.load("demo", warm_up=False) as engine:
         pictures = {**synthetic(), "demo": draw_demo(engine)}
         run = describe_run(engine.info)
     with console.status("measuring…"):
         results = measure_png(pictures, trials)
-    write_json(output / "png.json", run, results)
+    write_json(file, run, results)
+    _tell(results, file)
+
+
+# What the commands share
+
+
+def _prepare() -> None:
+    prepare_libraries()
+    import diffusers
+    import transformers
+
+    # diffusers' pipeline module imports image processors it does not need, which complain of torchvision.
+    for library in (diffusers.utils.logging, transformers.logging):
+        library.set_verbosity_error()
+
+
+def _chosen(asked: Sequence[str] | None, parts: Collection[str]) -> Sequence[str]:
+    for name in asked or ():
+        if name not in parts:
+            raise InvalidRequest(f"unknown part {name!r}; accepted are {', '.join(parts)}", param="part")
+    return asked or list(parts)
+
+
+def _begin(file: Path) -> Path:
+    """The file, made: whether it can be written is known before anything is measured."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    except OSError as error:
+        raise OutputUnwritable(f"cannot write to {file}: {error.strerror}", param="output") from None
+    return file
+
+
+def _tell(results: Sequence[Result], *files: Path, strictly: bool = True) -> None:
+    """The figures, and where they are; strictly, with exit code 1 where a bar is missed."""
+    from mezzotint.bench.report import results_table
+
     Console().print(results_table(results))
+    Console(stderr=True).print(f"wrote {' and '.join(map(str, files))}")
+    if strictly and not all(result.met for result in results):
+        raise typer.Exit(1)

@@ -155,7 +155,7 @@ class Bench:
         """How many passes a request waits for its first when a slot is free."""
         waits = []
         knee = self.engine.cost.knee(self._key())
-        background = self._keep_running(max(1, knee - 1))
+        background = _Background(self, max(1, knee - 1))
         for _ in range(self.effort.trials):
             background.top_up()
             time.sleep(self.rng.uniform(0.0, 0.1))
@@ -178,7 +178,7 @@ class Bench:
         crowd = 2 * self.engine.cost.knee(self._key())
         for _ in range(max(2, self.effort.trials // 6)):
             alone += [self._latency(steps=4) for _ in range(3)]
-            background = self._keep_running(crowd)
+            background = _Background(self, crowd)
             for _ in range(3):
                 background.top_up()
                 time.sleep(self.rng.uniform(0.0, 0.1))
@@ -278,9 +278,6 @@ class Bench:
         began = time.perf_counter()
         self.engine.generate(self._request(steps=steps))
         return time.perf_counter() - began
-
-    def _keep_running(self, count: int) -> _Background:
-        return _Background(self, count)
 
     def _pass_periods(self, width: int) -> list[tuple[float, float]]:
         """For passes of `width` images while nothing comes or goes: (seconds beside, begin to next begin)."""

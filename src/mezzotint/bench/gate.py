@@ -76,8 +76,8 @@ def measure_quality(
     engine: Engine,
     vocabulary: Vocabulary,
     *,
-    count: int | None = None,
-    settings: Settings | None = None,
+    count: int | None,
+    settings: Settings,
 ) -> tuple[list[Result], list[Pixels]]:
     """The shares and their bars, and the pictures of the first. A fifth as many pairs as pictograms."""
     alone = singles(vocabulary, count)

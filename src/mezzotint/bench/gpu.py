@@ -327,7 +327,7 @@ class GpuBench:
         return 2 * side**3 / seconds / 1e12
 
 
-def open_bench(*, quick: bool, device: str = "auto") -> GpuBench:
+def open_bench(*, quick: bool, device: str) -> GpuBench:
     """The benchmark on `device`, auto, cpu or cuda.
 
     Raises:

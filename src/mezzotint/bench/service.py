@@ -40,7 +40,7 @@ def served(model: str) -> Iterator[str]:
     Raises:
         GenerationFailed: it did not start.
     """
-    command = [sys.executable, "-c", "from mezzotint.cli import main; main()", "serve"]
+    command = [sys.executable, "-m", "mezzotint", "serve"]
     command += ["--model", model, "--port", "0", "--no-ui"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None

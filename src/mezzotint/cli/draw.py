@@ -176,14 +176,11 @@ def _controls(
 ) -> tuple[tuple[Control, ...], tuple[str, ...]]:
     """What the picture is held to, and the path of a ControlNet that is not the model's own."""
     if net is None or image is None:
-        for given, flag, other in (
-            (net, "--controlnet", "--control-image"),
-            (image, "--control-image", "--controlnet"),
-            (None if preprocessor == "none" else preprocessor, "--preprocessor", "--controlnet"),
-        ):
-            _refuse_alone(given, flag, other)
+        _refuse_alone(net, "--controlnet", "--control-image")
+        _refuse_alone(image, "--control-image", "--controlnet")
+        _refuse_alone(None if preprocessor == "none" else preprocessor, "--preprocessor", "--controlnet")
         return (), ()
-    choice = controlnets.read_choice(net)
+    choice = controlnets.KIND.read_choice(net, "--controlnet")
     pixels = _read(image, "--control-image")
     # Whether there is such a preprocessor, the request's check says.
     control = Control(choice.name, pixels, cast("Preprocessor", preprocessor), choice.scale)
@@ -198,7 +195,7 @@ def _image_prompts(
         _refuse_alone(adapter, "--ip-adapter", "--image-prompt")
         _refuse_alone(image, "--image-prompt", "--ip-adapter")
         return (), ()
-    choice = ip_adapters.read_choice(adapter)
+    choice = ip_adapters.KIND.read_choice(adapter, "--ip-adapter")
     prompt = ImagePrompt(choice.name, _read(image, "--image-prompt"), choice.scale)
     return (prompt,), () if choice.place is None else (choice.place,)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["page_beside"]
 
-COMMAND = (sys.executable, "-c", "from mezzotint.cli import main; main()", "ui", "--until-stdin-ends")
+COMMAND = (sys.executable, "-m", "mezzotint", "ui", "--until-stdin-ends")
 STOP_SECONDS = 5.0
 
 

@@ -200,8 +200,8 @@ class Engine:
         """Draw one picture, event by event. Leaving the iteration cancels the request.
 
         Raises:
-            InvalidRequest, QueueFull, DeadlineUnreachable, ShuttingDown: at the first event; nothing was
-                started. Later failures are events.
+            InvalidRequest, NotSupported, QueueFull, DeadlineUnreachable, ShuttingDown: at the first event;
+                nothing was started. Later failures are events.
         """
         ticket = self.submit(request)
         try:
@@ -214,7 +214,7 @@ class Engine:
         """Queue one picture. Those of the same `group` are let in as if they were one request.
 
         Raises:
-            InvalidRequest: a field is not accepted.
+            InvalidRequest, NotSupported: a field is not accepted.
             QueueFull: `max_queue` requests wait already, or their work exceeds `max_backlog_s`; carries the
                 seconds until there is room.
             DeadlineUnreachable: it takes longer than its deadline, by what is ahead of it or by itself.

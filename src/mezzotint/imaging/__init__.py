@@ -1,1 +1,1 @@
-"""Pictures as files: formats and the receipt they carry. Knows nothing of models, engines or HTTP."""
+"""Files and the receipt they carry, uploads, pictures brought to size. Knows nothing of engines or HTTP."""

@@ -137,8 +137,8 @@ def png_chunks(receipt: Receipt) -> PngInfo:
     return chunks
 
 
-def exif_block(receipt: Receipt, max_bytes: int | None = None) -> bytes:
-    """An EXIF block of at most `max_bytes`.
+def exif_block(receipt: Receipt, max_bytes: int | None) -> bytes:
+    """An EXIF block of at most `max_bytes`; None: of any size.
 
     What does not fit is given up in this order: A1111's text, then the ends of the prompts, which the
     receipt's warnings then say.

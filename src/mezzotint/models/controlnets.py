@@ -12,9 +12,9 @@ from pathlib import Path
 from mezzotint.core import ServedControlNet
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import READ, SUFFIX, Choice, Found, Kind, is_file
+from mezzotint.models.named import READ, SUFFIX, Found, Kind, is_file, opened
 
-__all__ = ["TASKS", "FoundControlNet", "find_controlnets", "read_choice"]
+__all__ = ["KIND", "TASKS", "FoundControlNet", "find_controlnets"]
 
 # What a ControlNet-Union has learnt to read, in the order of its rows in `TASKS`, as its author numbers them
 # (github.com/xinsir6/ControlNetPlus, controlnet_union_test_*.py) and diffusers' `control_mode` does. The last
@@ -31,15 +31,6 @@ def is_controlnet(path: Path) -> bool:
 
 
 KIND = Kind("controlnets", f"folders with a config.json, or {SUFFIX} files", is_controlnet)
-
-
-def read_choice(given: str) -> Choice:
-    """What a command line asks to draw with: NAME, PATH or NAME=PATH, with or without `:SCALE` behind it.
-
-    Raises:
-        InvalidRequest: the scale is no number.
-    """
-    return KIND.read_choice(given, "--controlnet")
 
 
 @dataclass(frozen=True)
@@ -104,11 +95,5 @@ def _count_kinds(path: Path) -> int | None:
 
 
 def _shape_of_tasks(file: Path) -> list[int] | None:
-    # Here, for the page's own installation has the command line without it.
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            return list(tensors.get_slice(TASKS).get_shape()) if TASKS in tensors.keys() else None  # noqa: SIM118
-    except SafetensorError:
-        raise ModelInvalid(f"{file.parent.name}/{file.name} is truncated or no safetensors file") from None
+    with opened(file, f"{file.parent.name}/{file.name}") as tensors:
+        return list(tensors.get_slice(TASKS).get_shape()) if TASKS in tensors.keys() else None  # noqa: SIM118

@@ -12,7 +12,7 @@ from pathlib import Path
 from mezzotint.core import ServedEmbedding
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Found, Kind, is_file
+from mezzotint.models.named import SUFFIX, Found, Kind, is_file, opened
 
 __all__ = ["ENCODERS", "find_embeddings"]
 
@@ -38,17 +38,9 @@ def find_embeddings(model: Path, given: Sequence[str] = ()) -> tuple[Found[Serve
 
 
 def _described(name: str, path: Path) -> ServedEmbedding:
-    # Here, for the page's own installation has the command line without it.
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            shapes = [file.get_slice(each).get_shape() for each in ENCODERS if each in file.keys()]  # noqa: SIM118
+    with opened(path, f"the embedding {path.name}") as file:
+        shapes = [file.get_slice(each).get_shape() for each in ENCODERS if each in file.keys()]  # noqa: SIM118
         sha256 = files_hash(path)
-    except (SafetensorError, OSError):
-        raise ModelInvalid(
-            f"the embedding {path.name} is truncated, unreadable or no safetensors file"
-        ) from None
     # As many of each, and some.
     counts = {shape[0] if len(shape) == 2 else 0 for shape in shapes}
     if len(shapes) != len(ENCODERS) or len(counts) != 1 or counts == {0}:

@@ -15,9 +15,9 @@ from mezzotint.core import ServedIpAdapter
 from mezzotint.errors import ModelInvalid, SettingInvalid
 from mezzotint.models.json_files import read_json
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import READ, SUFFIX, Choice, Found, Kind, is_file
+from mezzotint.models.named import READ, SUFFIX, Found, Kind, is_file, opened
 
-__all__ = ["IMAGE", "FoundIpAdapter", "find_ip_adapters", "image_encoder_of", "read_choice"]
+__all__ = ["IMAGE", "KIND", "FoundIpAdapter", "find_ip_adapters", "image_encoder_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +31,6 @@ IMAGE = "image_proj."
 PLAIN, PLUS = ("proj.weight", "projection_dim"), ("proj_in.weight", "hidden_size")
 # Of kinds that are not served: the full ones, which read every patch, and FaceID's, which read faces.
 FULL, FACE = f"{IMAGE}proj.3.weight", f"{IMAGE}proj.2.weight"
-
-
-def read_choice(given: str) -> Choice:
-    """What a command line asks to draw with: NAME, PATH or NAME=PATH, with or without `:SCALE` behind it.
-
-    Raises:
-        InvalidRequest: the scale is no number.
-    """
-    return KIND.read_choice(given, "--ip-adapter")
 
 
 @dataclass(frozen=True)
@@ -121,13 +112,5 @@ def _described(name: str, path: Path, encoder: Mapping[str, Any], encoder_sha256
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
-    # Here, for the page's own installation has the command line without it.
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        raise ModelInvalid(
-            f"the IP-Adapter {path.name} is truncated, unreadable or no safetensors file"
-        ) from None
+    with opened(path, f"the IP-Adapter {path.name}") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mezzotint.core import Lora, ModelLimits, ServedLora
-from mezzotint.errors import InvalidRequest, ModelInvalid
+from mezzotint.errors import InvalidRequest
 from mezzotint.models.manifest import files_hash
-from mezzotint.models.named import SUFFIX, Found, Kind, is_file
+from mezzotint.models.named import SUFFIX, Found, Kind, is_file, opened
 from mezzotint.samplers import find_sampler
 
 __all__ = ["find_loras", "read_choices"]
@@ -45,15 +45,9 @@ def read_choices(given: Sequence[str]) -> tuple[tuple[Lora, ...], list[str]]:
 
 
 def _described(name: str, path: Path) -> ServedLora:
-    # Here, for the page's own installation has the command line without it.
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            told = file.metadata() or {}
+    with opened(path, f"the LoRA {path.name}") as file:
+        told = file.metadata() or {}
         sha256 = files_hash(path)
-    except (SafetensorError, OSError):
-        raise ModelInvalid(f"the LoRA {path.name} is truncated, unreadable or no safetensors file") from None
     # A file says of itself what it likes: what makes no sense is as if it were not said.
     steps = _number(told, "mezzotint_steps", 1, ModelLimits.max_steps)
     return ServedLora(

@@ -49,7 +49,6 @@ def write_manifest(folder: Path) -> Path:
         ModelInvalid: the folder holds files of a kind that is not read.
         OSError: it cannot be read or written.
     """
-    folder = Path(folder)
     check_file_kinds(folder)
     names = _list_files(folder)
     with ThreadPoolExecutor(HASH_THREADS) as pool:

@@ -7,14 +7,15 @@ No torch here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from mezzotint.errors import InvalidRequest, SettingInvalid
+from mezzotint.errors import InvalidRequest, ModelInvalid, SettingInvalid
 
-__all__ = ["READ", "SUFFIX", "Choice", "Found", "Kind", "is_file"]
+__all__ = ["READ", "SUFFIX", "Choice", "Found", "Kind", "is_file", "opened"]
 
 SUFFIX = ".safetensors"
 # Of a folder that was pulled whole, what counts.
@@ -116,6 +117,23 @@ class Kind:
 def is_file(path: Path) -> bool:
     """Whether a path leads to a file of weights."""
     return path.suffix == SUFFIX and path.is_file()
+
+
+@contextmanager
+def opened(path: Path, what: str) -> Iterator[Any]:
+    """Within, the names, shapes and metadata of a file of weights can be read. `what`: the file, in words.
+
+    Raises:
+        ModelInvalid: it cannot be read, or is no such file.
+    """
+    # Here, for the page's own installation has the command line without it.
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError):
+        raise ModelInvalid(f"{what} is truncated, unreadable or no safetensors file") from None
 
 
 def name_of(path: Path) -> str:

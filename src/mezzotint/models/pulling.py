@@ -1,4 +1,4 @@
-"""Fetching a model of the catalogue: the one place of the models' room that uses the network.
+"""Fetching a model of the catalogue from the Hugging Face Hub. (`artefact_store` fetches from a bucket.)
 
 Only the files that are needed, at the pinned commit, into a folder beside their final place; once all are
 there and hashed, the folder is renamed. What is interrupted leaves nothing that looks like a model.

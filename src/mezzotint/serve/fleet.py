@@ -46,11 +46,6 @@ class _Known:
             backlogs[each.tenant] = backlogs.get(each.tenant, 0.0) + each.work_s
         return backlogs
 
-    def backlog_s(self, tenant: str | None = None) -> float:
-        told = self.report.backlogs
-        backlog = sum(told.values()) if tenant is None else told.get(tenant, 0.0)
-        return backlog + sum(each.work_s for each in self.sent if tenant in (None, each.tenant))
-
 
 class Fleet:
     """`gateways` share the replicas, and what they refuse comes back to any of them."""
@@ -91,7 +86,7 @@ class Fleet:
 
         def rank(name: str) -> tuple[bool, float, float, float]:
             is_full = self._wait_s(name, request, 1) is not None
-            backlog_s = self._known[name].backlog_s()
+            backlog_s = sum(self._known[name].backlogs_s().values())
             # Gateways that know the same must not all choose the same.
             return is_full, self._finish_s(name, request), backlog_s, random.random()
 
@@ -164,11 +159,11 @@ class Fleet:
         return own_s + sum(min(backlog_s, own_s) for backlog_s in others.values())
 
     def _wait_s(self, name: str, request: ResolvedRequest, count: int) -> float | None:
-        known, report = self._known[name], self._known[name].report
+        report, backlogs_s = self._known[name].report, self._known[name].backlogs_s()
         return seconds_until_room(
             count * _work_s(report, request),
-            own_s=known.backlog_s(request.tenant),
-            backlog_s=known.backlog_s(),
+            own_s=backlogs_s.get(request.tenant, 0.0),
+            backlog_s=sum(backlogs_s.values()),
             queued=report.queued,
             max_queue=report.max_queue,
             max_backlog_s=report.max_backlog_s,

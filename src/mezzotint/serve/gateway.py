@@ -135,7 +135,7 @@ class Gateway:
         longest_s: the most that the deadline may be, by default the gateway's own.
 
         Raises:
-            InvalidRequest: a field is not accepted.
+            InvalidRequest, NotSupported: a field is not accepted.
             ModelNotFound: `model` is not the one that is served.
             PermissionDenied: the caller's key may not use the model, or not at this priority.
             ModelLoading: no replica has said yet what it serves.

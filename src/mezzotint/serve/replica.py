@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 from opentelemetry.trace import Span
@@ -60,8 +60,7 @@ class EngineReplica:
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="mezzotint-encode")
 
     async def info(self) -> BackendInfo:
-        info = self._engine.info
-        return replace(info, versions=dict(info.versions))
+        return self._engine.info
 
     async def generate(self, order: Order) -> AsyncGenerator[WireEvent]:
         """Events up to one `Drawn` or `Refused`; unless the order asks for progress, that one alone.

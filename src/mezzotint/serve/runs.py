@@ -14,6 +14,7 @@ from functools import partial
 
 from mezzotint.core import Queued
 from mezzotint.serve.access.admission import Admission
+from mezzotint.serve.background import is_cancelled
 from mezzotint.serve.gateway import Gateway
 from mezzotint.serve.peers import Peers, answers
 from mezzotint.serve.prepared import PreparedRequest
@@ -51,9 +52,8 @@ class Run:
         try:
             await self._drawing
         except asyncio.CancelledError:
-            task = asyncio.current_task()
             # Interrupted, and not left alone by the client.
-            if not self.interrupted or (task is not None and task.cancelling()):
+            if not self.interrupted or is_cancelled():
                 raise
         return [self.drawn[number] for number in sorted(self.drawn)]
 

@@ -102,7 +102,7 @@ class Service:
         """A linked picture, such as a preview, by the last part of its link."""
         return await self._bytes(f"/v1/images/files/{name}")
 
-    async def happenings(self, id: str, after: str = "") -> AsyncGenerator[Happening]:
+    async def happenings(self, id: str, after: str) -> AsyncGenerator[Happening]:
         """The job's events from its beginning, or from `after` on, to its last or until the line breaks."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": after} if after else {})}
         try:

@@ -1,1 +1,1 @@
-"""The HTTP surfaces. Each module translates one wire schema, and none draws, queues or retries."""
+"""The HTTP surfaces, each a translation of its wire schema, and what they share. None queues or retries."""

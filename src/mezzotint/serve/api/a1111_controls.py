@@ -29,7 +29,7 @@ from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.inputs import clip_square, cropped_to, padded_to
 from mezzotint.imaging.size import fitting_size
 from mezzotint.imaging.uploads import read_upload_text
-from mezzotint.resolving_added import check_adapters, check_names, sides_of
+from mezzotint.resolving_added import check_controlnets, check_ip_adapters, sides_of
 from mezzotint.serve.api.a1111_answers import ERRORS
 from mezzotint.serve.api.a1111_fields import Real, check_neutral
 from mezzotint.serve.api.dependencies import CallerOf, KeyedRoute, ServicesOf
@@ -227,8 +227,8 @@ def with_controls(
     for unit in nets.values():
         unit.check()
     # Before any picture is decoded: a small file may hold a large one.
-    check_names([unit.net for unit in nets.values()], limits)
-    check_adapters([unit.adapter for unit in prompts.values()], limits)
+    check_controlnets([unit.net for unit in nets.values()], limits)
+    check_ip_adapters([unit.adapter for unit in prompts.values()], limits)
     width, height = _size(request, limits)
     # What is not drawn is refused later on; until then nothing is made of such a size.
     shape = (_within(width, limits), _within(height, limits))

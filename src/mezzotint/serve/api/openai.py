@@ -148,8 +148,8 @@ async def prepare_all(
     services: Services,
     caller: Caller,
     *,
-    image: Pixels | None = None,
-    mask: Mask | None = None,
+    image: Pixels | None,
+    mask: Mask | None,
 ) -> list[PreparedRequest]:
     """A prepared request for each picture, checked against the served model.
 

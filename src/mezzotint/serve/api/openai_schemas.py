@@ -30,7 +30,7 @@ from mezzotint.core import (
 )
 from mezzotint.errors import InvalidRequest, NotSupported
 from mezzotint.imaging.size import parse_size
-from mezzotint.resolving_added import check_adapters, check_names, limits_with, sides_of
+from mezzotint.resolving_added import check_controlnets, check_ip_adapters, limits_with, sides_of
 from mezzotint.serve.api.bounds import MAX_IMAGES, seeds_of
 from mezzotint.serve.api.fields import Fields
 from mezzotint.serve.api.openai_objects import ControlFields, HiresFields, ImagePromptFields, LoraFields
@@ -86,15 +86,11 @@ def is_alias(name: str) -> bool:
     return ALIAS.fullmatch(name) is not None
 
 
-def _unless(refused: str, param: str, why: str) -> BeforeValidator:
+def _check_background(value: object) -> object:
     """What OpenAI knows and this does not serve is refused as that, and not offered with the others."""
-
-    def check(value: object) -> object:
-        if value == refused:
-            raise NotSupported(why, param=param)
-        return value
-
-    return BeforeValidator(check)
+    if value == "transparent":
+        raise NotSupported("background: transparent pictures are not supported", param="background")
+    return value
 
 
 class ImageFields(Fields):
@@ -113,10 +109,9 @@ class ImageFields(Fields):
     output_compression: int | None = Field(
         None, ge=0, le=100, description="a JPEG's or WebP's quality, a PNG's effort"
     )
-    background: Annotated[
-        Literal["auto", "opaque"] | None,
-        _unless("transparent", "background", "background: transparent pictures are not supported"),
-    ] = Field(None, description="transparent is not supported")
+    background: Annotated[Literal["auto", "opaque"] | None, BeforeValidator(_check_background)] = Field(
+        None, description="transparent is not supported"
+    )
     moderation: Literal["auto", "low"] | None = Field(
         None, description="accepted: what is drawn is for the server to say"
     )
@@ -273,8 +268,8 @@ class GenerationFields(ImageFields):
 
     def read_conditioning(self, limits: ModelLimits) -> tuple[tuple[Control, ...], tuple[ImagePrompt, ...]]:
         controls, prompts = self.controls or (), self.image_prompts or ()
-        check_names([each.name for each in controls], limits)
-        check_adapters([each.name for each in prompts], limits)
+        check_controlnets([each.name for each in controls], limits)
+        check_ip_adapters([each.name for each in prompts], limits)
         sides = sides_of(limits)
         return (
             tuple(each.read(f"controls[{number}].image") for number, each in enumerate(controls)),

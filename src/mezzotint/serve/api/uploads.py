@@ -80,7 +80,7 @@ class _Parser(MultiPartParser):
 
 
 async def read_form(
-    request: Request, kind: type[_Fields], files: Sequence[str], not_served: Collection[str] = ()
+    request: Request, kind: type[_Fields], files: Sequence[str], not_served: Collection[str]
 ) -> tuple[_Fields, dict[str, list[bytes]]]:
     """The text fields as `kind`, and the content of the files by the field's name.
 

@@ -103,7 +103,7 @@ def _check_file(database: str | None) -> None:
         ) from None
 
 
-def create_engine(url: URL, setting: str = "") -> AsyncEngine:
+def create_engine(url: URL, setting: str) -> AsyncEngine:
     """The engine; connects to nothing yet.
 
     setting: what `read_url` had the URL from. From a file, each new connection has the name and the password

@@ -40,7 +40,7 @@ def width_class(width: int) -> str:
 
 
 class EngineMetrics(Observer):
-    def __init__(self, engine: Engine, name: str = "here") -> None:
+    def __init__(self, engine: Engine, name: str) -> None:
         self._labels = {"process": "engine", "replica": name}
         self._key = BoundedLabel()
         registry = self._registry = CollectorRegistry()

@@ -77,7 +77,7 @@ class Orders(Protocol):
 
 
 class GatewayMetrics:
-    def __init__(self, name: str = "here") -> None:
+    def __init__(self, name: str) -> None:
         self._labels = {"process": "gateway", "replica": name}
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
