@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ import httpx
 import pytest
 
 from mezzotint.backends.fake import FakeBackend
+from mezzotint.core import ServedControlNet
 from tests.access.test_routes import OPEN
 from tests.api.fuzz import fuzz
 from tests.api.inprocess import gate, replica_of, settings_of
+
+NO_PICTURE = {"name": "canny", "image": "AAAA"}
 
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     settings = settings_of(tmp_path)
-    replica = replica_of(settings, FakeBackend())
+    replica = replica_of(settings, FakeBackend(controlnets=(ServedControlNet("canny", "a" * 64),)))
     async with gate(settings, replica) as server:
         yield server.client
     replica.close()
@@ -51,21 +55,32 @@ async def test_the_document_says_how_a_key_is_sent_and_where_none_is_asked_for(
         ("GET", "/imagine", {"params": {"prompt": ""}}),
         ("POST", "/v1/images/generations", {"json": {"prompt": "a"}}),
         ("POST", "/v1/images/generations", {"json": {"prompt": "a", "deadline_s": 1e-9}}),
+        ("POST", "/v1/images/generations", {"json": {"prompt": "a", "controls": [NO_PICTURE]}}),
         ("POST", "/v1/images/jobs", {"json": {"prompt": "a"}}),
         ("POST", "/sdapi/v1/txt2img", {"json": {"prompt": "a"}}),
         ("PUT", "/imagine", {}),
         ("GET", "/healthz", {}),
+        ("GET", "/metrics", {}),
     ],
 )
-async def test_every_header_of_ours_is_in_the_document(
+async def test_status_kind_and_every_header_of_ours_are_in_the_document(
     client: httpx.AsyncClient, method: str, path: str, asked: dict[str, Any]
 ) -> None:
     document = (await client.get("/openapi.json")).json()
     response = await client.request(method, path, **asked)
     operation = document["paths"][path].get(method.lower()) or next(iter(document["paths"][path].values()))
-    declared = {name.lower() for name in operation["responses"][str(response.status_code)]["headers"]}
+    told = operation["responses"][str(response.status_code)]
+    assert response.headers["content-type"] in told["content"]
+    declared = {name.lower() for name in told["headers"]}
     ours = ("x-request-id", "x-mezzotint", "x-should", "retry-after", "etag", "location", "allow")
     assert {name for name in response.headers if name.startswith(ours)} <= declared
+
+
+async def test_bounds_are_told_in_the_words_of_json_schema(client: httpx.AsyncClient) -> None:
+    document = await client.get("/openapi.json")
+    assert re.findall(r'"(?:ge|gt|le|lt|min_length|max_length)":', document.text) == []
+    asked = document.json()["components"]["schemas"]["Txt2Img"]["properties"]
+    assert {"type": "integer", "minimum": 1, "maximum": 10} in asked["batch_size"]["anyOf"]
 
 
 async def test_the_document_knows_both_names_of_a_picture(client: httpx.AsyncClient) -> None:

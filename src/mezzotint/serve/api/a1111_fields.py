@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from mezzotint.errors import NotSupported
+from mezzotint.serve.api.bounds import MAX_IMAGES
 
-__all__ = ["Real", "Whole", "check_neutral"]
+__all__ = ["Blur", "Count", "Real", "Seed", "Whole", "check_neutral"]
 
 # A1111's own defaults, and its clients', that say something; what else a field may hold without changing the
 # picture. Of those about a mask they are all that is served: clients send them unasked.
@@ -94,8 +95,13 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Real = Annotated[float, BeforeValidator(_no_truth_value)]
+NO_TRUTH_VALUE = BeforeValidator(_no_truth_value)
+Whole = Annotated[int, NO_TRUTH_VALUE]
+Real = Annotated[float, NO_TRUTH_VALUE]
+# Bounds before the validator: behind one, pydantic writes them into the OpenAPI document as ge and le.
+Seed = Annotated[int, Field(ge=-1), NO_TRUTH_VALUE]
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), NO_TRUTH_VALUE]
+Blur = Annotated[int, Field(ge=0, le=64), NO_TRUTH_VALUE]
 
 
 def check_neutral(

@@ -16,7 +16,7 @@ from mezzotint.core import MAX_PROMPT_CHARACTERS, UPSCALERS, GenerationRequest, 
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
-from mezzotint.serve.api.a1111_fields import Real, Whole, check_neutral
+from mezzotint.serve.api.a1111_fields import Blur, Count, Real, Seed, Whole, check_neutral
 from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.fields import Fields
 
@@ -65,7 +65,7 @@ class Txt2Img(Fields):
         description="what to draw, with weights as (words:1.2) and LoRAs as <lora:name:scale>"
     )
     negative_prompt: str | None = Field(None, description="what to steer away from; empty means none")
-    seed: Whole | None = Field(None, ge=-1, description="-1 draws one; picture i has seed + i")
+    seed: Seed | None = Field(None, description="-1 draws one; picture i has seed + i")
     steps: Whole | None = None
     cfg_scale: Real | None = None
     width: Whole | None = None
@@ -73,8 +73,8 @@ class Txt2Img(Fields):
     sampler_name: str | None = Field(None, description="a name of /sdapi/v1/samplers")
     sampler_index: str | None = Field(None, description="the sampler's name, where sampler_name is left out")
     scheduler: str | None = Field(None, description="a name or label of /sdapi/v1/schedulers")
-    batch_size: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
-    n_iter: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
+    batch_size: Count | None = None
+    n_iter: Count | None = None
     enable_hr: bool | None = Field(None, description="draw it larger in a second stage")
     hr_scale: Real | None = Field(None, description="how many times larger")
     hr_second_pass_steps: Whole | None = Field(
@@ -213,9 +213,9 @@ class Img2Img(Txt2Img):
     init_images: list[str] = Field(min_length=1, description="one base64 file or data: URL")
     mask: str | None = Field(None, description="base64 file or data: URL; white is redrawn")
     denoising_strength: Real = 0.75
-    mask_blur: Whole | None = Field(None, ge=0, le=64, description="pixels, whatever the two of a side say")
-    mask_blur_x: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
-    mask_blur_y: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
+    mask_blur: Blur | None = Field(None, description="pixels, whatever the two of a side say")
+    mask_blur_x: Blur | None = Field(None, description="pixels; 4 when left out")
+    mask_blur_y: Blur | None = Field(None, description="pixels; 4 when left out")
     # A1111's own tests say true and false.
     inpainting_mask_invert: int | None = Field(None, ge=0, le=1, description="1 redraws the black")
     include_init_images: bool = False

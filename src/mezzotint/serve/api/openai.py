@@ -53,9 +53,8 @@ DRAWING = {
         "content": {"text/event-stream": {}},
         **headers(*DRAWN),
     },
-    **answers(404, 504),
+    **answers(404, 415, 504),
 }
-WITH_FILES = {**DRAWING, **answers(415)}
 
 
 async def generations(
@@ -76,7 +75,7 @@ router.add_api_route(
 
 @router.post(
     "/v1/images/edits",
-    responses=WITH_FILES,
+    responses=DRAWING,
     openapi_extra=form_schema(EditFields, ["image"], ["mask"]),
     summary="Draw a picture anew, or the part of it that a mask leaves open",
 )
@@ -87,7 +86,7 @@ async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Res
 
 @router.post(
     "/v1/images/variations",
-    responses=WITH_FILES,
+    responses=DRAWING,
     openapi_extra=form_schema(VariationFields, ["image"]),
     summary="Draw pictures that are like a picture",
 )
