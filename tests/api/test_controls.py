@@ -474,7 +474,7 @@ class TestA1111:
             ({"model": "union", "union_control_type": "Tile"}, "there is no ControlNet 'union-tile'"),
             ({"model": "union-canny", "union_control_type": "Depth"}, "no ControlNet 'union-canny-depth'"),
             ({"union_control_type": "Lines"}, "union_control_type is one of openpose, depth, soft edge"),
-            ({"guidance_start": 0.95}, "must be below the end of canny, 0.9, not 0.95"),
+            ({"guidance_start": 0.95}, "guidance_start must be below the end of canny, 0.9, not 0.95"),
             ({"image": {"image": 5}}, "must be base64"),
             ({"image": {"image": CONTROL["image"], "mask": CONTROL["image"]}}, "a mask of a unit's image"),
         ],

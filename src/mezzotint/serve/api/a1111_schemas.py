@@ -25,7 +25,7 @@ __all__ = ["NO_UPSCALER", "SENT_AS", "Img2Img", "Txt2Img", "loras_of", "sampler_
 SENT_AS: Mapping[str, str] = {
     "controls": "alwayson_scripts",
     "controls.image": "alwayson_scripts",
-    "controls.start": "alwayson_scripts",
+    "controls.start": "alwayson_scripts.controlnet.guidance_start",
     "image_prompts": "alwayson_scripts",
     "image_prompts.image": "alwayson_scripts",
     "guidance_scale": "cfg_scale",
@@ -180,10 +180,14 @@ class Txt2Img(Fields):
             height=self.height,
             steps=self.steps,
             guidance_scale=self.cfg_scale,
-            scheduler=sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
+            scheduler=self._sampler(),
             seed=None if self.seed == -1 else self.seed,
             hires=self._hires(),
         )
+
+    def _sampler(self) -> str | None:
+        field = "sampler_name" if self.sampler_name or not self.sampler_index else "sampler_index"
+        return sampler_of(getattr(self, field), self.scheduler, field)
 
     def forget_pictures(self) -> None:
         """Let go of those that are decoded by now, and that the answer does not repeat."""
@@ -266,8 +270,10 @@ def loras_of(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     return (EXTRA_NETWORK.sub("", prompt).strip() if loras else prompt), tuple(loras)
 
 
-def sampler_of(name: str | None, scheduler: str | None) -> str | None:
+def sampler_of(name: str | None, scheduler: str | None, field: str) -> str | None:
     """One of our samplers from A1111's two fields: "DPM++ 2M" and "Karras" are "DPM++ 2M Karras".
+
+    field: which says the name.
 
     Raises:
         InvalidRequest: there is none of that name, or not with that schedule.
@@ -277,7 +283,7 @@ def sampler_of(name: str | None, scheduler: str | None) -> str | None:
         if schedule == "automatic":
             return None
         raise InvalidRequest("scheduler needs a sampler_name beside it", param="scheduler")
-    sampler = _named(name)
+    sampler = _named(name, field)
     if schedule == "automatic" or (schedule == "karras" and sampler.endswith(" Karras")):
         return sampler
     combined = f"{sampler} {schedule}".casefold()
@@ -290,11 +296,9 @@ def sampler_of(name: str | None, scheduler: str | None) -> str | None:
     )
 
 
-def _named(name: str) -> str:
+def _named(name: str, field: str) -> str:
     try:
         return find_sampler(name).name
     except MezzotintError:
         accepted = ", ".join(each.name for each in SAMPLERS)
-        raise InvalidRequest(
-            f"unknown sampler_name {name!r}; accepted are {accepted}", param="sampler_name"
-        ) from None
+        raise InvalidRequest(f"unknown {field} {name!r}; accepted are {accepted}", param=field) from None
