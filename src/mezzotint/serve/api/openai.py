@@ -178,8 +178,15 @@ async def prepare_all(
 
 
 def _with_previews(prepared: PreparedRequest, count: int) -> PreparedRequest:
-    """Previews at even distances, at least `count` of them where there are steps enough."""
-    return prepared.with_previews(max(1, prepared.request.evaluations // (count + 1))) if count else prepared
+    """`count` previews at even distances; of very few steps there may be more of them."""
+    if not count:
+        return prepared
+    steps = prepared.request.evaluations
+    # Rounded up: rounded down, one more would come before them, of noise.
+    every = -(-steps // (count + 1))
+    if (steps - 1) // every < count:
+        every = max(1, steps // (count + 1))
+    return prepared.with_previews(every)
 
 
 @router.get("/v1/models", responses=answers(404), summary="The served model, and its aliases")
