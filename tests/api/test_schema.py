@@ -12,6 +12,7 @@ import pytest
 
 from mezzotint.backends.fake import FakeBackend
 from mezzotint.core import ServedControlNet
+from mezzotint.serve.stores.keys import KeyStore, NewKey
 from tests.access.test_routes import OPEN
 from tests.api.fuzz import fuzz
 from tests.api.inprocess import gate, replica_of, settings_of
@@ -21,9 +22,13 @@ NO_PICTURE = {"name": "canny", "image": "AAAA"}
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    settings = settings_of(tmp_path)
+    """With a key that may draw one picture at a time."""
+    settings = settings_of(tmp_path, auth="on")
     replica = replica_of(settings, FakeBackend(controlnets=(ServedControlNet("canny", "a" * 64),)))
     async with gate(settings, replica) as server:
+        new = NewKey("alice", concurrent_images=1, is_admin=True)
+        _, key = await KeyStore(server.services.database).create(new)
+        server.client.headers["x-api-key"] = key
         yield server.client
     replica.close()
 
@@ -57,7 +62,9 @@ async def test_the_document_says_how_a_key_is_sent_and_where_none_is_asked_for(
         ("POST", "/v1/images/generations", {"json": {"prompt": "a", "deadline_s": 1e-9}}),
         ("POST", "/v1/images/generations", {"json": {"prompt": "a", "controls": [NO_PICTURE]}}),
         ("POST", "/v1/images/jobs", {"json": {"prompt": "a"}}),
+        ("POST", "/v1/images/jobs", {"json": {"prompt": "a", "n": 2}}),
         ("POST", "/sdapi/v1/txt2img", {"json": {"prompt": "a"}}),
+        ("POST", "/sdapi/v1/txt2img", {"json": {"prompt": "a", "seed": 2**63 - 1, "n_iter": 2}}),
         ("PUT", "/imagine", {}),
         ("GET", "/healthz", {}),
         ("GET", "/metrics", {}),
