@@ -580,6 +580,7 @@ async def test_whoever_refuses_below_sdapi_does_it_in_a1111s_shape(server: Gate)
     [
         ({"seed": -2}, "seed: input should be greater than or equal to -1"),
         ({"steps": True}, "steps: must be a number, not true or false"),
+        ({"override_settings": {"sd_vae": "x"}}, "override_settings.sd_vae is not served here"),
         ({"sampler_name": "Oil"}, "unknown sampler_name 'Oil'"),
         ({"sampler_index": "Oil"}, "unknown sampler_index 'Oil'"),
         ({"seed": 2**63 - 1, "n_iter": 2}, "seed must be at most 9,223,372,036,854,775,806 with 2 pictures"),

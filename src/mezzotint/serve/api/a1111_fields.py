@@ -105,11 +105,11 @@ Blur = Annotated[int, Field(ge=0, le=64), NO_TRUTH_VALUE]
 
 
 def check_neutral(
-    fields: Mapping[str, object], in_force: Mapping[str, object] = MappingProxyType({})
+    fields: Mapping[str, object], in_force: Mapping[str, object] = MappingProxyType({}), place: str = ""
 ) -> None:
     """Refuse a field that would change the picture and is not served.
 
-    in_force: what holds for everybody, and may be said again.
+    in_force: what holds for everybody, and may be said again. place: where the fields stand, before names.
 
     Raises:
         NotSupported: names the first of them.
@@ -124,7 +124,8 @@ def check_neutral(
             continue
         own = "".join(f"{json.dumps(each)}, " for each in accepted)
         nothing = "null" if name in CHOOSES_BY_ZERO else "null, false, 0"
-        raise NotSupported(f"{name} is not served here; accepted are {own}{nothing} or empty", param=name)
+        told = f"{place}{name}"
+        raise NotSupported(f"{told} is not served here; accepted are {own}{nothing} or empty", param=told)
 
 
 def _says_nothing(name: str, value: object) -> bool:

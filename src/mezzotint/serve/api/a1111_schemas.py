@@ -160,7 +160,8 @@ class Txt2Img(Fields):
         check_neutral(self._not_served(), self._said_again())
         known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps", "emphasis")
         settings = self.override_settings or {}
-        check_neutral({name: value for name, value in settings.items() if name not in known})
+        others = {name: value for name, value in settings.items() if name not in known}
+        check_neutral(others, place="override_settings.")
         if len(self.prompt) > MAX_TAGGED_CHARACTERS:
             raise InvalidRequest(
                 f"prompt has {len(self.prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are accepted",
