@@ -98,6 +98,15 @@ async def test_the_document_knows_both_names_of_a_picture(client: httpx.AsyncCli
     assert body["allOf"] == [{"anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}]
 
 
+async def test_what_a_route_never_takes_is_not_in_its_body(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    jobs = document["components"]["schemas"]["JobFields"]["properties"]
+    assert not {"stream", "response_format"} & set(jobs)
+    body = document["paths"]["/v1/images/variations"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    no_prompt = {"style", "style_preset", "negative_prompt", "stream", "partial_images"}
+    assert not no_prompt & set(body["schema"]["properties"])
+
+
 def test_generated_requests_get_no_5xx_and_no_status_that_the_document_does_not_name(tmp_path: Path) -> None:
     told = fuzz(tmp_path, cases=200, seed=1, phases="fuzzing")
     assert told["passed"], told["report"]
