@@ -86,9 +86,9 @@ def replica_of(settings: Settings, backend: FakeBackend) -> EngineReplica:
 
 
 @asynccontextmanager
-async def serving(folder: Path, backend: FakeBackend) -> AsyncIterator[Gate]:
-    """A gateway in front of an engine of its own."""
-    settings = settings_of(folder)
+async def serving(folder: Path, backend: FakeBackend, **changes: Any) -> AsyncIterator[Gate]:
+    """A gateway in front of an engine of its own. changes: of the settings."""
+    settings = settings_of(folder, **changes)
     with closing(replica_of(settings, backend)) as replica:
         async with gate(settings, replica) as opened:
             yield opened

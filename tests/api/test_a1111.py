@@ -180,7 +180,7 @@ async def test_a_mask_keeps_what_is_black(server: Gate) -> None:
         ("txt2img", {**SMALL, "width": 65}, 400, "width"),
         ("txt2img", {**SMALL, "steps": 0}, 400, "steps"),
         ("txt2img", {**SMALL, "sampler_name": "Fast"}, 400, "sampler_name"),
-        ("txt2img", {**SMALL, "enable_hr": True, "hr_upscaler": "Latent"}, 400, "hr_upscaler"),
+        ("txt2img", {**SMALL, "enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, 400, "hr_upscaler"),
         ("txt2img", {**SMALL, "enable_hr": True, "hr_scale": 9}, 400, "hr_scale"),
         ("img2img", {**SMALL, "enable_hr": True, "init_images": [picture()]}, 400, "enable_hr"),
         ("txt2img", {**SMALL, "batch_size": 11}, 400, "batch_size"),
@@ -580,6 +580,9 @@ async def test_whoever_refuses_below_sdapi_does_it_in_a1111s_shape(server: Gate)
     [
         ({"seed": -2}, "seed: input should be greater than or equal to -1"),
         ({"steps": True}, "steps: must be a number, not true or false"),
+        ({"override_settings": {"sd_vae": "x"}}, "override_settings.sd_vae is not served here"),
+        ({"sampler_name": "Oil"}, "unknown sampler_name 'Oil'"),
+        ({"sampler_index": "Oil"}, "unknown sampler_index 'Oil'"),
         ({"seed": 2**63 - 1, "n_iter": 2}, "seed must be at most 9,223,372,036,854,775,806 with 2 pictures"),
     ],
 )

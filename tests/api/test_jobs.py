@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -384,15 +385,18 @@ async def test_many_listeners_get_the_same_whenever_they_come(server: Gate) -> N
     assert heard[0][-1][1] == "done"
 
 
-async def test_previews_are_events_with_links(server: Gate, passes: threading.Semaphore) -> None:
-    job = await create(server, **{**GATED, "num_inference_steps": 8}, partial_images=3)
+@pytest.mark.parametrize(("steps", "shown_at"), [(8, [2, 4, 6]), (10, [2, 6]), (30, [6, 14, 22])])
+async def test_previews_are_events_with_links(
+    server: Gate, passes: threading.Semaphore, steps: int, shown_at: list[int]
+) -> None:
+    job = await create(server, **{**GATED, "num_inference_steps": steps}, partial_images=len(shown_at))
     # One that a newer step overtakes on its way would be told as that step's: each is waited for.
-    for count in (1, 2, 3):
-        passes.release(2)
+    for count, (before, at) in enumerate(pairwise([0, *shown_at]), start=1):
+        passes.release(at - before)
         await told_of(server, job, "preview", count)
     passes.release(ALL)
     previews = [data for _, kind, data in await events(server, job) if kind == "preview"]
-    assert [data["step"] for data in previews] == [2, 4, 6]
+    assert [data["step"] for data in previews] == shown_at
     shown = await server.client.get(previews[0]["url"])
     assert Image.open(io.BytesIO(shown.content)).size == (64, 64)
 

@@ -108,6 +108,21 @@ async def test_a_forms_list_is_json(server: Gate, loras: str, told: str | None) 
     assert told is None or told in answer.json()["error"]["message"]
 
 
+SPELLED_OUT = [{"loras[][name]": "ink"}, {"loras[0][name]": "ink"}, {"hires[scale]": "1.5"}]
+
+
+@pytest.mark.parametrize("sent", SPELLED_OUT)
+async def test_a_form_in_which_a_client_spells_out_a_list_or_an_object_is_told_of_json(
+    server: Gate, sent: dict[str, str]
+) -> None:
+    # As OpenAI's own clients do with what they are given beside their fields.
+    files = {"image": ("fox.png", b"", "image/png")}
+    answer = await server.client.post("/v1/images/edits", data={**ASKED, **sent}, files=files)
+    [name] = (each.partition("[")[0] for each in sent)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    assert "one text of JSON" in answer.json()["error"]["message"]
+
+
 async def test_quality_is_a_share_of_the_loras_own_steps(server: Gate) -> None:
     body = {**ASKED, "loras": [{"name": "few-step"}], "quality": "high"}
     [image] = (await server.json("POST", "/v1/images/generations", json=body))["data"]

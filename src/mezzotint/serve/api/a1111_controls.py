@@ -179,7 +179,7 @@ class Unit(Fields):
     def _check_others(self) -> None:
         extra = self.model_extra or {}
         others = {name: extra[name] for name in extra if name not in HARMLESS and name not in THRESHOLDS}
-        check_neutral(others, IN_FORCE)
+        check_neutral(others, IN_FORCE, f"{PLACE}.")
 
     def image_prompt(self, place: str, drawn_from: Pixels | None, side: int) -> ImagePrompt:
         """As `control`. side: of the square that is read."""

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from mezzotint.errors import NotSupported
+from mezzotint.serve.api.bounds import MAX_IMAGES
 
-__all__ = ["Real", "Whole", "check_neutral"]
+__all__ = ["Blur", "Count", "Real", "Seed", "Whole", "check_neutral"]
 
 # A1111's own defaults, and its clients', that say something; what else a field may hold without changing the
 # picture. Of those about a mask they are all that is served: clients send them unasked.
@@ -94,16 +95,21 @@ def _no_truth_value(value: object) -> object:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Real = Annotated[float, BeforeValidator(_no_truth_value)]
+NO_TRUTH_VALUE = BeforeValidator(_no_truth_value)
+Whole = Annotated[int, NO_TRUTH_VALUE]
+Real = Annotated[float, NO_TRUTH_VALUE]
+# Bounds before the validator: behind one, pydantic writes them into the OpenAPI document as ge and le.
+Seed = Annotated[int, Field(ge=-1), NO_TRUTH_VALUE]
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), NO_TRUTH_VALUE]
+Blur = Annotated[int, Field(ge=0, le=64), NO_TRUTH_VALUE]
 
 
 def check_neutral(
-    fields: Mapping[str, object], in_force: Mapping[str, object] = MappingProxyType({})
+    fields: Mapping[str, object], in_force: Mapping[str, object] = MappingProxyType({}), place: str = ""
 ) -> None:
     """Refuse a field that would change the picture and is not served.
 
-    in_force: what holds for everybody, and may be said again.
+    in_force: what holds for everybody, and may be said again. place: where the fields stand, before names.
 
     Raises:
         NotSupported: names the first of them.
@@ -118,7 +124,8 @@ def check_neutral(
             continue
         own = "".join(f"{json.dumps(each)}, " for each in accepted)
         nothing = "null" if name in CHOOSES_BY_ZERO else "null, false, 0"
-        raise NotSupported(f"{name} is not served here; accepted are {own}{nothing} or empty", param=name)
+        told = f"{place}{name}"
+        raise NotSupported(f"{told} is not served here; accepted are {own}{nothing} or empty", param=told)
 
 
 def _says_nothing(name: str, value: object) -> bool:

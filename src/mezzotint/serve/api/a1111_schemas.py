@@ -16,7 +16,7 @@ from mezzotint.core import MAX_PROMPT_CHARACTERS, UPSCALERS, GenerationRequest, 
 from mezzotint.errors import InvalidRequest, MezzotintError, NotSupported
 from mezzotint.imaging.formats import CONTENT_TYPES
 from mezzotint.samplers import SAMPLERS, find_sampler
-from mezzotint.serve.api.a1111_fields import Real, Whole, check_neutral
+from mezzotint.serve.api.a1111_fields import Blur, Count, Real, Seed, Whole, check_neutral
 from mezzotint.serve.api.bounds import MAX_IMAGES
 from mezzotint.serve.api.fields import Fields
 
@@ -25,7 +25,7 @@ __all__ = ["NO_UPSCALER", "SENT_AS", "Img2Img", "Txt2Img", "loras_of", "sampler_
 SENT_AS: Mapping[str, str] = {
     "controls": "alwayson_scripts",
     "controls.image": "alwayson_scripts",
-    "controls.start": "alwayson_scripts",
+    "controls.start": "alwayson_scripts.controlnet.guidance_start",
     "image_prompts": "alwayson_scripts",
     "image_prompts.image": "alwayson_scripts",
     "guidance_scale": "cfg_scale",
@@ -65,7 +65,7 @@ class Txt2Img(Fields):
         description="what to draw, with weights as (words:1.2) and LoRAs as <lora:name:scale>"
     )
     negative_prompt: str | None = Field(None, description="what to steer away from; empty means none")
-    seed: Whole | None = Field(None, ge=-1, description="-1 draws one; picture i has seed + i")
+    seed: Seed | None = Field(None, description="-1 draws one; picture i has seed + i")
     steps: Whole | None = None
     cfg_scale: Real | None = None
     width: Whole | None = None
@@ -73,8 +73,8 @@ class Txt2Img(Fields):
     sampler_name: str | None = Field(None, description="a name of /sdapi/v1/samplers")
     sampler_index: str | None = Field(None, description="the sampler's name, where sampler_name is left out")
     scheduler: str | None = Field(None, description="a name or label of /sdapi/v1/schedulers")
-    batch_size: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
-    n_iter: Whole | None = Field(None, ge=1, le=MAX_IMAGES)
+    batch_size: Count | None = None
+    n_iter: Count | None = None
     enable_hr: bool | None = Field(None, description="draw it larger in a second stage")
     hr_scale: Real | None = Field(None, description="how many times larger")
     hr_second_pass_steps: Whole | None = Field(
@@ -160,7 +160,8 @@ class Txt2Img(Fields):
         check_neutral(self._not_served(), self._said_again())
         known = ("sd_model_checkpoint", "samples_format", "show_progress_every_n_steps", "emphasis")
         settings = self.override_settings or {}
-        check_neutral({name: value for name, value in settings.items() if name not in known})
+        others = {name: value for name, value in settings.items() if name not in known}
+        check_neutral(others, place="override_settings.")
         if len(self.prompt) > MAX_TAGGED_CHARACTERS:
             raise InvalidRequest(
                 f"prompt has {len(self.prompt):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are accepted",
@@ -180,10 +181,14 @@ class Txt2Img(Fields):
             height=self.height,
             steps=self.steps,
             guidance_scale=self.cfg_scale,
-            scheduler=sampler_of(self.sampler_name or self.sampler_index, self.scheduler),
+            scheduler=self._sampler(),
             seed=None if self.seed == -1 else self.seed,
             hires=self._hires(),
         )
+
+    def _sampler(self) -> str | None:
+        field = "sampler_name" if self.sampler_name or not self.sampler_index else "sampler_index"
+        return sampler_of(getattr(self, field), self.scheduler, field)
 
     def forget_pictures(self) -> None:
         """Let go of those that are decoded by now, and that the answer does not repeat."""
@@ -213,9 +218,9 @@ class Img2Img(Txt2Img):
     init_images: list[str] = Field(min_length=1, description="one base64 file or data: URL")
     mask: str | None = Field(None, description="base64 file or data: URL; white is redrawn")
     denoising_strength: Real = 0.75
-    mask_blur: Whole | None = Field(None, ge=0, le=64, description="pixels, whatever the two of a side say")
-    mask_blur_x: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
-    mask_blur_y: Whole | None = Field(None, ge=0, le=64, description="pixels; 4 when left out")
+    mask_blur: Blur | None = Field(None, description="pixels, whatever the two of a side say")
+    mask_blur_x: Blur | None = Field(None, description="pixels; 4 when left out")
+    mask_blur_y: Blur | None = Field(None, description="pixels; 4 when left out")
     # A1111's own tests say true and false.
     inpainting_mask_invert: int | None = Field(None, ge=0, le=1, description="1 redraws the black")
     include_init_images: bool = False
@@ -266,8 +271,10 @@ def loras_of(prompt: str) -> tuple[str, tuple[Lora, ...]]:
     return (EXTRA_NETWORK.sub("", prompt).strip() if loras else prompt), tuple(loras)
 
 
-def sampler_of(name: str | None, scheduler: str | None) -> str | None:
+def sampler_of(name: str | None, scheduler: str | None, field: str) -> str | None:
     """One of our samplers from A1111's two fields: "DPM++ 2M" and "Karras" are "DPM++ 2M Karras".
+
+    field: which says the name.
 
     Raises:
         InvalidRequest: there is none of that name, or not with that schedule.
@@ -277,7 +284,7 @@ def sampler_of(name: str | None, scheduler: str | None) -> str | None:
         if schedule == "automatic":
             return None
         raise InvalidRequest("scheduler needs a sampler_name beside it", param="scheduler")
-    sampler = _named(name)
+    sampler = _named(name, field)
     if schedule == "automatic" or (schedule == "karras" and sampler.endswith(" Karras")):
         return sampler
     combined = f"{sampler} {schedule}".casefold()
@@ -290,11 +297,9 @@ def sampler_of(name: str | None, scheduler: str | None) -> str | None:
     )
 
 
-def _named(name: str) -> str:
+def _named(name: str, field: str) -> str:
     try:
         return find_sampler(name).name
     except MezzotintError:
         accepted = ", ".join(each.name for each in SAMPLERS)
-        raise InvalidRequest(
-            f"unknown sampler_name {name!r}; accepted are {accepted}", param="sampler_name"
-        ) from None
+        raise InvalidRequest(f"unknown {field} {name!r}; accepted are {accepted}", param=field) from None

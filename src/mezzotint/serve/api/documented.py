@@ -58,10 +58,13 @@ DRAWN = ("x-mezzotint-seed", "x-mezzotint-queue-ms", "x-mezzotint-compute-ms")
 """Headers of what is answered once a seed is settled."""
 WAIT = ("Retry-After", "retry-after-ms")
 ON_ERRORS: Mapping[int, tuple[str, ...]] = {
+    400: DRAWN,
     401: ("WWW-Authenticate",),
+    403: DRAWN,
+    404: DRAWN,
     405: ("Allow",),
     408: ("x-should-retry",),
-    409: ("x-should-retry",),
+    409: ("x-should-retry", *DRAWN),
     429: ("x-should-retry", *WAIT, *DRAWN),
     431: ("x-should-retry",),
     500: ("x-should-retry", *DRAWN),

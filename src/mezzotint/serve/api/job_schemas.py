@@ -6,10 +6,11 @@ import base64
 import binascii
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from mezzotint.core import Mask, Pixels
 from mezzotint.errors import InvalidRequest, NotSupported
@@ -30,6 +31,9 @@ class JobFields(GenerationFields):
     mask: str | None = Field(
         None, description="base64 or a data: URL; transparent is redrawn, of image's size"
     )
+    # Not told of: they are there to say where they are taken.
+    stream: SkipJsonSchema[bool | None] = None
+    response_format: SkipJsonSchema[Literal["b64_json", "url"] | None] = None
 
     @property
     def fingerprint(self) -> str:

@@ -53,9 +53,8 @@ DRAWING = {
         "content": {"text/event-stream": {}},
         **headers(*DRAWN),
     },
-    **answers(404, 504),
+    **answers(404, 415, 504),
 }
-WITH_FILES = {**DRAWING, **answers(415)}
 
 
 async def generations(
@@ -76,7 +75,7 @@ router.add_api_route(
 
 @router.post(
     "/v1/images/edits",
-    responses=WITH_FILES,
+    responses=DRAWING,
     openapi_extra=form_schema(EditFields, ["image"], ["mask"]),
     summary="Draw a picture anew, or the part of it that a mask leaves open",
 )
@@ -87,7 +86,7 @@ async def edits(request: Request, services: ServicesOf, caller: CallerOf) -> Res
 
 @router.post(
     "/v1/images/variations",
-    responses=WITH_FILES,
+    responses=DRAWING,
     openapi_extra=form_schema(VariationFields, ["image"]),
     summary="Draw pictures that are like a picture",
 )
@@ -179,8 +178,15 @@ async def prepare_all(
 
 
 def _with_previews(prepared: PreparedRequest, count: int) -> PreparedRequest:
-    """Previews at even distances, at least `count` of them where there are steps enough."""
-    return prepared.with_previews(max(1, prepared.request.evaluations // (count + 1))) if count else prepared
+    """`count` previews at even distances; of very few steps there may be more of them."""
+    if not count:
+        return prepared
+    steps = prepared.request.evaluations
+    # Rounded up: rounded down, one more would come before them, of noise.
+    every = -(-steps // (count + 1))
+    if (steps - 1) // every < count:
+        every = max(1, steps // (count + 1))
+    return prepared.with_previews(every)
 
 
 @router.get("/v1/models", responses=answers(404), summary="The served model, and its aliases")

@@ -309,6 +309,13 @@ class VariationFields(ImageFields):
     There is no prompt to be guided to, so guidance is off, and the picture is followed from `strength` 0.6.
     """
 
+    # Not told of: they are there to say that they are not for variations.
+    style: SkipJsonSchema[Literal["vivid", "natural"] | None] = None
+    style_preset: SkipJsonSchema[str | None] = None
+    negative_prompt: SkipJsonSchema[str | None] = None
+    stream: SkipJsonSchema[bool | None] = None
+    partial_images: SkipJsonSchema[int | None] = Field(None, ge=0, le=3)
+
     def _to_request(self, limits: ModelLimits) -> GenerationRequest:
         for name in ("style", "style_preset", "negative_prompt"):
             if getattr(self, name) is not None:

@@ -74,6 +74,7 @@ async def readyz(services: ServicesOf) -> dict[str, Any]:
     "/metrics",
     dependencies=CHECKED,
     response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE: {}}}},
     summary="What the whole service has counted, for Prometheus",
 )
 async def metrics(caller: CallerOf, services: ServicesOf) -> Response:

@@ -95,14 +95,14 @@ async def read_form(
     """
     form = await _parse(request)
     try:
-        texts, contents = await _sorted(form, files, not_served)
+        texts, contents = await _sorted(form, kind, files, not_served)
     finally:
         await form.close()
     return _check(kind, texts), contents
 
 
 async def _sorted(
-    form: FormData, files: Sequence[str], not_served: Collection[str]
+    form: FormData, kind: type[BaseModel], files: Sequence[str], not_served: Collection[str]
 ) -> tuple[dict[str, str], dict[str, list[bytes]]]:
     texts: dict[str, str] = {}
     contents: dict[str, list[bytes]] = {name: [] for name in files}
@@ -120,6 +120,8 @@ async def _sorted(
             raise NotSupported(f"{known} is not supported", param=known)
         elif isinstance(value, UploadFile):
             raise InvalidRequest(f"{sent} takes no file", param=sent)
+        elif known != sent and known in kind.model_fields:
+            raise InvalidRequest(f"{known}: a list or an object is one text of JSON in a form", param=known)
         elif sent in texts:
             raise InvalidRequest(f"{sent} is given more than once", param=sent)
         else:
