@@ -693,7 +693,7 @@ async def test_the_lists_that_clients_ask_for_on_their_start_are_there(server: G
     assert "Euler a" in names
     labels = [each["label"] for each in await server.json("GET", "/sdapi/v1/schedulers")]
     assert labels == ["Automatic", "Karras"]
-    for path in ("loras", "latent-upscale-modes", "sd-vae", "hypernetworks", "prompt-styles"):
+    for path in ("loras", "sd-vae", "hypernetworks", "prompt-styles"):
         assert await server.json("GET", f"/sdapi/v1/{path}") == []
 
 
