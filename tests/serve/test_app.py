@@ -215,6 +215,20 @@ def test_a_signal_breaks_off_a_start_that_hangs(monkeypatch: pytest.MonkeyPatch)
     assert given_up == [True]
 
 
+def test_why_no_engine_started_is_told_without_what_became_of_the_gateway() -> None:
+    from mezzotint.serve import local
+
+    failed = "mezzotint.errors.SettingInvalid: preview_vae must be a folder, and /x is none"
+    messages = {
+        "engine": f"The deployment failed to start. Traceback:\n  File …\n{failed}",
+        "gateway": "Deployment 'gateway' has 1 replicas that have taken more than 30s to initialize.",
+    }
+    deployments = {name: SimpleNamespace(message=message) for name, message in messages.items()}
+    error = local._start_error(SimpleNamespace(deployments=deployments))
+    assert isinstance(error, SettingInvalid)
+    assert error.message == "preview_vae must be a folder, and /x is none"
+
+
 def test_a_signal_before_the_application_is_deployed_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     from mezzotint.serve import local
 

@@ -296,6 +296,18 @@ async def test_at_the_deadline_it_ends_whatever_the_replica_does() -> None:
         assert len(several.asked) == 1
 
 
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_deadline_too_short_for_any_replica_is_refused_and_not_missed(count: int) -> None:
+    async with gateway_over(two()) as (gateway, several):
+        asked = GenerationRequest("a", steps=20, deadline_s=1e-6)
+        admitted = gateway.admit([await gateway.prepare(asked) for _ in range(count)])
+        with pytest.raises(DeadlineUnreachable) as refused:
+            await together(*(gateway.draw(prepared) for prepared in admitted))
+        # Whoever asks again is told the same.
+        assert not refused.value.retryable
+        assert several.asked == []
+
+
 async def test_a_second_attempt_has_what_is_left_of_the_deadline() -> None:
     async with gateway_over(two()) as (gateway, several):
         seen: list[float] = []

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from mezzotint.backends.fake import FakeBackend
+from mezzotint.engine.rows import BatchKey
 from mezzotint.serve.replica import EngineReplica
 from tests.api.inprocess import Gate, gate, replica_of, settings_of
 from tests.waiting import until
@@ -64,7 +65,12 @@ async def test_a_304_says_the_seed_and_that_nothing_was_drawn(server: Gate) -> N
     assert (response.status_code, told(response)) == (304, ("7", "0.0", "0.0"))
 
 
-async def test_a_request_that_came_too_late_says_the_seed_and_that_no_picture_came(server: Gate) -> None:
+async def test_a_request_that_came_too_late_says_the_seed_and_that_no_picture_came(
+    server: Gate, replica: EngineReplica
+) -> None:
+    # What is known to take longer is refused.
+    replica._engine.cost.calibrate(BatchKey(64, 64, True), {1: PASS_SECONDS / 1000})
+    await server.services.gateway.look()
     late = {**OPENAI, "num_inference_steps": 100, "deadline_s": 0.1}
     response = await server.client.post("/v1/images/generations", json=late)
     assert (response.status_code, told(response)) == (504, ("7", "0.0", "0.0"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -143,17 +144,39 @@ async def test_a_store_that_goes_away_in_flight_is_unavailable(tmp_path: Path, c
         assert images.failures == 1
 
 
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """What a full disk does to a write: only a part of it fits."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+async def test_a_full_disk_is_told_once_however_many_pictures_are_read_meanwhile(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_images(str(tmp_path / "pictures"), 60.0, clock) as images:
+        name = await images.put(b"picture", "png")
+        for outage in (1, 2):
+            with full_disk():
+                for _ in range(3):
+                    with pytest.raises(StoreUnavailable):
+                        await images.put(bytes(100_000), "png")
+                    await images.get(name)
+            told = [each for each in caplog.messages if "does not answer" in each]
+            assert len(told) == outage
+            # It is back.
+            await images.put(bytes(100_000), "png")
+
+
 async def test_a_full_disk_is_unavailable_and_leaves_nothing(tmp_path: Path, clock: Clock) -> None:
     async with open_images(str(tmp_path / "pictures"), 60.0, clock) as images:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        # What a full disk does to a write: only a part of it fits.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
-        try:
-            with pytest.raises(StoreUnavailable):
-                await images.put(bytes(100_000), "png")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-            signal.signal(signal.SIGXFSZ, handler)
+        with full_disk(), pytest.raises(StoreUnavailable):
+            await images.put(bytes(100_000), "png")
         name = await images.put(bytes(100_000), "png")
         assert len((await images.get(name))[0]) == 100_000

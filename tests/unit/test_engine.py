@@ -534,6 +534,14 @@ def test_an_engine_setting_out_of_range_is_refused_by_name(setting: str, value: 
     assert refused.value.param == setting
 
 
+def test_a_warm_up_size_that_the_model_does_not_draw_is_refused_by_the_setting_s_name() -> None:
+    with pytest.raises(
+        SettingInvalid, match=r"^warm_up_sizes: width must be a multiple of 8 from"
+    ) as refused:
+        Engine.load("fake", warm_up_sizes=[(64, 64), (8, 8)])
+    assert refused.value.param == "warm_up_sizes"
+
+
 def test_a_full_queue_refuses_with_the_seconds_to_wait(make_backend: MakeBackend) -> None:
     with Engine(make_backend(pass_seconds=0.5, max_batch=1), max_queue=3) as engine:
         first = engine.submit(ask(steps=50))

@@ -274,7 +274,7 @@ def test_the_fake_model_needs_no_files() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "fp16", "device": "cpu"}, "fp16 is not for a CPU"),
+        ({"dtype": "fp16", "device": "cpu"}, "dtype fp16 is not for a CPU"),
         ({"dtype": "int8"}, "dtype must be"),
         ({"device": "tpu"}, "device must be"),
         ({"device": "cuda:x"}, "device must be"),

@@ -39,7 +39,7 @@ from mezzotint.engine.requests import QUEUE_NEWS_SECONDS, RequestTable
 from mezzotint.engine.rows import State, batch_key, evaluation_seconds, measured_as, tells_of
 from mezzotint.engine.rules import Plan
 from mezzotint.engine.ticket import Ticket
-from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid, ShuttingDown
+from mezzotint.errors import GenerationFailed, InvalidRequest, MezzotintError, SettingInvalid, ShuttingDown
 from mezzotint.resolving import resolve
 from mezzotint.tuning import Tuning
 
@@ -125,7 +125,8 @@ class Engine:
 
         Raises:
             ModelNotFound, ModelInvalid: there is no such model, or its files are not what they should be.
-            SettingInvalid: this machine has no such device, or cannot compute in `dtype`.
+            SettingInvalid: this machine has no such device, or cannot compute in `dtype`; the model does not
+                draw a size of `warm_up_sizes`.
         """
         began = time.monotonic()
         backend: Backend
@@ -151,6 +152,11 @@ class Engine:
                 image_encoder=image_encoder,
             )
         loaded = time.monotonic()
+        for width, height in warm_up_sizes:
+            try:
+                resolve(GenerationRequest(WARM_UP_PROMPT, width=width, height=height), backend.info.limits)
+            except InvalidRequest as error:
+                raise SettingInvalid(f"warm_up_sizes: {error.message}", param="warm_up_sizes") from None
         engine = cls(backend, max_queue=max_queue, max_backlog_s=max_backlog_s, max_batch=max_batch)
         if warm_up:
             try:

@@ -215,7 +215,7 @@ def _choose_dtype(name: str, device: torch.device) -> str:
     if name not in DTYPES:
         raise SettingInvalid(f"dtype must be auto, {', '.join(DTYPES)}, not {name!r}", param="dtype")
     if name == "fp16" and device.type == "cpu":
-        raise SettingInvalid("fp16 is not for a CPU; take fp32 or bf16", param="dtype")
+        raise SettingInvalid("dtype fp16 is not for a CPU; take fp32 or bf16", param="dtype")
     return name
 
 

@@ -77,6 +77,7 @@ class Dispatcher:
         Raises:
             MezzotintError: why there is no picture.
         """
+        self._fleet.check_deadline(prepared.request)
         avoid: tuple[str, ...] = ()
         lost: MezzotintError | None = None
         was_full = counted = False

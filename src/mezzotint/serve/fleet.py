@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from mezzotint.core import ModelLimits, ResolvedRequest
 from mezzotint.engine.admission import seconds_until_room
 from mezzotint.engine.rows import BatchKey, stages_of
-from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, QueueFull
+from mezzotint.errors import MAX_RETRY_AFTER_SECONDS, DeadlineUnreachable, QueueFull
 from mezzotint.serve.wire import Report
 
 __all__ = ["Fleet"]
@@ -79,6 +79,19 @@ class Fleet:
         """Seconds of an engine that the request takes, the cheapest replica's; 0 while none is known."""
         costs = [_work_s(known.report, request) for known in self._known.values()]
         return min(costs, default=0.0)
+
+    def check_deadline(self, request: ResolvedRequest) -> None:
+        """An engine refuses it too, but what is too short for a picture may be too short to reach one.
+
+        Raises:
+            DeadlineUnreachable: no replica draws it in so short a time, even with nothing else to do.
+        """
+        if request.deadline_s is not None and request.deadline_s < self.cost_s(request):
+            raise DeadlineUnreachable(
+                f"the picture takes longer than its deadline, {request.deadline_s:.2g} s, with nothing ahead "
+                "of it; fewer steps or a smaller size take less",
+                param="deadline_s",
+            )
 
     def choose(self, request: ResolvedRequest, avoid: Collection[str] = ()) -> str:
         """Of the replicas that have room, or else of all, the one that would have it done first; the empty

@@ -192,7 +192,7 @@ def _deploy(settings: Settings, signals: SimpleQueue[int]) -> None:
 
 def _start_error(status: object) -> MezzotintError:
     """Why a replica did not start, from what Ray kept of its traceback."""
-    told = " ".join(str(deployment.message) for deployment in status.deployments.values())  # type: ignore[attr-defined]
+    told = "\n".join(str(deployment.message) for deployment in status.deployments.values())  # type: ignore[attr-defined]
     found = re.findall(r"mezzotint\.errors\.(\w+): ([^\n]+)", told)
     kinds = {kind.__name__: kind for kind in MezzotintError.__subclasses__()}
     if found and found[-1][0] in kinds:

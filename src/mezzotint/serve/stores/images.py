@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
@@ -30,6 +31,7 @@ ANSWER_SECONDS = 15.0
 RETRY_SECONDS = 2.0
 FAILURES = (BaseError, OSError, TimeoutError)
 
+_Doing = Literal["write", "read", "delete", "list"]
 NAME = re.compile(rf"([0-9a-f]{{8}})-[0-9a-f]{{32}}\.({'|'.join(CONTENT_TYPES)})")
 
 
@@ -44,7 +46,8 @@ class ImageStore:
 
     def __init__(self, store: ObjectStore, ttl_s: float, now: Callable[[], float]) -> None:
         self.failures = 0
-        self._is_failing = False
+        # A folder that is full or read-only may still be read.
+        self._failing: set[_Doing] = set()
         self._store = store
         self._ttl_s = ttl_s
         self._now = now
@@ -55,7 +58,7 @@ class ImageStore:
         name = f"{expires:08x}-{secrets.token_hex(16)}.{format}"
         if NAME.fullmatch(name) is None:
             raise ValueError(f"no format of a picture: {format}")
-        with self._as_ours():
+        with self._as_ours("write"):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await self._store.put_async(name, data)
         return name
@@ -69,7 +72,7 @@ class ImageStore:
         found = NAME.fullmatch(name)
         if found is None or self._has_expired(found):
             raise _not_found()
-        with self._as_ours():
+        with self._as_ours("read"):
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     answer = await self._store.get_async(name)
@@ -79,13 +82,13 @@ class ImageStore:
 
     async def delete(self, names: Iterable[str]) -> None:
         """Forget pictures before they expire; those that there are."""
-        with self._as_ours():
+        with self._as_ours("delete"):
             await self._delete([name for name in names if NAME.fullmatch(name)])
 
     async def sweep(self) -> int:
         """Delete what has expired; how many."""
         deleted = 0
-        with self._as_ours():
+        with self._as_ours("list"):
             async for page in self._store.list(chunk_size=1000):
                 found = [match for each in page if (match := NAME.fullmatch(each["path"]))]
                 expired = [match[0] for match in found if self._has_expired(match)]
@@ -110,16 +113,16 @@ class ImageStore:
         return int(found[1], 16) <= self._now()
 
     @contextmanager
-    def _as_ours(self) -> Iterator[None]:
+    def _as_ours(self, doing: _Doing) -> Iterator[None]:
         try:
             yield
-            self._is_failing = False
+            self._failing.discard(doing)
         except FAILURES as error:
             self.failures += 1
-            if not self._is_failing:
+            if doing not in self._failing:
                 # A picture's name lets whoever has it see the picture.
                 logger.error("the picture store does not answer: %s", NAME.sub("…", _reason(error)))
-            self._is_failing = True
+            self._failing.add(doing)
             raise StoreUnavailable(
                 "the picture store does not answer just now", retry_after_s=RETRY_SECONDS
             ) from None
