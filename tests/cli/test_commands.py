@@ -224,6 +224,35 @@ def test_top_goes_on_past_a_look_that_a_server_does_not_answer() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b'{"error": {"message": "the database does not answer"}}', ": the database does not answer"),
+        (b"upstream connect error", ""),
+        (b"[]", ""),
+    ],
+)
+def test_top_tells_why_a_server_refuses_its_metrics(
+    body: bytes, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        api = f"http://127.0.0.1:{server.server_port}"
+        assert run(["top", "--api", api, "--once"]) == 2
+        answering.join(10)
+    assert capsys.readouterr().err == f"error: --api {api}: answers /metrics with status 503{why}\n"
+
+
+@pytest.mark.parametrize(
     "answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nmezz", b""]
 )
 def test_top_tells_of_a_server_that_breaks_off_or_speaks_no_http(

@@ -194,6 +194,31 @@ print(bool(os.environ["RAY_AUTH_TOKEN"]))
     assert ran.stdout == "True\n", ran.stderr
 
 
+def test_an_address_of_no_ray_is_told_in_one_line() -> None:
+    serving = [
+        sys.executable,
+        "-m",
+        "mezzotint",
+        "serve",
+        "--model",
+        "fake",
+        "--no-ui",
+        "--port",
+        str(free_port()),
+    ]
+    ran = subprocess.run(
+        serving,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "RAY_ADDRESS": "nowhere"},
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == "error: RAY_ADDRESS nowhere: Invalid address format: nowhere"
+    assert "Traceback" not in ran.stderr
+
+
 def test_a_signal_breaks_off_a_start_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     from mezzotint.serve import local
 

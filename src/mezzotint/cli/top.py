@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["top"]
 
 TIMEOUT_SECONDS = 10.0
+MAX_ANSWER_BYTES = 10_000
 # Which of these there are tells which processes have answered.
 ENGINES, GATEWAYS = "mezzotint_backlog_seconds", "mezzotint_event_loop_lag_seconds_count"
 STATES = ("queued", "running", "decoding")
@@ -106,19 +107,24 @@ def _scrape(api: str, key: str | None) -> Scrape:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             return read(response.read().decode())
     except urllib.error.HTTPError as error:
-        raise _refusal(api, error.code) from None
+        raise _refusal(api, error) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         # The last of them: what answers speaks no HTTP, or broke off.
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise SettingInvalid(f"--api {api}: no server answers: {reason}", param="--api") from None
 
 
-def _refusal(api: str, status: int) -> MezzotintError:
-    if status == 401:
+def _refusal(api: str, answer: urllib.error.HTTPError) -> MezzotintError:
+    if answer.code == 401:
         return Unauthenticated(f"{api} asks for a key; give one with --key or MEZZOTINT_API_KEY")
-    if status == 403:
+    if answer.code == 403:
         return PermissionDenied("the metrics tell of every key; they take a key made with --admin")
-    return SettingInvalid(f"--api {api}: answers /metrics with status {status}", param="--api")
+    try:
+        why = f": {json.loads(answer.read(MAX_ANSWER_BYTES))['error']['message']}"
+    except (OSError, ValueError, TypeError, KeyError, http.client.HTTPException):
+        # Not of ours, or broken off.
+        why = ""
+    return SettingInvalid(f"--api {api}: answers /metrics with status {answer.code}{why}", param="--api")
 
 
 def view(before: Scrape, now: Scrape) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mezzotint.config import Settings
 from mezzotint.cores import prepare_cores
-from mezzotint.errors import GenerationFailed, MezzotintError, SettingInvalid
+from mezzotint.errors import GenerationFailed, MezzotintError, ModelLoading, SettingInvalid
 from mezzotint.serve.ports import cannot_listen
 from mezzotint.serve.proxy import PROXY_CALLBACK
 from mezzotint.serve.stopping import WATCH_SECONDS, abandon, stop_everything
@@ -136,7 +136,14 @@ def _start_ray(settings: Settings, address: str | None) -> None:
             "object_store_memory": settings.object_store_mb * MEBIBYTE,
             "include_dashboard": False,
         }
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:
+        # Of many kinds: a malformed address is a ValueError, a machine too slow to start on a RuntimeError.
+        reason = str(error) or type(error).__name__
+        if address:
+            raise SettingInvalid(f"RAY_ADDRESS {address}: {reason}", param="RAY_ADDRESS") from error
+        raise ModelLoading(f"Ray did not start: {reason}") from error
     if not address:
         # For a GPU that is not there, Ray would wait without end.
         if settings.device.startswith("cuda") and not ray.cluster_resources().get("GPU"):
