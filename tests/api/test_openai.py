@@ -467,6 +467,7 @@ async def test_why_the_image_store_fails_is_logged_once_until_it_is_back(
     async with open_images(str(folder), 60.0, time.time) as images:
         for _ in range(2):
             name = await images.put(b"a picture", "png")
+            assert (await images.get(name))[0] == b"a picture"
             shutil.rmtree(folder)
             folder.touch()
             for _ in range(3):
