@@ -27,8 +27,8 @@ from mezzotint.config import Settings
 with page_beside(Settings(ui_port=0), "http://127.0.0.1:1"):
     time.sleep(600)
 """
-# Whoever imports what the command line needs is interrupted, as by Ctrl-C. What runs in the background is born
-# deaf to it, and its children too.
+# Whoever imports what the command line needs is interrupted, as by Ctrl-C, to which what runs in the
+# background is born deaf, and its children too.
 INTERRUPTING = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
