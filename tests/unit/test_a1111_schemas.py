@@ -219,11 +219,13 @@ def test_the_files_format_and_the_model_are_settings() -> None:
     ],
 )
 def test_a_sampler_and_a_schedule_combine(name: str, schedule: str, expected: str) -> None:
-    assert sampler_of(name, schedule) == expected
+    assert sampler_of(name, schedule, "sampler_name") == expected
 
 
 def test_every_sampler_is_found_by_its_own_name() -> None:
-    assert [sampler_of(each.name, "Automatic") for each in SAMPLERS] == [each.name for each in SAMPLERS]
+    assert [sampler_of(each.name, "Automatic", "sampler_name") for each in SAMPLERS] == [
+        each.name for each in SAMPLERS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_every_sampler_is_found_by_its_own_name() -> None:
 )
 def test_a_sampler_that_there_is_not_is_refused(name: str, schedule: str, param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        sampler_of(name, schedule)
+        sampler_of(name, schedule, "sampler_name")
     assert refused.value.param == param
 
 
