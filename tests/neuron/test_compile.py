@@ -16,15 +16,18 @@ import torch
 
 from mezzotint.backends.parts import PipelineParts
 from mezzotint.cli.main import run
+from mezzotint.core import GenerationRequest
 from mezzotint.errors import InvalidRequest, ModelInvalid, ModelNotFound, OutputUnwritable, SettingInvalid
 from mezzotint.models import compiling, graphs
 from mezzotint.models import tracing as tracing_module
 from mezzotint.models.artefact import read_artefact, verify_artefact
 from mezzotint.models.artefact_store import download
 from mezzotint.models.compiling import Order, compile_model
+from mezzotint.models.loading import load_backend
 from mezzotint.models.locations import describe
 from mezzotint.models.manifest import read_manifest, write_manifest
 from mezzotint.models.reading import load_parts
+from mezzotint.resolving import resolve
 
 SIZES = ((64, 64), (64, 32))
 
@@ -85,14 +88,17 @@ def test_a_set_is_laid_out_as_optimum_neuron_lays_out_a_pipeline(
     assert ("unet 64x32", "done") in told
 
 
-def test_what_a_model_says_that_it_knows_comes_along(
-    tiny_sdxl: Path, tmp_path: Path, traced: list[str]
-) -> None:
+def test_what_a_model_says_that_it_knows_comes_along(tiny_sdxl: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(tiny_sdxl, tmp_path / "model"))
     (model / "vocabulary.json").write_text('{"glyphs": ["fox"]}')
     place = compile_model(order(model), str(tmp_path / "out"))
     assert describe(place)["vocabulary"] == {"glyphs": ["fox"]}
     verify_artefact(Path(place))
+    backend = load_backend(place, device="neuron", stand_in=True, threads=1)
+    request = resolve(GenerationRequest("a fox", seed=1), backend.info.limits)
+    # Of this tokenizer a letter is a token.
+    assert backend.start("r", request) == ('prompt: the model does not know "fox"',)
+    backend.close()
 
 
 def test_a_run_that_was_broken_off_goes_on_where_it_stopped(

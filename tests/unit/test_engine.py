@@ -176,13 +176,15 @@ def test_a_second_stage_from_enlarged_latents_takes_one_decoding() -> None:
 
     backend = Watched(decode_seconds=0.1)
     with Engine(backend) as engine:
-        drawn = [engine.generate(ask(steps=2, hires=Hires(2.0, 1.0, upscaler=each))) for each in UPSCALERS]
+        drawn = [
+            engine.generate(ask(steps=2, hires=Hires(2.0, 1.0, upscaler=each))) for each in UPSCALERS[1:]
+        ]
         # What took no decoding is no measure of one.
         assert engine.cost.decode_seconds_a_pixel >= 0.1 / 256**2
         wait_until(lambda: backend.held == 0)
-    assert decoded == [(128, 128, 3)] + [(256, 256, 3)] * len(UPSCALERS)
-    assert len({each.pixels.tobytes() for each in drawn}) == len(UPSCALERS)
-    assert [each.receipt.hires for each in drawn] == [Hires(2.0, 1.0, 2, each) for each in UPSCALERS]
+    assert decoded == [(256, 256, 3)] * len(drawn)
+    assert len({each.pixels.tobytes() for each in drawn}) == len(drawn)
+    assert [each.receipt.hires for each in drawn] == [Hires(2.0, 1.0, 2, each) for each in UPSCALERS[1:]]
 
 
 async def test_both_stages_are_one_request_to_whoever_listens() -> None:
