@@ -194,28 +194,32 @@ print(bool(os.environ["RAY_AUTH_TOKEN"]))
     assert ran.stdout == "True\n", ran.stderr
 
 
-def test_an_address_of_no_ray_is_told_in_one_line() -> None:
-    serving = [
-        sys.executable,
-        "-m",
-        "mezzotint",
-        "serve",
-        "--model",
-        "fake",
-        "--no-ui",
-        "--port",
-        str(free_port()),
-    ]
+@pytest.mark.parametrize(
+    ("variable", "value", "code", "told"),
+    [
+        ("RAY_ADDRESS", "nowhere", 2, "RAY_ADDRESS nowhere: Invalid address format: nowhere"),
+        (
+            "RAY_TMPDIR",
+            "/proc/nowhere",
+            1,
+            "Ray did not start: [Errno 2] No such file or directory: '/proc/nowhere'",
+        ),
+    ],
+)
+def test_a_ray_that_is_not_there_or_does_not_start_is_told_in_one_line(
+    variable: str, value: str, code: int, told: str
+) -> None:
+    serving = [sys.executable, "-m", "mezzotint", "serve", "--model", "fake", "--no-ui"]
+    environment = {name: each for name, each in os.environ.items() if name != "RAY_ADDRESS"}
     ran = subprocess.run(
-        serving,
+        [*serving, "--port", str(free_port())],
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "RAY_ADDRESS": "nowhere"},
+        env={**environment, variable: value},
         check=False,
     )
-    assert ran.returncode == 2
-    assert ran.stderr.splitlines()[-1] == "error: RAY_ADDRESS nowhere: Invalid address format: nowhere"
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (code, f"error: {told}")
     assert "Traceback" not in ran.stderr
 
 

@@ -139,7 +139,7 @@ def _start_ray(settings: Settings, address: str | None) -> None:
     try:
         ray.init(**options)
     except Exception as error:
-        # Of many kinds: a malformed address is a ValueError, a machine too slow to start on a RuntimeError.
+        # Of any kind: a malformed address is a ValueError, a machine too slow to start on a bare Exception.
         reason = str(error) or type(error).__name__
         if address:
             raise SettingInvalid(f"RAY_ADDRESS {address}: {reason}", param="RAY_ADDRESS") from error
